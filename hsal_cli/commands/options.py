@@ -1,0 +1,166 @@
+"""The options that all commands share, and options made from the fields of a settings dataclass.
+
+A command is written as `def train(settings: TrainSettings, policy: PolicySettings, *, device: Device = "auto", ...)` under
+`@options(settings=TrainSettings, policy=PolicySettings)`: every field of the dataclasses becomes an option with the field's
+sentence, range and default, and a TOML table of the same name may set it too (`--preset`, `--config`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import click
+import typer
+
+from hsal_cli.errors import UsageError
+from hsal_cli.settings import SEED_LIMIT, build, check_tables, kind_of, read_tables
+
+Device = Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:N or mps.")]
+Workers = Annotated[Optional[int], typer.Option("--workers", min=1, help="How many processes to use.", show_default="one a core")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if hsal made it.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
+Json = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout, all else to stderr.")]
+Preset = Annotated[Optional[str], typer.Option("--preset", help="Settings that come with hsal: paper or quick.", show_default=False)]
+Config = Annotated[Optional[Path], typer.Option("--config", help="A TOML file of settings.", show_default=False)]
+
+
+def known_tables() -> dict[str, list[type]]:
+    """TOML table -> the settings dataclasses it may hold; none of these imports torch."""
+    from hsal_cli.evaluation.settings import EvalSettings
+    from hsal_cli.learning.settings import FinetuneSettings, TrainSettings
+    from hsal_cli.policy.settings import PolicySettings
+    from hsal_cli.scenes.settings import SceneSettings
+    from hsal_cli.vision.settings import PrecomputeSettings
+
+    return {
+        "make-data": [SceneSettings],
+        "finetune": [FinetuneSettings],
+        "precompute": [PrecomputeSettings],
+        "policy": [PolicySettings],
+        "train": [TrainSettings],
+        "eval": [EvalSettings],
+    }
+
+
+def settings_for(kind: type, preset: str | None, config: Path | None, **overrides: Any) -> Any:
+    """The settings of one step: defaults, then preset, then config file, then `overrides` that are not None.
+
+    Args:
+        kind: the settings dataclass; its TOML table is the one that `known_tables` lists it under.
+    """
+    known = known_tables()
+    tables = read_tables(preset, config)
+    check_tables(tables, known)
+    table = next(name for name, kinds in known.items() if kind in kinds)
+    return build(kind, {**tables.get(table, {}), **{k: v for k, v in overrides.items() if v is not None}})
+
+
+def options(**kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Turns each named parameter, a settings dataclass, into one option a field; adds --preset and --config.
+
+    Args:
+        kinds: parameter name -> settings dataclass. Where two share a field name, one option sets both.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        fields: dict[str, inspect.Parameter] = {}
+        for kind in kinds.values():
+            for name, annotation in _field_options(kind).items():
+                fields.setdefault(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+        wants = inspect.signature(command, eval_str=True).parameters
+        own = [parameter for name, parameter in wants.items() if name not in kinds]
+        shared = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            for name, annotation in (("preset", Preset), ("config", Config))
+            if name not in wants
+        ]
+
+        @functools.wraps(command)
+        def call(**values: Any) -> Any:
+            given = {name: values.pop(name) for name in fields}
+            preset, config = values.get("preset"), values.get("config")
+            for parameter in shared:
+                values.pop(parameter.name)
+            for name, kind in kinds.items():
+                values[name] = settings_for(kind, preset, config, **given)
+            return command(**values)
+
+        own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+        parameters = [*own, *fields.values(), *shared]
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        del call.__wrapped__  # or typer would read the signature of the function underneath
+        return call
+
+    return decorate
+
+
+def _field_options(kind: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    found = {}
+    for field in dataclasses.fields(kind):
+        base, choices, _ = kind_of(hints[field.name])
+        default = field.default
+        shown = "-".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        extra: dict[str, Any] = {"help": field.metadata["help"], "show_default": False if default is None else shown}
+        flag = "--" + field.name.replace("_", "-")
+        if choices:
+            base = str
+            extra["click_type"] = click.Choice(choices)
+        elif typing.get_origin(base) is tuple:
+            base = str
+            extra["metavar"] = "LO-HI"
+        if base is bool:
+            flag += "/--no-" + field.name.replace("_", "-")
+            extra["show_default"] = "on" if default else "off"
+        if base in (int, float):
+            extra["help"] += _range_of(field.metadata)
+        found[field.name] = Annotated[Optional[base], typer.Option(flag, **extra)]
+    return found
+
+
+def _range_of(metadata: Any) -> str:
+    low, high, above = metadata["low"], metadata["high"], metadata["above"]
+    if high == SEED_LIMIT:
+        high = None
+    if low is not None and high is not None:
+        return f" ({low} to {high})"
+    if low is not None:
+        return f" (at least {low})"
+    if above is not None:
+        return f" (above {above})" if high is None else f" (above {above}, up to {high})"
+    return ""
+
+
+def check_out(out: Path, overwrite: bool, marker: str) -> None:
+    """Refuses an output file that exists, unless `--overwrite` and hsal made it.
+
+    Args:
+        out: the file to write.
+        overwrite: whether the user allows to replace it.
+        marker: the `format` attribute of the HDF5 files that may be replaced.
+
+    Raises:
+        UsageError: it exists, or it is not ours to replace.
+    """
+    if not out.exists():
+        return
+    if not out.is_file():
+        raise UsageError(f"{out} is not a file", "name a file with --out")
+    if not overwrite:
+        raise UsageError(f"{out} exists", "add --overwrite to replace it, or name another file with --out")
+    import h5py
+
+    try:
+        with h5py.File(out, "r") as file:
+            ours = file.attrs.get("format") == marker
+    except OSError:
+        ours = False
+    if not ours:
+        raise UsageError(f"{out} was not made by hsal, so it is not replaced", "name another file with --out")

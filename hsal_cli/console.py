@@ -1,0 +1,202 @@
+"""Printing and progress: results on stdout, everything else on stderr; two-line errors; Ctrl-C and SIGTERM.
+
+Rooms below `commands/` get a `Reporter` and never print. The silent base class serves as the default, so that everything
+can be used from Python without a terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hsal_cli.errors import HsalError, Interrupted
+
+LINE_EVERY_S = 5.0  # without a terminal, long work says where it is this often
+
+
+class Reporter:
+    """What a room may say while it works; this base class says nothing.
+
+    Attributes:
+        stop_signal: the signal that asked the work to stop (2 or 15), 0 while none has. Long loops look at it between steps,
+            save their state and raise `Interrupted`.
+    """
+
+    stop_signal: int = 0
+
+    def say(self, message: str) -> None:
+        """One line of news."""
+
+    def warn(self, message: str) -> None:
+        """One line that the user should not miss."""
+
+    @contextlib.contextmanager
+    def track(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
+        """A progress bar with rate and ETA.
+
+        Args:
+            what: a few words.
+            total: how many units the whole work has.
+            unit: the unit in the plural, such as "images".
+            done: how many were done before (a resumed run); they do not count for the rate.
+
+        Yields:
+            advance(n, note=""): n more units are done; the note stands behind the bar.
+        """
+        yield lambda n, note="": None
+
+    def check_stop(self, hint: str) -> None:
+        """Raises `Interrupted` with this hint if a signal asked for it."""
+        if self.stop_signal:
+            raise Interrupted("stopped on request", hint, self.stop_signal)
+
+
+SILENT = Reporter()
+
+
+class TerminalReporter(Reporter):
+    """Reports on stderr: a live bar on a terminal, plain lines every few seconds elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True, highlight=False)
+
+    def say(self, message: str) -> None:
+        self.console.print(message, markup=False, soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        self.console.print(f"Note: {message}", markup=False, soft_wrap=True, style="yellow")
+
+    @contextlib.contextmanager
+    def track(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
+        if self.console.is_terminal:
+            with self._bar(what, total, unit, done) as advance:
+                yield advance
+        else:
+            yield self._lines(what, total, unit, done)
+
+    @contextlib.contextmanager
+    def _bar(self, what: str, total: int, unit: str, done: int) -> Iterator[Callable[..., None]]:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        start, fresh = time.monotonic(), 0
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}", markup=False),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task(what, total=total, completed=done, rate="", note="")
+
+            def advance(n: int, note: str = "") -> None:
+                nonlocal fresh
+                fresh += n
+                rate = fresh / max(time.monotonic() - start, 1e-6)
+                progress.update(task, advance=n, rate=f"{rate:,.0f} {unit}/s", note=note)
+
+            yield advance
+
+    def _lines(self, what: str, total: int, unit: str, done: int) -> Callable[..., None]:
+        start = last = time.monotonic()
+        count = done
+
+        def advance(n: int, note: str = "") -> None:
+            nonlocal last, count
+            count += n
+            now = time.monotonic()
+            if now - last < LINE_EVERY_S:
+                return
+            last = now
+            rate = (count - done) / max(now - start, 1e-6)
+            eta = (total - count) / max(rate, 1e-9)
+            self.say(f"{what}: {count:,}/{total:,} {unit}, {rate:,.1f}/s, {clock(eta)} left{'  ' + note if note else ''}")
+
+        return advance
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def print_json(document: Any) -> None:
+    """Writes the one JSON document of a `--json` call to stdout."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def print_line(text: str = "") -> None:
+    """Writes one line of a result to stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Draws a table on stdout: the first column to the left, the others to the right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left")
+    for place, name in enumerate(columns):
+        table.add_column(Text(name), justify="left" if place == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(cell) for cell in row])
+    # Without a terminal the width is unknown; narrower than the table's words would only break them.
+    Console(highlight=False, width=None if sys.stdout.isatty() else 110).print(table)
+
+
+@contextlib.contextmanager
+def stopping(reporter: Reporter) -> Iterator[None]:
+    """While the block runs, the first SIGINT or SIGTERM only sets `reporter.stop_signal`; the next one leaves at once."""
+
+    def handle(number: int, frame: object) -> None:
+        if reporter.stop_signal:
+            os._exit(128 + number)
+        reporter.stop_signal = number
+        reporter.warn("stopping at the next safe point (once more: leave at once)")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def exit_code_of(call: Callable[[], Any]) -> int:
+    """Runs a command and turns what it raises into the two-line error on stderr and an exit code.
+
+    A traceback is shown only with HSAL_DEBUG=1.
+    """
+    try:
+        call()
+        sys.stdout.flush()
+        return 0
+    except HsalError as error:
+        if os.environ.get("HSAL_DEBUG") == "1":
+            raise
+        print_error(error.message, error.hint)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print_error("interrupted", "run the same command again")
+        return 130
+    except BrokenPipeError:
+        # The reader left (`| head`): nothing is wrong. Keep the interpreter from flushing into the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def print_error(message: str, hint: str) -> None:
+    """The two lines of an error, on stderr."""
+    sys.stderr.write(f"Error: {' '.join(message.split())}\nHint: {' '.join(hint.split())}\n")

@@ -1,0 +1,43 @@
+"""The one exception tree: everything that hsal raises on purpose, each with a hint that names a way out."""
+
+
+class HsalError(Exception):
+    """Something failed for a reason that a user can act on.
+
+    Args:
+        message: what is wrong, with which value; one line.
+        hint: a command or a change that helps; one line.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str):
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(HsalError):
+    """A setting or argument has a value that cannot be used (exit code 2); nothing was created."""
+
+    exit_code = 2
+
+
+class FileError(HsalError):
+    """A file is missing, damaged, of another kind, or does not belong to the files it is used with."""
+
+
+class TrainingError(HsalError):
+    """Training cannot go on: a loss that is not finite, or a policy that has collapsed."""
+
+
+class Interrupted(HsalError):
+    """A long command was asked to stop and has saved its state.
+
+    Args:
+        signal_number: the signal that asked (SIGINT 2, SIGTERM 15); the exit code is 128 plus that number.
+    """
+
+    def __init__(self, message: str, hint: str, signal_number: int = 2):
+        super().__init__(message, hint)
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,22 @@
+"""Settings of an evaluation; importing this needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hsal_cli.settings import SEED_LIMIT, check, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSettings:
+    """How a policy is rolled out and scored."""
+
+    split: str = setting("test", "The split to evaluate: test or train.")
+    batch_size: int = setting(256, "Images rolled out together.", low=1, high=65536)
+    sample: int = setting(0, "Sample labels and glimpses, this many roll-outs an image, instead of one greedy roll-out.", low=0, high=1000)
+    max_steps: int | None = setting(None, "Cap on meta-steps; unset: most labels seen in training plus 2.", low=1, high=1000)
+    resamples: int = setting(1000, "Bootstrap resamples for the 95% intervals.", low=1, high=1_000_000)
+    seed: int = setting(0, "Seed of the bootstrap and of sampling.", low=0, high=SEED_LIMIT)
+
+    def __post_init__(self) -> None:
+        check(self)

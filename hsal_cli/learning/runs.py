@@ -1,0 +1,169 @@
+"""Run directories: what a training run writes beside its checkpoints, and finding the newest run of a kind.
+
+RUN/
+    config.json    every setting, and what the run was trained on
+    command.txt    the command line
+    env.json       versions, device, threads
+    status.json    kind, state (running, stopped, failed, finished), times
+    metrics.jsonl  one line an epoch
+    results.csv    the same as a table
+    checkpoints/   see checkpoints.py
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+import platform
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from hsal_cli import __version__
+from hsal_cli.errors import FileError, UsageError
+from hsal_cli.files import cannot_write, read_json, write_json, write_text
+
+Kind = Literal["backbone", "policy"]
+COMMAND_OF = {"backbone": "hsal finetune", "policy": "hsal train"}
+
+
+class Run:
+    """One run directory.
+
+    Args:
+        path: the directory; `create` makes it, `open_run` opens an existing one.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """The content of status.json."""
+        return read_json(self.path / "status.json", "hsal train")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The content of config.json."""
+        return read_json(self.path / "config.json", "hsal train")
+
+    def set_status(self, state: str, **more: Any) -> None:
+        """Updates status.json: the state, the time, and whatever else is given."""
+        write_json(self.path / "status.json", {**self.status, **more, "state": state, "updated": _now()})
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, in order; a last line that a crash cut short is left out."""
+        try:
+            lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return []
+        rows = []
+        for line in lines:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def write_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Writes metrics.jsonl and results.csv whole, so that a resumed epoch never stands twice."""
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        text = io.StringIO()
+        table = csv.DictWriter(text, columns, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_text(self.path / "results.csv", text.getvalue())
+
+
+def create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool = False) -> Run:
+    """Makes a run directory with its config, command, environment and status.
+
+    Raises:
+        UsageError: the place is taken by something else, or by a run and `overwrite` is not set.
+        FileError: it cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if not (path / "status.json").is_file():
+            raise UsageError(f"{path} exists and is not a run of hsal", "name another place with --out")
+        if not overwrite:
+            raise UsageError(
+                f"{path} holds a run already", f"go on with --resume {path}, replace it with --overwrite, or name another --out"
+            )
+        for name in ("status.json", "config.json", "command.txt", "env.json", "metrics.jsonl", "results.csv", "eval.json"):
+            (path / name).unlink(missing_ok=True)
+        for name in ("checkpoints", "plots"):
+            shutil.rmtree(path / name, ignore_errors=True)
+    run = Run(path)
+    try:
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    write_json(path / "status.json", {"format": "hsal-run", "kind": kind, "state": "running", "started": _now(), "updated": _now()})
+    write_json(path / "config.json", config)
+    write_text(path / "command.txt", shlex.join(sys.argv) + "\n")
+    write_json(path / "env.json", environment())
+    return run
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, as env.json records them."""
+    import h5py
+    import numpy
+    import torch
+    import torchvision
+
+    return {
+        "hsal": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "h5py": h5py.__version__,
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def open_run(path: Path, kind: Kind) -> Run:
+    """Opens an existing run of a kind.
+
+    Raises:
+        FileError: there is no run, or one of another kind.
+    """
+    if not (path / "status.json").is_file():
+        raise FileError(f"{path} is not a run of hsal", f"make one with: {COMMAND_OF[kind]}")
+    run = Run(path)
+    found = run.status.get("kind")
+    if found != kind:
+        raise FileError(f"{path} is a run of kind {found}, not {kind}", f"make one with: {COMMAND_OF[kind]}")
+    return run
+
+
+def newest(kind: Kind, root: Path = Path("runs")) -> Run | None:
+    """The newest finished run of a kind in a folder, or None."""
+    runs = []
+    for status_file in root.glob("*/status.json"):
+        status = Run(status_file.parent).status
+        if status.get("kind") == kind and status.get("state") == "finished":
+            runs.append((status.get("updated", ""), status_file.parent))
+    return Run(max(runs)[1]) if runs else None
+
+
+def fresh_path(name: str, root: Path = Path("runs")) -> Path:
+    """The first of NAME, NAME-2, NAME-3 ... that does not exist yet."""
+    number, path = 1, root / name
+    while path.exists():
+        number += 1
+        path = root / f"{name}-{number}"
+    return path
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")

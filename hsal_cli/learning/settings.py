@@ -1,0 +1,67 @@
+"""Settings of fine-tuning and of policy training; importing this needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from hsal_cli.settings import SEED_LIMIT, check, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneSettings:
+    """How the activation model is fine-tuned on single-object images (section 5, "Implementation Details")."""
+
+    arch: Literal["resnet34", "resnet18"] = setting("resnet34", "The network; both give volumes of 512 channels.")
+    input_size: int = setting(224, "Side that images are resized to, px (section 5: 224).", low=32, high=2048)
+    resolution: Literal["7", "14", "28"] = setting(
+        "7", "Cells along a side of the volume; where input_size / resolution is below 32, strides of the last stages become dilation."
+    )
+    weights: str = setting("auto", "Where to start: auto (ImageNet where it can be had, else random), imagenet, none, or a weights file.")
+    mode: Literal["auto", "crops", "full"] = setting(
+        "auto",
+        "crops: train on 112 px crops that contain the object first, full 224 px images last; full: full images only; auto: crops on a CPU.",
+    )
+    crop_epochs: int = setting(4, "Passes over the training images as 112 px crops (mode crops).", low=0, high=10_000)
+    epochs: float = setting(1.0, "Passes over the training images at full 224 px; a part of one is allowed.", low=0, high=10_000)
+    batch_size: int = setting(64, "Images a step.", low=2, high=65536)
+    learning_rate: float = setting(2e-3, "Peak learning rate of AdamW (one-cycle, with warm-up).", above=0, high=10)
+    weight_decay: float = setting(0.01, "Weight decay of AdamW.", low=0, high=10)
+    augment: bool = setting(True, "Random shifts, scales, rotations and contrast.")
+    validation: float = setting(0.05, "Share of the training images held out for validation.", above=0, high=0.5)
+    seed: int = setting(0, "Seed of all that is random.", low=0, high=SEED_LIMIT)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """How the policy is trained (section 4)."""
+
+    objective: Literal["rl", "cross-entropy", "multiset"] = setting(
+        "rl",
+        "rl: REINFORCE on the multiset reward; cross-entropy: on randomly ordered labels, the paper's baseline; multiset: cross-entropy to the "
+        "uniform distribution over the remaining multiset.",
+    )
+    task: Literal["multiset", "list"] = setting(
+        "multiset", "multiset: any label still to be named earns the reward; list: only the label whose turn it is, left to right."
+    )
+    stop: Literal["supervised", "sampled"] = setting(
+        "supervised",
+        "supervised: stop is never sampled early, and learned at every step; sampled: as in the paper, sampled like a label, supervised at step m+1.",
+    )
+    epochs: int = setting(12, "Passes over the training part.", low=1, high=100_000)
+    batch_size: int = setting(128, "Images a step.", low=1, high=65536)
+    learning_rate: float = setting(2e-3, "Peak learning rate of Adam (one-cycle, with warm-up).", above=0, high=10)
+    label_entropy: float = setting(0.01, "Weight of the entropy bonus on label distributions.", low=0, high=100)
+    location_entropy: float = setting(0.0, "Weight of the entropy bonus on glimpse distributions.", low=0, high=100)
+    value_weight: float = setting(0.5, "Weight of the value baseline's squared error.", low=0, high=100)
+    location_weight: float = setting(1.0, "Weight of the glimpses' REINFORCE term.", low=0, high=100)
+    return_to_go: bool = setting(False, "Credit an action with all rewards that follow it, not with its own alone.")
+    clip: float = setting(5.0, "Largest norm of the gradient.", above=0)
+    validation: float = setting(0.05, "Share of the training images held out for validation.", above=0, high=0.5)
+    seed: int = setting(0, "Seed of all that is random.", low=0, high=SEED_LIMIT)
+
+    def __post_init__(self) -> None:
+        check(self)

@@ -1,0 +1,58 @@
+"""Settings of the policy (section 3 and appendix A); importing this needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from hsal_cli.settings import check, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicySettings:
+    """The architecture of the hierarchical policy. `--preset paper` holds the paper's values; the defaults are measured."""
+
+    glimpses: int = setting(2, "Overt glimpses a meta-step, k (appendix A: 2).", low=0, high=64)
+    gaussians: int = setting(5, "Components of the Gaussian attention mask, K (appendix A: 5).", low=1, high=64)
+    meta_encode: int = setting(128, "Width of the meta-controller's input encoding (appendix A: 128).", low=1, high=8192)
+    meta_hidden: int = setting(128, "Units of the meta-controller's GRU (appendix A: 128).", low=1, high=8192)
+    controller_encode: int = setting(512, "Width of the controller's input encoding (appendix A: 512).", low=1, high=8192)
+    controller_hidden: int = setting(512, "Units of the controller's GRU (appendix A: 512).", low=1, high=8192)
+    location_hidden: int = setting(64, "Hidden units of the location MLP (appendix A: 64).", low=1, high=8192)
+    mask: Literal["learned", "anchored", "winner-take-all"] = setting(
+        "anchored",
+        "Where the Gaussians sit: learned freely as in the paper; anchored at the maximum of S_t plus a learned offset; or one fixed "
+        "Gaussian at that maximum, nothing learned.",
+    )
+    beta: tuple[float, float] | None = setting(
+        None,
+        "Range of the Gaussians' width parameter beta, 1/cells^2; unset: 1.5-2.0 learned (appendix A), 0.1-1.0 anchored, 0.3 winner-take-all.",
+        above=0,
+    )
+    anchor_reach: float = setting(3.0, "Largest offset of an anchored centre from the maximum of S_t, in cells.", above=0)
+    spread: float = setting(8.0, "How many times the usual the attention layer's weights start at, so that centres start spread.", above=0)
+    inhibition: Literal["mask", "normalized"] = setting(
+        "normalized", "What inhibition of return subtracts: the mask M_t as in the paper, or M_t / max M_t."
+    )
+    location_input: Literal["hidden", "hidden+priority"] = setting(
+        "hidden+priority", "What the location head reads: the controller's state as in the paper, or that and the priority map."
+    )
+    memory: Literal["last", "counts"] = setting(
+        "last", "Label memory fed to both controllers: the last label as in the paper, or counts of all labels named so far."
+    )
+    controller_state: Literal["carry", "reset"] = setting(
+        "carry", "The controller's hidden state at the start of a meta-step: carried over, or reset to zero."
+    )
+    saliency_transform: Literal["none", "sqrt"] = setting(
+        "sqrt", "What is done to the raw saliency map before it is scaled to [0, 1]: nothing as in the paper, or its square root."
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def beta_range(self) -> tuple[float, float]:
+        """The range of beta in force."""
+        if self.beta is not None:
+            return self.beta
+        return {"learned": (1.5, 2.0), "anchored": (0.1, 1.0), "winner-take-all": (0.3, 0.3)}[self.mask]

@@ -1,0 +1,1 @@
+"""Preset files (TOML) that come with the package."""

@@ -1,0 +1,40 @@
+"""Settings of a scene file (section 5, "Datasets"); importing this needs no numpy."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from hsal_cli.errors import UsageError
+from hsal_cli.settings import SEED_LIMIT, check, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneSettings:
+    """How the images of a data set are composed. The defaults are the paper's recipe for MNIST Multiset."""
+
+    train: int = setting(60_000, "Training images.", low=0, high=100_000_000)
+    test: int = setting(10_000, "Test images.", low=0, high=100_000_000)
+    image_size: int = setting(100, "Side of the square images, px.", low=8, high=4096)
+    count: tuple[int, int] = setting((1, 4), "Fewest and most digits in an image.", low=1, high=64)
+    digit_size: tuple[int, int] = setting((20, 50), "Smallest and largest side of a digit, px.", low=4, high=4096)
+    clutter: int = setting(8, "Pieces of other digits strewn under the digits.", low=0, high=1000)
+    clutter_size: int = setting(5, "Side of a piece of clutter, px.", low=1, high=4096)
+    placement: Literal["free", "grid"] = setting(
+        "free", "free: uniform, boxes do not overlap; grid: one digit a cell of the largest digit's size, as the authors' generator does."
+    )
+    digits: Literal["auto", "mnist", "strokes"] = setting(
+        "auto", "Where digits come from: MNIST's IDX files, digits drawn by embedded pen strokes, or MNIST where it can be had."
+    )
+    mnist_dir: str | None = setting(None, "Folder of IDX files, gzipped or not (also the environment variable HSAL_MNIST_DIR).")
+    seed: int = setting(0, "Seed of all that is random.", low=0, high=SEED_LIMIT)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.train + self.test == 0:
+            raise UsageError("train = 0 and test = 0: no image to make", "ask for at least one image")
+        if self.digit_size[1] > self.image_size:
+            raise UsageError(
+                f"digit_size = {self.digit_size[0]}-{self.digit_size[1]} does not fit into image_size = {self.image_size}",
+                "take smaller digits or larger images",
+            )

@@ -1,0 +1,210 @@
+"""Settings: frozen dataclasses filled from defaults, a preset, a TOML file and the command line, in that order.
+
+A field's `metadata["help"]` is its one sentence; it serves as documentation and as the option's help text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.resources
+import math
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from hsal_cli.errors import UsageError
+
+S = TypeVar("S")
+SEED_LIMIT = 2**63
+
+
+def setting(default: Any, help: str, low: float | None = None, high: float | None = None, above: float | None = None) -> Any:
+    """A dataclass field with its sentence and its range.
+
+    Args:
+        default: the default value.
+        help: one sentence, units included.
+        low, high: the smallest and largest value allowed (for a pair: of each of the two).
+        above: a bound that the value must exceed.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "above": above})
+
+
+def kind_of(field_type: Any) -> tuple[Any, tuple[str, ...], bool]:
+    """Takes a field's type apart.
+
+    Returns:
+        (base, choices, optional): base is int, float, bool, str or `tuple[x, x]`; choices are those of a Literal, else empty.
+    """
+    optional = False
+    if typing.get_origin(field_type) in (typing.Union, types.UnionType):
+        arguments = [a for a in typing.get_args(field_type) if a is not type(None)]
+        optional, field_type = True, arguments[0]
+    if typing.get_origin(field_type) is Literal:
+        return str, typing.get_args(field_type), optional
+    return field_type, (), optional
+
+
+def parse(name: str, field_type: Any, value: Any) -> Any:
+    """Converts a value from TOML or the command line to the field's type.
+
+    Pairs are written "lo-hi" or as a list of two; one number stands for both.
+
+    Raises:
+        UsageError: the value is of another type.
+    """
+    base, choices, optional = kind_of(field_type)
+    if value is None and optional:
+        return None
+    try:
+        if choices:
+            if value not in choices:
+                raise ValueError
+            return value
+        if typing.get_origin(base) is tuple:
+            item = typing.get_args(base)[0]
+            if isinstance(value, str):
+                value = [item(part) for part in value.split("-")] if "-" in value else [item(value)]
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                value = [value]
+            pair = list(value) * (2 if len(value) == 1 else 1)
+            if len(pair) != 2 or any(isinstance(v, (bool, str)) for v in pair):
+                raise ValueError
+            return tuple(_number(item, v) for v in pair)
+        if base in (int, float):
+            return _number(base, value)
+        if base is bool and isinstance(value, bool):
+            return value
+        if base is str and isinstance(value, (str, Path)):
+            return str(value)
+        raise ValueError
+    except (ValueError, TypeError):
+        wanted = " | ".join(choices) if choices else getattr(base, "__name__", str(base))
+        if typing.get_origin(base) is tuple:
+            wanted = "a range such as 1-4"
+        raise UsageError(f"{name} = {value!r} is not {wanted}", f"give {name} a value of that kind") from None
+
+
+def _number(base: type, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError
+    if base is int and value != int(value):
+        raise ValueError
+    return base(value)
+
+
+def check(settings: Any) -> None:
+    """Checks every field of a settings dataclass against its range; called by each `__post_init__`.
+
+    Raises:
+        UsageError: names every field that is out of range.
+    """
+    wrong = []
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, bool) or not isinstance(part, (int, float)):
+                continue
+            low, high, above = (field.metadata.get(key) for key in ("low", "high", "above"))
+            if not math.isfinite(part):
+                wrong.append(f"{field.name} = {part} is not finite")
+            elif low is not None and part < low:
+                wrong.append(f"{field.name} = {part} is below {low}")
+            elif high is not None and part > high:
+                wrong.append(f"{field.name} = {part} is above {high}")
+            elif above is not None and part <= above:
+                wrong.append(f"{field.name} = {part} is not above {above}")
+        if isinstance(value, tuple) and len(value) == 2 and value[0] > value[1]:
+            wrong.append(f"{field.name} = {value[0]}-{value[1]} runs backwards")
+    if wrong:
+        raise UsageError("; ".join(wrong), "give values inside the ranges that --help shows")
+
+
+def preset_names() -> list[str]:
+    """The names that `--preset` takes."""
+    folder = importlib.resources.files("hsal_cli.presets")
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def read_tables(preset: str | None, config: Path | None) -> dict[str, dict[str, Any]]:
+    """Reads a preset and a TOML file, the file's values over the preset's.
+
+    Raises:
+        UsageError: no such preset, or a file that is missing or not TOML.
+    """
+    tables: dict[str, dict[str, Any]] = {}
+    for source, text in _sources(preset, config):
+        try:
+            document = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError(f"{source} is not valid TOML: {error}", "mend that line, or leave --config out") from None
+        for name, table in document.items():
+            if not isinstance(table, dict):
+                raise UsageError(f"{source}: {name} stands outside a table", "put it under a table such as [train]")
+            tables.setdefault(name, {}).update(table)
+    return tables
+
+
+def _sources(preset: str | None, config: Path | None) -> typing.Iterator[tuple[str, str]]:
+    if preset is not None:
+        if preset not in preset_names():
+            raise UsageError(f"there is no preset {preset!r}", f"take one of: {', '.join(preset_names())}")
+        yield f"preset {preset}", (importlib.resources.files("hsal_cli.presets") / f"{preset}.toml").read_text()
+    if config is not None:
+        try:
+            yield str(config), config.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read the settings file {config}: {error}", "name a TOML file with --config") from None
+
+
+def check_tables(tables: dict[str, dict[str, Any]], known: dict[str, list[type]]) -> None:
+    """Checks the table and key names and the value types of TOML tables against the settings they may hold.
+
+    Args:
+        tables: table name -> key -> value.
+        known: table name -> the settings dataclasses whose fields it may hold.
+
+    Raises:
+        UsageError: names every fault at once and suggests the nearest key.
+    """
+    faults = []
+    for table, values in tables.items():
+        if table not in known:
+            faults.append(f"unknown table [{table}]{_nearest(table, list(known))}")
+            continue
+        fields = {name: kind for settings in known[table] for name, kind in typing.get_type_hints(settings).items()}
+        for key, value in values.items():
+            if key not in fields:
+                faults.append(f"unknown key {table}.{key}{_nearest(key, list(fields))}")
+                continue
+            try:
+                parse(f"{table}.{key}", fields[key], value)
+            except UsageError as error:
+                faults.append(error.message)
+    if faults:
+        raise UsageError("; ".join(faults), "mend the settings file; `hsal COMMAND --help` shows every option")
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def build(kind: type[S], values: dict[str, Any]) -> S:
+    """Makes a settings object from the values that belong to it, ignoring None and the fields of other dataclasses.
+
+    Raises:
+        UsageError: a value of a wrong type or out of range.
+    """
+    hints = typing.get_type_hints(kind)
+    names = {field.name for field in dataclasses.fields(kind)}
+    chosen = {name: parse(name, hints[name], value) for name, value in values.items() if name in names and value is not None}
+    return kind(**chosen)
+
+
+def as_dict(settings: Any) -> dict[str, Any]:
+    """A settings object as plain JSON types."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(settings).items()}

@@ -1,0 +1,17 @@
+"""What all tests share: real MNIST where it is at hand, small thread counts."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+@pytest.fixture(scope="session")
+def mnist_dir() -> Path:
+    """The folder with the four canonical MNIST files: HSAL_MNIST_DIR, else ../shared/mnist beside the checkout."""
+    for place in (os.environ.get("HSAL_MNIST_DIR"), Path(__file__).parents[2] / "shared" / "mnist"):
+        if place and (Path(place) / "train-images-idx3-ubyte.gz").is_file():
+            return Path(place)
+    pytest.skip("real MNIST is not at hand: set HSAL_MNIST_DIR to the folder with its IDX files")
