@@ -56,10 +56,8 @@ def views(
     count, height, width = images.shape[:3]
     if not augment and boxes is None:
         return to_input(images, input_size)
-    if max(height, width) > input_size:
-        full = to_input(images, input_size)  # shrinks with antialiasing before anything is sampled
-    else:
-        full = to_input(images, None)
+    # Sampling only enlarges: what is larger than the network's input is first shrunk to it, with antialiasing.
+    full = to_input(images, min(max(height, width), input_size))
 
     def uniform(limit: float) -> Tensor:
         return (torch.rand(count, generator=generator) * 2 - 1) * (limit if augment else 0.0)
