@@ -73,9 +73,7 @@ def read_single_objects(scenes: Path, split: str, most: int | None = None) -> Si
         boxes = None if part.boxes is None else torch.from_numpy(part.boxes[rows, column].astype(np.float32))
         if boxes is not None and bool((boxes[:, 2] <= boxes[:, 0]).any()):
             boxes = None
-        return SingleObjects(
-            torch.from_numpy(part.read(0, stop)), torch.from_numpy(labels[rows, column].astype(np.int64)), boxes
-        )
+        return SingleObjects(torch.from_numpy(part.read(0, stop)), torch.from_numpy(labels[rows, column].astype(np.int64)), boxes)
 
 
 class FinetuneTask:
@@ -94,7 +92,13 @@ class FinetuneTask:
     headline = ("loss", "train_accuracy", "accuracy")
 
     def __init__(
-        self, model: ActivationModel, data: SingleObjects, settings: FinetuneSettings, crops: bool, device: torch.device, meta: dict[str, Any]
+        self,
+        model: ActivationModel,
+        data: SingleObjects,
+        settings: FinetuneSettings,
+        crops: bool,
+        device: torch.device,
+        meta: dict[str, Any],
     ):
         self.model, self.settings, self.device = model, settings, device
         self._meta = meta

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from hsal_cli.errors import UsageError
 from hsal_cli.settings import SEED_LIMIT, check, setting
 
 
@@ -54,6 +55,9 @@ class TrainSettings:
         "supervised",
         "supervised: stop is never sampled early, and learned at every step; sampled: as in the paper, sampled like a label, supervised at step m+1.",
     )
+    feedback: Literal["sampled", "teacher"] = setting(
+        "sampled", "Label fed back under cross-entropy: the policy's own sample, as in the roll-out of rl, or the true label of this draw."
+    )
     epochs: int = setting(12, "Passes over the training part.", low=1, high=100_000)
     batch_size: int = setting(128, "Images a step.", low=1, high=65536)
     learning_rate: float = setting(2e-3, "Peak learning rate of Adam (one-cycle, with warm-up).", above=0, high=10)
@@ -68,3 +72,5 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.objective == "multiset" and self.task == "list":
+            raise UsageError("objective multiset with task list: a list has an order", "take --objective cross-entropy or rl for lists")

@@ -37,9 +37,7 @@ def crop_sides(boxes: Tensor, image_size: tuple[int, int], input_size: int, stri
     return (torch.ceil(side / stride) * stride).clamp(2 * stride, input_size).long()
 
 
-def views(
-    images: Tensor, boxes: Tensor | None, side: int, input_size: int, augment: bool, generator: torch.Generator
-) -> Tensor:
+def views(images: Tensor, boxes: Tensor | None, side: int, input_size: int, augment: bool, generator: torch.Generator) -> Tensor:
     """Cuts one view of each image.
 
     Args:
