@@ -22,7 +22,7 @@ from hsal_cli.learning.runs import Run
 from hsal_cli.learning.settings import FinetuneSettings
 from hsal_cli.learning.views import crop_sides, views
 from hsal_cli.scenes.scene_file import open_scenes
-from hsal_cli.settings import as_dict
+from hsal_cli.settings import as_dict, build
 from hsal_cli.vision.backbone import ActivationModel, initial_weights
 from hsal_cli.vision.devices import forward_context
 from hsal_cli.vision.images import to_input
@@ -230,7 +230,7 @@ def finetune(
     if resume:
         run = runs.open_run(out, "backbone")
         config = run.config
-        settings, scenes = FinetuneSettings(**config["finetune"]), Path(config["scenes"])
+        settings, scenes = build(FinetuneSettings, config["finetune"]), Path(config["scenes"])
         if run.status["state"] == "finished":
             reporter.say(f"{out} is finished: nothing to do")
             return run
