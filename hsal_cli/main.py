@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 from hsal_cli import __version__, console
@@ -16,6 +15,9 @@ from hsal_cli.commands.precompute import precompute
 from hsal_cli.commands.predict import predict
 from hsal_cli.commands.train import train
 from hsal_cli.commands.visualize import visualize
+from hsal_cli.errors import UsageError
+
+PARSER_ERROR = typer.BadParameter.__bases__[0]  # what the parser raises; its module differs between versions of Typer
 
 app = typer.Typer(
     name="hsal",
@@ -54,8 +56,11 @@ def run() -> None:
 def _call() -> None:
     try:
         code = app(standalone_mode=False)
-    except click.Abort:
+    except typer.Abort:
         raise KeyboardInterrupt from None
+    except PARSER_ERROR as error:
+        command = error.ctx.command_path if error.ctx else "hsal"
+        raise UsageError(error.format_message(), f"{command} --help") from None
     if code:
         sys.stdout.flush()
         sys.exit(code)

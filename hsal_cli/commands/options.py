@@ -13,9 +13,8 @@ import inspect
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
-import click
 import typer
 
 from hsal_cli.errors import UsageError
@@ -111,8 +110,7 @@ def _field_options(kind: type) -> dict[str, Any]:
         extra: dict[str, Any] = {"help": field.metadata["help"], "show_default": False if default is None else shown}
         flag = "--" + field.name.replace("_", "-")
         if choices:
-            base = str
-            extra["click_type"] = click.Choice(choices)
+            base = Literal[choices]  # type: ignore[valid-type]
         elif typing.get_origin(base) is tuple:
             base = str
             extra["metavar"] = "LO-HI"
