@@ -154,7 +154,7 @@ def _steps(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any], e
                     f"the loss is not finite at step {step + 1} of epoch {epoch + 1}",
                     f"the last good checkpoint is in {run.checkpoints}; try a lower --learning-rate",
                 )
-            note = f"epoch {epoch + 1}/{task.epochs}, loss {float(metrics['loss']):.3f}"
+            note = f"epoch {epoch + 1}/{task.epochs}, loss {metrics['loss'].item():.3f}"
         advance(1, note)
         if step + 1 < steps and (reporter.stop_signal or time.monotonic() - saved > SAVE_EVERY_S):
             progress["sums"] = {key: value.cpu() for key, value in sums.items()}
