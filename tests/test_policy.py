@@ -223,6 +223,14 @@ def test_half_precision_volumes_give_what_their_values_give():
     same(policy(half, saliency, choose=greedy, max_steps=3), policy(half.float(), saliency, choose=greedy, max_steps=3), rtol=0, atol=0)
 
 
+def test_autocast_runs_forward_and_backward():
+    policy = make()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        episode = policy(*data(6), choose=sampling(), steps=torch.tensor([1, 3, 2, 3, 0, 1]), sample_glimpses=True)
+    episode.logits.float().pow(2).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in policy.parameters())
+
+
 def test_volume_scale_divides_the_volume_and_is_stored_with_the_weights():
     volumes, saliency = data(6)
     policy, other = make(scale=4.0).double(), make(seed=5, scale=1.0).double()

@@ -196,11 +196,12 @@ class _Record:
             self.parts.setdefault(name, []).append(part)
 
     def stack(self, name: str, empty: Tensor, fill: float = 0) -> Tensor:
-        """(T, B, ...): one field; `empty` has its type and, after the first axis, its shape."""
+        """(T, B, ...): one field; `empty` is what no meta-steps at all give."""
         steps = len(self.places)
-        table = empty.new_full((steps * self.size, *empty.shape[1:]), fill)
+        joined = torch.cat(self.parts[name]) if steps else empty  # autocast decides the type
+        table = joined.new_full((steps * self.size, *empty.shape[1:]), fill)
         if steps:
-            table = table.index_copy(0, torch.cat(self.places), torch.cat(self.parts[name]))
+            table = table.index_copy(0, torch.cat(self.places), joined)
         return table.view(steps, self.size, *empty.shape[1:])
 
     def active(self, device: torch.device) -> Tensor:
