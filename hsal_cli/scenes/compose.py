@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from PIL import Image
 
 from hsal_cli.scenes.glyphs import Glyphs
 from hsal_cli.scenes.idx import GLYPH
-from hsal_cli.scenes.settings import SceneSettings
+from hsal_cli.scenes.settings import SceneSettings, board_side
 
 INK = 32  # pixels below this grey value are the resized glyph's faint rim, not its ink
 TRIES = 40  # places tried for one digit before its image starts over
@@ -96,7 +94,7 @@ class Composer:
         """One digit a cell at a random offset; cells are as large as the image's largest digit, the board sits anywhere in the image."""
         side = self.settings.image_size
         low, high = self.settings.digit_size
-        high = min(high, side // ceil_sqrt(len(rows)))
+        high = min(high, side // board_side(len(rows)))
         sizes = [low + _below(rng, high - low + 1) for _ in rows]
         cell = max(sizes)
         cells = list(range((side // cell) ** 2))
@@ -135,11 +133,6 @@ class Composer:
             to_y, to_x = _below(rng, side - piece + 1), _below(rng, side - piece + 1)
             window = image[to_y : to_y + piece, to_x : to_x + piece]
             np.maximum(window, pool[row, y : y + piece, x : x + piece], out=window)
-
-
-def ceil_sqrt(number: int) -> int:
-    """The side of the smallest square board with that many cells."""
-    return math.isqrt(number - 1) + 1
 
 
 def _below(rng: np.random.Generator, limit: int) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.scenes.idx import HINT, find_idx, read_pair
+from hsal_cli.scenes.idx import HINT, find_idx, read_idx, read_pair
 from hsal_cli.scenes.settings import SceneSettings
 
 PROBE = "https://ossci-datasets.s3.amazonaws.com/mnist/train-labels-idx1-ubyte.gz"  # the first mirror that torchvision tries
@@ -66,10 +66,17 @@ class DigitSource:
             images, labels = draw_pool(split, seed)
             return gather(images, labels, [str(digit) for digit in range(10)], "the strokes")
         images, labels = read_pair(self.folder, split)
-        numbers = np.unique(labels if split == "train" else read_pair(self.folder, "train")[1])
+        numbers = np.unique(labels if split == "train" else self._train_labels(self.folder))
         if not np.isin(labels, numbers).all():
             raise FileError(f"{self.folder}: the test split has labels that the training split has not", HINT)
         return gather(images, np.searchsorted(numbers, labels), [str(number) for number in numbers], str(self.folder))
+
+    @staticmethod
+    def _train_labels(folder: Path) -> np.ndarray:
+        path = find_idx(folder, "train", "labels")
+        if path is None:
+            raise FileError(f"{folder} has no train-labels-idx1-ubyte or train-labels-idx1-ubyte.gz", HINT)
+        return read_idx(path, 1)
 
 
 def gather(images: np.ndarray, labels: np.ndarray, classes: list[str], where: str) -> Glyphs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -10,7 +11,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from hsal_cli.settings import as_dict
 PART = 250  # images that a worker composes at a time
 
 Part = tuple[np.ndarray, np.ndarray, np.ndarray]
-_composer: Composer | None = None  # a worker's own, set when it starts
+_composers: dict[str, Composer] = {}  # a worker's own, set when it starts
 
 
 def make_dataset(name: str, settings: SceneSettings, out: Path, workers: int | None = None, reporter: Reporter = SILENT) -> Path:
@@ -67,6 +68,7 @@ def make_dataset(name: str, settings: SceneSettings, out: Path, workers: int | N
         composers[split] = Composer(glyphs, settings, name == "mnist-set", stream)
     classes = next(iter(composers.values())).glyphs.classes
     with (
+        crew(composers, min(workers or cores(), -(-sum(sizes.values()) // PART))) as compose,
         write_scenes(out, {"dataset": name, **as_dict(settings)}, classes) as writer,
         reporter.track(f"Composing {name}", sum(sizes.values()), "images") as advance,
     ):
@@ -78,45 +80,53 @@ def make_dataset(name: str, settings: SceneSettings, out: Path, workers: int | N
                     yield part
                     advance(len(part[0]))
 
-            parts = counted(compose_all(composers[split], count, workers))
+            parts = counted(compose(split, count))
             writer.write_split(split, parts, (count, settings.image_size, settings.image_size))
     return out
 
 
-def compose_all(composer: Composer, count: int, workers: int | None) -> Iterator[Part]:
-    """Composes images 0 to count in order.
+@contextlib.contextmanager
+def crew(composers: dict[str, Composer], workers: int) -> Iterator[Callable[[str, int], Iterator[Part]]]:
+    """Starts the processes that compose, and ends them with the block.
 
     Args:
-        composer: what composes one.
-        count: how many.
-        workers: processes; None: one a core.
+        composers: split -> what composes its images.
+        workers: processes; 1 composes in this one.
 
     Yields:
-        images uint8 (n, H, W), labels int16 (n, L), boxes int16 (n, L, 4), in parts.
+        compose(split, count): composes images 0 to count in order and yields images uint8 (n, H, W), labels int16 (n, L) and
+        boxes int16 (n, L, 4), in parts.
 
     Raises:
         FileError: a worker died.
     """
-    ranges = [(start, min(start + PART, count)) for start in range(0, count, PART)]
-    workers = min(workers or cores(), len(ranges))
     if workers == 1:
-        yield from (compose_part(composer, *bounds) for bounds in ranges)
+        yield lambda split, count: (compose_part(composers[split], *bounds) for bounds in _ranges(count))
         return
     # A fork shares the glyphs without a copy; elsewhere each worker is sent them once.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(composer,))
-    try:
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(composers,))
+
+    def compose(split: str, count: int) -> Iterator[Part]:
         waiting: deque[concurrent.futures.Future[Part]] = deque()
-        for bounds in ranges:
-            waiting.append(pool.submit(_work, *bounds))
+        for bounds in _ranges(count):
+            waiting.append(pool.submit(_work, split, *bounds))
             if len(waiting) > 3 * workers:  # no more than this in memory, however slow the disk
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+    try:
+        pool.submit(cores).result()  # forks now, before progress bars and open files are there to be inherited
+        yield compose
     except concurrent.futures.process.BrokenProcessPool as error:
         raise FileError("a worker process died, likely for want of memory", "run again with fewer --workers") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _ranges(count: int) -> list[tuple[int, int]]:
+    return [(start, min(start + PART, count)) for start in range(0, count, PART)]
 
 
 def compose_part(composer: Composer, start: int, stop: int) -> Part:
@@ -137,9 +147,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start_worker(composer: Composer) -> None:
-    global _composer
-    _composer = composer
+def _start_worker(composers: dict[str, Composer]) -> None:
+    _composers.update(composers)
     # Ctrl-C reaches the whole group; only the parent decides what to do about it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -154,6 +163,5 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(start: int, stop: int) -> Part:
-    assert _composer is not None
-    return compose_part(_composer, start, stop)
+def _work(split: str, start: int, stop: int) -> Part:
+    return compose_part(_composers[split], start, stop)

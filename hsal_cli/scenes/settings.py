@@ -12,6 +12,11 @@ from hsal_cli.settings import SEED_LIMIT, check, setting
 DATASETS = ("mnist-multiset", "mnist-set", "mnist-single")
 
 
+def board_side(cells: int) -> int:
+    """Cells along a side of the smallest square board that has so many cells."""
+    return math.isqrt(cells - 1) + 1
+
+
 @dataclasses.dataclass(frozen=True)
 class SceneSettings:
     """How the images of a data set are composed. The defaults are the paper's recipe for MNIST Multiset."""
@@ -47,7 +52,7 @@ class SceneSettings:
                 "take smaller clutter or larger images",
             )
         # A board of the smallest digits must hold them all, so that every image that was asked for can be composed.
-        across = math.isqrt(self.count[1] - 1) + 1
+        across = board_side(self.count[1])
         if self.digit_size[0] * across > self.image_size:
             raise UsageError(
                 f"{self.count[1]} digits of {self.digit_size[0]} px do not fit into image_size = {self.image_size} without overlap",

@@ -1,0 +1,60 @@
+"""Contact sheets: many images of a scene file on one page, with their boxes and label multisets."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+TILE = 200  # side that an image is enlarged or reduced to, px, about
+GAP = 12
+TEXT = 16
+PAPER, WORDS = (255, 255, 255), (40, 40, 40)
+BOX = (230, 159, 0)  # orange of Okabe and Ito's palette, told apart by every kind of colour vision
+
+
+def contact_sheet(images: np.ndarray, labels: np.ndarray, boxes: np.ndarray | None, classes: list[str], columns: int = 6) -> Image.Image:
+    """Draws a tidy grid of images.
+
+    Args:
+        images: uint8 (n, H, W) or (n, H, W, 3), n >= 1.
+        labels: (n, L), index into classes, padded with -1; the multiset stands under its image in the order of the classes.
+        boxes: (n, L, 4) x0, y0, x1, y1 in px, half-open, padded with -1; None where unknown.
+        classes: the class names.
+        columns: images in a row.
+
+    Returns:
+        An RGB image.
+    """
+    height, width = images.shape[1:3]
+    scale = TILE / max(height, width)
+    # Whole factors keep pixels square; an image that is larger than its place is reduced smoothly.
+    scale = float(int(scale)) if scale >= 1 else scale
+    tile = (max(1, round(width * scale)), max(1, round(height * scale)))
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    step_x, step_y = max(tile[0], TEXT * 4) + GAP, tile[1] + TEXT + 2 * GAP
+    sheet = Image.new("RGB", (GAP + columns * step_x, GAP + rows * step_y), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=TEXT)
+    for number, (image, own) in enumerate(zip(images, labels, strict=True)):
+        left, top = GAP + number % columns * step_x, GAP + number // columns * step_y
+        resample = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+        sheet.paste(Image.fromarray(image).convert("RGB").resize(tile, resample), (left, top))
+        for box in [] if boxes is None else boxes[number][own >= 0]:
+            x0, y0, x1, y1 = (float(side) * scale for side in box)
+            corners = [left + x0 - 1, top + y0 - 1, left + x1, top + y1]
+            limits = (left, top, left + tile[0] - 1, top + tile[1] - 1)
+            x0, y0, x1, y1 = (min(max(round(c), limits[place % 2]), limits[place % 2 + 2]) for place, c in enumerate(corners))
+            draw.rectangle((x0, y0, x1, y1), outline=BOX, width=1 if scale < 1 else 2)
+        draw.text((left, top + tile[1] + GAP // 3), _caption(own, classes, font, step_x - GAP), fill=WORDS, font=font)
+    return sheet
+
+
+def _caption(labels: np.ndarray, classes: list[str], font: ImageFont.FreeTypeFont, room: int) -> str:
+    """The label multiset in the order of the classes, shortened to the room there is."""
+    names = [classes[label] for label in sorted(labels[labels >= 0].tolist())]
+    text, shown = ", ".join(names), len(names)
+    while font.getlength(text) > room and shown > 0:
+        shown -= 1
+        text = ", ".join(names[:shown]) + f"{', ' if shown else ''}+{len(names) - shown}"
+    return text
