@@ -1,0 +1,168 @@
+"""The activation model: torchvision's ResNet up to layer4, whose output is the volume V (section 3, "Activation Model").
+
+The parameters carry torchvision's names, so its weight files load as they are, and ours load there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hsal_cli import checkpoints
+from hsal_cli.errors import FileError, HsalError, UsageError
+
+ARCHITECTURES = ("resnet34", "resnet18")
+CHANNELS = 512  # of layer4's output, in both
+STRIDES = (32, 16, 8)
+
+
+def torchvision_resnet() -> ModuleType:
+    """torchvision's module of ResNets.
+
+    Raises:
+        HsalError: torchvision is missing, or was built for another torch (its compiled operators are then not found).
+    """
+    try:
+        import torchvision.models.resnet as resnet
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        raise HsalError(
+            f"torch {_version('torch')} and torchvision {_version('torchvision')} do not match: {str(error).splitlines()[0]}",
+            "install both together from one place: pip install --force-reinstall torch torchvision",
+        ) from error
+    return resnet
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+class ActivationModel(nn.Module):
+    """A ResNet whose last convolutional activations are the volume.
+
+    Where `input_size / resolution` is below 32, the last stages keep their resolution: their stride becomes 1, and the convolutions
+    behind it are dilated by as much, so that every weight sees the image at the scale it was trained for. At every second cell
+    (every fourth at stride 8) the volume is that of the strided network.
+
+    Args:
+        arch: "resnet34" or "resnet18".
+        classes: outputs of the linear classifier that fine-tuning trains.
+        input_size: side of the square input that the model is meant for, px.
+        resolution: cells along a side of the volume at that input; input_size / resolution is 32, 16 or 8.
+
+    Raises:
+        UsageError: no such network, or no such stride.
+        HsalError: torchvision does not fit torch.
+    """
+
+    def __init__(self, arch: str, classes: int, input_size: int = 224, resolution: int = 7):
+        super().__init__()
+        if arch not in ARCHITECTURES:
+            raise UsageError(f"there is no activation model {arch!r}", f"take one of: {', '.join(ARCHITECTURES)}")
+        if input_size not in [stride * resolution for stride in STRIDES]:
+            sizes = ", ".join(str(stride * resolution) for stride in STRIDES)
+            raise UsageError(
+                f"input_size = {input_size} px cannot give {resolution} x {resolution} cells", f"take an input_size of {sizes}"
+            )
+        self.arch, self.classes, self.input_size, self.resolution = arch, classes, input_size, resolution
+        self.stride = input_size // resolution
+        resnet = getattr(torchvision_resnet(), arch)(weights=None, num_classes=classes)
+        self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
+        self.fc = resnet.fc
+        dilation = 1
+        for stage in {32: (), 16: (self.layer4,), 8: (self.layer3, self.layer4)}[self.stride]:
+            dilation = _keep_resolution(stage, dilation)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images to volumes, the activations after layer4's ReLU.
+
+        Args:
+            images: (B, 3, s, s), normalised as `images.to_input` does; any s that is a multiple of the stride.
+
+        Returns:
+            (B, 512, s / stride, s / stride), >= 0.
+        """
+        x = images.contiguous(memory_format=torch.channels_last)
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Images (B, 3, s, s) to class logits (B, classes): the volume's mean over its cells, and one linear layer."""
+        return self.fc(self.forward(images).mean(dim=(2, 3)))
+
+
+def _keep_resolution(stage: nn.Sequential, dilation: int) -> int:
+    """Takes the stride out of a stage whose input is dilated already; returns the dilation behind it."""
+    for place, block in enumerate(stage):
+        for name, conv in block.named_modules():
+            if not isinstance(conv, nn.Conv2d):
+                continue
+            conv.stride = (1, 1)
+            if conv.kernel_size == (3, 3):
+                # Only the convolution that held the stride still reads cells at the old distance.
+                reach = dilation if (place, name) == (0, "conv1") else 2 * dilation
+                conv.dilation = conv.padding = (reach, reach)
+    return 2 * dilation
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedBackbone:
+    """A fine-tuned activation model.
+
+    Attributes:
+        model: in evaluation mode, on the device asked for.
+        meta: the checkpoint's meta: arch, input_size, resolution, classes (names), weights, accuracy.
+        digest: sha256 of its weights; by it features name their backbone.
+        path: the checkpoint's folder.
+        note: which damaged checkpoint was passed over, else "".
+    """
+
+    model: ActivationModel
+    meta: dict[str, Any]
+    digest: str
+    path: Path
+    note: str = ""
+
+
+def load_backbone(path: Path, which: str = "best", device: torch.device | str = "cpu") -> LoadedBackbone:
+    """Loads a fine-tuned activation model.
+
+    Args:
+        path: a run folder, or the folder of one checkpoint.
+        which: "best" or "last", for a run folder.
+        device: where the model goes.
+
+    Raises:
+        FileError: missing, damaged, not a backbone, or weights that do not fit what the checkpoint says of itself.
+    """
+    hint = "make one with: hsal finetune"
+    if not path.is_dir():
+        raise FileError(f"there is no backbone at {path}: {'it is not a folder' if path.exists() else 'it is missing'}", hint)
+    if (path / "manifest.json").is_file():
+        checkpoint = checkpoints.read_checkpoint(path)
+    elif (path / "checkpoints").is_dir():
+        checkpoint = checkpoints.load(path / "checkpoints", which)
+    else:
+        raise FileError(f"{path} is neither a run nor a checkpoint", hint)
+    meta = checkpoint.meta
+    if meta.get("kind") != "backbone":
+        raise FileError(f"{checkpoint.path} is a checkpoint of kind {meta.get('kind')}, not backbone", hint)
+    torchvision_resnet()  # imported before, not under, the meta device
+    try:
+        with torch.device("meta"):  # no time, and no random numbers, spent on weights that are replaced at once
+            model = ActivationModel(meta["arch"], len(meta["classes"]), meta["input_size"], meta["resolution"])
+        model.load_state_dict(checkpoint.weights, assign=True)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise FileError(f"checkpoint {checkpoint.path} does not hold the backbone that it describes: {error}", hint) from error
+    model = model.to(device=device, memory_format=torch.channels_last).eval()
+    return LoadedBackbone(model, meta, checkpoint.digest, checkpoint.path, checkpoint.note)
