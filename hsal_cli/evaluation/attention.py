@@ -133,8 +133,7 @@ def _add_fit(
         tally.add("glimpse_hit", hits.mean(2).max(1, initial=0))
     else:
         tally.add("glimpse_hit", np.zeros(0))
-    # The softmax of the Gaussians need not sum to 1 over the cells (a constant saliency map, or a mask cut off at the border).
-    total = mask.sum(1)
+    total = mask.sum(1)  # M_t is a mixture of unnormalised Gaussians, so its sum is not 1
     tally.add("mask_mass", np.divide(mass, total, out=np.zeros_like(mass), where=total > 0))
     tally.add("random", anywhere)
     tally.add("area", (share * mine).max(1, initial=0))
@@ -161,14 +160,13 @@ def _add_visits(tally: Tally, episode: Episode, labels: np.ndarray, inside: np.n
     # Counts decide; the small parts only order boxes with equal counts by their earliest glimpse.
     weights = 1 + 0.5 ** np.arange(2, glimpses + 2)
     visits = np.zeros(labels.shape, dtype=np.int64)
-    everyone = np.arange(len(labels))
     for step in range(len(named)):
         held = np.take_along_axis(inside, cells[step][:, None, :], 2) @ weights  # (B, L)
-        most = held.argmax(1) if held.shape[1] else np.zeros(len(labels), dtype=np.int64)
-        visited = named[step] & (held.max(1, initial=0) > 0)
+        most = held.argmax(1)
+        rows = np.nonzero(named[step] & (held.max(1) > 0))[0]
         again = np.zeros(len(labels), dtype=bool)
-        again[visited] = visits[everyone[visited], most[visited]] > 0
-        visits[everyone[visited], most[visited]] += 1
+        again[rows] = visits[rows, most[rows]] > 0
+        visits[rows, most[rows]] += 1
         tally.add("repeat_visits", again[named[step]])
     tally.add("digits_once", visits[labels >= 0] == 1)
 
