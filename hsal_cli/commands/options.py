@@ -8,6 +8,7 @@ sentence, range and default, and a TOML table of the same name may set it too (`
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import inspect
 import typing
@@ -15,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
-import click
 import typer
 
 from hsal_cli.errors import UsageError
@@ -83,7 +83,7 @@ def options(**kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
         @functools.wraps(command)
         def call(**values: Any) -> Any:
-            given = {name: values.pop(name) for name in fields}
+            given = {name: getattr(value, "value", value) for name, value in ((name, values.pop(name)) for name in fields)}
             preset, config = values.get("preset"), values.get("config")
             for parameter in shared:
                 values.pop(parameter.name)
@@ -101,6 +101,11 @@ def options(**kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     return decorate
 
 
+def one_of(choices: tuple[str, ...]) -> type[enum.Enum]:
+    """The type of an option or argument that takes one of these words; Typer hands over a member, its `value` is the word."""
+    return enum.StrEnum("Choice", {choice: choice for choice in choices})
+
+
 def _field_options(kind: type) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     found = {}
@@ -111,8 +116,7 @@ def _field_options(kind: type) -> dict[str, Any]:
         extra: dict[str, Any] = {"help": field.metadata["help"], "show_default": False if default is None else shown}
         flag = "--" + field.name.replace("_", "-")
         if choices:
-            base = str
-            extra["click_type"] = click.Choice(choices)
+            base = one_of(choices)
         elif typing.get_origin(base) is tuple:
             base = str
             extra["metavar"] = "LO-HI"

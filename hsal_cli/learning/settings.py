@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from hsal_cli.errors import UsageError
 from hsal_cli.settings import SEED_LIMIT, check, setting
 
 
@@ -20,15 +21,18 @@ class FinetuneSettings:
     weights: str = setting("auto", "Where to start: auto (ImageNet where it can be had, else random), imagenet, none, or a weights file.")
     mode: Literal["auto", "crops", "full"] = setting(
         "auto",
-        "crops: train on 112 px crops that contain the object first, full 224 px images last; full: full images only; auto: crops on a CPU.",
+        "crops: train on crops that just contain the object first, on full images last; full: on full images only; auto: crops on a CPU.",
     )
-    crop_epochs: int = setting(4, "Passes over the training images as 112 px crops (mode crops).", low=0, high=10_000)
-    epochs: float = setting(1.0, "Passes over the training images at full 224 px; a part of one is allowed.", low=0, high=10_000)
+    crop_images: int = setting(64_000, "Training images shown as crops (mode crops).", low=0, high=1_000_000_000)
+    full_images: int | None = setting(
+        None, "Training images shown in full; unset: 8,000 after crops, 600,000 in mode full.", low=0, high=1_000_000_000
+    )
+    epoch_images: int = setting(8_000, "Images between two validations, which count as an epoch.", low=1, high=1_000_000_000)
     batch_size: int = setting(64, "Images a step.", low=2, high=65536)
     learning_rate: float = setting(2e-3, "Peak learning rate of AdamW (one-cycle, with warm-up).", above=0, high=10)
     weight_decay: float = setting(0.01, "Weight decay of AdamW.", low=0, high=10)
     augment: bool = setting(True, "Random shifts, scales, rotations and contrast.")
-    validation: float = setting(0.05, "Share of the training images held out for validation.", above=0, high=0.5)
+    validation: int = setting(500, "Training images held out for validation; at most half of them.", low=1, high=1_000_000)
     seed: int = setting(0, "Seed of all that is random.", low=0, high=SEED_LIMIT)
 
     def __post_init__(self) -> None:
@@ -51,6 +55,9 @@ class TrainSettings:
         "supervised",
         "supervised: stop is never sampled early, and learned at every step; sampled: as in the paper, sampled like a label, supervised at step m+1.",
     )
+    feedback: Literal["sampled", "teacher"] = setting(
+        "sampled", "Label fed back under cross-entropy: the policy's own sample, as in the roll-out of rl, or the true label of this draw."
+    )
     epochs: int = setting(12, "Passes over the training part.", low=1, high=100_000)
     batch_size: int = setting(128, "Images a step.", low=1, high=65536)
     learning_rate: float = setting(2e-3, "Peak learning rate of Adam (one-cycle, with warm-up).", above=0, high=10)
@@ -65,3 +72,5 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.objective == "multiset" and self.task == "list":
+            raise UsageError("objective multiset with task list: a list has an order", "take --objective cross-entropy or rl for lists")

@@ -26,7 +26,7 @@ class PolicySettings:
     )
     beta: tuple[float, float] | None = setting(
         None,
-        "Range of the Gaussians' width parameter beta, 1/cells^2; unset: 1.5-2.0 learned (appendix A), 0.1-1.0 anchored, 0.3 winner-take-all.",
+        "Range of the Gaussians' parameter beta, 1/cells^2; unset: 1.5-2.0 learned (appendix A), 0.1-1.0 anchored, 0.3 winner-take-all.",
         above=0,
     )
     anchor_reach: float = setting(3.0, "Largest offset of an anchored centre from the maximum of S_t, in cells.", above=0)

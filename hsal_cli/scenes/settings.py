@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 from hsal_cli.errors import UsageError
 from hsal_cli.settings import SEED_LIMIT, check, setting
+
+DATASETS = ("mnist-multiset", "mnist-set", "mnist-single")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +22,7 @@ class SceneSettings:
     count: tuple[int, int] = setting((1, 4), "Fewest and most digits in an image.", low=1, high=64)
     digit_size: tuple[int, int] = setting((20, 50), "Smallest and largest side of a digit, px.", low=4, high=4096)
     clutter: int = setting(8, "Pieces of other digits strewn under the digits.", low=0, high=1000)
-    clutter_size: int = setting(5, "Side of a piece of clutter, px.", low=1, high=4096)
+    clutter_size: int = setting(5, "Side of a piece of clutter, px; it is cut from glyphs of 28 px.", low=1, high=28)
     placement: Literal["free", "grid"] = setting(
         "free", "free: uniform, boxes do not overlap; grid: one digit a cell of the largest digit's size, as the authors' generator does."
     )
@@ -37,4 +40,16 @@ class SceneSettings:
             raise UsageError(
                 f"digit_size = {self.digit_size[0]}-{self.digit_size[1]} does not fit into image_size = {self.image_size}",
                 "take smaller digits or larger images",
+            )
+        if self.clutter and self.clutter_size > self.image_size:
+            raise UsageError(
+                f"clutter_size = {self.clutter_size} does not fit into image_size = {self.image_size}",
+                "take smaller clutter or larger images",
+            )
+        # A board of the smallest digits must hold them all, so that every image that was asked for can be composed.
+        across = math.isqrt(self.count[1] - 1) + 1
+        if self.digit_size[0] * across > self.image_size:
+            raise UsageError(
+                f"{self.count[1]} digits of {self.digit_size[0]} px do not fit into image_size = {self.image_size} without overlap",
+                f"take at most {(self.image_size // self.digit_size[0]) ** 2} digits, or digits from {self.image_size // across} px",
             )

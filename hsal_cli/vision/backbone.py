@@ -97,8 +97,11 @@ class ActivationModel(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
     def classify(self, images: Tensor) -> Tensor:
-        """Images (B, 3, s, s) to class logits (B, classes): the volume's mean over its cells, and one linear layer."""
-        return self.fc(self.forward(images).mean(dim=(2, 3)))
+        """Images (B, 3, s, s) to class logits (B, classes): the volume's mean over the cells of a full image, and one linear layer.
+
+        A crop counts as a full image that is silent around it, so that crops and full images are on one scale.
+        """
+        return self.fc(self.forward(images).sum(dim=(2, 3)) / self.resolution**2)
 
 
 def _keep_resolution(stage: nn.Sequential, dilation: int) -> int:

@@ -1,0 +1,55 @@
+"""hsal finetune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from hsal_cli import console
+from hsal_cli.commands.options import Config, Device, DryRun, Json, Overwrite, Preset, options, settings_for
+from hsal_cli.learning.settings import FinetuneSettings
+from hsal_cli.settings import as_dict
+
+
+@options(settings=FinetuneSettings)
+def finetune(
+    settings: FinetuneSettings,
+    *,
+    data: Annotated[Path, typer.Option("--data", help="Scene file of single-object images; made if missing.")] = Path(
+        "data/mnist-single.h5"
+    ),
+    out: Annotated[Optional[Path], typer.Option("--out", help="Run directory to make.", show_default="runs/finetune")] = None,
+    resume: Annotated[Optional[Path], typer.Option("--resume", help="Go on with this run.", show_default=False)] = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    preset: Preset = None,
+    config: Config = None,
+) -> None:
+    """Fine-tune the ResNet-34 activation model on single-object images."""
+    from hsal_cli.learning import runs
+    from hsal_cli.learning.finetune import finetune as finetune_run
+    from hsal_cli.learning.pipeline import ensure_scenes
+    from hsal_cli.scenes.settings import SceneSettings
+    from hsal_cli.vision.devices import choose_device
+
+    reporter = console.TerminalReporter()
+    chosen = choose_device(device)
+    target = resume or out or runs.fresh_path("finetune")
+    if dry_run:
+        console.print_json({"out": str(target), "data": str(data), "device": str(chosen), "finetune": as_dict(settings)})
+        return
+    with console.stopping(reporter):
+        if resume is None:
+            ensure_scenes(data, settings_for(SceneSettings, preset, config), reporter)
+        run = finetune_run(data, target, settings, chosen, reporter, overwrite, resume is not None)
+    status = run.status
+    if json:
+        console.print_json({"run": str(run.path), **{key: status[key] for key in ("accuracy", "test_accuracy") if key in status}})
+        return
+    test = f", on test images {status['test_accuracy']:.2%}" if "test_accuracy" in status else ""
+    console.print_line(f"accuracy on held-out images {status['accuracy']:.2%}{test}")
+    console.print_line(f"run: {run.path}")

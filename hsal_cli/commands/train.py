@@ -1,0 +1,66 @@
+"""hsal train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from hsal_cli import console
+from hsal_cli.commands.options import Config, Device, DryRun, Json, Overwrite, Preset, options, settings_for
+from hsal_cli.learning.settings import FinetuneSettings, TrainSettings
+from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.settings import as_dict
+
+
+@options(settings=TrainSettings, policy=PolicySettings)
+def train(
+    settings: TrainSettings,
+    policy: PolicySettings,
+    *,
+    data: Annotated[Path, typer.Option("--data", help="Scene file, whose features are computed if missing, or a feature file.")] = Path(
+        "data/mnist-multiset.h5"
+    ),
+    backbone: Annotated[
+        Optional[Path], typer.Option("--backbone", help="Fine-tuned run.", show_default="the newest in runs/, made if missing")
+    ] = None,
+    out: Annotated[Optional[Path], typer.Option("--out", help="Run directory to make.", show_default="runs/DATA-OBJECTIVE")] = None,
+    resume: Annotated[Optional[Path], typer.Option("--resume", help="Go on with this run.", show_default=False)] = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    preset: Preset = None,
+    config: Config = None,
+) -> None:
+    """Train the hierarchical attention policy: by REINFORCE, cross-entropy or the multiset loss."""
+    from hsal_cli.learning import runs
+    from hsal_cli.learning.pipeline import ensure_policy_data
+    from hsal_cli.learning.train_policy import train_policy
+    from hsal_cli.scenes.settings import SceneSettings
+    from hsal_cli.vision.devices import choose_device
+    from hsal_cli.vision.settings import PrecomputeSettings
+
+    reporter = console.TerminalReporter()
+    chosen = choose_device(device)
+    name = data.name.removesuffix(".h5").removesuffix(".features")
+    target = resume or out or runs.fresh_path(f"{name}-{settings.objective}")
+    if dry_run:
+        settled = {"train": as_dict(settings), "policy": as_dict(policy)}
+        console.print_json({"out": str(target), "data": str(data), "device": str(chosen), **settled})
+        return
+    with console.stopping(reporter):
+        if resume is None:
+            kinds = (SceneSettings, FinetuneSettings, PrecomputeSettings)
+            steps = tuple(settings_for(kind, preset, config) for kind in kinds)
+            features, backbone = ensure_policy_data(data, backbone, steps, chosen, reporter)
+        else:
+            features = data
+        run = train_policy(features, target, policy, settings, chosen, reporter, overwrite, resume is not None, backbone)
+    best = run.status["exact_match"]
+    if json:
+        console.print_json({"run": str(run.path), "exact_match": best})
+        return
+    console.print_line(f"best exact match on held-out images {best:.4f}")
+    console.print_line(f"run: {run.path}   next: hsal eval --run {run.path}")

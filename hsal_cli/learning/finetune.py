@@ -1,0 +1,275 @@
+"""Fine-tuning the activation model on single-object images (section 5, "Implementation Details")."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hsal_cli import checkpoints
+from hsal_cli.checkpoints import Checkpoint
+from hsal_cli.console import SILENT, Reporter
+from hsal_cli.errors import FileError
+from hsal_cli.learning import runs
+from hsal_cli.learning.loop import one_cycle, train
+from hsal_cli.learning.runs import Run
+from hsal_cli.learning.settings import FinetuneSettings
+from hsal_cli.learning.views import crop_sides, views
+from hsal_cli.scenes.scene_file import open_scenes
+from hsal_cli.settings import as_dict, build
+from hsal_cli.vision.backbone import ActivationModel, initial_weights
+from hsal_cli.vision.devices import forward_context
+from hsal_cli.vision.images import to_input
+
+FULL_AFTER_CROPS, FULL_ALONE = 8_000, 600_000
+TEST_IMAGES = 2_000  # of the test split, scored once at the end
+
+
+@dataclasses.dataclass(frozen=True)
+class SingleObjects:
+    """Single-object images with their labels, resident in memory.
+
+    Attributes:
+        images: uint8 (N, H, W) or (N, H, W, 3).
+        labels: int64 (N,) in 0..K-1.
+        boxes: float (N, 4) x0, y0, x1, y1 in px; None where the scene file has none.
+    """
+
+    images: Tensor
+    labels: Tensor
+    boxes: Tensor | None
+
+    def select(self, rows: Tensor) -> SingleObjects:
+        """The images at `rows`."""
+        return SingleObjects(self.images[rows], self.labels[rows], None if self.boxes is None else self.boxes[rows])
+
+
+def read_single_objects(scenes: Path, split: str, most: int | None = None) -> SingleObjects:
+    """Reads a split of a scene file whose images hold one object each.
+
+    Raises:
+        FileError: the split is missing, or an image holds more than one object.
+    """
+    with open_scenes(scenes) as file:
+        if split not in file.splits:
+            raise FileError(f"{scenes} has no split {split}", "make it with: hsal make-data mnist-single")
+        part = file.split(split)
+        stop = len(part) if most is None else min(most, len(part))
+        labels = part.labels[:stop]
+        crowded = np.flatnonzero((labels >= 0).sum(axis=1) != 1)
+        if len(crowded):
+            raise FileError(
+                f"{scenes}: image {crowded[0]} of {split} holds {(labels[crowded[0]] >= 0).sum()} objects; fine-tuning takes single objects",
+                "make such images with: hsal make-data mnist-single",
+            )
+        column = (labels >= 0).argmax(axis=1)
+        rows = np.arange(stop)
+        boxes = None if part.boxes is None else torch.from_numpy(part.boxes[rows, column].astype(np.float32))
+        if boxes is not None and bool((boxes[:, 2] <= boxes[:, 0]).any()):
+            boxes = None
+        return SingleObjects(torch.from_numpy(part.read(0, stop)), torch.from_numpy(labels[rows, column].astype(np.int64)), boxes)
+
+
+class FinetuneTask:
+    """Fine-tuning as a task of the loop: crops first, full images last, validated on full images.
+
+    Args:
+        model: the network, on `device`.
+        data: the training images.
+        settings: how.
+        crops: whether crops come first.
+        device: where to compute.
+    """
+
+    command = "hsal finetune"
+    score_name = "accuracy"
+    headline = ("loss", "train_accuracy", "accuracy")
+
+    def __init__(
+        self,
+        model: ActivationModel,
+        data: SingleObjects,
+        settings: FinetuneSettings,
+        crops: bool,
+        device: torch.device,
+        meta: dict[str, Any],
+    ):
+        self.model, self.settings, self.device = model, settings, device
+        self._meta = meta
+        order = torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(settings.seed))
+        held_out = min(settings.validation, len(data.labels) // 2)
+        self.held_out = data.select(order[:held_out])
+        self.data = data.select(order[held_out:].sort().values)
+        shown_as_crops = settings.crop_images if crops else 0
+        full = settings.full_images
+        shown_in_full = (FULL_AFTER_CROPS if crops else FULL_ALONE) if full is None else full
+        self.plan = _epochs_of("crops", shown_as_crops, settings.epoch_images) + _epochs_of("full", shown_in_full, settings.epoch_images)
+        self.epochs = len(self.plan)
+        self.optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.generator = torch.Generator()
+        self.batches: list[tuple[Tensor, int]] = []
+        self.taken = 0
+        self.all_steps = sum(self.steps(epoch) for epoch in range(self.epochs))
+
+    def steps(self, epoch: int) -> int:
+        return math.ceil(self.plan[epoch][1] / self.settings.batch_size)
+
+    def start_epoch(self, epoch: int) -> None:
+        kind, count = self.plan[epoch]
+        draw = torch.Generator().manual_seed(_mix(self.settings.seed, epoch))
+        rows = torch.cat([torch.randperm(len(self.data.labels), generator=draw) for _ in range(-(-count // len(self.data.labels)))])[:count]
+        sides = torch.full((count,), self.model.input_size)
+        if kind == "crops":
+            size = tuple(self.data.images.shape[1:3])
+            sides = crop_sides(self.data.boxes[rows], size, self.model.input_size, self.model.stride)
+            # Objects of a size go together, in random order within it; a batch's views share the largest side it needs.
+            rows, sides = (values[torch.argsort(sides, stable=True)] for values in (rows, sides))
+        step = self.settings.batch_size
+        batches = [(rows[start : start + step], int(sides[start : start + step].max())) for start in range(0, count, step)]
+        self.batches = [batches[place] for place in torch.randperm(len(batches), generator=draw)]
+        self.kind = kind
+        self.generator.manual_seed(_mix(self.settings.seed + 1, epoch))
+        self.first_step = sum(self.steps(earlier) for earlier in range(epoch))
+
+    def step(self, step: int) -> tuple[int, dict[str, Tensor]]:
+        rows, side = self.batches[step]
+        batch = self.data.select(rows)
+        # Each batch has its own seed, so that a resumed epoch sees what an uninterrupted one would.
+        self.generator.manual_seed(_mix(self.settings.seed + 2, self.first_step + step))
+        boxes = batch.boxes if self.kind == "crops" else None
+        inputs = views(batch.images, boxes, side, self.model.input_size, self.settings.augment, self.generator).to(self.device)
+        labels = batch.labels.to(self.device)
+        self.model.train()
+        rate = one_cycle(self.first_step + step, self.all_steps, self.settings.learning_rate)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        with forward_context(self.device):
+            logits = self.model.classify(inputs.contiguous(memory_format=torch.channels_last)).float()
+        loss = F.cross_entropy(logits, labels)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        return len(rows), {"loss": loss, "train_accuracy": (logits.argmax(1) == labels).float().mean()}
+
+    def validate(self) -> dict[str, float]:
+        return {"accuracy": accuracy(self.model, self.held_out, self.settings.batch_size, self.device)}
+
+    def check(self, row: dict[str, Any]) -> None:
+        """Fine-tuning has no collapse to guard against beyond the loop's check of the loss."""
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.model.state_dict()
+
+    def state(self) -> dict[str, Any]:
+        return {"optimiser": self.optimiser.state_dict()}
+
+    def load(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+        self.model.load_state_dict(weights)
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def meta(self) -> dict[str, Any]:
+        return self._meta
+
+
+def _epochs_of(kind: str, images: int, size: int) -> list[tuple[str, int]]:
+    """Splits `images` into epochs of about `size`."""
+    count = max(1, round(images / size)) if images else 0
+    return [(kind, images * (part + 1) // count - images * part // count) for part in range(count)]
+
+
+def _mix(seed: int, number: int) -> int:
+    return (seed * 1_000_003 + number * 7_919) % 2**63
+
+
+@torch.inference_mode()
+def accuracy(model: ActivationModel, data: SingleObjects, batch_size: int, device: torch.device) -> float:
+    """Share of single-object images, shown in full, that are classified correctly."""
+    model.eval()
+    right = 0
+    for start in range(0, len(data.labels), batch_size):
+        inputs = to_input(data.images[start : start + batch_size], model.input_size).to(device)
+        with forward_context(device):
+            named = model.classify(inputs.contiguous(memory_format=torch.channels_last)).argmax(1)
+        right += int((named.cpu() == data.labels[start : start + batch_size]).sum())
+    return right / max(len(data.labels), 1)
+
+
+def finetune(
+    scenes: Path,
+    out: Path,
+    settings: FinetuneSettings,
+    device: torch.device,
+    reporter: Reporter = SILENT,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> Run:
+    """Fine-tunes the activation model and keeps its best and last checkpoints.
+
+    Args:
+        scenes: a scene file of single-object images.
+        out: the run directory to make, or with `resume` to go on with.
+        settings: how; ignored with `resume`, where the run's own settings hold.
+        device: where to compute.
+        reporter: progress.
+        overwrite: replace a run in `out`.
+        resume: go on with the run in `out`.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        HsalError: bad input; Interrupted: asked to stop, state saved.
+    """
+    before: Checkpoint | None = None
+    if resume:
+        run = runs.open_run(out, "backbone")
+        config = run.config
+        settings, scenes = build(FinetuneSettings, config["finetune"]), Path(config["scenes"])
+        if run.status["state"] == "finished":
+            reporter.say(f"{out} is finished: nothing to do")
+            return run
+        before = checkpoints.load(run.checkpoints, "last")
+        if before.note:
+            reporter.warn(before.note)
+    data = read_single_objects(scenes, "train")
+    with open_scenes(scenes) as file:
+        classes, digest = file.classes, file.digest
+    crops = settings.mode == "crops" or (settings.mode == "auto" and device.type == "cpu")
+    if crops and data.boxes is None:
+        reporter.warn(f"{scenes} has no boxes, so there are no crops: full images only")
+        crops = False
+    torch.manual_seed(settings.seed)
+    model = ActivationModel(settings.arch, len(classes), settings.input_size, int(settings.resolution))
+    used = before.meta["weights"] if before else initial_weights(model, settings.weights, reporter)
+    model.to(device, memory_format=torch.channels_last)
+    meta = {
+        "kind": "backbone",
+        "arch": settings.arch,
+        "input_size": settings.input_size,
+        "resolution": int(settings.resolution),
+        "classes": classes,
+        "weights": used,
+        "scenes_digest": digest,
+    }
+    task = FinetuneTask(model, data, settings, crops, device, meta)
+    if not resume:
+        config = {"scenes": str(scenes), "scenes_digest": digest, "finetune": as_dict(settings), "weights_used": used}
+        run = runs.create(out, "backbone", config, overwrite)
+    shown = ", ".join(f"{sum(n for kind, n in task.plan if kind == part):,} {part}" for part in ("crops", "full"))
+    reporter.say(f"fine-tuning {settings.arch} at {settings.input_size} px on {scenes}: {shown} images, starting from {used} weights")
+    rows = train(task, run, reporter, before)
+    best = checkpoints.load(run.checkpoints, "best")
+    model.load_state_dict(best.weights)
+    results: dict[str, float] = {"accuracy": max((row["accuracy"] for row in rows), default=math.nan)}
+    with open_scenes(scenes) as file:
+        tested = "test" in file.splits
+    if tested:
+        results["test_accuracy"] = accuracy(model, read_single_objects(scenes, "test", TEST_IMAGES), settings.batch_size, device)
+    run.set_status("finished", **results)
+    return run

@@ -1,0 +1,184 @@
+"""The one training loop: epochs and steps, metrics, checkpoints, Ctrl-C and resuming; fine-tuning and policy training are its tasks."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hsal_cli import checkpoints
+from hsal_cli.checkpoints import Checkpoint
+from hsal_cli.console import Reporter
+from hsal_cli.errors import HsalError, Interrupted, TrainingError
+from hsal_cli.learning.runs import Run
+
+SAVE_EVERY_S = 120.0  # between epochs, a crash or a kill loses no more work than this
+CHECK_EVERY = 20  # steps between looks at the loss on a GPU, where each look waits for the device
+
+
+class Task(Protocol):
+    """What the loop trains.
+
+    Attributes:
+        command: the command that runs it, such as "hsal train".
+        epochs: how many epochs there are.
+        score_name: the key of the validation metric by which the best checkpoint is chosen; larger is better.
+        headline: keys shown in the line of an epoch.
+    """
+
+    command: str
+    epochs: int
+    score_name: str
+    headline: tuple[str, ...]
+
+    def steps(self, epoch: int) -> int:
+        """Steps in an epoch."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Prepares an epoch; what it draws depends on the seed and the epoch alone."""
+
+    def step(self, step: int) -> tuple[int, dict[str, Tensor]]:
+        """Takes one step of the current epoch.
+
+        Returns:
+            (number of examples, scalars averaged over the epoch; "loss" is among them). The tensors may stay on the device.
+        """
+
+    def validate(self) -> dict[str, float]:
+        """Scores on held-out examples."""
+
+    def check(self, row: dict[str, Any]) -> None:
+        """Raises TrainingError if an epoch's metrics say that going on is pointless."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model."""
+
+    def state(self) -> dict[str, Any]:
+        """What resuming needs beside the weights: optimiser, random states (tensors and plain types)."""
+
+    def load(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Takes up where `weights` and `state` were saved."""
+
+    def meta(self) -> dict[str, Any]:
+        """What the checkpoint's manifest says of the model."""
+
+
+def one_cycle(step: int, steps: int, peak: float, warm_up: float = 0.2) -> float:
+    """Learning rate of a one-cycle schedule: linear warm-up from peak/25, then a cosine down to peak/1000.
+
+    Args:
+        step: the step about to be taken, counted from 0.
+        steps: steps of the whole training.
+        peak: the largest learning rate.
+        warm_up: share of the steps that rise.
+    """
+    rising = max(1, round(steps * warm_up))
+    if step < rising:
+        return peak * (0.04 + 0.96 * step / rising)
+    done = (step - rising) / max(1, steps - rising)
+    return peak * (0.001 + 0.999 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+
+
+def train(task: Task, run: Run, reporter: Reporter, resume: Checkpoint | None = None) -> list[dict[str, Any]]:
+    """Trains a task to its end, or until a signal asks to stop.
+
+    Args:
+        task: what to train.
+        run: where metrics and checkpoints go.
+        reporter: progress.
+        resume: the checkpoint to continue from; it belongs to this run.
+
+    Returns:
+        One row of metrics an epoch.
+
+    Raises:
+        Interrupted: asked to stop; a checkpoint was saved.
+        TrainingError: the loss is not finite, or the task says that it has collapsed; the last good checkpoint stays.
+    """
+    progress = {"epoch": 0, "step": 0, "sums": {}, "count": 0, "seconds": 0.0, "rows": [], "best": -math.inf}
+    if resume is not None:
+        progress = dict(resume.state["progress"])
+        task.load(resume.weights, resume.state["task"])
+        run.write_rows(progress["rows"])
+    run.set_status("running")
+    try:
+        return _epochs(task, run, reporter, progress)
+    except Interrupted:
+        run.set_status("stopped")
+        raise
+    except (HsalError, KeyboardInterrupt):
+        run.set_status("failed")
+        raise
+
+
+def _epochs(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any]) -> list[dict[str, Any]]:
+    all_steps = sum(task.steps(epoch) for epoch in range(task.epochs))
+    taken = sum(task.steps(epoch) for epoch in range(progress["epoch"])) + progress["step"]
+    with reporter.track("training", all_steps, "steps", done=taken) as advance:
+        for epoch in range(progress["epoch"], task.epochs):
+            task.start_epoch(epoch)
+            _steps(task, run, reporter, progress, epoch, advance)
+            row = _finish_epoch(task, progress, epoch)
+            best = row[task.score_name] > progress["best"]
+            progress["best"] = max(progress["best"], row[task.score_name])
+            progress["rows"] = [*progress["rows"], row]
+            progress.update(epoch=epoch + 1, step=0, sums={}, count=0, seconds=0.0)
+            run.write_rows(progress["rows"])
+            _save(task, run, progress, best)
+            shown = "  ".join(f"{key} {row[key]:.3f}" for key in task.headline if key in row)
+            reporter.say(f"epoch {epoch + 1}/{task.epochs}: {shown}  ({row['examples_per_s']:,.0f} examples/s)")
+            task.check(row)
+            if reporter.stop_signal and epoch + 1 < task.epochs:
+                _stop(task, run, reporter)
+    return progress["rows"]
+
+
+def _steps(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any], epoch: int, advance: Any) -> None:
+    """The steps of one epoch, from `progress["step"]` on."""
+    start = saved = time.monotonic()
+    before = progress["seconds"]
+    sums = {key: torch.as_tensor(value) for key, value in progress["sums"].items()}
+    steps = task.steps(epoch)
+    for step in range(progress["step"], steps):
+        count, metrics = task.step(step)
+        for key, value in metrics.items():
+            sums[key] = sums[key].to(value.device) + value.detach() * count if key in sums else value.detach() * count
+        progress.update(step=step + 1, count=progress["count"] + count, seconds=before + time.monotonic() - start)
+        note = ""
+        if sums["loss"].device.type == "cpu" or step % CHECK_EVERY == CHECK_EVERY - 1 or step + 1 == steps:
+            if not torch.isfinite(sums["loss"]):
+                raise TrainingError(
+                    f"the loss is not finite at step {step + 1} of epoch {epoch + 1}",
+                    f"the last good checkpoint is in {run.checkpoints}; try a lower --learning-rate",
+                )
+            note = f"epoch {epoch + 1}/{task.epochs}, loss {float(metrics['loss']):.3f}"
+        advance(1, note)
+        if step + 1 < steps and (reporter.stop_signal or time.monotonic() - saved > SAVE_EVERY_S):
+            progress["sums"] = {key: value.cpu() for key, value in sums.items()}
+            _save(task, run, progress, best=False)
+            saved = time.monotonic()
+            if reporter.stop_signal:
+                _stop(task, run, reporter)
+    progress["sums"] = {key: value.cpu() for key, value in sums.items()}
+
+
+def _finish_epoch(task: Task, progress: dict[str, Any], epoch: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"epoch": epoch + 1}
+    row |= {key: float(value) / max(progress["count"], 1) for key, value in progress["sums"].items()}
+    row["examples_per_s"] = progress["count"] / max(progress["seconds"], 1e-9)
+    row["seconds"] = progress["seconds"]
+    return row | task.validate()
+
+
+def _save(task: Task, run: Run, progress: dict[str, Any], best: bool) -> None:
+    name = f"epoch-{progress['epoch']:05d}-step-{progress['step']:07d}"
+    state = {"progress": progress, "task": task.state()}
+    meta = {**task.meta(), "epoch": progress["epoch"], task.score_name: progress["rows"][-1][task.score_name] if progress["rows"] else None}
+    checkpoints.save(run.checkpoints, name, task.weights(), state, meta, best)
+
+
+def _stop(task: Task, run: Run, reporter: Reporter) -> None:
+    raise Interrupted("stopped; the state is saved", f"resume with: {task.command} --resume {run.path}", reporter.stop_signal)

@@ -1,0 +1,184 @@
+"""The objectives of section 4 and their loss terms; each is a dict of named terms, weighted in one place.
+
+- rl: REINFORCE on the multiset reward (section 4.2).
+- cross-entropy: the paper's baseline, cross-entropy on randomly ordered labels (section 5).
+- multiset: cross-entropy to the uniform distribution over the remaining multiset (Welleck et al., "Loss Functions for Multiset
+  Prediction", NeurIPS 2018).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hsal_cli.learning.rewards import count_labels, explained_variance, list_rewards, multiset_rewards, returns_to_go
+from hsal_cli.learning.settings import TrainSettings
+from hsal_cli.policy.episode import Episode
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """What is known of a batch.
+
+    Attributes:
+        labels: (B, L) the labels in the order of the list task or of this draw, padded with -1.
+        counts: (B, K) the multisets.
+        sizes: (B,) m, the number of labels.
+    """
+
+    labels: Tensor
+    counts: Tensor
+    sizes: Tensor
+
+
+def make_targets(labels: Tensor, classes: int, settings: TrainSettings, generator: torch.Generator) -> Targets:
+    """Counts, sizes and, for cross-entropy on multisets, a random order of the labels of a batch.
+
+    Args:
+        labels: (B, L) padded with -1.
+        classes: K.
+        settings: the objective and the task.
+        generator: draws the order (on the labels' device).
+    """
+    if settings.objective == "cross-entropy" and settings.task == "multiset":
+        keys = torch.rand(labels.shape, generator=generator, device=labels.device)
+        keys = torch.where(labels >= 0, keys, 2.0)
+        labels = labels.gather(1, keys.argsort(dim=1))
+    return Targets(labels, count_labels(labels, classes), (labels >= 0).sum(dim=1))
+
+
+class Namer:
+    """Chooses the label of each meta-step during training (the policy's `choose`).
+
+    At step m+1 it is stop. Before it, rl and cross-entropy sample the policy's own label; multiset samples among the labels that
+    remain, so that every episode ends with an empty multiset; teacher feedback gives the true one of this draw.
+
+    Args:
+        targets: of the batch.
+        classes: K.
+        settings: the objective, the handling of stop, the feedback.
+        generator: draws the labels.
+    """
+
+    def __init__(self, targets: Targets, classes: int, settings: TrainSettings, generator: torch.Generator):
+        self.targets, self.classes, self.settings, self.generator = targets, classes, settings, generator
+        self.left = targets.counts.clone()
+
+    def __call__(self, step: int, rows: Tensor, logits: Tensor) -> Tensor:
+        settings, stop = self.settings, self.classes
+        if settings.objective == "cross-entropy" and settings.feedback == "teacher":
+            width = self.targets.labels.shape[1]
+            named = self.targets.labels[rows, min(step, width - 1)]
+        else:
+            scores = logits.detach().float()
+            if settings.objective == "multiset":
+                scores = scores[:, :stop].masked_fill(self.left[rows] <= 0, -torch.inf)
+                # At step m+1 nothing is left to choose from; the choice there is replaced by stop below.
+                scores = torch.where((self.left[rows] > 0).any(1, keepdim=True), scores, 0.0)
+            elif settings.stop == "supervised":
+                scores = scores[:, :stop]
+            named = torch.multinomial(scores.softmax(dim=1), 1, generator=self.generator)[:, 0]
+            if settings.objective == "multiset":
+                self.left[rows, named] -= 1
+        return torch.where(self.targets.sizes[rows] > step, named, stop)
+
+
+def losses(episode: Episode, targets: Targets, settings: TrainSettings) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The terms of the loss, and what to log beside them.
+
+    Each term is summed over an episode and averaged over the batch, as the estimator of section 4.2 is.
+
+    Args:
+        episode: a roll-out of m+1 meta-steps an image, with labels and glimpses sampled.
+        targets: of the same batch.
+        settings: weights and variants.
+
+    Returns:
+        terms: "class", "stop", "location", "value", "label_entropy", "location_entropy", each already weighted; their sum is the loss.
+        logged: "reward", "location_reward", "label_entropy", "location_entropy", "early_stops", "explained_variance", averages.
+    """
+    classes = targets.counts.shape[1]
+    batch = len(targets.sizes)
+    # The first m of an episode's m+1 steps name labels.
+    steps = torch.arange(len(episode.labels), device=targets.sizes.device)
+    naming = (steps[:, None] < targets.sizes) & episode.active
+    last = (steps[:, None] == targets.sizes) & episode.active
+
+    def total(values: Tensor, where: Tensor) -> Tensor:
+        return torch.where(where, values, 0.0).sum() / batch
+
+    def average(values: Tensor, where: Tensor) -> Tensor:
+        return torch.where(where, values, 0.0).sum() / where.sum().clamp(min=1)
+
+    class_rewards, remaining = multiset_rewards(episode.labels, targets.counts)
+    if settings.task == "list":
+        class_rewards = list_rewards(episode.labels, targets.labels)
+    log_all = episode.logits.log_softmax(dim=-1)
+    log_stop = log_all[..., classes]
+    log_named = log_all
+    if settings.stop == "supervised" and settings.objective == "rl":
+        log_named = episode.logits[..., :classes].log_softmax(dim=-1)
+    label_entropy = -(log_named.exp() * log_named).sum(dim=-1)
+
+    location_log = episode.location_logits.log_softmax(dim=-1)  # (T, B, k, h*w)
+    glimpsed = location_log.gather(-1, episode.glimpses[..., None])[..., 0]  # (T, B, k)
+    location_entropy = -(location_log.exp() * location_log).sum(dim=-1)
+    location_rewards = episode.priority.flatten(2).gather(-1, episode.glimpses).detach()
+    returns, locating = _returns(location_rewards, class_rewards, naming, settings.return_to_go)
+    advantages = returns - episode.values.detach()
+
+    terms: dict[str, Tensor] = {}
+    if settings.objective == "rl":
+        named = log_named.gather(-1, episode.labels.clamp(0, log_named.shape[-1] - 1)[..., None])[..., 0]
+        terms["class"] = -total(named * advantages[..., -1], naming)
+        # -log(1 - p_stop), computed from the logits of the labels, so that it stays finite as p_stop nears 1.
+        log_go = episode.logits[..., :classes].logsumexp(dim=-1) - episode.logits.logsumexp(dim=-1)
+        terms["stop"] = -total(log_stop, last)
+        if settings.stop == "supervised":
+            terms["stop"] = terms["stop"] - total(log_go, naming)
+        terms["label_entropy"] = -settings.label_entropy * total(label_entropy, naming)
+    else:
+        terms["class"] = -total(_expected_log(log_all, remaining, targets, settings), naming)
+        terms["stop"] = -total(log_stop, last)
+    if settings.objective != "cross-entropy":
+        terms["location"] = -settings.location_weight * total(glimpsed * advantages[..., :-1], locating)
+        terms["value"] = settings.value_weight * total((returns - episode.values).square(), naming[..., None])
+        terms["location_entropy"] = -settings.location_entropy * total(location_entropy, locating)
+
+    logged = {
+        "reward": average(class_rewards, naming),
+        "location_reward": average(location_rewards, locating),
+        "label_entropy": average(label_entropy, naming),
+        "location_entropy": average(location_entropy, locating),
+        "early_stops": average((episode.labels == classes).float() if settings.stop == "sampled" else (log_stop > -0.6931).float(), naming),
+        "explained_variance": explained_variance(returns[..., -1][naming], episode.values.detach()[..., -1][naming]),
+    }
+    return terms, {key: value.detach() for key, value in logged.items()}
+
+
+def _returns(location: Tensor, named: Tensor, naming: Tensor, to_go: bool) -> tuple[Tensor, Tensor]:
+    """Rewards (T, B, k+1) of the glimpses and the label, zero outside the naming steps, or their returns-to-go.
+
+    Also the mask of naming steps spread to the glimpses, (T, B, k).
+    """
+    rewards = torch.cat([location, named[..., None]], dim=-1) * naming[..., None]
+    if to_go:
+        count, batch, width = rewards.shape
+        rewards = returns_to_go(rewards.transpose(1, 2).reshape(count * width, batch)).reshape(count, width, batch).transpose(1, 2)
+    return rewards, naming[..., None].expand_as(location)
+
+
+def _expected_log(log_all: Tensor, remaining: Tensor, targets: Targets, settings: TrainSettings) -> Tensor:
+    """Log-probability (T, B) of the label in turn, or its mean over the labels that remain.
+
+    With teacher or sampled feedback alike, cross-entropy compares step t with the t-th label of this draw's order.
+    """
+    if settings.objective == "multiset" and settings.task == "multiset":
+        shares = remaining / remaining.sum(dim=-1, keepdim=True).clamp(min=1)
+        return (F.pad(shares, (0, 1)) * log_all).sum(dim=-1)
+    count = log_all.shape[0]
+    turns = F.pad(targets.labels.clamp(min=0).T, (0, 0, 0, max(0, count - targets.labels.shape[1])))[:count]
+    return log_all.gather(-1, turns[..., None])[..., 0]

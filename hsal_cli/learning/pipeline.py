@@ -1,0 +1,111 @@
+"""The steps before training: each finds what an earlier command made, and makes it if it is missing, saying so in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from hsal_cli.console import Reporter
+from hsal_cli.errors import FileError
+from hsal_cli.files import read_json
+from hsal_cli.learning import runs
+from hsal_cli.learning.finetune import finetune
+from hsal_cli.learning.settings import FinetuneSettings
+from hsal_cli.scenes.make import make_dataset
+from hsal_cli.scenes.scene_file import open_scenes
+from hsal_cli.scenes.settings import SceneSettings
+from hsal_cli.vision.backbone import load_backbone
+from hsal_cli.vision.feature_file import open_features
+from hsal_cli.vision.precompute import precompute
+from hsal_cli.vision.settings import PrecomputeSettings
+
+DATA = Path("data")
+DEFAULT_SCENES = DATA / "mnist-multiset.h5"
+SINGLE = DATA / "mnist-single.h5"
+
+
+def features_path(scenes: Path) -> Path:
+    """Where the features of a scene file go: data/x.h5 -> data/x.features.h5."""
+    return scenes.with_name(scenes.name.removesuffix(".h5") + ".features.h5")
+
+
+def ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> Path:
+    """The scene file, made by the default recipe of its name if it is missing.
+
+    Raises:
+        FileError: it is missing and its name is not one that hsal knows how to make.
+    """
+    if scenes.exists():
+        return scenes
+    if scenes.stem not in ("mnist-multiset", "mnist-set", "mnist-single"):
+        raise FileError(f"{scenes} is missing", "make it with: hsal make-data")
+    reporter.say(f"{scenes} is missing: making it (hsal make-data {scenes.stem})")
+    return make_dataset(scenes.stem, settings, scenes, None, reporter)
+
+
+def ensure_backbone(settings: FinetuneSettings, scene_settings: SceneSettings, device: torch.device, reporter: Reporter) -> Path:
+    """The newest finished backbone run, fine-tuned on the single-object set if there is none."""
+    found = runs.newest("backbone")
+    if found is not None:
+        return found.path
+    reporter.say("there is no fine-tuned backbone in runs/: making one (hsal finetune)")
+    single = ensure_scenes(SINGLE, scene_settings, reporter)
+    return finetune(single, runs.fresh_path("finetune"), settings, device, reporter).path
+
+
+def ensure_features(
+    scenes: Path, backbone: Path, reporter: Reporter, device: torch.device, settings: PrecomputeSettings | None = None
+) -> Path:
+    """The features of a scene file by a backbone, computed if they are missing.
+
+    Features of another backbone or another scene file are refused by name, not replaced.
+
+    Raises:
+        FileError: the feature file that is there belongs to another backbone or scene file.
+    """
+    out = features_path(scenes)
+    if out.exists():
+        with open_scenes(scenes) as scene_file, open_features(out) as file:
+            from hsal_cli.vision.feature_file import check_match
+
+            check_match(file, scenes_digest=scene_file.digest, backbone_digest=load_backbone(backbone).digest)
+        return out
+    reporter.say(f"{out} is missing: computing it (hsal precompute)")
+    return precompute(scenes, backbone, out, settings or PrecomputeSettings(), device, reporter)
+
+
+def ensure_policy_data(
+    data: Path,
+    backbone: Path | None,
+    settings: tuple[SceneSettings, FinetuneSettings, PrecomputeSettings],
+    device: torch.device,
+    reporter: Reporter,
+) -> tuple[Path, Path | None]:
+    """What training a policy needs, whatever of it is missing being made.
+
+    Args:
+        data: a scene file, or a feature file, which is taken as it is.
+        backbone: the fine-tuned run; None takes the newest one.
+        settings: for what has to be made.
+        device: where to compute.
+        reporter: progress.
+
+    Returns:
+        (feature file, backbone run); the run is None where a feature file was given and its backbone is not in runs/.
+    """
+    if data.name.endswith(".features.h5"):
+        with open_features(data) as file:
+            return data, backbone or find_backbone(file.backbone_digest)
+    scene_settings, finetune_settings, precompute_settings = settings
+    scenes = ensure_scenes(data, scene_settings, reporter)
+    backbone = backbone or ensure_backbone(finetune_settings, scene_settings, device, reporter)
+    return ensure_features(scenes, backbone, reporter, device, precompute_settings), backbone
+
+
+def find_backbone(digest: str) -> Path | None:
+    """The backbone run in runs/ whose best weights have this digest."""
+    for manifest in sorted(Path("runs").glob("*/checkpoints/*/manifest.json")):
+        if read_json(manifest, "hsal finetune").get("sha256", {}).get("weights.safetensors") == digest:
+            return manifest.parents[2]
+    return None

@@ -1,0 +1,72 @@
+"""The rewards of section 4.2: is the label still in the multiset, and how high is the priority map at the glimpse."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def count_labels(labels: Tensor, classes: int) -> Tensor:
+    """Multisets as counts.
+
+    Args:
+        labels: (B, L) in 0..K-1, padded with -1.
+        classes: K.
+
+    Returns:
+        (B, K) int64.
+    """
+    counts = torch.zeros(len(labels), classes + 1, dtype=torch.long, device=labels.device)
+    counts.scatter_add_(1, torch.where(labels >= 0, labels, classes), torch.ones_like(labels))
+    return counts[:, :classes]
+
+
+def multiset_rewards(named: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """R_clf of section 4.2: +1 for a label still in the multiset, which then loses it, -1 for any other.
+
+    Args:
+        named: (T, B) labels in the order they were named; K (stop) and -1 (not active) are in no multiset.
+        counts: (B, K) the multiset A_1 of each image.
+
+    Returns:
+        rewards (T, B) of +1 and -1; remaining (T, B, K), A_t before step t.
+    """
+    classes = counts.shape[1]
+    left = torch.cat([counts, torch.zeros_like(counts[:, :1])], dim=1)
+    rewards, remaining = [], []
+    for labels in named:
+        place = torch.where(labels >= 0, labels, classes)[:, None]
+        hit = left.gather(1, place) > 0
+        remaining.append(left[:, :classes])
+        rewards.append(hit[:, 0])
+        left = left.scatter_add(1, place, -hit.long())
+    return torch.stack(rewards).float() * 2 - 1, torch.stack(remaining)
+
+
+def list_rewards(named: Tensor, labels: Tensor) -> Tensor:
+    """The list task of section 4.2, A_i <- y_i: +1 only for the label whose turn it is.
+
+    Args:
+        named: (T, B) labels in the order they were named.
+        labels: (B, L) in their order, padded with -1.
+
+    Returns:
+        (T, B) of +1 and -1.
+    """
+    turns = torch.full((len(named), labels.shape[0]), -2, dtype=labels.dtype, device=labels.device)
+    most = min(len(named), labels.shape[1])
+    turns[:most] = labels.T[:most]
+    return ((named == turns) & (turns >= 0)).float() * 2 - 1
+
+
+def returns_to_go(rewards: Tensor) -> Tensor:
+    """Sum of a reward and all that follow it, along the first dimension."""
+    return rewards.flip(0).cumsum(0).flip(0)
+
+
+def explained_variance(returns: Tensor, values: Tensor) -> Tensor:
+    """How much of the returns' variance the baseline explains: 1 is all, 0 none; 0 where the returns do not vary."""
+    if len(returns) < 2:
+        return returns.new_zeros(())
+    spread = returns.var()
+    return torch.where(spread > 1e-12, 1 - (returns - values).var() / spread.clamp(min=1e-12), torch.zeros_like(spread))

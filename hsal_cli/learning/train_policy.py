@@ -1,0 +1,240 @@
+"""Training the hierarchical policy on precomputed features (section 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hsal_cli import checkpoints
+from hsal_cli.console import SILENT, Reporter
+from hsal_cli.errors import FileError, TrainingError, UsageError
+from hsal_cli.evaluation.evaluate import quick_scores
+from hsal_cli.learning import runs
+from hsal_cli.learning.loop import one_cycle, train
+from hsal_cli.learning.objectives import Namer, losses, make_targets
+from hsal_cli.learning.runs import Run
+from hsal_cli.learning.settings import TrainSettings
+from hsal_cli.policy.hsal import HSAL
+from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.settings import as_dict, build
+from hsal_cli.vision.feature_file import FeatureTable, open_features
+
+VALIDATION_MOST = 2_000  # held-out images; more would only slow the epochs down
+DEAD_STOPS, DEAD_REWARD = 0.95, -0.9
+
+
+class PolicyTask:
+    """Policy training as a task of the loop.
+
+    Args:
+        policy: on `device`.
+        data: the training part of the features.
+        held_out: the validation part, held out of the training split.
+        settings: how.
+        device: where to compute.
+        meta: what the checkpoint says of the policy.
+    """
+
+    command = "hsal train"
+    score_name = "exact_match"
+    headline = ("reward", "exact_match", "macro_f1", "glimpse_hit", "early_stops")
+
+    def __init__(
+        self,
+        policy: HSAL,
+        data: FeatureTable,
+        held_out: FeatureTable,
+        settings: TrainSettings,
+        device: torch.device,
+        meta: dict[str, Any],
+    ):
+        self.policy, self.settings, self.device = policy, settings, device
+        self.data, self.held_out, self._meta = data, held_out, meta
+        self.epochs = settings.epochs
+        # Parameters and step count differ by objective (cross-entropy trains no location head), so gradients may be None.
+        self.optimiser = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate)
+        self.generator = torch.Generator(device=device).manual_seed(settings.seed)
+        self.order = torch.arange(len(data))
+        self.epoch = 0
+
+    def steps(self, epoch: int) -> int:
+        return math.ceil(len(self.data) / self.settings.batch_size)
+
+    def start_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        draw = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + epoch) % 2**63)
+        self.order = torch.randperm(len(self.data), generator=draw)
+
+    def step(self, step: int) -> tuple[int, dict[str, Tensor]]:
+        settings, classes = self.settings, self.policy.classes
+        rows = self.order[step * settings.batch_size : (step + 1) * settings.batch_size]
+        batch = self.data.select(rows.to(self.data.labels.device))
+        targets = make_targets(batch.labels.to(self.device), classes, settings, self.generator)
+        self.policy.train()
+        episode = self.policy(
+            batch.volumes.to(self.device).float(),
+            batch.saliency.to(self.device),
+            choose=Namer(targets, classes, settings, self.generator),
+            steps=targets.sizes + 1,
+            sample_glimpses=True,
+            generator=self.generator,
+        )
+        terms, logged = losses(episode, targets, settings)
+        loss = torch.stack(list(terms.values())).sum()
+        rate = one_cycle(self.epoch * self.steps(0) + step, self.epochs * self.steps(0), settings.learning_rate)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), settings.clip)
+        self.optimiser.step()
+        named = {f"loss_{key}": value for key, value in terms.items()}
+        return len(rows), {"loss": loss, **named, **logged, "gradient_norm": norm}
+
+    def validate(self) -> dict[str, float]:
+        self.policy.eval()
+        return quick_scores(self.policy, self.held_out, self._meta["max_labels"] + 2, 2 * self.settings.batch_size, self.device)
+
+    def check(self, row: dict[str, Any]) -> None:
+        if row["early_stops"] > DEAD_STOPS and row["reward"] < DEAD_REWARD and row["exact_match"] == 0.0:
+            raise TrainingError(
+                f"the policy has collapsed: {row['early_stops']:.0%} of its steps say stop too early, reward {row['reward']:.2f}",
+                "use --stop supervised, a larger --batch-size or a lower --learning-rate",
+            )
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.policy.state_dict()
+
+    def state(self) -> dict[str, Any]:
+        return {"optimiser": self.optimiser.state_dict(), "generator": self.generator.get_state()}
+
+    def load(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+        self.policy.load_state_dict(weights)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.generator.set_state(state["generator"])
+
+    def meta(self) -> dict[str, Any]:
+        return self._meta
+
+
+def hold_out(table: FeatureTable, share: float, seed: int) -> tuple[FeatureTable, FeatureTable]:
+    """Splits the training split into (training part, validation part); the test split is never touched.
+
+    Raises:
+        UsageError: there are too few images for both.
+    """
+    count = min(max(1, round(len(table) * share)), VALIDATION_MOST)
+    if count >= len(table):
+        raise UsageError(f"{len(table)} training images are too few to hold some out", "make more: hsal make-data --train N")
+    order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed))
+    return table.select(order[count:].sort().values), table.select(order[:count].sort().values)
+
+
+def volume_scale(volumes: Tensor, chunk: int = 1024) -> float:
+    """Standard deviation of all activations of the training split, in chunks and in double precision."""
+    total = square = 0.0
+    for start in range(0, len(volumes), chunk):
+        part = volumes[start : start + chunk].float()
+        total += float(part.sum(dtype=torch.float64))
+        square += float(part.square().sum(dtype=torch.float64))
+    count = volumes.numel()
+    return math.sqrt(max(square / count - (total / count) ** 2, 1e-12))
+
+
+def left_to_right(table: FeatureTable) -> FeatureTable:
+    """Orders the labels of each image by their boxes' left edges, for the list task; unchanged without boxes."""
+    if table.boxes is None:
+        return table
+    order = torch.where(table.labels >= 0, table.boxes[..., 0], 1 << 30).argsort(dim=1, stable=True)
+    boxes = table.boxes.gather(1, order[..., None].expand_as(table.boxes))
+    return dataclasses.replace(table, labels=table.labels.gather(1, order), boxes=boxes)
+
+
+def train_policy(
+    features: Path,
+    out: Path,
+    policy_settings: PolicySettings,
+    settings: TrainSettings,
+    device: torch.device,
+    reporter: Reporter = SILENT,
+    overwrite: bool = False,
+    resume: bool = False,
+    backbone: Path | None = None,
+) -> Run:
+    """Trains a policy and keeps its best and last checkpoints.
+
+    Args:
+        features: the feature file.
+        out: the run directory to make, or with `resume` to go on with.
+        policy_settings, settings: how; ignored with `resume`, where the run's own settings hold.
+        device: where to compute.
+        reporter: progress.
+        overwrite: replace a run in `out`.
+        resume: go on with the run in `out`.
+        backbone: the run that the features come from, recorded so that pictures can be looked at later.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        HsalError: bad input, collapse; Interrupted: asked to stop, state saved.
+    """
+    before = None
+    if resume:
+        run = runs.open_run(out, "policy")
+        config = run.config
+        features, backbone = Path(config["features"]), Path(config["backbone"]) if config["backbone"] else None
+        policy_settings, settings = build(PolicySettings, config["policy"]), build(TrainSettings, config["train"])
+        if run.status["state"] == "finished":
+            reporter.say(f"{out} is finished: nothing to do")
+            return run
+        before = checkpoints.load(run.checkpoints, "last")
+        if before.note:
+            reporter.warn(before.note)
+    with open_features(features) as file:
+        if before is not None and before.meta["features_digest"] != file.digest:
+            raise FileError(f"{features} is not the feature file that {out} was trained on", "train a new run: hsal train")
+        reporter.say(f"reading {features}")
+        table = left_to_right(file.table("train")) if settings.task == "list" else file.table("train")
+        classes, shape = file.classes, file.volume_shape
+        digests = {
+            "features_digest": file.digest,
+            "scenes_digest": file.scenes_digest,
+            "backbone_digest": file.backbone_digest,
+        }
+    data, held_out = hold_out(table, settings.validation, settings.seed)
+    scale = before.meta["volume_scale"] if before else volume_scale(data.volumes)
+    torch.manual_seed(settings.seed)
+    policy = HSAL(policy_settings, len(classes), shape, scale).to(device)
+    meta = {
+        "kind": "policy",
+        "policy": as_dict(policy_settings),
+        "objective": settings.objective,
+        "classes": classes,
+        "volume_shape": list(shape),
+        "volume_scale": scale,
+        "max_labels": int((table.labels >= 0).sum(1).max()),
+        "backbone": str(backbone) if backbone else None,
+        "features": str(features),
+        **digests,
+    }
+    if before is None:
+        config = {
+            "features": str(features),
+            "backbone": str(backbone) if backbone else None,
+            "policy": as_dict(policy_settings),
+            "train": as_dict(settings),
+            **digests,
+        }
+        run = runs.create(out, "policy", config, overwrite)
+    reporter.say(
+        f"training by {settings.objective} on {len(data):,} images, {len(held_out):,} held out, {settings.epochs} epochs, on {device}"
+    )
+    rows = train(PolicyTask(policy, data, held_out, settings, device, meta), run, reporter, before)
+    run.set_status("finished", exact_match=max(row["exact_match"] for row in rows))
+    return run

@@ -1,0 +1,86 @@
+"""What the network sees of a single-object image while it is fine-tuned: crops that just contain the object, or the full image, augmented.
+
+Crops keep the scale that the object has in the full image: at an input size of 224 px an object of 60 px is seen in a crop of 96 px,
+a fifth of the work. Crop sides are multiples of the network's stride.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hsal_cli.vision.images import to_input
+
+ROOM = 1.15  # a crop's side over its object's
+SCALE, TURN, SHIFT = 0.12, 12.0, 0.06  # largest augmentation: relative size, degrees, share of the image's side
+
+
+def crop_sides(boxes: Tensor, image_size: tuple[int, int], input_size: int, stride: int) -> Tensor:
+    """The crop side that each object needs.
+
+    Args:
+        boxes: (N, 4) x0, y0, x1, y1 in px of the image.
+        image_size: (H, W) in px.
+        input_size: side of the network's full input, px.
+        stride: px of input a cell of the volume.
+
+    Returns:
+        (N,) multiples of the stride, in px of the network's input, at least two strides and at most the input.
+    """
+    height, width = image_size
+    across = (boxes[:, 2] - boxes[:, 0]) * (input_size / width)
+    down = (boxes[:, 3] - boxes[:, 1]) * (input_size / height)
+    side = torch.maximum(across, down).float() * ROOM
+    return (torch.ceil(side / stride) * stride).clamp(2 * stride, input_size).long()
+
+
+def views(images: Tensor, boxes: Tensor | None, side: int, input_size: int, augment: bool, generator: torch.Generator) -> Tensor:
+    """Cuts one view of each image.
+
+    Args:
+        images: uint8 (B, H, W) or (B, H, W, 3).
+        boxes: (B, 4) in px of the image; None for full views.
+        side: side of the views, px of the network's input.
+        input_size: side of the network's full input, px.
+        augment: random scale, rotation, shift and contrast.
+        generator: the source of all that is random (on the CPU).
+
+    Returns:
+        float (B, 3, side, side), normalised for the network.
+    """
+    count, height, width = images.shape[:3]
+    if not augment and boxes is None:
+        return to_input(images, input_size)
+    # Sampling only enlarges: what is larger than the network's input is first shrunk to it, with antialiasing.
+    full = to_input(images, min(max(height, width), input_size))
+
+    def uniform(limit: float) -> Tensor:
+        return (torch.rand(count, generator=generator) * 2 - 1) * (limit if augment else 0.0)
+
+    zoom = torch.exp(uniform(math.log1p(SCALE)))
+    turn = uniform(math.radians(TURN))
+    share = side / input_size
+    if boxes is None:
+        centre_x, centre_y = uniform(2 * SHIFT), uniform(2 * SHIFT)
+    else:
+        centre_x = _centres(boxes[:, 0] / width, boxes[:, 2] / width, share / zoom, generator)
+        centre_y = _centres(boxes[:, 1] / height, boxes[:, 3] / height, share / zoom, generator)
+    cosine, sine = torch.cos(turn) * share / zoom, torch.sin(turn) * share / zoom
+    theta = torch.stack([torch.stack([cosine, -sine, centre_x], 1), torch.stack([sine, cosine, centre_y], 1)], 1)
+    grid = F.affine_grid(theta.to(full.device), [count, 3, side, side], align_corners=False)
+    # What lies outside of the image continues its border: an empty background of MNIST, a plausible one of photographs.
+    seen = F.grid_sample(full, grid.to(full.dtype), padding_mode="border", align_corners=False)
+    if augment:
+        gain = torch.exp(uniform(0.25)).to(seen.device)[:, None, None, None]
+        floor = seen.amin(dim=(2, 3), keepdim=True)
+        seen = floor + (seen - floor) * gain
+    return seen
+
+
+def _centres(low: Tensor, high: Tensor, share: Tensor, generator: torch.Generator) -> Tensor:
+    """Random crop centres along one axis, in [-1, 1], such that the object from `low` to `high` (0..1) lies inside."""
+    slack = (share - (high - low)).clamp(min=0) / 2
+    return ((low + high) / 2 + (torch.rand(len(low), generator=generator) * 2 - 1) * slack) * 2 - 1

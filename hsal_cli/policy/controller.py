@@ -1,0 +1,104 @@
+"""The controller (section 3, figure 11): k overt glimpses, then a label.
+
+x_i = [P_t, y_{t-1}, a_{i-1}, g_{i-1}],   e_i = W_encode x_i,   h_i = GRU(e_i, h_{i-1})
+s_i = W_location h_i for i <= k,  W_class h_i for i = k + 1
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from hsal_cli.policy.interface import column
+from hsal_cli.policy.settings import PolicySettings
+
+Pick = Callable[[Tensor], Tensor]
+"""pick(location logits (n, h * w)) -> cells (n,)"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ControllerStep:
+    """The outcome of one meta-step: logits (B, K + 1), glimpses (B, k), location_logits (B, k, h * w), states h_i (B, k + 1, hidden)."""
+
+    logits: Tensor
+    glimpses: Tensor
+    location_logits: Tensor
+    states: Tensor
+
+
+class Controller(nn.Module):
+    """The recurrent controller and its three heads.
+
+    W_encode is kept in three parts, so that [P_t, y_{t-1}] is encoded once a meta-step and a_{i-1}, one-hot, is a look-up.
+
+    Args:
+        settings: the architecture.
+        labels: K + 1.
+        cells: cells of the maps, h * w.
+        channels: channels of the volume, C.
+    """
+
+    def __init__(self, settings: PolicySettings, labels: int, cells: int, channels: int) -> None:
+        super().__init__()
+        self.glimpses = settings.glimpses
+        self.sees_priority = settings.location_input == "hidden+priority"
+        encode, hidden = settings.controller_encode, settings.controller_hidden
+        self.encode_context = nn.Linear(cells + labels, encode)
+        self.encode_location = nn.Embedding(cells, encode)
+        self.encode_glimpse = nn.Linear(channels, encode, bias=False)
+        # The three are parts of one layer, so they start as torch starts a layer of all its inputs.
+        bound = (cells + labels + cells + channels) ** -0.5
+        for part in (self.encode_context.weight, self.encode_context.bias, self.encode_location.weight, self.encode_glimpse.weight):
+            nn.init.uniform_(part, -bound, bound)
+        self.gru = nn.GRUCell(encode, hidden)
+        self.location = nn.Sequential(
+            nn.Linear(hidden + (cells if self.sees_priority else 0), settings.location_hidden),
+            nn.ReLU(),
+            nn.Linear(settings.location_hidden, cells),
+        )
+        self.label = nn.Linear(hidden, labels)
+        self.value = nn.Linear(hidden, 1)
+
+    def forward(
+        self, priority: Tensor, memory: Tensor, glimpse: Tensor, volumes: Tensor, scale: Tensor, state: Tensor, pick: Pick
+    ) -> ControllerStep:
+        """The k + 1 controller steps of one meta-step.
+
+        Args:
+            priority: (B, h, w), P_t.
+            memory: (B, K + 1), y_{t-1}.
+            glimpse: (B, C), g_0.
+            volumes: (B, C, h * w), as stored.
+            scale: what their columns are divided by.
+            state: (B, hidden), the last state of the meta-step before, or zeros.
+            pick: takes a cell for each row of location logits (B, h * w).
+        """
+        context = self.encode_context(torch.cat([priority.flatten(1), memory], 1))
+        sees = priority.detach().flatten(1)
+        states, cells, scores = [], [], []
+        for i in range(self.glimpses + 1):
+            encoded = context + self.encode_glimpse(glimpse)
+            if i > 0:
+                encoded = encoded + self.encode_location(cells[-1])
+            state = self.gru(encoded, state)
+            states.append(state)
+            if i < self.glimpses:
+                # Detached, as appendix A says: the location reward shapes the location head alone.
+                known = state.detach()
+                scores.append(self.location(torch.cat([known, sees], 1) if self.sees_priority else known))
+                cells.append(pick(scores[-1].detach()))
+                glimpse = column(volumes, cells[-1]) / scale
+        size = len(state)
+        return ControllerStep(
+            logits=self.label(state),
+            glimpses=torch.stack(cells, 1) if cells else state.new_zeros((size, 0), dtype=torch.long),
+            location_logits=torch.stack(scores, 1) if scores else state.new_zeros((size, 0, sees.shape[1])),
+            states=torch.stack(states, 1),
+        )
+
+    def values(self, states: Tensor) -> Tensor:
+        """V(s_{t,i}) of states (..., hidden), which are detached: the baseline's error trains the value head alone."""
+        return self.value(states.detach()).squeeze(-1)

@@ -1,0 +1,45 @@
+"""The record of a roll-out, which training, evaluation and pictures read."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """What the policy did with a batch of B images in T meta-steps of k + 1 controller steps each.
+
+    Examples stand in the order of the batch. Where an example is no longer active, labels are -1 and all else is zero.
+    `logits` carry gradients to the whole policy except the location and value heads, `location_logits` and `values` to their own
+    head only; the maps carry gradients too, so detach them where they serve as a reward.
+
+    Args:
+        active: (T, B) bool, whether the example takes meta-step t.
+        labels: (T, B) int64, the label named, 0 to K (K is stop), or -1.
+        logits: (T, B, K + 1), scores of the labels.
+        glimpses: (T, B, k) int64, cells row * w + column, from 0.
+        location_logits: (T, B, k, h * w), scores of the cells.
+        values: (T, B, k + 1), the baseline V(s_{t,i}); the last one is of the step that names the label.
+        masks: (T, B, h, w), the covert attention mask M_t.
+        priority: (T, B, h, w), the priority map P_t in [0, 1].
+        saliency: (T, B, h, w), the saliency map S_t before meta-step t, in [0, 1].
+        gaussians: (T, B, G, 4), alpha, beta (1/cells^2), kappa row, kappa column (cells, the first one is 1) of M_t.
+    """
+
+    active: Tensor
+    labels: Tensor
+    logits: Tensor
+    glimpses: Tensor
+    location_logits: Tensor
+    values: Tensor
+    masks: Tensor
+    priority: Tensor
+    saliency: Tensor
+    gaussians: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int64, how many meta-steps each example took."""
+        return self.active.sum(0)

@@ -1,0 +1,211 @@
+"""HSAL, the hierarchical policy (section 3, figure 7), and the one roll-out that everything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hsal_cli.policy.choosing import Choose, draw
+from hsal_cli.policy.controller import Controller, Pick
+from hsal_cli.policy.episode import Episode
+from hsal_cli.policy.inhibition import inhibit
+from hsal_cli.policy.interface import initial_glimpse, min_max, priority_map
+from hsal_cli.policy.meta_controller import MetaController, WinnerTakeAll
+from hsal_cli.policy.settings import PolicySettings
+
+
+class HSAL(nn.Module):
+    """Meta-controller, interface, controller and inhibition of return.
+
+    Args:
+        settings: the architecture.
+        classes: labels without stop, K.
+        volume_shape: (C, h, w) of the volumes.
+        volume_scale: standard deviation of the volumes of the training split; they are divided by it. Stored with the weights.
+    """
+
+    def __init__(self, settings: PolicySettings, classes: int, volume_shape: tuple[int, int, int], volume_scale: float = 1.0) -> None:
+        super().__init__()
+        self.settings = settings
+        self.classes = classes
+        self.stop = classes
+        self.volume_shape = tuple(volume_shape)
+        channels, height, width = self.volume_shape
+        self.meta_controller = (
+            WinnerTakeAll(settings) if settings.mask == "winner-take-all" else MetaController(settings, classes + 1, height, width)
+        )
+        self.controller = Controller(settings, classes + 1, height * width, channels)
+        self.register_buffer("volume_scale", torch.tensor(float(volume_scale)))
+
+    def forward(
+        self,
+        volumes: Tensor,
+        saliency: Tensor,
+        *,
+        choose: Choose,
+        steps: Tensor | None = None,
+        max_steps: int | None = None,
+        sample_glimpses: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Episode:
+        """Rolls the policy out over a batch.
+
+        Args:
+            volumes: (B, C, h, w), raw, of any float type.
+            saliency: (B, h, w), raw, at least 0.
+            choose: names the labels; called once a meta-step with the examples still active (see `choosing.Choose`).
+            steps: (B,) int64, how many meta-steps each example takes, whatever it is labelled. On the CPU, it spares waiting for a GPU.
+            max_steps: without `steps`, an example ends after it names stop (that step is part of the episode), or after this many.
+            sample_glimpses: draw glimpses from their distribution; otherwise the likeliest cell is taken.
+            generator: where the randomness of glimpses comes from, on any device; None: torch's own.
+
+        Raises:
+            ValueError: shapes that do not fit, or neither `steps` nor `max_steps`.
+        """
+        self._check(volumes, saliency, steps, max_steps)
+        size, device, dtype = len(volumes), volumes.device, self.volume_scale.dtype
+        rows = torch.arange(size, device=device)
+        if steps is None:
+            counts, limit = None, max_steps
+        else:
+            # With the longest examples first, those still active are always a prefix of the batch: nothing is copied.
+            steps, order = steps.cpu().sort(descending=True, stable=True)
+            limit = int(steps[0]) if size else 0
+            counts = [int(n) for n in (steps > torch.arange(limit)[:, None]).sum(1)]
+            rows = order.to(device)
+            volumes, saliency = volumes[rows], saliency[rows]
+        live = _Live(
+            rows=rows,
+            volumes=volumes.flatten(2).to(dtype),
+            saliency=self._first_saliency(saliency.to(dtype)),
+            memory=torch.zeros(size, self.classes + 1, device=device, dtype=dtype),
+            meta_state=torch.zeros(size, self.settings.meta_hidden, device=device, dtype=dtype),
+            state=torch.zeros(size, self.settings.controller_hidden, device=device, dtype=dtype),
+        )
+
+        def pick(scores: Tensor) -> Tensor:
+            return draw(scores, generator) if sample_glimpses else scores.argmax(1)
+
+        record = _Record(size)
+        for t in range(limit):
+            if counts is not None and counts[t] < len(live.rows):
+                live.keep(slice(counts[t]))
+            if not len(live.rows):
+                break
+            labels = self._meta_step(t, live, choose, pick, record)
+            if counts is None:
+                going = (labels != self.stop).nonzero()[:, 0]
+                if len(going) < len(labels):
+                    live.keep(going)
+        return self._episode(record, live)
+
+    def _meta_step(self, t: int, live: _Live, choose: Choose, pick: Pick, record: _Record) -> Tensor:
+        saliency, memory = live.saliency, live.memory
+        mask, gaussians, live.meta_state = self.meta_controller(saliency, memory, live.meta_state)
+        priority = priority_map(mask, saliency)
+        glimpse = initial_glimpse(mask, live.volumes) / self.volume_scale
+        if self.settings.controller_state == "reset":
+            live.state = torch.zeros_like(live.state)
+        step = self.controller(priority, memory, glimpse, live.volumes, self.volume_scale, live.state, pick)
+        labels = choose(t, live.rows, step.logits.detach())
+        record.add(
+            live.rows,
+            labels=labels,
+            logits=step.logits,
+            glimpses=step.glimpses,
+            location_logits=step.location_logits,
+            values=self.controller.values(step.states),
+            masks=mask,
+            priority=priority,
+            saliency=saliency,
+            gaussians=gaussians,
+        )
+        live.state = step.states[:, -1]
+        live.saliency = inhibit(saliency, mask, step.glimpses, self.settings.inhibition == "normalized")
+        named = F.one_hot(labels, self.classes + 1).to(memory.dtype)
+        live.memory = memory + named if self.settings.memory == "counts" else named
+        return labels
+
+    def _first_saliency(self, saliency: Tensor) -> Tensor:
+        if self.settings.saliency_transform == "sqrt":
+            saliency = saliency.clamp(min=0).sqrt()
+        return min_max(saliency, torch.finfo(saliency.dtype).tiny)
+
+    def _episode(self, record: _Record, live: _Live) -> Episode:
+        """The record as an episode; an empty one where no meta-step was taken."""
+        cells, k = live.saliency.shape[1:], self.settings.glimpses
+        gaussians = 1 if self.settings.mask == "winner-take-all" else self.settings.gaussians
+        floats, longs = live.saliency.new_zeros, live.rows.new_zeros
+        return Episode(
+            active=record.active(live.rows.device),
+            labels=record.stack("labels", longs(0), fill=-1),
+            logits=record.stack("logits", floats(0, self.classes + 1)),
+            glimpses=record.stack("glimpses", longs(0, k)),
+            location_logits=record.stack("location_logits", floats(0, k, cells.numel())),
+            values=record.stack("values", floats(0, k + 1)),
+            masks=record.stack("masks", floats(0, *cells)),
+            priority=record.stack("priority", floats(0, *cells)),
+            saliency=record.stack("saliency", floats(0, *cells)),
+            gaussians=record.stack("gaussians", floats(0, gaussians, 4)),
+        )
+
+    def _check(self, volumes: Tensor, saliency: Tensor, steps: Tensor | None, max_steps: int | None) -> None:
+        if tuple(volumes.shape[1:]) != self.volume_shape:
+            raise ValueError(f"volumes have shape {tuple(volumes.shape)}, this policy takes (B, {', '.join(map(str, self.volume_shape))})")
+        if tuple(saliency.shape) != (len(volumes), *self.volume_shape[1:]):
+            raise ValueError(f"saliency maps have shape {tuple(saliency.shape)}, the volumes {tuple(volumes.shape)}")
+        if steps is None and max_steps is None:
+            raise ValueError("neither steps nor max_steps is given: the roll-out has no end")
+        if steps is not None and steps.shape != volumes.shape[:1]:
+            raise ValueError(f"steps have shape {tuple(steps.shape)}, the batch has {len(volumes)} examples")
+
+
+@dataclasses.dataclass
+class _Live:
+    """The state of the examples still active; `rows` are their places in the batch."""
+
+    rows: Tensor  # (n,)
+    volumes: Tensor  # (n, C, h * w)
+    saliency: Tensor  # (n, h, w)
+    memory: Tensor  # (n, K + 1)
+    meta_state: Tensor  # (n, hidden)
+    state: Tensor  # (n, hidden)
+
+    def keep(self, which: slice | Tensor) -> None:
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, getattr(self, field.name)[which])
+
+
+class _Record:
+    """Collects what each meta-step yields for its active examples, and puts it into the order of the batch at the end.
+
+    Args:
+        size: examples of the batch, B.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.places: list[Tensor] = []  # of each step's examples, in a (T * B) table
+        self.parts: dict[str, list[Tensor]] = {}
+
+    def add(self, rows: Tensor, **parts: Tensor) -> None:
+        self.places.append(rows + len(self.places) * self.size)
+        for name, part in parts.items():
+            self.parts.setdefault(name, []).append(part)
+
+    def stack(self, name: str, empty: Tensor, fill: float = 0) -> Tensor:
+        """(T, B, ...): one field; `empty` has its type and, after the first axis, its shape."""
+        steps = len(self.places)
+        table = empty.new_full((steps * self.size, *empty.shape[1:]), fill)
+        if steps:
+            table = table.index_copy(0, torch.cat(self.places), torch.cat(self.parts[name]))
+        return table.view(steps, self.size, *empty.shape[1:])
+
+    def active(self, device: torch.device) -> Tensor:
+        table = torch.zeros(len(self.places) * self.size, dtype=torch.bool, device=device)
+        if self.places:
+            table[torch.cat(self.places)] = True
+        return table.view(len(self.places), self.size)

@@ -1,0 +1,65 @@
+"""The meta-controller (section 3, figure 8): places the covert attention mask, once a meta-step.
+
+x_t = [S_t, y_{t-1}],   e_t = W_encode x_t,   h_t = GRU(e_t, h_{t-1}),   M_t = attn(h_t)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hsal_cli.policy.gaussian import GaussianAttention, gaussian_mask, highest_cell
+from hsal_cli.policy.settings import PolicySettings
+
+
+class MetaController(nn.Module):
+    """The learned meta-controller.
+
+    Args:
+        settings: the architecture.
+        labels: width of the label memory, K + 1.
+        height, width: cells of the maps.
+    """
+
+    def __init__(self, settings: PolicySettings, labels: int, height: int, width: int) -> None:
+        super().__init__()
+        self.encode = nn.Linear(height * width + labels, settings.meta_encode)
+        self.gru = nn.GRUCell(settings.meta_encode, settings.meta_hidden)
+        reach = settings.anchor_reach if settings.mask == "anchored" else None
+        self.attention = GaussianAttention(
+            settings.meta_hidden, settings.gaussians, height, width, settings.beta_range, settings.spread, reach
+        )
+
+    def forward(self, saliency: Tensor, memory: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One meta-step.
+
+        Args:
+            saliency: (B, h, w), S_t.
+            memory: (B, K + 1), y_{t-1}.
+            state: (B, hidden), h_{t-1}.
+
+        Returns:
+            M_t (B, h, w), its Gaussians (B, G, 4), and h_t.
+        """
+        state = self.gru(self.encode(torch.cat([saliency.flatten(1), memory], 1)), state)
+        gaussians = self.attention(state, saliency)
+        return gaussian_mask(gaussians, *saliency.shape[1:]), gaussians, state
+
+
+class WinnerTakeAll(nn.Module):
+    """The control that learns nothing: one Gaussian of a fixed width at the maximum of S_t, as in Itti's model.
+
+    Args:
+        settings: the architecture; the width is the middle of `beta_range`.
+    """
+
+    def __init__(self, settings: PolicySettings) -> None:
+        super().__init__()
+        low, high = settings.beta_range
+        self.beta = (low + high) / 2
+
+    def forward(self, saliency: Tensor, memory: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One meta-step; arguments and results as of `MetaController`, with G = 1. The state stays as it is."""
+        fixed = saliency.new_tensor([1.0, self.beta]).expand(len(saliency), 2)
+        gaussians = torch.cat([fixed, highest_cell(saliency)], 1)[:, None]
+        return gaussian_mask(gaussians, *saliency.shape[1:]), gaussians, state

@@ -1,0 +1,159 @@
+"""Making a data set: chooses the digits, composes all images on every core, writes the scene file whole or not at all."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from hsal_cli.console import SILENT, Reporter
+from hsal_cli.errors import FileError, UsageError
+from hsal_cli.scenes.compose import Composer
+from hsal_cli.scenes.glyphs import find_digits
+from hsal_cli.scenes.scene_file import write_scenes
+from hsal_cli.scenes.settings import DATASETS, SceneSettings
+from hsal_cli.settings import as_dict
+
+PART = 250  # images that a worker composes at a time
+
+Part = tuple[np.ndarray, np.ndarray, np.ndarray]
+_composer: Composer | None = None  # a worker's own, set when it starts
+
+
+def make_dataset(name: str, settings: SceneSettings, out: Path, workers: int | None = None, reporter: Reporter = SILENT) -> Path:
+    """Makes a scene file.
+
+    Args:
+        name: "mnist-single" (one digit an image), "mnist-set" (labels differ) or "mnist-multiset" (labels may repeat).
+        settings: the recipe.
+        out: the file to write; one that exists is replaced.
+        workers: processes that compose; None: one a core. What is composed does not depend on it.
+        reporter: hears which digits are taken, and the progress; asked to stop, nothing is left behind.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UsageError: no such data set, or the settings ask for more different labels than there are.
+        FileError: the digits cannot be had, or the file cannot be written.
+        Interrupted: stopped on request.
+    """
+    if name not in DATASETS:
+        raise UsageError(f"there is no data set {name!r}", f"take one of: {', '.join(DATASETS)}")
+    if name == "mnist-single":
+        settings = dataclasses.replace(settings, count=(1, 1))
+    source = find_digits(settings, reporter)
+    reporter.say(f"Digits: {source.name}{f' from {source.folder}' if source.folder else ''}")
+    settings = dataclasses.replace(settings, digits=source.name, mnist_dir=str(source.folder) if source.folder else None)
+    sizes = {split: count for split, count in (("train", settings.train), ("test", settings.test)) if count}
+    composers = {}
+    for split in sizes:
+        glyphs = source.glyphs(split, settings.seed)
+        if name == "mnist-set" and settings.count[1] > len(glyphs.classes):
+            raise UsageError(
+                f"count = {settings.count[0]}-{settings.count[1]}: a set of different labels has at most {len(glyphs.classes)}",
+                "take fewer digits an image, or mnist-multiset",
+            )
+        stream = 2 * DATASETS.index(name) + (split == "test")
+        composers[split] = Composer(glyphs, settings, name == "mnist-set", stream)
+    classes = next(iter(composers.values())).glyphs.classes
+    with (
+        write_scenes(out, {"dataset": name, **as_dict(settings)}, classes) as writer,
+        reporter.track(f"Composing {name}", sum(sizes.values()), "images") as advance,
+    ):
+        for split, count in sizes.items():
+
+            def counted(parts: Iterator[Part]) -> Iterator[Part]:
+                for part in parts:
+                    reporter.check_stop("nothing was written; run the same command again")
+                    yield part
+                    advance(len(part[0]))
+
+            parts = counted(compose_all(composers[split], count, workers))
+            writer.write_split(split, parts, (count, settings.image_size, settings.image_size))
+    return out
+
+
+def compose_all(composer: Composer, count: int, workers: int | None) -> Iterator[Part]:
+    """Composes images 0 to count in order.
+
+    Args:
+        composer: what composes one.
+        count: how many.
+        workers: processes; None: one a core.
+
+    Yields:
+        images uint8 (n, H, W), labels int16 (n, L), boxes int16 (n, L, 4), in parts.
+
+    Raises:
+        FileError: a worker died.
+    """
+    ranges = [(start, min(start + PART, count)) for start in range(0, count, PART)]
+    workers = min(workers or cores(), len(ranges))
+    if workers == 1:
+        yield from (compose_part(composer, *bounds) for bounds in ranges)
+        return
+    # A fork shares the glyphs without a copy; elsewhere each worker is sent them once.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(composer,))
+    try:
+        waiting: deque[concurrent.futures.Future[Part]] = deque()
+        for bounds in ranges:
+            waiting.append(pool.submit(_work, *bounds))
+            if len(waiting) > 3 * workers:  # no more than this in memory, however slow the disk
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise FileError("a worker process died, likely for want of memory", "run again with fewer --workers") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def compose_part(composer: Composer, start: int, stop: int) -> Part:
+    """Composes images start to stop (exclusive) into arrays, labels and boxes padded with -1."""
+    side, most = composer.settings.image_size, composer.settings.count[1]
+    images = np.empty((stop - start, side, side), np.uint8)
+    labels = np.full((stop - start, most), -1, np.int16)
+    boxes = np.full((stop - start, most, 4), -1, np.int16)
+    for place in range(stop - start):
+        images[place], names, found = composer.compose(start + place)
+        labels[place, : len(names)] = names
+        boxes[place, : len(found)] = found
+    return images, labels, boxes
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start_worker(composer: Composer) -> None:
+    global _composer
+    _composer = composer
+    # Ctrl-C reaches the whole group; only the parent decides what to do about it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when its parent is gone, however it went; else it would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(start: int, stop: int) -> Part:
+    assert _composer is not None
+    return compose_part(_composer, start, stop)

@@ -1,0 +1,271 @@
+"""The scene file: images, label multisets and boxes of a data set in HDF5, ours or one that a user wrote with h5py.
+
+Root attributes: `format` = "hsal-scenes", `classes` (JSON list of names), and those of `files.stamp`. A group a split, with
+    images  uint8 (N, H, W) or (N, H, W, 3)
+    labels  int16 (N, L), padded with -1 behind the labels, in no meaningful order
+    boxes   int16 (N, L, 4) x0, y0, x1, y1 in px, half-open, padded with -1; optional
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from hsal_cli.errors import FileError
+from hsal_cli.files import digest_of, open_hdf5, seal, stamp, whole
+
+FORMAT = "hsal-scenes"
+MADE_BY = "hsal make-data mnist-multiset"
+HINT = f"mend the file, or make one with: {MADE_BY}"
+SPLIT_ORDER = ("train", "test")
+BLOCK_BYTES = 1 << 20  # size of an HDF5 chunk of images, about
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneSplit:
+    """One split of a scene file; usable while the file is open.
+
+    Attributes:
+        name: "train", "test", or what a user called it.
+        images: the HDF5 dataset, uint8 (N, H, W) or (N, H, W, 3).
+        labels: int16 (N, L), padded with -1.
+        boxes: int16 (N, L, 4) in px, half-open, padded with -1; None where unknown.
+    """
+
+    name: str
+    images: h5py.Dataset
+    labels: np.ndarray
+    boxes: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images, px."""
+        return self.images.shape[1:3]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Reads images start to stop (exclusive), uint8 (n, H, W) or (n, H, W, 3).
+
+        Raises:
+            FileError: the data does not fit its checksum.
+        """
+        try:
+            return self.images[start:stop]
+        except OSError as error:
+            raise FileError(f"{self.images.file.filename} is damaged: {self.name}, images {start} to {stop - 1}", HINT) from error
+
+
+class SceneFile:
+    """An open scene file whose structure, labels and boxes have been checked; a context manager.
+
+    Attributes:
+        path: the file.
+        classes: the class names; labels index them.
+        splits: the names of the splits in it, train and test first.
+        config: every setting it was made with; empty for a file that hsal did not write.
+    """
+
+    def __init__(self, path: Path, file: h5py.File):
+        self.path = path
+        self._file = file
+        self.classes = _classes(path, file)
+        self.config: dict[str, Any] = json.loads(file.attrs.get("config", "{}"))
+        names = [name for name, group in file.items() if isinstance(group, h5py.Group) and "images" in group]
+        self.splits = sorted(names, key=lambda name: (SPLIT_ORDER.index(name) if name in SPLIT_ORDER else len(SPLIT_ORDER), name))
+        if not names:
+            raise FileError(f"{path} has no split: no group such as train or test with images", HINT)
+        self._splits = {name: _split(path, name, file[name], len(self.classes)) for name in self.splits}
+
+    def __enter__(self) -> SceneFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; its splits' images cannot be read any more."""
+        self._file.close()
+
+    def split(self, name: str) -> SceneSplit:
+        """The split of that name.
+
+        Raises:
+            FileError: there is none.
+        """
+        if name not in self._splits:
+            raise FileError(f"{self.path} has no split {name!r}", f"it has: {', '.join(self.splits)}")
+        return self._splits[name]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """sha256 of what the file holds: as its writer noted it, else computed from all images, labels and boxes."""
+        noted = self._file.attrs.get("digest")
+        if noted:
+            return str(noted)
+        sums: dict[str, dict[str, str]] = {}
+        for name, split in self._splits.items():
+            images = hashlib.sha256()
+            step = max(1, BLOCK_BYTES // max(1, split.images[0].nbytes))
+            for start in range(0, len(split), step):
+                images.update(split.read(start, min(start + step, len(split))))
+            sums[name] = _sums(images, split.images.shape, split.labels, split.boxes)
+        return _digest(self.classes, sums)
+
+
+def open_scenes(path: Path) -> SceneFile:
+    """Opens a scene file and checks it.
+
+    Raises:
+        FileError: missing, damaged, not a scene file, or something in it is not as it must be; names file, split and row.
+    """
+    path = Path(path)
+    file = open_hdf5(path, FORMAT, MADE_BY)
+    try:
+        return SceneFile(path, file)
+    except BaseException as error:
+        file.close()
+        if isinstance(error, (OSError, KeyError, json.JSONDecodeError)):
+            raise FileError(f"{path} is damaged: {error}", HINT) from error
+        raise
+
+
+class SceneWriter:
+    """Writes the splits of a scene file one after the other; made by `write_scenes`."""
+
+    def __init__(self, file: h5py.File, classes: list[str]):
+        self._file = file
+        self._classes = classes
+        self._sums: dict[str, dict[str, str]] = {}
+
+    def write_split(self, name: str, parts: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]], shape: tuple[int, ...]) -> None:
+        """Writes a split.
+
+        Args:
+            name: "train" or "test".
+            parts: images uint8 (n, H, W[, 3]), labels int16 (n, L) and boxes int16 (n, L, 4), in order.
+            shape: of all the images: (N, H, W) or (N, H, W, 3).
+        """
+        group = self._file.create_group(name)
+        block = max(1, min(shape[0], BLOCK_BYTES // int(np.prod(shape[1:]))))
+        images = group.create_dataset("images", shape, np.uint8, chunks=(block, *shape[1:]), compression="lzf", fletcher32=True)
+        seen, labels, boxes, place = hashlib.sha256(), [], [], 0
+        for some_images, some_labels, some_boxes in parts:
+            images[place : place + len(some_images)] = some_images
+            seen.update(np.ascontiguousarray(some_images))
+            place += len(some_images)
+            labels.append(some_labels)
+            boxes.append(some_boxes)
+        all_labels, all_boxes = np.concatenate(labels), np.concatenate(boxes)
+        group.create_dataset("labels", data=all_labels, compression="lzf", chunks=True, fletcher32=True)
+        group.create_dataset("boxes", data=all_boxes, compression="lzf", chunks=True, fletcher32=True)
+        self._sums[name] = _sums(seen, shape, all_labels, all_boxes)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what has been written, whatever the blocks it came in."""
+        return _digest(self._classes, self._sums)
+
+
+@contextlib.contextmanager
+def write_scenes(target: Path, config: dict[str, Any], classes: list[str]) -> Iterator[SceneWriter]:
+    """Writes a scene file whole or not at all.
+
+    Args:
+        target: the file; one that exists is replaced.
+        config: every setting, as JSON types.
+        classes: the class names.
+
+    Raises:
+        FileError: the place cannot be written.
+    """
+    with whole(target) as temporary, h5py.File(temporary, "w") as file:
+        stamp(file, FORMAT, config)
+        file.attrs["classes"] = json.dumps(classes)
+        writer = SceneWriter(file, classes)
+        yield writer
+        seal(file, writer.digest)
+
+
+def _sums(images: Any, shape: tuple[int, ...], labels: np.ndarray, boxes: np.ndarray | None) -> dict[str, Any]:
+    return {
+        "shape": [int(side) for side in shape],
+        "images": images.hexdigest(),
+        "labels": hashlib.sha256(np.ascontiguousarray(labels, dtype="<i2")).hexdigest(),
+        "boxes": None if boxes is None else hashlib.sha256(np.ascontiguousarray(boxes, dtype="<i2")).hexdigest(),
+    }
+
+
+def _digest(classes: list[str], sums: dict[str, dict[str, Any]]) -> str:
+    return digest_of({"classes": classes, "splits": sums})
+
+
+def _classes(path: Path, file: h5py.File) -> list[str]:
+    found = file.attrs.get("classes")
+    try:
+        # h5py users may also set the attribute to a list of strings, without json.dumps.
+        names = json.loads(found) if isinstance(found, (str, bytes)) else [str(name) for name in (found if found is not None else [])]
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise FileError(f"{path}: its attribute classes is not a JSON list of different names", HINT)
+    return names
+
+
+def _split(path: Path, name: str, group: h5py.Group, classes: int) -> SceneSplit:
+    """Reads and checks one split."""
+
+    def refuse(what: str) -> FileError:
+        return FileError(f"{path}: {name}: {what}", HINT)
+
+    images = group["images"]
+    if not isinstance(images, h5py.Dataset) or images.dtype != np.uint8:
+        raise refuse(f"images have type {getattr(images, 'dtype', 'group')}, not uint8")
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3) or 0 in images.shape:
+        raise refuse(f"images have shape {images.shape}, not (N, H, W) or (N, H, W, 3)")
+    if "labels" not in group:
+        raise refuse("there are no labels")
+    labels = _integers(group["labels"])
+    if labels is None or labels.ndim != 2 or len(labels) != len(images) or labels.shape[1] < 1:
+        raise refuse(f"labels are {_described(group['labels'])}, not integers of shape ({len(images)}, L)")
+    for wrong, what in (
+        (((labels < -1) | (labels >= classes)).any(axis=1), f"a label outside 0 to {classes - 1} (-1 pads)"),
+        ((labels < 0).all(axis=1), "an empty label set"),
+        (((labels[:, :-1] < 0) & (labels[:, 1:] >= 0)).any(axis=1), "a label behind the padding"),
+    ):
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise refuse(f"row {row} has {what}: {labels[row].tolist()}")
+    boxes = None
+    if "boxes" in group:
+        boxes = _integers(group["boxes"])
+        if boxes is None or boxes.shape != (*labels.shape, 4):
+            raise refuse(f"boxes are {_described(group['boxes'])}, not integers of shape {(*labels.shape, 4)}")
+        x0, y0, x1, y1 = np.moveaxis(boxes, 2, 0)
+        height, width = images.shape[1:3]
+        wrong = ((labels >= 0) & ((x0 < 0) | (y0 < 0) | (x1 <= x0) | (y1 <= y0) | (x1 > width) | (y1 > height))).any(axis=1)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise refuse(f"row {row} has a box that is empty or leaves the image of {width}x{height} px: {boxes[row].tolist()}")
+        boxes = boxes.astype(np.int16)
+    return SceneSplit(name, images, labels.astype(np.int16), boxes)
+
+
+def _integers(data: Any) -> np.ndarray | None:
+    if not isinstance(data, h5py.Dataset) or data.dtype.kind not in "iu":
+        return None
+    return data[()].astype(np.int64)
+
+
+def _described(data: Any) -> str:
+    return f"{data.dtype} of shape {data.shape}" if isinstance(data, h5py.Dataset) else "a group"
