@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from hsal_cli.console import SILENT, Reporter
+from hsal_cli.errors import FileError
 from hsal_cli.evaluation.attention import Tally, add_attn_saliency, add_localization
 from hsal_cli.evaluation.baselines import trivial_baselines
+from hsal_cli.evaluation.loading import LoadedPolicy
 from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, multiset_metrics
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.policy.choosing import greedy, sampling
@@ -70,9 +73,48 @@ def evaluate(
                 scores["localization"] = localization.means()
             results.append(scores)
     found = mean_of(results)
-    if train_labels is not None:
+    if train_labels is not None and len(train_labels):
         found["baselines"] = trivial_baselines(label_counts(train_labels, policy.classes), true)
     return {**found, "sample": settings.sample, "max_steps": max_steps}
+
+
+def evaluate_file(
+    loaded: LoadedPolicy, features: Path, settings: EvalSettings, device: torch.device | str = "cpu", reporter: Reporter = SILENT
+) -> dict[str, Any]:
+    """Evaluates a loaded policy on a split of a feature file.
+
+    Returns:
+        What `evaluate` gives, with baselines if the file has a training split, and `dataset` (the file's name without endings),
+        `split`, `features`, `checkpoint`, `objective`.
+
+    Raises:
+        FileError: the file is unusable, has no such split, or holds features of another backbone, other classes or another shape.
+        Interrupted: a signal asked to stop.
+    """
+    from hsal_cli.vision.feature_file import check_match, open_features
+
+    with open_features(features) as file:
+        check_match(file, backbone_digest=loaded.meta.get("backbone_digest"))
+        for what, found, wanted in (
+            ("classes", file.classes, loaded.classes),
+            ("volumes of shape", list(file.volume_shape), list(loaded.policy.volume_shape)),
+        ):
+            if found != wanted:
+                raise FileError(f"{features} has {what} {found}, the policy was trained with {wanted}", "name another file with --data")
+        reporter.say(f"reading {features}")
+        table = file.table(settings.split)
+        if not len(table):
+            raise FileError(f"split {settings.split} of {features} holds no image", "name another one with --split")
+        train_labels = file.labels("train") if "train" in file.splits else None
+    found = evaluate(loaded.policy, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels)
+    return {
+        "dataset": features.name.removesuffix(".h5").removesuffix(".features"),
+        "split": settings.split,
+        **found,
+        "features": str(features),
+        "checkpoint": str(loaded.checkpoint.path),
+        "objective": loaded.meta.get("objective"),
+    }
 
 
 def quick_scores(

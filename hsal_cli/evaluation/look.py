@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from hsal_cli.errors import HsalError
 from hsal_cli.evaluation.loading import LoadedPolicy
 from hsal_cli.policy.choosing import greedy
 from hsal_cli.policy.episode import Episode
@@ -98,6 +99,29 @@ def look(
         for place, picture in enumerate(batch):
             looks.append(look_at(episode, place, names[start + place], picture.numpy(), policy.classes))
     return looks
+
+
+def look_at_files(
+    paths: Sequence[Path], backbone: LoadedBackbone, policy: LoadedPolicy, max_steps: int | None = None
+) -> Iterator[tuple[Path, Look | HsalError]]:
+    """Shows image files to a policy, a few at a time, so that there may be any number of them.
+
+    Yields:
+        (path, look) in the order of the paths; in place of the look of a file that cannot be read, the error.
+    """
+    from hsal_cli.vision.images import from_pil, read_image
+
+    for start in range(0, len(paths), BATCH):
+        found: dict[int, torch.Tensor | HsalError] = {}
+        for place, path in enumerate(paths[start : start + BATCH]):
+            try:
+                found[place] = from_pil(read_image(path))
+            except HsalError as error:
+                found[place] = error
+        images = {place: image for place, image in found.items() if not isinstance(image, HsalError)}
+        looks = dict(zip(images, look(list(images.values()), backbone, policy, max_steps, [paths[start + p] for p in images]), strict=True))
+        for place, image in found.items():
+            yield paths[start + place], image if isinstance(image, HsalError) else looks[place]
 
 
 def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes: list[str]) -> Look:
