@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from hsal_cli.policy.gru import GRU
 from hsal_cli.policy.interface import column
 from hsal_cli.policy.settings import PolicySettings
 
@@ -21,12 +22,13 @@ Pick = Callable[[Tensor], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class ControllerStep:
-    """The outcome of one meta-step: logits (B, K + 1), glimpses (B, k), location_logits (B, k, h * w), states h_i (B, k + 1, hidden)."""
+    """The outcome of the k + 1 controller steps of one meta-step."""
 
-    logits: Tensor
-    glimpses: Tensor
-    location_logits: Tensor
-    states: Tensor
+    logits: Tensor  # (B, K + 1)
+    glimpses: Tensor  # (B, k) cells
+    location_logits: Tensor  # (B, k, h * w)
+    values: Tensor  # (B, k + 1)
+    state: Tensor  # (B, hidden), h_{k+1}
 
 
 class Controller(nn.Module):
@@ -53,7 +55,7 @@ class Controller(nn.Module):
         bound = (cells + labels + cells + channels) ** -0.5
         for part in (self.encode_context.weight, self.encode_context.bias, self.encode_location.weight, self.encode_glimpse.weight):
             nn.init.uniform_(part, -bound, bound)
-        self.gru = nn.GRUCell(encode, hidden)
+        self.gru = GRU(encode, hidden)
         self.location = nn.Sequential(
             nn.Linear(hidden + (cells if self.sees_priority else 0), settings.location_hidden),
             nn.ReLU(),
@@ -63,7 +65,7 @@ class Controller(nn.Module):
         self.value = nn.Linear(hidden, 1)
 
     def forward(
-        self, priority: Tensor, memory: Tensor, glimpse: Tensor, volumes: Tensor, scale: Tensor, state: Tensor, pick: Pick
+        self, priority: Tensor, memory: Tensor, glimpse: Tensor, volumes: Tensor, scale: Tensor, state: Tensor | None, pick: Pick
     ) -> ControllerStep:
         """The k + 1 controller steps of one meta-step.
 
@@ -73,7 +75,7 @@ class Controller(nn.Module):
             glimpse: (B, C), g_0.
             volumes: (B, C, h * w), as stored.
             scale: what their columns are divided by.
-            state: (B, hidden), the last state of the meta-step before, or zeros.
+            state: (B, hidden), the last state of the meta-step before, or None for zeros.
             pick: takes a cell for each row of location logits (B, h * w).
         """
         context = self.encode_context(torch.cat([priority.flatten(1), memory], 1))
@@ -84,10 +86,10 @@ class Controller(nn.Module):
             if i > 0:
                 encoded = encoded + self.encode_location(cells[-1])
             state = self.gru(encoded, state)
-            states.append(state)
+            # Detached, as appendix A says: the rewards of glimpses and the baseline's error train their heads alone.
+            known = state.detach()
+            states.append(known)
             if i < self.glimpses:
-                # Detached, as appendix A says: the location reward shapes the location head alone.
-                known = state.detach()
                 scores.append(self.location(torch.cat([known, sees], 1) if self.sees_priority else known))
                 cells.append(pick(scores[-1].detach()))
                 glimpse = column(volumes, cells[-1]) / scale
@@ -96,9 +98,6 @@ class Controller(nn.Module):
             logits=self.label(state),
             glimpses=torch.stack(cells, 1) if cells else state.new_zeros((size, 0), dtype=torch.long),
             location_logits=torch.stack(scores, 1) if scores else state.new_zeros((size, 0, sees.shape[1])),
-            states=torch.stack(states, 1),
+            values=self.value(torch.stack(states, 1)).squeeze(2),
+            state=state,
         )
-
-    def values(self, states: Tensor) -> Tensor:
-        """V(s_{t,i}) of states (..., hidden), which are detached: the baseline's error trains the value head alone."""
-        return self.value(states.detach()).squeeze(-1)

@@ -82,8 +82,6 @@ class HSAL(nn.Module):
             volumes=volumes.flatten(2).to(dtype),
             saliency=self._first_saliency(saliency.to(dtype)),
             memory=torch.zeros(size, self.classes + 1, device=device, dtype=dtype),
-            meta_state=torch.zeros(size, self.settings.meta_hidden, device=device, dtype=dtype),
-            state=torch.zeros(size, self.settings.controller_hidden, device=device, dtype=dtype),
         )
 
         def pick(scores: Tensor) -> Tensor:
@@ -107,8 +105,6 @@ class HSAL(nn.Module):
         mask, gaussians, live.meta_state = self.meta_controller(saliency, memory, live.meta_state)
         priority = priority_map(mask, saliency)
         glimpse = initial_glimpse(mask, live.volumes) / self.volume_scale
-        if self.settings.controller_state == "reset":
-            live.state = torch.zeros_like(live.state)
         step = self.controller(priority, memory, glimpse, live.volumes, self.volume_scale, live.state, pick)
         labels = choose(t, live.rows, step.logits.detach())
         record.add(
@@ -117,13 +113,14 @@ class HSAL(nn.Module):
             logits=step.logits,
             glimpses=step.glimpses,
             location_logits=step.location_logits,
-            values=self.controller.values(step.states),
+            values=step.values,
             masks=mask,
             priority=priority,
             saliency=saliency,
             gaussians=gaussians,
         )
-        live.state = step.states[:, -1]
+        if self.settings.controller_state == "carry":
+            live.state = step.state
         live.saliency = inhibit(saliency, mask, step.glimpses, self.settings.inhibition == "normalized")
         named = F.one_hot(labels, self.classes + 1).to(memory.dtype)
         live.memory = memory + named if self.settings.memory == "counts" else named
@@ -171,12 +168,14 @@ class _Live:
     volumes: Tensor  # (n, C, h * w)
     saliency: Tensor  # (n, h, w)
     memory: Tensor  # (n, K + 1)
-    meta_state: Tensor  # (n, hidden)
-    state: Tensor  # (n, hidden)
+    meta_state: Tensor | None = None  # (n, hidden), the meta-controller's h_{t-1}; None is zeros
+    state: Tensor | None = None  # (n, hidden), the controller's
 
     def keep(self, which: slice | Tensor) -> None:
         for field in dataclasses.fields(self):
-            setattr(self, field.name, getattr(self, field.name)[which])
+            value = getattr(self, field.name)
+            if value is not None:
+                setattr(self, field.name, value[which])
 
 
 class _Record:

@@ -46,7 +46,8 @@ def initial_glimpse(mask: Tensor, volumes: Tensor) -> Tensor:
     Returns:
         (B, C).
     """
-    return (volumes @ mask.flatten(1)[..., None]).squeeze(2)
+    # As a row times a matrix: on a CPU, torch takes ten times as long for the same product of a matrix and a column.
+    return (mask.flatten(1)[:, None] @ volumes.transpose(1, 2)).squeeze(1)
 
 
 def column(volumes: Tensor, cell: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hsal_cli.policy.gaussian import GaussianAttention, gaussian_mask, highest_cell
+from hsal_cli.policy.gru import GRU
 from hsal_cli.policy.settings import PolicySettings
 
 
@@ -24,19 +25,19 @@ class MetaController(nn.Module):
     def __init__(self, settings: PolicySettings, labels: int, height: int, width: int) -> None:
         super().__init__()
         self.encode = nn.Linear(height * width + labels, settings.meta_encode)
-        self.gru = nn.GRUCell(settings.meta_encode, settings.meta_hidden)
+        self.gru = GRU(settings.meta_encode, settings.meta_hidden)
         reach = settings.anchor_reach if settings.mask == "anchored" else None
         self.attention = GaussianAttention(
             settings.meta_hidden, settings.gaussians, height, width, settings.beta_range, settings.spread, reach
         )
 
-    def forward(self, saliency: Tensor, memory: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, saliency: Tensor, memory: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """One meta-step.
 
         Args:
             saliency: (B, h, w), S_t.
             memory: (B, K + 1), y_{t-1}.
-            state: (B, hidden), h_{t-1}.
+            state: (B, hidden), h_{t-1}, or None for zeros.
 
         Returns:
             M_t (B, h, w), its Gaussians (B, G, 4), and h_t.
@@ -58,8 +59,8 @@ class WinnerTakeAll(nn.Module):
         low, high = settings.beta_range
         self.beta = (low + high) / 2
 
-    def forward(self, saliency: Tensor, memory: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, saliency: Tensor, memory: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """One meta-step; arguments and results as of `MetaController`, with G = 1. The state stays as it is."""
-        fixed = saliency.new_tensor([1.0, self.beta]).expand(len(saliency), 2)
-        gaussians = torch.cat([fixed, highest_cell(saliency)], 1)[:, None]
+        alpha = saliency.new_ones(len(saliency), 1)
+        gaussians = torch.cat([alpha, self.beta * alpha, highest_cell(saliency)], 1)[:, None]  # (B, 1, 4)
         return gaussian_mask(gaussians, *saliency.shape[1:]), gaussians, state

@@ -1,0 +1,70 @@
+"""Which device computes, and in which precision."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+
+import torch
+
+from hsal_cli.errors import UsageError
+
+CPU_FLAGS = Path("/proc/cpuinfo")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a `--device` value; what was asked for, or an error, never silently the CPU.
+
+    Args:
+        name: auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:N or mps.
+
+    Raises:
+        UsageError: no such name, or no such device here.
+    """
+    asked = re.fullmatch(r"auto|cpu|mps|cuda(?::(\d{1,3}))?", name)
+    if asked is None:
+        raise UsageError(f"there is no device {name!r}", "take one of: auto, cpu, cuda, cuda:N, mps")
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    if name == "mps" and not has_mps:
+        raise UsageError("device mps is not available: there is no Apple GPU that this torch can use", "take --device cpu")
+    if not name.startswith("cuda"):
+        return torch.device(name)
+    if not torch.cuda.is_available():
+        why = "this torch was built without CUDA" if torch.version.cuda is None else "torch finds no NVIDIA GPU or no driver"
+        raise UsageError(f"device {name} is not available: {why}", "take --device cpu or --device auto; `hsal doctor` tells more")
+    index, count = int(asked[1] or 0), torch.cuda.device_count()
+    if index >= count:
+        raise UsageError(
+            f"device {name} does not exist: GPUs here are numbered 0 to {count - 1}", f"take --device cuda:{count - 1} or --device auto"
+        )
+    return torch.device("cuda", index)
+
+
+def autocast_gains(device: torch.device) -> bool:
+    """Whether bfloat16 autocast is faster than float32: on GPUs with bfloat16 units, and on CPUs with AMX or AVX512-BF16.
+
+    Elsewhere it is emulated: on a CPU with AVX2 alone, ten times slower than float32.
+    """
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return not {"amx_bf16", "avx512_bf16"}.isdisjoint(_cpu_flags())
+    return False
+
+
+def forward_context(device: torch.device) -> contextlib.AbstractContextManager:
+    """bfloat16 autocast where it gains, else a context that changes nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if autocast_gains(device) else contextlib.nullcontext()
+
+
+def _cpu_flags() -> set[str]:
+    """The first processor's feature flags; empty where the system does not list them, as outside Linux."""
+    try:
+        lines = CPU_FLAGS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
