@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from hsal_cli.errors import FileError
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB, for intensities in [0, 1]
 STD = (0.229, 0.224, 0.225)
+MOST_PIXELS = 100_000_000
 
 
 def to_input(images: Tensor, size: int) -> Tensor:
@@ -30,3 +39,67 @@ def to_input(images: Tensor, size: int) -> Tensor:
     mean = 255 * torch.tensor(MEAN, device=x.device)
     # Channels last, so that one grey channel spreads to three straight into the memory order of the convolutions.
     return ((x.permute(0, 2, 3, 1) - mean) / std).permute(0, 3, 1, 2)
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """A picture as the one-image batch that `to_input` takes: uint8 (1, H, W, 3)."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).unsqueeze(0)
+
+
+def read_image(path: Path) -> Image.Image:
+    """Reads a picture of any format that Pillow reads, upright and as RGB; of an animation, the first frame.
+
+    - Rotation noted in EXIF is applied.
+    - Palettes, CMYK, bilevel and other modes are converted by Pillow.
+    - Transparent pixels are shown on black, the background of the data sets here.
+    - 16-bit and 32-bit integers: 65535 is white. Floats: 1 is white if none exceeds 1, else 255 is. What lies outside is clipped.
+
+    Raises:
+        FileError: a web address, missing, a folder, empty, no picture, truncated or otherwise damaged, or above 100 megapixels.
+    """
+    hint = "give a picture in a format such as PNG, JPEG, TIFF, WebP or GIF"
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", str(path)):
+        raise FileError(f"{path} is a web address, not a file", "download the picture first, and give its path")
+    if path.is_dir():
+        raise FileError(f"{path} is a folder, not a picture", "give the pictures in it, such as FOLDER/*.png")
+    try:
+        if path.stat().st_size == 0:
+            raise FileError(f"{path} is empty", hint)
+        with warnings.catch_warnings():
+            # Pillow warns of large pictures at a bound of its own; ours is checked below, before any pixel is read.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise _too_large(path, f"{image.width} x {image.height} px")
+                return _as_rgb(ImageOps.exif_transpose(image))
+    except FileError:
+        raise
+    except FileNotFoundError as error:
+        raise FileError(f"picture {path} is missing", "check the path") from error
+    except PermissionError as error:
+        raise FileError(f"picture {path} may not be read: {error.strerror}", "check its permissions") from error
+    except UnidentifiedImageError as error:
+        raise FileError(f"{path} is not a picture that can be read", hint) from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(path, "far more") from error
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged data: SyntaxError, struct.error, IndexError ...
+        raise FileError(f"picture {path} is damaged or cannot be converted: {str(error) or type(error).__name__}", hint) from error
+
+
+def _too_large(path: Path, size: str) -> FileError:
+    return FileError(f"picture {path} is too large: {size}, above {MOST_PIXELS // 1_000_000} megapixels", "make it smaller first")
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("it has values that are not finite")
+        white = 65535 if image.mode != "F" else 1 if values.max() <= 1 else 255
+        return Image.fromarray(np.clip(np.rint(values * (255 / white)), 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("La", "RGBa"):  # premultiplied: Pillow only converts these to their plain form
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+    return image.convert("RGB")

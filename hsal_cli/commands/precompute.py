@@ -1,0 +1,85 @@
+"""`hsal precompute`: volumes and saliency maps of a scene file, for training to read."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from hsal_cli import console
+from hsal_cli.commands.options import Device, DryRun, Json, Overwrite, options
+from hsal_cli.errors import FileError
+from hsal_cli.learning import runs
+from hsal_cli.settings import as_dict
+from hsal_cli.vision.settings import PrecomputeSettings
+
+DEFAULT_DATA = Path("data/mnist-multiset.h5")
+
+Data = Annotated[Path, typer.Option("--data", help="The scene file.")]
+Backbone = Annotated[
+    Optional[Path],
+    typer.Option("--backbone", help="A run of hsal finetune, or one of its checkpoints.", show_default="the newest finished run"),
+]
+Out = Annotated[Optional[Path], typer.Option("--out", help="The feature file to write.", show_default="DATA.features.h5")]
+
+
+@options(settings=PrecomputeSettings)
+def precompute(
+    settings: PrecomputeSettings,
+    data: Data = DEFAULT_DATA,
+    backbone: Backbone = None,
+    out: Out = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Compute volumes and saliency maps once, for training to read. Run again after an interruption, it continues."""
+    if not data.is_file():
+        raise FileError(f"there is no scene file {data}", "make it with: hsal make-data mnist-multiset")
+    if backbone is None:
+        newest = runs.newest("backbone")
+        if newest is None:
+            raise FileError("there is no finished backbone in runs", "make one with: hsal finetune")
+        backbone = newest.path
+    out = out or features_beside(data)
+
+    from hsal_cli.vision.devices import choose_device
+    from hsal_cli.vision.feature_file import open_features
+    from hsal_cli.vision.precompute import plan
+    from hsal_cli.vision.precompute import precompute as compute
+
+    chosen = choose_device(device)
+    report = {"data": str(data), "backbone": str(backbone), "out": str(out), "device": str(chosen)}
+    if dry_run:
+        todo = plan(data, backbone, out, overwrite)
+        report |= {"dry_run": True, "images": todo.images, "bytes": todo.size, "exists": todo.exists, "settings": as_dict(settings)}
+        words = f"{out} holds these features already" if todo.exists else f"Would write {out}"
+        text = f"{words}: {todo.images:,} images, {todo.size / 1e9:.2f} GB"
+        console.print_json(report) if json else console.print_line(text)
+        return
+    reporter = console.TerminalReporter()
+    start = time.monotonic()
+    with console.stopping(reporter):
+        compute(data, backbone, out, settings, chosen, reporter, overwrite)
+    seconds = time.monotonic() - start
+    with open_features(out) as features:
+        report |= {
+            "images": len(features),
+            "bytes": out.stat().st_size,
+            "volume_shape": list(features.volume_shape),
+            "digest": features.digest,
+            "seconds": round(seconds, 3),
+        }
+    if json:
+        console.print_json(report)
+        return
+    size = "x".join(map(str, report["volume_shape"]))
+    console.print_line(f"{report['images']:,} volumes of {size} in {out} ({report['bytes'] / 1e9:.2f} GB, {console.clock(seconds)})")
+
+
+def features_beside(data: Path) -> Path:
+    """Where the features of a scene file go: data/mnist-multiset.h5 -> data/mnist-multiset.features.h5."""
+    return data.with_suffix(".features.h5")

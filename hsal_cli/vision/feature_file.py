@@ -1,0 +1,199 @@
+"""The feature file: volumes and raw saliency maps of a scene file, computed once by a fine-tuned activation model.
+
+Root attributes: those of `files.stamp` and `files.seal`, `classes` (JSON list), `backbone_digest`, `scenes_digest`, `image_size`
+(H, W in px, of the first split), `input_size` (px), `volume_shape` (C, h, w). A group a split, with attribute `image_size` and
+    volumes   float16 (N, C, h, w)
+    saliency  float32 (N, h, w), raw: the sum of squares of the volume before it was rounded to float16
+    labels    int16 (N, L), padded with -1, copied from the scene file
+    boxes     int16 (N, L, 4) x0, y0, x1, y1 in px, half-open, padded with -1, copied; absent where the scene file has none
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from hsal_cli.errors import FileError
+from hsal_cli.files import open_hdf5
+
+FORMAT = "hsal-features"
+MADE_BY = "hsal precompute"
+BLOCK_ROWS = 512  # rows read at a time when scattered rows are picked
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureTable:
+    """Features in memory, with the labels to learn from.
+
+    Attributes:
+        volumes: float16 (N, C, h, w), as the activation model gave them.
+        saliency: float32 (N, h, w), raw, >= 0.
+        labels: int64 (N, L), padded with -1.
+        boxes: int64 (N, L, 4) x0, y0, x1, y1 in px of the image, padded with -1; None where unknown.
+        image_size: height and width of the images, px.
+    """
+
+    volumes: Tensor
+    saliency: Tensor
+    labels: Tensor
+    boxes: Tensor | None
+    image_size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, rows: Tensor | slice) -> FeatureTable:
+        """The table of some rows (indices, a mask or a slice), in their order."""
+        boxes = None if self.boxes is None else self.boxes[rows]
+        return FeatureTable(self.volumes[rows], self.saliency[rows], self.labels[rows], boxes, self.image_size)
+
+
+class FeatureFile:
+    """An open feature file; a context manager.
+
+    Attributes:
+        path: the file.
+        classes: the class names; labels index them.
+        splits: the names of the splits in it, train and test first.
+        volume_shape: (C, h, w).
+        image_size: height and width of the scene file's images, px, in its first split.
+        input_size: side that they were resized to, px.
+        digest: sha256 of what the features were made from.
+        backbone_digest, scenes_digest: of the activation model and of the scene file.
+
+    Raises:
+        FileError: something in it is not as it must be.
+    """
+
+    def __init__(self, path: Path, file: h5py.File):
+        self.path = path
+        self._file = file
+        try:
+            self.classes: list[str] = json.loads(file.attrs["classes"])
+            self.digest, self.backbone_digest, self.scenes_digest = (
+                str(file.attrs[name]) for name in ("digest", "backbone_digest", "scenes_digest")
+            )
+            channels, height, width = (int(side) for side in file.attrs["volume_shape"])
+            rows, columns = (int(side) for side in file.attrs["image_size"])
+            self.input_size = int(file.attrs["input_size"])
+            self.volume_shape, self.image_size = (channels, height, width), (rows, columns)
+            self.splits = sorted(file, key=lambda name: (name != "train", name != "test", name))
+            for name in self.splits:
+                self._check_split(name, file[name])
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise FileError(f"{path} is not a whole feature file: {error}", f"make it again with: {MADE_BY} --overwrite") from error
+
+    def _check_split(self, name: str, group: h5py.Group) -> None:
+        count, longest = group["labels"].shape
+        wanted = {"volumes": (count, *self.volume_shape), "saliency": (count, *self.volume_shape[1:])}
+        if "boxes" in group:
+            wanted["boxes"] = (count, longest, 4)
+        for part, shape in wanted.items():
+            if group[part].shape != shape:
+                raise ValueError(f"{name}/{part} has shape {group[part].shape}, not {shape}")
+
+    def __enter__(self) -> FeatureFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def __len__(self) -> int:
+        return sum(len(self._file[name]["labels"]) for name in self.splits)
+
+    def table(self, split: str, rows: slice | Tensor | None = None) -> FeatureTable:
+        """Reads a split, or some rows of it, into memory.
+
+        Args:
+            split: its name.
+            rows: a slice, or a tensor of row indices in any order, repeats allowed; all rows if None.
+
+        Raises:
+            FileError: there is no such split, or the data does not fit its checksums.
+            IndexError: a row that the split does not have.
+        """
+        if split not in self.splits:
+            raise FileError(f"{self.path} has no split {split!r}", f"it has: {', '.join(self.splits)}")
+        group = self._file[split]
+
+        def read(name: str, dtype: torch.dtype) -> Tensor:
+            return torch.from_numpy(_read(group[name], rows)).to(dtype)
+
+        try:
+            boxes = read("boxes", torch.int64) if "boxes" in group else None
+            volumes, saliency, labels = read("volumes", torch.float16), read("saliency", torch.float32), read("labels", torch.int64)
+            height, width = (int(side) for side in group.attrs.get("image_size", self.image_size))
+            return FeatureTable(volumes, saliency, labels, boxes, (height, width))
+        except OSError as error:
+            raise FileError(f"{self.path} is damaged: {split} cannot be read", f"make it again with: {MADE_BY} --overwrite") from error
+
+
+def open_features(path: Path) -> FeatureFile:
+    """Opens a feature file.
+
+    Raises:
+        FileError: missing, not a feature file, not complete, or damaged.
+    """
+    path = Path(path)
+    file = open_hdf5(path, FORMAT, MADE_BY)
+    try:
+        return FeatureFile(path, file)
+    except BaseException:
+        file.close()
+        raise
+
+
+def check_match(features: FeatureFile, scenes_digest: str | None = None, backbone_digest: str | None = None) -> None:
+    """Refuses features that were made from other scenes or by another backbone.
+
+    Args:
+        features: the file to be used.
+        scenes_digest, backbone_digest: what it should have been made from; None: whatever it was.
+
+    Raises:
+        FileError: it is stale; names the file and both digests.
+    """
+    made_from = {"scene file": (features.scenes_digest, scenes_digest), "backbone": (features.backbone_digest, backbone_digest)}
+    for what, (found, wanted) in made_from.items():
+        if wanted is not None and found != wanted:
+            raise FileError(
+                f"{features.path} holds features of another {what}: digest {found[:12]}, not {wanted[:12]}",
+                f"make them again with: {MADE_BY} --overwrite --out {features.path}",
+            )
+
+
+def _read(data: h5py.Dataset, rows: slice | Tensor | None) -> np.ndarray:
+    """Reads rows along the first axis, each stretch of the file once and in order."""
+    if rows is None or isinstance(rows, slice):
+        start, stop, step = (rows or slice(None)).indices(len(data))
+        if step == 1:
+            found = np.empty((max(0, stop - start), *data.shape[1:]), data.dtype)
+            if found.size:
+                data.read_direct(found, np.s_[start:stop])
+            return found
+        rows = torch.arange(start, stop, step)
+    wanted = rows.cpu().numpy().astype(np.int64)
+    wanted = np.where(wanted < 0, wanted + len(data), wanted)
+    if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(data):
+        raise IndexError(f"rows reach from {wanted.min()} to {wanted.max()}; there are {len(data)}")
+    found = np.empty((len(wanted), *data.shape[1:]), data.dtype)
+    order = np.argsort(wanted, kind="stable")
+    edges = np.arange(0, len(data) + BLOCK_ROWS, BLOCK_ROWS)
+    places = np.searchsorted(wanted[order], edges)
+    for low, high in itertools.pairwise(places):
+        if low < high:
+            some = order[low:high]
+            first = wanted[some[0]]
+            found[some] = data[first : wanted[some[-1]] + 1][wanted[some] - first]
+    return found
