@@ -138,6 +138,19 @@ class FeatureFile:
         except OSError as error:
             raise FileError(f"{self.path} is damaged: {split} cannot be read", f"make it again with: {MADE_BY} --overwrite") from error
 
+    def labels(self, split: str) -> Tensor:
+        """A split's labels alone, int64 (N, L), padded with -1.
+
+        Raises:
+            FileError: there is no such split, or the data does not fit its checksums.
+        """
+        if split not in self.splits:
+            raise FileError(f"{self.path} has no split {split!r}", f"it has: {', '.join(self.splits)}")
+        try:
+            return torch.from_numpy(self._file[split]["labels"][()]).to(torch.int64)
+        except OSError as error:
+            raise FileError(f"{self.path} is damaged: {split} cannot be read", f"make it again with: {MADE_BY} --overwrite") from error
+
 
 def open_features(path: Path) -> FeatureFile:
     """Opens a feature file.

@@ -1,0 +1,61 @@
+"""What eval, visualize and predict share: the run that is meant, and a policy with its backbone shown to images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from hsal_cli import console
+from hsal_cli.errors import FileError, HsalError
+
+if TYPE_CHECKING:
+    from hsal_cli.evaluation.loading import LoadedPolicy
+    from hsal_cli.evaluation.look import Look
+
+RunOption = Annotated[
+    Optional[Path], typer.Option("--run", help="Run of a trained policy, or one of its checkpoints.", show_default="the newest in runs/")
+]
+
+
+def policy_run(run: Path | None) -> Path:
+    """The run that is named, else the newest finished one.
+
+    Raises:
+        FileError: there is none.
+    """
+    from hsal_cli.learning import runs
+
+    if run is not None:
+        if not run.is_dir():
+            raise FileError(f"there is no run at {run}", "train one with: hsal train")
+        return run
+    found = runs.newest("policy")
+    if found is None:
+        raise FileError("there is no finished policy in runs/", "train one with: hsal train")
+    return found.path
+
+
+def load(run: Path, device: object, reporter: console.Reporter) -> LoadedPolicy:
+    """Loads the best policy of a run; a damaged checkpoint that was passed over is said."""
+    from hsal_cli.evaluation.loading import load_policy
+
+    loaded = load_policy(run, "best", device)
+    if loaded.checkpoint.note:
+        reporter.warn(loaded.checkpoint.note)
+    return loaded
+
+
+def looks(
+    images: Sequence[Path], run: Path | None, device: str, max_steps: int | None, reporter: console.Reporter
+) -> Iterator[tuple[Path, Look | HsalError]]:
+    """Shows images to the policy of a run, through the backbone it was trained with (see `look.look_at_files`)."""
+    from hsal_cli.evaluation.loading import find_backbone
+    from hsal_cli.evaluation.look import look_at_files
+    from hsal_cli.vision.devices import choose_device
+
+    chosen = choose_device(device)
+    loaded = load(policy_run(run), chosen, reporter)
+    yield from look_at_files(images, find_backbone(loaded.meta, device=chosen), loaded, max_steps)

@@ -1,0 +1,94 @@
+"""hsal visualize."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from hsal_cli import console
+from hsal_cli.commands.options import Device, Json
+from hsal_cli.commands.policies import RunOption, looks
+from hsal_cli.commands.predict import MaxSteps, words
+from hsal_cli.errors import FileError, HsalError, UsageError
+
+if TYPE_CHECKING:
+    from hsal_cli.evaluation.look import Look
+
+ENDING = ".hsal.png"
+
+
+def visualize(
+    images: Annotated[list[Path], typer.Argument(help="Images in any format that Pillow reads, of any size.", show_default=False)],
+    run: RunOption = None,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--out", help="Folder for the pictures, or for one image a .png file.", show_default="IMAGE.hsal.png beside each image"
+        ),
+    ] = None,
+    labels: Annotated[
+        Optional[str], typer.Option("--labels", help="What is in the image, such as 3,5,5, to mark hits and misses.", show_default=False)
+    ] = None,
+    max_steps: MaxSteps = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Draw where the policy looked in images: glimpses, saliency, covert mask and priority map at each meta-step."""
+    reporter = console.TerminalReporter()
+    # Pictures of ours lie beside the images and would be met again by a second `hsal visualize *.png`.
+    wanted = [path for path in images if not path.name.endswith(ENDING)]
+    if len(wanted) < len(images):
+        reporter.warn(f"passing over {len(images) - len(wanted)} pictures that hsal made (*{ENDING})")
+    if not wanted:
+        raise UsageError("there is no image left to look at", f"name images whose names do not end in {ENDING}")
+    truth = None if labels is None else [label.strip() for label in labels.split(",") if label.strip()]
+    if truth is not None and len(wanted) > 1:
+        raise UsageError(f"--labels goes with one image, not with {len(wanted)}", "call hsal visualize once an image")
+    targets = _targets(wanted, out)
+    documents, failed = [], False
+    with console.stopping(reporter):
+        for number, (path, found) in enumerate(looks(wanted, run, device, max_steps, reporter)):
+            try:
+                if isinstance(found, HsalError):
+                    raise found
+                documents.append(_draw(found, truth, targets[number], json))
+                if not json:
+                    console.print_line(f"{path}: {words(found.labels)}   {targets[number]}")
+            except HsalError as error:
+                failed = True
+                console.print_error(error.message, error.hint)
+            reporter.check_stop("run the same command again")
+    if json:
+        console.print_json(documents)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _draw(look: Look, truth: list[str] | None, target: Path, json: bool) -> dict[str, Any] | None:
+    from hsal_cli.evaluation.look import to_json
+    from hsal_cli.pictures.trajectory import draw_trajectory, is_ours, write_picture
+
+    if target.exists() and not is_ours(target):
+        raise FileError(f"{target} exists and was not made by hsal, so it is not replaced", "name another place with --out")
+    write_picture(draw_trajectory(look, truth), target)
+    return {**to_json(look), "picture": str(target)} if json else None
+
+
+def _targets(images: list[Path], out: Path | None) -> list[Path]:
+    """Where each picture goes; images that differ in their endings alone keep them, so that no picture replaces another."""
+    if out is not None and out.suffix.lower() == ".png":
+        if len(images) > 1:
+            raise UsageError(f"--out {out} is one file, for {len(images)} images", "name a folder with --out")
+        return [out]
+    if out is not None and out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is neither a folder nor a .png file", "name another place with --out")
+    places = [(out if out is not None else path.parent) / (path.stem + ENDING) for path in images]
+    often = Counter(places)
+    places = [place.with_name(path.name + ENDING) if often[place] > 1 else place for path, place in zip(images, places, strict=True)]
+    twice = next((place for place, count in Counter(places).items() if count > 1), None)
+    if twice is not None:
+        raise UsageError(f"the pictures of two images would both be {twice}", "rename one, or call hsal visualize once for each folder")
+    return places

@@ -1,0 +1,187 @@
+"""Evaluation of a policy on a feature table (section 5): the roll-outs, and every score of the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hsal_cli.console import SILENT, Reporter
+from hsal_cli.errors import FileError
+from hsal_cli.evaluation.attention import Tally, add_attn_saliency, add_localization
+from hsal_cli.evaluation.baselines import trivial_baselines
+from hsal_cli.evaluation.loading import LoadedPolicy
+from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, multiset_metrics
+from hsal_cli.evaluation.settings import EvalSettings
+from hsal_cli.policy.choosing import greedy, sampling
+from hsal_cli.policy.episode import Episode
+from hsal_cli.policy.hsal import HSAL
+
+if TYPE_CHECKING:
+    from hsal_cli.vision.feature_file import FeatureTable
+
+STOPPED_HINT = "run the same command again"
+
+
+def evaluate(
+    policy: HSAL,
+    table: FeatureTable,
+    class_names: list[str],
+    settings: EvalSettings,
+    max_steps: int,
+    device: torch.device | str = "cpu",
+    reporter: Reporter = SILENT,
+    train_labels: torch.Tensor | None = None,
+) -> dict[str, Any]:
+    """Rolls a policy out over a table and scores it.
+
+    Args:
+        policy: on `device`.
+        table: at least one image.
+        class_names: K names.
+        settings: `sample`: 0 for one greedy roll-out an image, else that many sampled ones, whose metrics are averaged.
+        max_steps: cap on meta-steps; `settings.max_steps` goes before it.
+        reporter: progress, in images.
+        train_labels: (N, L) labels of the training split, padded with -1, for the trivial baselines.
+
+    Returns:
+        Plain JSON types: all of `metrics.multiset_metrics`; `attn_saliency` (`raw`, `normalized`, `random`, `best`); where boxes are
+        known `localization` (`glimpse_hit`, `mask_mass`, controls `random`, `area`, `center`, `saliency`, and `digits_once`,
+        `repeat_visits`; see `attention`); `baselines`, with train_labels (see `baselines`); `sample` and `max_steps` as used.
+        A score of which there is no case, such as `glimpse_hit` of a policy without glimpses, is None.
+
+    Raises:
+        Interrupted: a signal asked to stop.
+    """
+    max_steps = settings.max_steps or max_steps
+    true = label_counts(table.labels, policy.classes)
+    results = []
+    with reporter.track("evaluating", len(table) * max(settings.sample, 1), "images") as advance:
+        for number in range(max(settings.sample, 1)):
+            generator = torch.Generator().manual_seed(settings.seed + number) if settings.sample else None
+            predicted, attention, localization = [], Tally(), Tally()
+            for part, episode in roll_outs(policy, table, max_steps, settings.batch_size, device, generator):
+                _add(part, episode, policy.classes, predicted, attention, localization)
+                advance(len(part))
+                reporter.check_stop(STOPPED_HINT)
+            scores = multiset_metrics(true, np.concatenate(predicted), class_names, settings.resamples, settings.seed)
+            scores["attn_saliency"] = attention.means()
+            if table.boxes is not None:
+                scores["localization"] = localization.means()
+            results.append(scores)
+    found = mean_of(results)
+    if train_labels is not None and len(train_labels):
+        found["baselines"] = trivial_baselines(label_counts(train_labels, policy.classes), true)
+    return {**found, "sample": settings.sample, "max_steps": max_steps}
+
+
+def evaluate_file(
+    loaded: LoadedPolicy, features: Path, settings: EvalSettings, device: torch.device | str = "cpu", reporter: Reporter = SILENT
+) -> dict[str, Any]:
+    """Evaluates a loaded policy on a split of a feature file.
+
+    Returns:
+        What `evaluate` gives, with baselines if the file has a training split, and `dataset` (the file's name without endings),
+        `split`, `features`, `checkpoint`, `objective`.
+
+    Raises:
+        FileError: the file is unusable, has no such split, or holds features of another backbone, other classes or another shape.
+        Interrupted: a signal asked to stop.
+    """
+    from hsal_cli.vision.feature_file import check_match, open_features
+
+    with open_features(features) as file:
+        check_match(file, backbone_digest=loaded.meta.get("backbone_digest"))
+        for what, found, wanted in (
+            ("classes", file.classes, loaded.classes),
+            ("volumes of shape", list(file.volume_shape), list(loaded.policy.volume_shape)),
+        ):
+            if found != wanted:
+                raise FileError(f"{features} has {what} {found}, the policy was trained with {wanted}", "name another file with --data")
+        reporter.say(f"reading {features}")
+        table = file.table(settings.split)
+        if not len(table):
+            raise FileError(f"split {settings.split} of {features} holds no image", "name another one with --split")
+        train_labels = file.labels("train") if "train" in file.splits else None
+    found = evaluate(loaded.policy, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels)
+    return {
+        "dataset": features.name.removesuffix(".h5").removesuffix(".features"),
+        "split": settings.split,
+        **found,
+        "features": str(features),
+        "checkpoint": str(loaded.checkpoint.path),
+        "objective": loaded.meta.get("objective"),
+    }
+
+
+def quick_scores(
+    policy: HSAL, table: FeatureTable, max_steps: int, batch_size: int = 256, device: torch.device | str = "cpu"
+) -> dict[str, float]:
+    """Greedy scores for the validation at the end of each epoch, without intervals.
+
+    Returns:
+        `exact_match`, `macro_f1`, `attn_saliency` (raw scale, as in the paper's figure 5), `attn_saliency_normalized`, and where boxes
+        are known `glimpse_hit` and `mask_mass`. Those of which there is no case are left out.
+    """
+    predicted, attention, localization = [], Tally(), Tally()
+    for part, episode in roll_outs(policy, table, max_steps, batch_size, device):
+        _add(part, episode, policy.classes, predicted, attention, localization)
+    exact, macro_f1 = exact_match_and_f1(label_counts(table.labels, policy.classes), np.concatenate(predicted))
+    salient, local = attention.means(), localization.means()
+    found = {
+        "attn_saliency": salient.get("raw"),
+        "attn_saliency_normalized": salient.get("normalized"),
+        "glimpse_hit": local.get("glimpse_hit"),
+        "mask_mass": local.get("mask_mass"),
+    }
+    return {"exact_match": exact, "macro_f1": macro_f1, **{name: value for name, value in found.items() if value is not None}}
+
+
+def roll_outs(
+    policy: HSAL,
+    table: FeatureTable,
+    max_steps: int,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    generator: torch.Generator | None = None,
+) -> Iterator[tuple[FeatureTable, Episode]]:
+    """Rolls a policy out over a table, batch by batch and without gradients: greedily, or sampling all actions with a generator.
+
+    Yields:
+        (part, episode): the rows of the table that make the batch, and what the policy did with them.
+    """
+    for start in range(0, len(table), batch_size):
+        part = table.select(slice(start, start + batch_size))
+        with torch.inference_mode():
+            episode = policy(
+                part.volumes.to(device).float(),
+                part.saliency.to(device),
+                choose=sampling(generator) if generator else greedy,
+                max_steps=max_steps,
+                sample_glimpses=generator is not None,
+                generator=generator,
+            )
+        yield part, episode
+
+
+def _add(part: FeatureTable, episode: Episode, classes: int, predicted: list[np.ndarray], attention: Tally, localization: Tally) -> None:
+    predicted.append(label_counts(episode.labels.T, classes))
+    add_attn_saliency(attention, episode, part.saliency)
+    if part.boxes is not None:
+        add_localization(localization, episode, part.labels, part.boxes, part.image_size)
+
+
+def mean_of(documents: list[Any]) -> Any:
+    """The mean of JSON documents of one form, number by number; None where all are None. Numbers that all agree stay as they are."""
+    first = documents[0]
+    if isinstance(first, dict):
+        return {key: mean_of([document[key] for document in documents]) for key in first}
+    if isinstance(first, list):
+        return [mean_of(list(items)) for items in zip(*documents, strict=True)]
+    known = [document for document in documents if document is not None]
+    if not known or all(value == known[0] for value in known):
+        return known[0] if known else None
+    return sum(known) / len(known)

@@ -1,0 +1,135 @@
+"""Loading a trained policy, and finding the backbone it was trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hsal_cli import checkpoints
+from hsal_cli.checkpoints import Checkpoint
+from hsal_cli.errors import FileError
+from hsal_cli.policy.hsal import HSAL
+from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.settings import build
+
+if TYPE_CHECKING:
+    import torch
+
+    from hsal_cli.vision.backbone import LoadedBackbone
+
+SHOWN = 3  # parameters that an error names at most
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedPolicy:
+    """A trained policy.
+
+    Attributes:
+        policy: in evaluation mode, on the device asked for.
+        meta: the checkpoint's meta: policy settings, classes (names), volume_shape, volume_scale, max_labels, backbone_digest ...
+        checkpoint: where it came from; its `note` says if a damaged checkpoint was passed over.
+    """
+
+    policy: HSAL
+    meta: dict[str, Any]
+    checkpoint: Checkpoint
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes."""
+        return self.meta["classes"]
+
+    @property
+    def max_steps(self) -> int:
+        """The cap on meta-steps at inference: most labels seen in training plus 2."""
+        return self.meta["max_labels"] + 2
+
+
+def load_policy(path: Path, which: str = "best", device: torch.device | str = "cpu") -> LoadedPolicy:
+    """Loads a policy and verifies that it is what its checkpoint says.
+
+    Args:
+        path: a run, or the folder of one checkpoint.
+        which: "best" or "last", for a run.
+        device: where the policy goes.
+
+    Raises:
+        FileError: missing, damaged, not a policy, or weights that do not fit the settings; names the first that differ.
+    """
+    hint = "train one with: hsal train"
+    if (path / "manifest.json").is_file():
+        checkpoint = checkpoints.read_checkpoint(path)
+    elif (path / "checkpoints").is_dir():
+        checkpoint = checkpoints.load(path / "checkpoints", which)
+    else:
+        raise FileError(f"{path} is neither a run of hsal nor a checkpoint", hint)
+    meta = checkpoint.meta
+    if not isinstance(meta, dict) or meta.get("kind") != "policy":
+        found = meta.get("kind", "unknown") if isinstance(meta, dict) else "unknown"
+        raise FileError(f"{checkpoint.path} is a checkpoint of kind {found}, not policy", hint)
+    try:
+        settings = build(PolicySettings, meta["policy"])
+        policy = HSAL(settings, len(meta["classes"]), tuple(meta["volume_shape"]), float(meta["volume_scale"]))
+        int(meta["max_labels"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(f"checkpoint {checkpoint.path} does not describe its policy: {type(error).__name__} {error}", hint) from error
+    differing = _differences(policy.state_dict(), checkpoint.weights)
+    if differing:
+        more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+        raise FileError(f"the weights of {checkpoint.path} do not fit its settings: {'; '.join(differing[:SHOWN])}{more}", hint)
+    policy.load_state_dict(checkpoint.weights, strict=True)
+    return LoadedPolicy(policy.to(device).eval(), meta, checkpoint)
+
+
+def _differences(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> list[str]:
+    """What keeps weights from being loaded: missing and unknown names, and shapes that differ."""
+    differing = []
+    for name in [*wanted, *(name for name in found if name not in wanted)]:
+        if name not in found:
+            differing.append(f"{name} is missing")
+        elif name not in wanted:
+            differing.append(f"{name} is unknown")
+        elif wanted[name].shape != found[name].shape:
+            differing.append(f"{name} is {_shape(found[name])}, not {_shape(wanted[name])}")
+    return differing
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "one number"
+
+
+def find_backbone(meta: dict[str, Any], root: Path = Path("runs"), device: torch.device | str = "cpu") -> LoadedBackbone:
+    """Loads the backbone that made the features a policy was trained on, known by the digest of its weights.
+
+    Args:
+        meta: the policy's.
+        root: the folder whose runs are searched if the backbone is not where the policy's meta says.
+
+    Raises:
+        FileError: it is nowhere.
+    """
+    digest, recorded = meta.get("backbone_digest"), meta.get("backbone")
+    hint = f"bring the run that holds it to {root}/, or train anew with: hsal finetune, hsal train"
+    if not digest:
+        raise FileError("the policy was trained on features that name no backbone, so images cannot be turned into volumes", hint)
+    places = [Path(recorded)] if recorded else []
+    places += sorted(root.iterdir()) if root.is_dir() else []
+    for place in places:
+        for folder in (place, *sorted((place / "checkpoints").glob("*"))):
+            if _weights_digest(folder) == digest:
+                from hsal_cli.vision.backbone import load_backbone
+
+                return load_backbone(folder, device=device)
+    recorded = f"neither at {recorded} nor under {root}/" if recorded else f"not under {root}/"
+    raise FileError(f"the backbone the policy was trained with (weights {digest[:12]}) is {recorded}", hint)
+
+
+def _weights_digest(folder: Path) -> str | None:
+    """The weights' digest that a backbone checkpoint's manifest names; None where there is no such checkpoint."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return manifest["sha256"]["weights.safetensors"] if manifest["meta"]["kind"] == "backbone" else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

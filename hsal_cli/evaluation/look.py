@@ -1,0 +1,172 @@
+"""Looking at images: a greedy roll-out of a policy on pictures, kept in a form that pictures and JSON are made from (figure 2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hsal_cli.errors import HsalError
+from hsal_cli.evaluation.loading import LoadedPolicy
+from hsal_cli.policy.choosing import greedy
+from hsal_cli.policy.episode import Episode
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hsal_cli.vision.backbone import LoadedBackbone
+
+BATCH = 16  # images a forward pass
+DIGITS = 5  # decimals of numbers in JSON
+
+
+@dataclasses.dataclass(frozen=True)
+class LookStep:
+    """One meta-step that names a label.
+
+    Attributes:
+        label: its name.
+        probability: of that label, in [0, 1].
+        glimpses: k pairs (row, column), in cells from 0, in the order they were taken.
+        mask, priority, saliency: (h, w) float64: M_t, and P_t and S_t in [0, 1].
+        gaussians: (G, 4) float64: alpha, beta (1/cells^2), kappa row, kappa column (cells, the first one is 1).
+    """
+
+    label: str
+    probability: float
+    glimpses: list[tuple[int, int]]
+    mask: np.ndarray
+    priority: np.ndarray
+    saliency: np.ndarray
+    gaussians: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What a policy did with one image.
+
+    Attributes:
+        name: the image's file name or another name for it.
+        image: uint8 (H, W, 3).
+        steps: the meta-steps that name a label, in order.
+        stop_probability: of stop at the last meta-step, which names it unless the cap on meta-steps came first.
+    """
+
+    name: str
+    image: np.ndarray
+    steps: list[LookStep]
+    stop_probability: float
+
+    @property
+    def labels(self) -> list[str]:
+        """The predicted multiset, in the order it was named."""
+        return [step.label for step in self.steps]
+
+
+def look(
+    images: Sequence[torch.Tensor | Image],
+    backbone: LoadedBackbone,
+    policy: LoadedPolicy,
+    max_steps: int | None = None,
+    names: Sequence[str | Path] | None = None,
+) -> list[Look]:
+    """Shows images to a policy.
+
+    Args:
+        images: PIL images, or uint8 tensors (H, W), (H, W, 3) or (1, H, W, 3), of any size.
+        backbone: the one the policy was trained with (see `loading.find_backbone`), on the same device.
+        policy: a loaded policy.
+        max_steps: cap on meta-steps; None: the policy's.
+        names: one an image; None: their numbers from 1.
+    """
+    from hsal_cli.vision.images import to_input
+    from hsal_cli.vision.saliency import activation_saliency
+
+    device = policy.policy.volume_scale.device
+    pictures = [_as_rgb(image) for image in images]
+    names = [str(number + 1) for number in range(len(pictures))] if names is None else [str(name) for name in names]
+    looks = []
+    for start in range(0, len(pictures), BATCH):
+        batch = pictures[start : start + BATCH]
+        with torch.inference_mode():
+            inputs = torch.cat([to_input(picture[None].to(device), backbone.model.input_size) for picture in batch])
+            volumes = backbone.model(inputs).float()
+            episode = policy.policy(volumes, activation_saliency(volumes), choose=greedy, max_steps=max_steps or policy.max_steps)
+        for place, picture in enumerate(batch):
+            looks.append(look_at(episode, place, names[start + place], picture.numpy(), policy.classes))
+    return looks
+
+
+def look_at_files(
+    paths: Sequence[Path], backbone: LoadedBackbone, policy: LoadedPolicy, max_steps: int | None = None
+) -> Iterator[tuple[Path, Look | HsalError]]:
+    """Shows image files to a policy, a few at a time, so that there may be any number of them.
+
+    Yields:
+        (path, look) in the order of the paths; in place of the look of a file that cannot be read, the error.
+    """
+    from hsal_cli.vision.images import from_pil, read_image
+
+    for start in range(0, len(paths), BATCH):
+        found: dict[int, torch.Tensor | HsalError] = {}
+        for place, path in enumerate(paths[start : start + BATCH]):
+            try:
+                found[place] = from_pil(read_image(path))
+            except HsalError as error:
+                found[place] = error
+        images = {place: image for place, image in found.items() if not isinstance(image, HsalError)}
+        looks = dict(zip(images, look(list(images.values()), backbone, policy, max_steps, [paths[start + p] for p in images]), strict=True))
+        for place, image in found.items():
+            yield paths[start + place], image if isinstance(image, HsalError) else looks[place]
+
+
+def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes: list[str]) -> Look:
+    """One image's part of an episode.
+
+    Args:
+        episode: a roll-out of a batch.
+        place: the image's place in the batch.
+        name: its name.
+        image: uint8 (H, W, 3).
+        classes: K names.
+    """
+    probabilities = episode.logits[:, place].softmax(-1).double().cpu()  # (T, K+1)
+    width = episode.masks.shape[-1]
+    steps = []
+    for step in range(int(episode.lengths[place])):
+        label = int(episode.labels[step, place])
+        if label == len(classes):
+            continue
+        maps = (part[step, place].double().cpu().numpy() for part in (episode.masks, episode.priority, episode.saliency, episode.gaussians))
+        mask, priority, saliency, gaussians = maps
+        cells = [divmod(cell, width) for cell in episode.glimpses[step, place].tolist()]
+        steps.append(LookStep(classes[label], float(probabilities[step, label]), cells, mask, priority, saliency, gaussians))
+    return Look(name, image, steps, float(probabilities[int(episode.lengths[place]) - 1, -1]))
+
+
+def to_json(look: Look) -> dict[str, Any]:
+    """A look in the form of the contract: `image`, `labels`, `steps` (each `label`, `probability`, `glimpses`, `mask`, `priority`,
+    `saliency`; maps as h rows of w numbers) and `stop_probability`."""
+    steps = [
+        {
+            "label": step.label,
+            "probability": round(step.probability, DIGITS),
+            "glimpses": [list(cell) for cell in step.glimpses],
+            **{name: getattr(step, name).round(DIGITS).tolist() for name in ("mask", "priority", "saliency")},
+        }
+        for step in look.steps
+    ]
+    return {"image": look.name, "labels": look.labels, "steps": steps, "stop_probability": round(look.stop_probability, DIGITS)}
+
+
+def _as_rgb(image: torch.Tensor | Image) -> torch.Tensor:
+    """uint8 (H, W, 3) on the CPU."""
+    if isinstance(image, torch.Tensor):
+        image = image.cpu()
+        image = image[0] if image.dim() == 4 else image
+        return image.unsqueeze(-1).expand(-1, -1, 3) if image.dim() == 2 else image
+    return torch.from_numpy(np.array(image.convert("RGB")))

@@ -1,0 +1,187 @@
+"""Evaluating a policy: what is scored, that batching changes nothing, sampling, and the trivial baselines."""
+
+import dataclasses
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from evaluation_parts import NAMES, SMALL, small_policy, small_table, write_features, write_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hsal_cli.console import Reporter
+from hsal_cli.errors import FileError, Interrupted
+from hsal_cli.evaluation.baselines import trivial_baselines
+from hsal_cli.evaluation.evaluate import evaluate, evaluate_file, mean_of, quick_scores
+from hsal_cli.evaluation.loading import load_policy
+from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts
+from hsal_cli.evaluation.settings import EvalSettings
+from hsal_cli.policy.choosing import greedy
+
+CONTRACT = {
+    *("examples", "exact_match", "macro_f1", "macro_precision", "macro_recall", "micro_f1", "micro_precision", "micro_recall"),
+    *("example_f1", "cardinality_error", "ci95", "by_count", "by_class", "attn_saliency", "localization", "baselines"),
+}
+
+
+def run(policy=None, table=None, max_steps=4, **chosen):
+    table = small_table() if table is None else table
+    return evaluate(policy or small_policy(), table, NAMES, EvalSettings(resamples=20, **chosen), max_steps, train_labels=table.labels)
+
+
+def flat(document):
+    """path -> number, so that nested documents can be compared approximately."""
+    if isinstance(document, dict):
+        return {f"{key}/{path}": value for key, part in document.items() for path, value in flat(part).items()}
+    if isinstance(document, list):
+        return {f"{place}/{path}": value for place, part in enumerate(document) for path, value in flat(part).items()}
+    return {"": document}
+
+
+def test_batched_equals_one_by_one():
+    whole = run(batch_size=256)
+    for size in (1, 5):
+        assert flat(run(batch_size=size)) == pytest.approx(flat(whole), abs=1e-6)
+
+
+def test_every_key_of_the_contract_is_there_and_is_json():
+    found = run()
+    assert found.keys() >= CONTRACT
+    assert found["attn_saliency"].keys() == {"raw", "normalized", "random", "best"}
+    assert found["localization"].keys() >= {
+        "glimpse_hit",
+        "mask_mass",
+        "random",
+        "area",
+        "center",
+        "saliency",
+        "digits_once",
+        "repeat_visits",
+    }
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_what_the_policy_names_greedily_is_what_is_scored():
+    policy, table = small_policy(), small_table()
+    named = []
+    for row in range(len(table)):
+        one = table.select(slice(row, row + 1))
+        with torch.no_grad():
+            episode = policy(one.volumes.float(), one.saliency, choose=greedy, max_steps=4)
+        labels = [int(label) for label in episode.labels[:, 0] if label != policy.stop]
+        named.append([labels.count(c) for c in range(3)])
+    exact, macro_f1 = exact_match_and_f1(label_counts(table.labels, 3), np.array(named))
+    found, quick = run(policy, table), quick_scores(policy, table, 4, batch_size=6)
+    assert 0 < macro_f1 < 1
+    assert (found["exact_match"], found["macro_f1"]) == (quick["exact_match"], quick["macro_f1"]) == pytest.approx((exact, macro_f1))
+    assert quick["attn_saliency"] == pytest.approx(found["attn_saliency"]["raw"])
+    assert quick["attn_saliency_normalized"] == pytest.approx(found["attn_saliency"]["normalized"])
+    assert (quick["glimpse_hit"], quick["mask_mass"]) == pytest.approx([found["localization"][key] for key in ("glimpse_hit", "mask_mass")])
+
+
+def test_the_cap_on_steps_bounds_what_is_named():
+    policy = small_policy()
+    with torch.no_grad():
+        policy.controller.label.bias[policy.stop] = -100.0  # never stop
+    table = small_table()
+    sizes = (table.labels >= 0).sum(1).float()
+    assert run(policy, table, max_steps=5)["cardinality_error"] == pytest.approx(float((5 - sizes).abs().mean()))
+    settings = EvalSettings(resamples=2, max_steps=1)  # what the user sets goes before the policy's own cap
+    assert evaluate(policy, table, NAMES, settings, 5)["cardinality_error"] == pytest.approx(float((1 - sizes).abs().mean()))
+
+
+def test_without_boxes_there_is_no_localization():
+    found = run(table=small_table(boxes=False))
+    assert "localization" not in found
+    assert quick_scores(small_policy(), small_table(boxes=False), 4).keys() == {
+        *("exact_match", "macro_f1", "attn_saliency", "attn_saliency_normalized")
+    }
+
+
+def test_a_policy_without_glimpses_is_scored_all_the_same():
+    policy = small_policy(settings=dataclasses.replace(SMALL, glimpses=0))
+    found = run(policy)
+    assert found["attn_saliency"]["raw"] is None and found["localization"]["glimpse_hit"] is None
+    assert 0 < found["localization"]["mask_mass"] <= 1
+    assert "attn_saliency" not in quick_scores(policy, small_table(), 4)
+
+
+def test_sampled_rollouts_are_seeded_and_averaged():
+    both, again = run(sample=2, seed=7), run(sample=2, seed=7)
+    assert both == again
+    singles = [run(sample=1, seed=seed) for seed in (7, 8)]
+    assert both["exact_match"] == pytest.approx(np.mean([single["exact_match"] for single in singles]))
+    assert both["macro_f1"] == pytest.approx(np.mean([single["macro_f1"] for single in singles]))
+    assert singles[0]["attn_saliency"] != singles[1]["attn_saliency"]
+    assert both["sample"] == 2 and both["examples"] == 23
+
+
+def test_averaging_keeps_what_is_missing_and_what_agrees():
+    assert mean_of([{"a": [1, 2], "b": None, "n": 3}, {"a": [3, 3], "b": 0.5, "n": 3}]) == {"a": [2, 2.5], "b": 0.5, "n": 3}
+    assert mean_of([None, None]) is None
+
+
+def test_a_request_to_stop_is_heeded_between_batches():
+    class Asked(Reporter):
+        stop_signal = 15
+
+    with pytest.raises(Interrupted) as raised:
+        evaluate(small_policy(), small_table(), NAMES, EvalSettings(), 4, reporter=Asked())
+    assert raised.value.exit_code == 143
+
+
+multisets = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), min_size=1, max_size=12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(multisets, multisets)
+def test_trivial_baselines_are_the_most_frequent_multisets(train, test):
+    def commonest(labels):
+        counted = Counter(tuple(labels_of.count(c) for c in range(3)) for labels_of in labels)
+        return min(counted, key=lambda multiset: (-counted[multiset], multiset))
+
+    def scores(guesses):
+        exact, macro_f1 = exact_match_and_f1(np.array([[t.count(c) for c in range(3)] for t in test]), np.array(guesses))
+        return {"exact_match": exact, "macro_f1": macro_f1}
+
+    by_size = [commonest([t for t in train if len(t) == len(labels)] or train) for labels in test]
+    counts = [np.array([[t.count(c) for c in range(3)] for t in part]) for part in (train, test)]
+    assert trivial_baselines(*counts) == {
+        "most_frequent_multiset": scores([commonest(train)] * len(test)),
+        "count_only": scores(by_size),
+    }
+
+
+def test_a_feature_file_is_evaluated_and_named(tmp_path):
+    tables = {"train": small_table(9, seed=1), "test": small_table()}
+    features = write_features(tmp_path / "toy.features.h5", tables)
+    loaded = load_policy(write_run(tmp_path / "run", small_policy()))
+    found = evaluate_file(loaded, features, EvalSettings(resamples=20))
+    wanted = evaluate(loaded.policy, tables["test"], NAMES, EvalSettings(resamples=20), 5, train_labels=tables["train"].labels)
+    assert (found["dataset"], found["split"]) == ("toy", "test")
+    assert {key: found[key] for key in wanted} == wanted
+    assert evaluate_file(loaded, features, EvalSettings(split="train", resamples=2))["examples"] == 9
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"backbone_digest": "c" * 64}, "another backbone"),
+        ({"classes": ["cat", "dog", "emu"]}, "emu"),
+        ({"shape": (4, 2, 3)}, r"\[4, 2, 3\]"),
+    ],
+)
+def test_features_of_something_else_are_refused(tmp_path, changed, said):
+    shape = changed.pop("shape", None)
+    table = small_table(4, **({"shape": shape} if shape else {}))
+    features = write_features(tmp_path / "toy.features.h5", {"test": table}, **changed)
+    with pytest.raises(FileError, match=said):
+        evaluate_file(load_policy(write_run(tmp_path / "run", small_policy())), features, EvalSettings())
+
+
+def test_a_split_that_is_not_there_is_named(tmp_path):
+    features = write_features(tmp_path / "toy.features.h5", {"train": small_table(4)})
+    with pytest.raises(FileError, match="test"):
+        evaluate_file(load_policy(write_run(tmp_path / "run", small_policy())), features, EvalSettings())

@@ -1,0 +1,215 @@
+"""hsal eval, visualize and predict on a toy run: what they write and print, and what they refuse."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import typer
+from evaluation_parts import NAMES, small_policy, small_table, write_features, write_run
+from PIL import Image
+from typer.testing import CliRunner
+
+from hsal_cli.checkpoints import write_checkpoint
+from hsal_cli.commands.eval import eval_
+from hsal_cli.commands.predict import predict, words
+from hsal_cli.commands.visualize import visualize
+from hsal_cli.evaluation.loading import find_backbone, load_policy
+from hsal_cli.evaluation.look import look, look_at_files, to_json
+from hsal_cli.vision.backbone import ActivationModel
+
+app = typer.Typer()
+app.command("eval")(eval_)
+app.command("visualize")(visualize)
+app.command("predict")(predict)
+
+
+def call(*words, code=0):
+    found = CliRunner().invoke(app, [str(word) for word in words])
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        found.said = f"{found.exception}"
+        assert found.exception.exit_code == code, found.said
+    else:
+        found.said = found.stderr
+        assert found.exit_code == code, found.output
+    return found
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a backbone run, a policy run on it, its features, and three images, one of them damaged."""
+    root = tmp_path_factory.mktemp("toy")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ActivationModel("resnet18", len(NAMES), input_size=96, resolution=3)
+    meta = {
+        "kind": "backbone",
+        "arch": "resnet18",
+        "input_size": 96,
+        "resolution": 3,
+        "classes": NAMES,
+        "weights": "random",
+        "accuracy": 0.5,
+    }
+    folder = root / "runs" / "finetune" / "checkpoints" / "epoch-1"
+    write_checkpoint(folder, model.state_dict(), None, meta)
+    digest = json.loads((folder / "manifest.json").read_text())["sha256"]["weights.safetensors"]
+    shape = (512, 3, 3)
+    tables = {name: small_table(6, seed=seed, shape=shape) for seed, name in enumerate(("train", "test"))}
+    write_features(root / "toy.features.h5", tables, backbone_digest=digest)
+    policy = small_policy(shape=shape)
+    with torch.no_grad():
+        policy.controller.label.bias[policy.stop] -= 3  # so that something is named
+    write_run(root / "runs" / "policy", policy, backbone_digest=digest, backbone="runs/finetune", features="toy.features.h5")
+    generator = np.random.default_rng(0)
+    Image.fromarray(generator.integers(0, 256, (40, 70, 3), dtype=np.uint8)).save(root / "colour.jpg")
+    Image.fromarray(generator.integers(0, 256, (64, 64), dtype=np.uint8)).save(root / "grey.png")
+    (root / "damaged.png").write_bytes(b"no picture at all")
+    return root
+
+
+@pytest.fixture
+def here(place, monkeypatch):
+    monkeypatch.chdir(place)
+    yield place
+    for made in [*place.rglob("*.hsal.png"), *place.rglob("eval*.json")]:
+        made.unlink()
+
+
+def test_eval_writes_its_json_into_the_newest_run_and_prints_tables(here):
+    found = call("eval", "--resamples", 20)
+    document = json.loads((here / "runs" / "policy" / "eval.json").read_text())
+    assert document["dataset"] == "toy" and document["split"] == "test" and document["examples"] == 6
+    for text in ("exact match", "macro F1", "attn_saliency", "glimpse_hit", "most frequent multiset", "owl"):
+        assert text in found.stdout
+    as_json = call("eval", "--resamples", 20, "--run", "runs/policy", "--json", "--out", here / "eval-too.json")
+    assert json.loads(as_json.stdout) == document == json.loads((here / "eval-too.json").read_text())
+
+
+def test_eval_takes_settings_and_a_checkpoint_folder(here):
+    checkpoint = here / "runs" / "policy" / "checkpoints" / "epoch-1"
+    found = json.loads(call("eval", "--json", "--run", checkpoint, "--split", "train", "--sample", 2, "--max-steps", 1).stdout)
+    assert (found["split"], found["sample"], found["max_steps"]) == ("train", 2, 1)
+    assert not (checkpoint / "eval.json").exists()
+
+
+def test_eval_refuses_what_does_not_fit(here):
+    write_features(here / "other.features.h5", {"test": small_table(3, shape=(512, 3, 3))}, backbone_digest="0" * 64)
+    assert "another backbone" in call("eval", "--data", "other.features.h5", code=1).said
+    assert "missing" in call("eval", "--data", "nowhere.h5", code=1).said
+    (here / "text.h5").write_text("text")
+    assert "not an HDF5 file" in call("eval", "--data", "text.h5", code=1).said
+    assert "no run at nowhere" in call("eval", "--run", "nowhere", code=1).said
+    assert "device" in call("eval", "--device", "abacus", code=2).said
+    assert "batch_size" in call("eval", "--batch-size", 0, code=2).said
+    assert "'nosplit'" in call("eval", "--split", "nosplit", code=1).said
+
+
+def test_eval_of_a_scene_file_uses_the_features_of_the_policys_own_backbone(here, monkeypatch):
+    with h5py.File(here / "scenes.h5", "w") as file:
+        file.attrs["format"] = "hsal-scenes"
+    asked = []
+
+    def ensure_features(scenes, backbone, reporter, device):
+        asked.append((scenes.name, find_backbone(load_policy(here / "runs" / "policy").meta).path == backbone))
+        return here / "toy.features.h5"
+
+    monkeypatch.setattr("hsal_cli.learning.pipeline.ensure_features", ensure_features)
+    call("eval", "--data", "scenes.h5", "--resamples", 2)
+    assert asked == [("scenes.h5", True)]
+
+
+def test_without_a_policy_the_way_to_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words_ in (("eval",), ("predict", "x.png"), ("visualize", "x.png")):
+        found = call(*words_, code=1)
+        assert "no finished policy" in found.said and "hsal train" in found.exception.hint
+
+
+def test_predict_names_the_labels_of_each_image(here):
+    lines = call("predict", "colour.jpg", "grey.png").stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["colour.jpg", "grey.png"]
+    assert all(set(line.split(": ")[1].split()) <= {*NAMES, "-"} for line in lines)
+    documents = json.loads(call("predict", "colour.jpg", "grey.png", "--json").stdout)
+    assert [f"{document['image']}: {words(document['labels'])}" for document in documents] == lines
+    for document in documents:
+        assert document["labels"] == [step["label"] for step in document["steps"]]
+        for step in document["steps"]:
+            assert step.keys() == {"label", "probability", "glimpses", "mask", "priority", "saliency"}
+            assert 0 <= step["probability"] <= 1 and np.shape(step["glimpses"]) == (2, 2)
+            assert all(np.shape(step[name]) == (3, 3) for name in ("mask", "priority", "saliency"))
+
+
+def test_a_bad_image_is_named_and_the_others_are_still_done(here):
+    found = call("predict", "damaged.png", "grey.png", "missing.png", code=1)
+    assert found.stdout.startswith("grey.png: ") and len(found.stdout.splitlines()) == 1
+    errors = found.stderr.splitlines()
+    assert len(errors) == 4 and "damaged.png" in errors[0] and "missing.png" in errors[2]
+    assert errors[1].startswith("Hint: ") and errors[3].startswith("Hint: ")
+    call("visualize", "damaged.png", "grey.png", code=1)
+    assert (here / "grey.hsal.png").is_file()
+
+
+def test_visualize_puts_a_picture_beside_each_image_and_makes_it_again(here):
+    for _ in range(2):
+        found = call("visualize", "colour.jpg", "grey.png")
+        assert "colour.hsal.png" in found.stdout
+    for name in ("colour", "grey"):
+        with Image.open(here / f"{name}.hsal.png") as picture:
+            assert picture.format == "PNG" and picture.width > 200
+    documents = json.loads(call("visualize", "grey.png", "--json").stdout)
+    assert documents[0]["picture"] == "grey.hsal.png"
+    assert {key: documents[0][key] for key in ("image", "labels", "steps", "stop_probability")} == json.loads(
+        call("predict", "grey.png", "--json").stdout
+    )[0]
+
+
+def test_visualize_chooses_names_that_do_not_collide(here):
+    Image.open(here / "grey.png").save(here / "colour.png")
+    call("visualize", "colour.jpg", "colour.png", "--out", "pictures")
+    assert sorted(path.name for path in (here / "pictures").iterdir()) == ["colour.jpg.hsal.png", "colour.png.hsal.png"]
+    call("visualize", "grey.png", "--out", here / "named.png", "--labels", "cat, owl")
+    with Image.open(here / "named.png") as picture:
+        assert picture.info["Software"].startswith("hsal ")
+
+
+def test_visualize_replaces_nothing_that_hsal_did_not_make(here):
+    before = (here / "grey.png").read_bytes()
+    found = call("visualize", "grey.png", "--out", "grey.png", code=1)
+    assert "was not made by hsal" in found.said and (here / "grey.png").read_bytes() == before
+
+
+def test_visualize_passes_over_its_own_pictures_and_refuses_what_is_ambiguous(here):
+    call("visualize", "grey.png")
+    assert "passing over 1 picture" in call("visualize", "grey.png", "grey.hsal.png").stderr
+    assert not (here / "grey.hsal.hsal.png").exists()
+    assert "no image left" in call("visualize", "grey.hsal.png", code=2).said
+    assert "one image" in call("visualize", "grey.png", "colour.jpg", "--labels", "cat", code=2).said
+    assert "one file" in call("visualize", "grey.png", "colour.jpg", "--out", "x.png", code=2).said
+    assert "neither a folder" in call("visualize", "grey.png", "--out", "colour.jpg", code=2).said
+
+
+def test_looking_at_tensors_and_files_is_the_same_whatever_the_batch(here, monkeypatch):
+    policy = load_policy(here / "runs" / "policy")
+    backbone = find_backbone(policy.meta)
+    grey, colour = (np.array(Image.open(here / name)) for name in ("grey.png", "colour.jpg"))
+    together = [to_json(found) for found in look([torch.from_numpy(grey), torch.from_numpy(colour)[None]], backbone, policy)]
+    assert [document.pop("image") for document in together] == ["1", "2"]
+    monkeypatch.setattr("hsal_cli.evaluation.look.BATCH", 1)
+    for document, (path, found) in zip(together, look_at_files([here / "grey.png", here / "colour.jpg"], backbone, policy), strict=True):
+        alone = to_json(found)
+        assert alone.pop("image") == str(path)
+        assert alone["labels"] == document["labels"] and alone["stop_probability"] == pytest.approx(document["stop_probability"], abs=1e-3)
+
+
+@pytest.mark.parametrize("command", ["eval", "visualize", "predict"])
+def test_help_names_what_matters(command):
+    found = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "120"})
+    assert found.exit_code == 0
+    for option in ("--run", "--device", "--json"):
+        assert option in found.stdout
+
+
+def test_a_multiset_on_one_line():
+    assert (words(["3", "5"]), words(["traffic light", "cat"]), words([])) == ("3 5", "traffic light, cat", "-")

@@ -1,0 +1,144 @@
+"""Pictures of trajectories: where panels stand, that the marked cells are those glimpsed, and the file that is written."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hsal_cli.evaluation.look import Look, LookStep
+from hsal_cli.pictures import trajectory
+from hsal_cli.pictures.palette import GREEN, ORANGE, RED, heat
+from hsal_cli.pictures.trajectory import MARGIN, cell_box, draw_trajectory, hits, is_ours, layout_of, trajectories, write_picture
+
+
+def a_look(labels=("3", "5"), glimpses=((0, 1), (2, 0)), size=(60, 90), grid=(3, 4), name="scene.png"):
+    """A look whose maps differ from row to row of the picture: S_t falls from left to right, P_t from top to bottom."""
+    height, width = grid
+    mask = np.full(grid, 0.1)
+    mask[1, 2] = 0.5
+    steps = [
+        LookStep(
+            label,
+            0.91,
+            list(glimpses),
+            mask,
+            np.linspace(1, 0, height)[:, None].repeat(width, 1),
+            np.linspace(1, 0, width)[None].repeat(height, 0),
+            np.array([[1.0, 0.8, 2.0, 3.0]]),
+        )
+        for label in labels
+    ]
+    return Look(name, np.full((*size, 3), 90, dtype=np.uint8), steps, 0.99)
+
+
+def pixels_of(picture, box):
+    x0, y0, x1, y1 = (side + MARGIN for side in box)
+    return np.asarray(picture)[y0:y1, x0:x1].astype(int)
+
+
+def has(pixels, colour):
+    return bool((np.abs(pixels - np.array(colour)).sum(-1) < 12).any())
+
+
+@pytest.mark.parametrize(("size", "wide"), [((60, 90), 1.5), ((90, 60), 2 / 3), ((100, 100), 1), ((40, 400), 10)])
+def test_panels_keep_the_proportions_of_the_image_and_stand_in_a_grid(size, wide):
+    layout = layout_of(a_look(size=size))
+    assert layout.panel[0] / layout.panel[1] == pytest.approx(wide, rel=0.06)
+    assert max(layout.panel) <= 1.6 * 168 + 1
+    boxes = [[layout.box(row, step) for step in range(2)] for row in range(4)]
+    for row in range(4):
+        assert boxes[row][0][2] < boxes[row][1][0]  # steps side by side
+        assert row == 0 or boxes[row - 1][0][3] < boxes[row][0][1]  # rows below each other
+        for x0, y0, x1, y1 in boxes[row]:
+            assert (x1 - x0, y1 - y0) == layout.panel
+            assert x0 >= 0 and y0 >= 0 and x1 <= layout.size[0] and y1 <= layout.size[1]
+    picture = draw_trajectory(a_look(size=size))
+    assert picture.width >= layout.size[0] + 2 * MARGIN and picture.height > layout.size[1] + 2 * MARGIN
+
+
+def test_cells_tile_a_panel():
+    covered = np.zeros((50, 71), dtype=int)
+    for row in range(3):
+        for column in range(4):
+            x0, y0, x1, y1 = cell_box((5, 7, 76, 57), (row, column), (3, 4))
+            covered[y0 - 7 : y1 - 7, x0 - 5 : x1 - 5] += 1
+    assert (covered == 1).all()
+
+
+def test_glimpsed_cells_are_outlined_on_image_and_priority_map_and_no_others():
+    look = a_look()
+    picture, layout = draw_trajectory(look), layout_of(look)
+    for row, marked in ((0, True), (1, False), (2, False), (3, True)):
+        for cell in ((0, 1), (2, 0), (1, 3)):
+            x0, _, x1, y1 = cell_box(layout.box(row, 1), cell, (3, 4))
+            lower_edge = pixels_of(picture, (x0 + 4, y1 - 2, x1 - 4, y1))
+            assert has(lower_edge, ORANGE) == (marked and cell != (1, 3)), (row, cell)
+
+
+def test_maps_are_drawn_cell_by_cell_on_their_scale():
+    look = a_look(glimpses=())
+    picture, layout = draw_trajectory(look), layout_of(look)
+    step = look.steps[0]
+    for row, values in ((1, step.saliency), (2, step.mask / step.mask.max()), (3, step.priority)):
+        for cell in np.ndindex(3, 4):
+            x0, y0, _, _ = cell_box(layout.box(row, 0), cell, (3, 4))
+            corner = pixels_of(picture, (x0 + 2, y0 + 2, x0 + 4, y0 + 4))
+            assert (corner == heat(values[cell])).all(), (row, cell)
+
+
+def test_the_outline_lies_where_the_mask_has_half_its_maximum():
+    look = a_look(glimpses=())
+    picture, box = draw_trajectory(look), layout_of(look).box(0, 0)
+    pixels = pixels_of(picture, box)
+    marked = np.argwhere(np.abs(pixels - 90).sum(-1) > 20)
+    height, width = pixels.shape[:2]
+    rows, columns = (marked[:, 0] + 0.5) / height * 3 + 0.5, (marked[:, 1] + 0.5) / width * 4 + 0.5
+    distance = np.hypot(rows - 2, columns - 3)
+    assert len(marked) > 100
+    assert np.abs(distance - np.sqrt(np.log(2) / 0.8)).max() < 0.15  # cells
+
+
+def test_hits_follow_the_remaining_multiset():
+    assert hits(["5", "5", "3", "5"], ["3", "5", "5"]) == [True, True, True, False]
+    assert hits(["1"], []) == [False]
+
+
+def test_labels_are_marked_where_the_truth_is_known():
+    look = a_look(labels=("3", "5"))
+    layout = layout_of(look)
+
+    def named(picture, step):
+        x0, _, x1, y1 = layout.box(3, step)
+        return pixels_of(picture, (x0, y1 + 4, x1, layout.size[1]))
+
+    known, unknown = draw_trajectory(look, ["3", "3"]), draw_trajectory(look)
+    assert has(named(known, 0), GREEN) and not has(named(known, 0), RED)
+    assert has(named(known, 1), RED) and not has(named(known, 1), GREEN)
+    assert not has(named(unknown, 0), GREEN) and not has(named(unknown, 0), RED)
+
+
+@pytest.mark.parametrize("look", [a_look(labels=()), a_look(labels=("a very long name of a class",)), a_look(glimpses=((1, 1), (1, 1)))])
+def test_unusual_looks_are_drawn(look):
+    draw_trajectory(look, ["3"])
+
+
+def test_several_trajectories_share_one_picture():
+    looks = [a_look(), a_look(size=(90, 60)), a_look()]
+    one, all_down, two_wide = (trajectories(looks[:n], columns=columns) for n, columns in ((1, 1), (3, 1), (3, 2)))
+    assert all_down.height > 2.5 * (one.height - 60)
+    assert two_wide.height < all_down.height and two_wide.width > all_down.width
+
+
+def test_a_picture_that_is_too_large_is_reduced_and_one_of_ours_is_known(tmp_path, monkeypatch):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
+    monkeypatch.setattr(trajectory, "BYTES", 60_000)
+    write_picture(noise, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size < 60_000
+    assert is_ours(tmp_path / "a.png")
+    noise.save(tmp_path / "b.png")
+    (tmp_path / "c.png").write_text("no picture")
+    assert not is_ours(tmp_path / "b.png") and not is_ours(tmp_path / "c.png")
+
+
+def test_heat_grows_lighter_with_the_value():
+    lightness = heat(np.linspace(-0.5, 1.5, 41)) @ np.array([0.299, 0.587, 0.114])
+    assert (np.diff(lightness) >= 0).all() and np.diff(lightness)[10:30].min() > 0
