@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hsal_cli import __version__, console
+from hsal_cli.commands.compare import compare
 from hsal_cli.commands.eval import eval_
 from hsal_cli.commands.finetune import finetune
 from hsal_cli.commands.make_data import make_data
@@ -31,6 +32,7 @@ app.command("finetune")(finetune)
 app.command("precompute")(precompute)
 app.command("train")(train)
 app.command("eval")(eval_)
+app.command("compare")(compare)
 app.command("visualize")(visualize)
 app.command("predict")(predict)
 

@@ -167,3 +167,22 @@ def fresh_path(name: str, root: Path = Path("runs")) -> Path:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+
+
+def evaluations(paths: list[Path]) -> list[dict[str, Any]]:
+    """The eval.json of each run, with `run` added.
+
+    Raises:
+        FileError: a run was not evaluated, or two were evaluated on different data.
+    """
+    found = [
+        {"run": str(path), **read_json(open_run(path, "policy").path / "eval.json", f"hsal eval --run {path}")} for path in paths
+    ]
+    for document in found[1:]:
+        for key in ("dataset", "split", "examples"):
+            if document[key] != found[0][key]:
+                raise FileError(
+                    f"{document['run']} was evaluated on {key} {document[key]}, {found[0]['run']} on {found[0][key]}",
+                    "evaluate both on the same data: hsal eval --run RUN --data FILE",
+                )
+    return found

@@ -1,0 +1,42 @@
+# make test, make lint, make demo: each makes .venv first if need be. PYTHON names the interpreter to make it with.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# MNIST's digits where they lie beside the checkout; elsewhere the demo downloads them or draws its own.
+HSAL_MNIST_DIR ?= $(abspath $(wildcard ../shared/mnist))
+DEMO := cd demo && HSAL_MNIST_DIR=$(HSAL_MNIST_DIR) $(abspath $(BIN))/hsal
+READY := $(VENV)/.ready
+
+.PHONY: test slow lint demo clean
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $(READY)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+demo: $(READY)
+	rm -rf demo && mkdir demo
+	$(DEMO) make-data mnist-multiset --preset quick --preview digits.png
+	$(DEMO) finetune --preset quick
+	$(DEMO) precompute --preset quick
+	for objective in rl cross-entropy multiset; do \
+	    $(DEMO) train --preset quick --objective $$objective --out runs/$$objective && \
+	    $(DEMO) eval --run runs/$$objective > /dev/null || exit 1; \
+	done
+	$(DEMO) visualize --data data/mnist-multiset.h5 --rows 0-2 --run runs/rl --out trajectories.png
+	$(DEMO) compare runs/rl runs/cross-entropy runs/multiset
+	@echo "three trajectories: demo/trajectories.png"
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo .pytest_cache .ruff_cache .hypothesis
