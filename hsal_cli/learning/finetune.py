@@ -23,10 +23,9 @@ from hsal_cli.learning.settings import FinetuneSettings
 from hsal_cli.learning.views import crop_sides, views
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.settings import as_dict, build
-from hsal_cli.vision.backbone import ActivationModel
+from hsal_cli.vision.backbone import ActivationModel, initial_weights
 from hsal_cli.vision.devices import forward_context
 from hsal_cli.vision.images import to_input
-from hsal_cli.vision.pretrained import initial_weights
 
 FULL_AFTER_CROPS, FULL_ALONE = 8_000, 600_000
 TEST_IMAGES = 2_000  # of the test split, scored once at the end

@@ -1,0 +1,76 @@
+"""The command line as a whole: help, start-up time, wrong words."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+COMMANDS = ("make-data", "finetune", "precompute", "train", "eval", "compare", "visualize", "predict")
+
+
+def hsal(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "hsal_cli", *words], capture_output=True, text=True, timeout=60)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom hsal_cli import main\n"
+        "print(sorted({'torch', 'torchvision', 'h5py', 'numpy', 'PIL'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_help_answers_within_half_a_second_of_processor_time() -> None:
+    # The best of three: what is measured is hsal, not what else the machine is doing.
+    import resource
+
+    best = 9.0
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        start = time.monotonic()
+        assert hsal("--help").returncode == 0
+        wall = time.monotonic() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        best = min(best, wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert best < 0.5
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command: str) -> None:
+    done = hsal(command, "--help")
+    assert done.returncode == 0 and "Usage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("nonsense",),
+        ("train", "--objective", "luck"),
+        ("train", "--epochs", "0"),
+        ("train", "--learning-rate", "nan"),
+        ("finetune", "--batch-size", "-3"),
+        ("make-data", "mnist-multiset", "--seed", str(2**64)),
+        ("make-data", "mnist-multiset", "--count", "4-1"),
+        ("eval", "--no-such-option"),
+        ("train", "--preset", "nonsense"),
+        ("train", "--device", "abacus"),
+        ("train", "--objective", "multiset", "--task", "list"),
+    ],
+)
+def test_wrong_usage_is_two_lines_and_exit_code_2(words: tuple[str, ...], tmp_path, monkeypatch) -> None:
+    import os
+    from pathlib import Path
+
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-m", "hsal_cli", *words], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60
+    )
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 2 and lines[0].startswith("Error: ") and lines[1].startswith("Hint: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_version() -> None:
+    assert hsal("--version").stdout.startswith("hsal ")
