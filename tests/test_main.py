@@ -14,10 +14,7 @@ def hsal(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys\nfrom hsal_cli import main\n"
-        "print(sorted({'torch', 'torchvision', 'h5py', 'numpy', 'PIL'} & set(sys.modules)))"
-    )
+    code = "import sys\nfrom hsal_cli import main\nprint(sorted({'torch', 'torchvision', 'h5py', 'numpy', 'PIL'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 

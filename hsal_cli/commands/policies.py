@@ -14,6 +14,7 @@ from hsal_cli.errors import FileError, HsalError
 if TYPE_CHECKING:
     from hsal_cli.evaluation.loading import LoadedPolicy
     from hsal_cli.evaluation.look import Look
+    from hsal_cli.vision.backbone import LoadedBackbone
 
 RunOption = Annotated[
     Optional[Path], typer.Option("--run", help="Run of a trained policy, or one of its checkpoints.", show_default="the newest in runs/")
@@ -52,10 +53,17 @@ def looks(
     images: Sequence[Path], run: Path | None, device: str, max_steps: int | None, reporter: console.Reporter
 ) -> Iterator[tuple[Path, Look | HsalError]]:
     """Shows images to the policy of a run, through the backbone it was trained with (see `look.look_at_files`)."""
-    from hsal_cli.evaluation.loading import find_backbone
     from hsal_cli.evaluation.look import look_at_files
+
+    loaded, backbone = load_with_backbone(run, device, reporter)
+    yield from look_at_files(images, backbone, loaded, max_steps)
+
+
+def load_with_backbone(run: Path | None, device: str, reporter: console.Reporter) -> tuple[LoadedPolicy, LoadedBackbone]:
+    """The policy of a run and the backbone it was trained with, on a device."""
+    from hsal_cli.evaluation.loading import find_backbone
     from hsal_cli.vision.devices import choose_device
 
     chosen = choose_device(device)
     loaded = load(policy_run(run), chosen, reporter)
-    yield from look_at_files(images, find_backbone(loaded.meta, device=chosen), loaded, max_steps)
+    return loaded, find_backbone(loaded.meta, device=chosen)

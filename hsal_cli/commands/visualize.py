@@ -10,18 +10,23 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.options import Device, Json
-from hsal_cli.commands.policies import RunOption, looks
+from hsal_cli.commands.policies import RunOption, load_with_backbone, looks
 from hsal_cli.commands.predict import MaxSteps, words
 from hsal_cli.errors import FileError, HsalError, UsageError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from hsal_cli.evaluation.look import Look
 
 ENDING = ".hsal.png"
+MOST_ROWS = 50  # in one picture
 
 
 def visualize(
-    images: Annotated[list[Path], typer.Argument(help="Images in any format that Pillow reads, of any size.", show_default=False)],
+    images: Annotated[
+        Optional[list[Path]], typer.Argument(help="Images in any format that Pillow reads, of any size.", show_default=False)
+    ] = None,
     run: RunOption = None,
     out: Annotated[
         Optional[Path],
@@ -32,12 +37,26 @@ def visualize(
     labels: Annotated[
         Optional[str], typer.Option("--labels", help="What is in the image, such as 3,5,5, to mark hits and misses.", show_default=False)
     ] = None,
+    data: Annotated[
+        Optional[Path],
+        typer.Option("--data", help="Instead of images: a scene file, whose images go into one picture.", show_default=False),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="With --data: the split.")] = "test",
+    rows: Annotated[str, typer.Option("--rows", help="With --data: which images, such as 0-2,17.")] = "0-2",
     max_steps: MaxSteps = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Draw where the policy looked in images: glimpses, saliency, covert mask and priority map at each meta-step."""
     reporter = console.TerminalReporter()
+    images = images or []
+    if data is not None:
+        if images or labels is not None:
+            raise UsageError("--data goes without images and without --labels", "name either images or a scene file")
+        _scenes(data, split, parse_rows(rows), run, out, max_steps, device, json, reporter)
+        return
+    if not images:
+        raise UsageError("there is no image to look at", "hsal visualize image.png, or hsal visualize --data data/mnist-multiset.h5")
     # Pictures of ours lie beside the images and would be met again by a second `hsal visualize *.png`.
     wanted = [path for path in images if not path.name.endswith(ENDING)]
     if len(wanted) < len(images):
@@ -67,14 +86,64 @@ def visualize(
         raise typer.Exit(1)
 
 
+def parse_rows(text: str) -> list[int]:
+    """Row numbers written as "0-2,17".
+
+    Raises:
+        UsageError: it is not written so.
+    """
+    rows: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or not (last or first).isdigit() or int(last or first) < int(first):
+            raise UsageError(f"--rows {text} is not a list of rows", "write rows as 0-2,17")
+        rows.extend(range(int(first), int(last or first) + 1))
+    if len(rows) > MOST_ROWS:
+        raise UsageError(f"--rows {text} asks for {len(rows)} images in one picture", f"ask for at most {MOST_ROWS}")
+    return rows
+
+
+def _scenes(
+    data: Path,
+    split: str,
+    rows: list[int],
+    run: Path | None,
+    out: Path | None,
+    max_steps: int | None,
+    device: str,
+    json: bool,
+    reporter: console.Reporter,
+) -> None:
+    """Draws images of a scene file, whose labels are known, into one picture."""
+    from hsal_cli.evaluation.look import look_at_scenes, to_json
+    from hsal_cli.pictures.trajectory import trajectories
+
+    loaded, backbone = load_with_backbone(run, device, reporter)
+    found = look_at_scenes(data, split, rows, backbone, loaded, max_steps)
+    target = out or Path(data.stem + ENDING)
+    _write(trajectories([look for look, _ in found], [truth for _, truth in found]), target)
+    if json:
+        console.print_json([{**to_json(look), "true_labels": truth, "picture": str(target)} for look, truth in found])
+        return
+    for look, truth in found:
+        console.print_line(f"{look.name}: {words(look.labels)}   true: {words(truth)}")
+    console.print_line(str(target))
+
+
 def _draw(look: Look, truth: list[str] | None, target: Path, json: bool) -> dict[str, Any] | None:
     from hsal_cli.evaluation.look import to_json
-    from hsal_cli.pictures.trajectory import draw_trajectory, is_ours, write_picture
+    from hsal_cli.pictures.trajectory import draw_trajectory
+
+    _write(draw_trajectory(look, truth), target)
+    return {**to_json(look), "picture": str(target)} if json else None
+
+
+def _write(picture: Image, target: Path) -> None:
+    from hsal_cli.pictures.trajectory import is_ours, write_picture
 
     if target.exists() and not is_ours(target):
         raise FileError(f"{target} exists and was not made by hsal, so it is not replaced", "name another place with --out")
-    write_picture(draw_trajectory(look, truth), target)
-    return {**to_json(look), "picture": str(target)} if json else None
+    write_picture(picture, target)
 
 
 def _targets(images: list[Path], out: Path | None) -> list[Path]:

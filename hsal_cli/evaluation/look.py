@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hsal_cli.errors import HsalError
+from hsal_cli.errors import FileError, HsalError, UsageError
 from hsal_cli.evaluation.loading import LoadedPolicy
 from hsal_cli.policy.choosing import greedy
 from hsal_cli.policy.episode import Episode
@@ -122,6 +122,33 @@ def look_at_files(
         looks = dict(zip(images, look(list(images.values()), backbone, policy, max_steps, [paths[start + p] for p in images]), strict=True))
         for place, image in found.items():
             yield paths[start + place], image if isinstance(image, HsalError) else looks[place]
+
+
+def look_at_scenes(
+    scenes: Path, split: str, rows: Sequence[int], backbone: LoadedBackbone, policy: LoadedPolicy, max_steps: int | None = None
+) -> list[tuple[Look, list[str]]]:
+    """Shows images of a scene file to a policy.
+
+    Returns:
+        (look, names of the true labels) for each row.
+
+    Raises:
+        FileError: the file is unusable or has no such split.
+        UsageError: it has no such row.
+    """
+    from hsal_cli.scenes.scene_file import open_scenes
+
+    with open_scenes(scenes) as file:
+        if split not in file.splits:
+            raise FileError(f"{scenes} has no split {split}", f"take one of: {', '.join(file.splits)}")
+        part = file.split(split)
+        wrong = [row for row in rows if not 0 <= row < len(part)]
+        if wrong:
+            raise UsageError(f"{scenes} has no row {wrong[0]} in split {split}", f"take rows from 0 to {len(part) - 1}")
+        images = [torch.from_numpy(part.read(row, row + 1)) for row in rows]
+        truths = [[file.classes[label] for label in part.labels[row] if label >= 0] for row in rows]
+    images = [image if image.dim() == 4 else image[0] for image in images]
+    return list(zip(look(images, backbone, policy, max_steps, [f"{split} image {row}" for row in rows]), truths, strict=True))
 
 
 def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes: list[str]) -> Look:

@@ -175,9 +175,7 @@ def evaluations(paths: list[Path]) -> list[dict[str, Any]]:
     Raises:
         FileError: a run was not evaluated, or two were evaluated on different data.
     """
-    found = [
-        {"run": str(path), **read_json(open_run(path, "policy").path / "eval.json", f"hsal eval --run {path}")} for path in paths
-    ]
+    found = [{"run": str(path), **read_json(open_run(path, "policy").path / "eval.json", f"hsal eval --run {path}")} for path in paths]
     for document in found[1:]:
         for key in ("dataset", "split", "examples"):
             if document[key] != found[0][key]:
