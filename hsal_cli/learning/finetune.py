@@ -15,7 +15,7 @@ from torch import Tensor
 from hsal_cli import checkpoints
 from hsal_cli.checkpoints import Checkpoint
 from hsal_cli.console import SILENT, Reporter
-from hsal_cli.errors import FileError
+from hsal_cli.errors import FileError, UsageError
 from hsal_cli.learning import runs
 from hsal_cli.learning.loop import one_cycle, train
 from hsal_cli.learning.runs import Run
@@ -27,7 +27,7 @@ from hsal_cli.vision.backbone import ActivationModel, initial_weights
 from hsal_cli.vision.devices import forward_context
 from hsal_cli.vision.images import to_input
 
-FULL_AFTER_CROPS, FULL_ALONE = 8_000, 600_000
+FULL_AFTER_CROPS, FULL_ALONE = 12_000, 600_000
 TEST_IMAGES = 2_000  # of the test split, scored once at the end
 
 
@@ -65,7 +65,7 @@ def read_single_objects(scenes: Path, split: str, most: int | None = None) -> Si
         crowded = np.flatnonzero((labels >= 0).sum(axis=1) != 1)
         if len(crowded):
             raise FileError(
-                f"{scenes}: image {crowded[0]} of {split} holds {(labels[crowded[0]] >= 0).sum()} objects; fine-tuning takes single objects",
+                f"{scenes}: image {crowded[0]} of {split} holds {(labels[crowded[0]] >= 0).sum()} objects, fine-tuning takes one",
                 "make such images with: hsal make-data mnist-single",
             )
         column = (labels >= 0).argmax(axis=1)
@@ -82,8 +82,7 @@ class FinetuneTask:
     Args:
         model: the network, on `device`.
         data: the training images.
-        settings: how.
-        crops: whether crops come first.
+        settings: how, with nothing left open (see `settle`).
         device: where to compute.
     """
 
@@ -96,7 +95,6 @@ class FinetuneTask:
         model: ActivationModel,
         data: SingleObjects,
         settings: FinetuneSettings,
-        crops: bool,
         device: torch.device,
         meta: dict[str, Any],
     ):
@@ -106,10 +104,9 @@ class FinetuneTask:
         held_out = min(settings.validation, len(data.labels) // 2)
         self.held_out = data.select(order[:held_out])
         self.data = data.select(order[held_out:].sort().values)
-        shown_as_crops = settings.crop_images if crops else 0
-        full = settings.full_images
-        shown_in_full = (FULL_AFTER_CROPS if crops else FULL_ALONE) if full is None else full
-        self.plan = _epochs_of("crops", shown_as_crops, settings.epoch_images) + _epochs_of("full", shown_in_full, settings.epoch_images)
+        as_crops = settings.crop_images if settings.mode == "crops" else 0
+        self.plan = _epochs_of("crops", as_crops, settings.epoch_images)
+        self.plan += _epochs_of("full", settings.full_images, settings.epoch_images)
         self.epochs = len(self.plan)
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.generator = torch.Generator()
@@ -177,6 +174,26 @@ class FinetuneTask:
         return self._meta
 
 
+def settle(settings: FinetuneSettings, device: torch.device, has_boxes: bool) -> FinetuneSettings:
+    """Fills in what is left open, by the device: a CPU trains on crops first, at half the pixels a cell.
+
+    Raises:
+        UsageError: crops are asked for, and there are no boxes to crop by.
+    """
+    cpu = device.type == "cpu"
+    mode = settings.mode if settings.mode != "auto" else "crops" if cpu and has_boxes else "full"
+    if mode == "crops" and not has_boxes:
+        raise UsageError("mode = crops, but the scene file has no boxes to crop by", "take --mode full")
+    full = settings.full_images
+    return dataclasses.replace(
+        settings,
+        mode=mode,
+        input_size=settings.input_size or (16 if cpu else 32) * int(settings.resolution),
+        batch_size=settings.batch_size or (32 if mode == "crops" else 128),
+        full_images=(FULL_AFTER_CROPS if mode == "crops" else FULL_ALONE) if full is None else full,
+    )
+
+
 def _epochs_of(kind: str, images: int, size: int) -> list[tuple[str, int]]:
     """Splits `images` into epochs of about `size`."""
     count = max(1, round(images / size)) if images else 0
@@ -240,10 +257,9 @@ def finetune(
     data = read_single_objects(scenes, "train")
     with open_scenes(scenes) as file:
         classes, digest = file.classes, file.digest
-    crops = settings.mode == "crops" or (settings.mode == "auto" and device.type == "cpu")
-    if crops and data.boxes is None:
-        reporter.warn(f"{scenes} has no boxes, so there are no crops: full images only")
-        crops = False
+    settings = settle(settings, device, has_boxes=data.boxes is not None)
+    if data.boxes is None:
+        reporter.say(f"{scenes} has no boxes to crop by: full images only")
     torch.manual_seed(settings.seed)
     model = ActivationModel(settings.arch, len(classes), settings.input_size, int(settings.resolution))
     used = before.meta["weights"] if before else initial_weights(model, settings.weights, reporter)
@@ -257,7 +273,7 @@ def finetune(
         "weights": used,
         "scenes_digest": digest,
     }
-    task = FinetuneTask(model, data, settings, crops, device, meta)
+    task = FinetuneTask(model, data, settings, device, meta)
     if not resume:
         config = {"scenes": str(scenes), "scenes_digest": digest, "finetune": as_dict(settings), "weights_used": used}
         run = runs.create(out, "backbone", config, overwrite)

@@ -14,7 +14,9 @@ class FinetuneSettings:
     """How the activation model is fine-tuned on single-object images (section 5, "Implementation Details")."""
 
     arch: Literal["resnet34", "resnet18"] = setting("resnet34", "The network; both give volumes of 512 channels.")
-    input_size: int = setting(224, "Side that images are resized to, px (section 5: 224).", low=32, high=2048)
+    input_size: int | None = setting(
+        None, "Side that images are resized to, px (section 5: 224); unset: 32 px a cell, 16 on a CPU.", low=32, high=2048
+    )
     resolution: Literal["7", "14", "28"] = setting(
         "7", "Cells along a side of the volume; where input_size / resolution is below 32, strides of the last stages become dilation."
     )
@@ -23,13 +25,13 @@ class FinetuneSettings:
         "auto",
         "crops: train on crops that just contain the object first, on full images last; full: on full images only; auto: crops on a CPU.",
     )
-    crop_images: int = setting(64_000, "Training images shown as crops (mode crops).", low=0, high=1_000_000_000)
+    crop_images: int = setting(80_000, "Training images shown as crops (mode crops).", low=0, high=1_000_000_000)
     full_images: int | None = setting(
-        None, "Training images shown in full; unset: 8,000 after crops, 600,000 in mode full.", low=0, high=1_000_000_000
+        None, "Training images shown in full; unset: 12,000 after crops, 600,000 in mode full.", low=0, high=1_000_000_000
     )
     epoch_images: int = setting(8_000, "Images between two validations, which count as an epoch.", low=1, high=1_000_000_000)
-    batch_size: int = setting(64, "Images a step.", low=2, high=65536)
-    learning_rate: float = setting(2e-3, "Peak learning rate of AdamW (one-cycle, with warm-up).", above=0, high=10)
+    batch_size: int | None = setting(None, "Images a step; unset: 32 in mode crops, 128 in mode full.", low=2, high=65536)
+    learning_rate: float = setting(1e-3, "Peak learning rate of AdamW (one-cycle, with warm-up).", above=0, high=10)
     weight_decay: float = setting(0.01, "Weight decay of AdamW.", low=0, high=10)
     augment: bool = setting(True, "Random shifts, scales, rotations and contrast.")
     validation: int = setting(500, "Training images held out for validation; at most half of them.", low=1, high=1_000_000)
@@ -45,15 +47,16 @@ class TrainSettings:
 
     objective: Literal["rl", "cross-entropy", "multiset"] = setting(
         "rl",
-        "rl: REINFORCE on the multiset reward; cross-entropy: on randomly ordered labels, the paper's baseline; multiset: cross-entropy to the "
-        "uniform distribution over the remaining multiset.",
+        "rl: REINFORCE on the multiset reward; cross-entropy: on randomly ordered labels, the paper's baseline; multiset: "
+        "cross-entropy to the uniform distribution over the remaining multiset.",
     )
     task: Literal["multiset", "list"] = setting(
         "multiset", "multiset: any label still to be named earns the reward; list: only the label whose turn it is, left to right."
     )
     stop: Literal["supervised", "sampled"] = setting(
         "supervised",
-        "supervised: stop is never sampled early, and learned at every step; sampled: as in the paper, sampled like a label, supervised at step m+1.",
+        "supervised: stop is never sampled early, and learned at every step; sampled: as in the paper, sampled like a label, "
+        "supervised at step m+1.",
     )
     feedback: Literal["sampled", "teacher"] = setting(
         "sampled", "Label fed back under cross-entropy: the policy's own sample, as in the roll-out of rl, or the true label of this draw."
