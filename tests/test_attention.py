@@ -20,7 +20,8 @@ def random_episode(batch, steps=5, glimpses=2, seed=0, grid=GRID):
     active = torch.arange(steps)[:, None] < lengths
     labels = torch.randint(0, CLASSES + 1, (steps, batch), generator=generator)
     saliency = torch.rand(steps, batch, height, width, generator=generator)
-    saliency[1:] = torch.where(torch.rand(saliency[1:].shape, generator=generator) < 0.3, 0, saliency[1:])
+    saliency = torch.where(torch.rand(saliency.shape, generator=generator) < 0.3, 0, saliency)
+    saliency[1:] = torch.where(saliency[:1] == 0, 0, saliency[1:])  # what was 0 from the start stays 0
     return Episode(
         active=active,
         labels=torch.where(active, labels, -1),
@@ -164,6 +165,15 @@ def test_a_score_written_out_by_hand():
         "digits_once": 1,
         "repeat_visits": 0,
     }
+
+
+def test_glimpses_on_two_objects_of_one_class_fit_neither_wholly():
+    tally = Tally()
+    boxes = torch.tensor([[[0, 0, 10, 10], [10, 0, 20, 10]]])
+    add_localization(tally, one_step(label=2, glimpses=[0, 1]), torch.tensor([[2, 2]]), boxes, (20, 20))
+    means = tally.means()
+    assert (means["glimpse_hit"], means["random"], means["area"]) == (0.5, 0.5, 0.25)
+    assert means["digits_once"] == 0.5  # of two boxes with one glimpse each, the first glimpse decides
 
 
 def test_a_wrong_label_is_not_localized_but_its_visit_counts():

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError, Interrupted
 from hsal_cli.evaluation.baselines import trivial_baselines
-from hsal_cli.evaluation.evaluate import evaluate, evaluate_file, mean_of, quick_scores
+from hsal_cli.evaluation.evaluate import evaluate, evaluate_file, mean_of, quick_scores, roll_outs
 from hsal_cli.evaluation.loading import load_policy
+from hsal_cli.evaluation.look import look_at, to_json
 from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.policy.choosing import greedy
+from hsal_cli.policy.episode import Episode
 
 CONTRACT = {
     *("examples", "exact_match", "macro_f1", "macro_precision", "macro_recall", "micro_f1", "micro_precision", "micro_recall"),
@@ -118,6 +120,18 @@ def test_sampled_rollouts_are_seeded_and_averaged():
     assert both["sample"] == 2 and both["examples"] == 23
 
 
+def test_glimpses_are_sampled_too():
+    table = small_table()
+
+    def first_glimpses(seed):
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        (_, episode), *_ = roll_outs(small_policy(), table, 4, 256, generator=generator)
+        return episode.glimpses[0].tolist()
+
+    assert first_glimpses(1) == first_glimpses(1) != first_glimpses(2)
+    assert first_glimpses(None) == first_glimpses(None) != first_glimpses(1)
+
+
 def test_averaging_keeps_what_is_missing_and_what_agrees():
     assert mean_of([{"a": [1, 2], "b": None, "n": 3}, {"a": [3, 3], "b": 0.5, "n": 3}]) == {"a": [2, 2.5], "b": 0.5, "n": 3}
     assert mean_of([None, None]) is None
@@ -130,6 +144,37 @@ def test_a_request_to_stop_is_heeded_between_batches():
     with pytest.raises(Interrupted) as raised:
         evaluate(small_policy(), small_table(), NAMES, EvalSettings(), 4, reporter=Asked())
     assert raised.value.exit_code == 143
+
+
+def test_a_look_is_one_images_part_of_an_episode():
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(3, 3, 2, 2, 4, generator=generator)  # which map, step, image, h, w
+    logits = torch.randn(3, 2, 4, generator=generator)
+    episode = Episode(
+        active=torch.tensor([[True, True], [True, True], [False, True]]),
+        labels=torch.tensor([[1, 2], [3, 0], [-1, 3]]),
+        logits=logits,
+        glimpses=torch.tensor([[[0, 5], [1, 6]], [[2, 2], [7, 3]], [[0, 0], [4, 4]]]),
+        location_logits=torch.zeros(3, 2, 2, 8),
+        values=torch.zeros(3, 2, 3),
+        masks=maps[0],
+        priority=maps[1],
+        saliency=maps[2],
+        gaussians=torch.zeros(3, 2, 1, 4),
+    )
+    document = to_json(look_at(episode, 1, "x.png", np.zeros((2, 2, 3), np.uint8), NAMES))
+    softmax = logits[:, 1].softmax(-1)
+    assert document["labels"] == ["owl", "cat"]
+    assert document["stop_probability"] == pytest.approx(float(softmax[2, 3]), abs=1e-5)
+    for step, (label, glimpses) in enumerate(((2, [[0, 1], [1, 2]]), (0, [[1, 3], [0, 3]]))):
+        found = document["steps"][step]
+        assert found["label"] == NAMES[label] and found["probability"] == pytest.approx(float(softmax[step, label]), abs=1e-5)
+        assert found["glimpses"] == glimpses
+        for place, name in enumerate(("mask", "priority", "saliency")):
+            assert np.allclose(found[name], maps[place, step, 1], atol=1e-5)
+    first = to_json(look_at(episode, 0, "x.png", np.zeros((2, 2, 3), np.uint8), NAMES))
+    assert first["labels"] == ["dog"]
+    assert first["stop_probability"] == pytest.approx(float(logits[1, 0].softmax(-1)[3]), abs=1e-5)
 
 
 multisets = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), min_size=1, max_size=12)
