@@ -114,16 +114,24 @@ def find_backbone(meta: dict[str, Any], root: Path = Path("runs"), device: torch
     hint = f"bring the run that holds it to {root}/, or train anew with: hsal finetune, hsal train"
     if not digest:
         raise FileError("the policy was trained on features that name no backbone, so images cannot be turned into volumes", hint)
-    places = [Path(recorded)] if recorded else []
+    folder = backbone_folder(digest, Path(recorded) if recorded else None, root)
+    if folder is None:
+        place = f"neither at {recorded} nor under {root}/" if recorded else f"not under {root}/"
+        raise FileError(f"the backbone the policy was trained with (weights {digest[:12]}) is {place}", hint)
+    from hsal_cli.vision.backbone import load_backbone
+
+    return load_backbone(folder, device=device)
+
+
+def backbone_folder(digest: str, recorded: Path | None = None, root: Path = Path("runs")) -> Path | None:
+    """The checkpoint folder of the backbone whose weights have this digest: where it was recorded, else under `root`, else None."""
+    places = [recorded] if recorded else []
     places += sorted(root.iterdir()) if root.is_dir() else []
     for place in places:
         for folder in (place, *sorted((place / "checkpoints").glob("*"))):
             if _weights_digest(folder) == digest:
-                from hsal_cli.vision.backbone import load_backbone
-
-                return load_backbone(folder, device=device)
-    recorded = f"neither at {recorded} nor under {root}/" if recorded else f"not under {root}/"
-    raise FileError(f"the backbone the policy was trained with (weights {digest[:12]}) is {recorded}", hint)
+                return folder
+    return None
 
 
 def _weights_digest(folder: Path) -> str | None:

@@ -8,7 +8,7 @@ import torch
 
 from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError
-from hsal_cli.files import read_json
+from hsal_cli.evaluation.loading import backbone_folder
 from hsal_cli.learning import runs
 from hsal_cli.learning.finetune import finetune
 from hsal_cli.learning.settings import FinetuneSettings
@@ -16,7 +16,7 @@ from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.vision.backbone import load_backbone
-from hsal_cli.vision.feature_file import open_features
+from hsal_cli.vision.feature_file import check_match, open_features
 from hsal_cli.vision.precompute import precompute
 from hsal_cli.vision.settings import PrecomputeSettings
 
@@ -67,8 +67,6 @@ def ensure_features(
     out = features_path(scenes)
     if out.exists():
         with open_scenes(scenes) as scene_file, open_features(out) as file:
-            from hsal_cli.vision.feature_file import check_match
-
             check_match(file, scenes_digest=scene_file.digest, backbone_digest=load_backbone(backbone).digest)
         return out
     reporter.say(f"{out} is missing: computing it (hsal precompute)")
@@ -96,16 +94,8 @@ def ensure_policy_data(
     """
     if data.name.endswith(".features.h5"):
         with open_features(data) as file:
-            return data, backbone or find_backbone(file.backbone_digest)
+            return data, backbone or backbone_folder(file.backbone_digest)
     scene_settings, finetune_settings, precompute_settings = settings
     scenes = ensure_scenes(data, scene_settings, reporter)
     backbone = backbone or ensure_backbone(finetune_settings, scene_settings, device, reporter)
     return ensure_features(scenes, backbone, reporter, device, precompute_settings), backbone
-
-
-def find_backbone(digest: str) -> Path | None:
-    """The backbone run in runs/ whose best weights have this digest."""
-    for manifest in sorted(Path("runs").glob("*/checkpoints/*/manifest.json")):
-        if read_json(manifest, "hsal finetune").get("sha256", {}).get("weights.safetensors") == digest:
-            return manifest.parents[2]
-    return None
