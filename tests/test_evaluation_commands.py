@@ -120,11 +120,24 @@ def test_eval_of_a_scene_file_uses_the_features_of_the_policys_own_backbone(here
     assert asked == [("scenes.h5", True)]
 
 
-def test_without_a_policy_the_way_to_one_is_named(tmp_path, monkeypatch):
+def test_without_a_policy_one_is_trained(here, monkeypatch):
+    asked = []
+
+    def ensure_policy(recipe, device, reporter):
+        asked.append(recipe.train.objective)
+        return here / "runs" / "policy"
+
+    monkeypatch.setattr("hsal_cli.learning.pipeline.ensure_policy", ensure_policy)
+    for words_ in (("eval", "--resamples", 2), ("predict", "grey.png"), ("visualize", "grey.png")):
+        call(*words_)
+    assert asked == ["rl"] * 3
+
+
+def test_no_policy_is_trained_for_images_that_are_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for words_ in (("eval",), ("predict", "x.png"), ("visualize", "x.png")):
-        found = call(*words_, code=1)
-        assert "no finished policy" in found.said and "hsal train" in found.exception.hint
+    for command in ("predict", "visualize"):
+        assert "x.png" in call(command, "x.png", code=1).said
+    assert not list(tmp_path.iterdir())
 
 
 def test_predict_names_the_labels_of_each_image(here):

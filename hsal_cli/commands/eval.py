@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from hsal_cli import console
-from hsal_cli.commands.options import Device, Json, options
+from hsal_cli.commands.options import Config, Device, Json, Preset, options
 from hsal_cli.commands.policies import RunOption, load, policy_run
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.settings import EvalSettings
@@ -30,6 +30,8 @@ def eval_(
     out: Annotated[Optional[Path], typer.Option("--out", help="JSON file to write.", show_default="eval.json in the run")] = None,
     device: Device = "auto",
     json: Json = False,
+    preset: Preset = None,
+    config: Config = None,
 ) -> None:
     """Evaluate a policy: multiset metrics with 95% intervals, attention scores, localization, and trivial baselines."""
     from hsal_cli.evaluation.evaluate import evaluate_file
@@ -38,8 +40,8 @@ def eval_(
 
     reporter = console.TerminalReporter()
     chosen = choose_device(device)
-    place = policy_run(run)
     with console.stopping(reporter):
+        place = policy_run(run, chosen, reporter, preset, config)
         loaded = load(place, chosen, reporter)
         features = _features(data, loaded.meta, chosen, reporter)
         found = evaluate_file(loaded, features, settings, chosen, reporter)

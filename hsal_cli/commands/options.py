@@ -14,12 +14,15 @@ import inspect
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from hsal_cli.errors import UsageError
 from hsal_cli.settings import SEED_LIMIT, build, check_tables, kind_of, read_tables
+
+if TYPE_CHECKING:
+    from hsal_cli.learning.pipeline import Recipe
 
 Device = Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:N or mps.")]
 Workers = Annotated[Optional[int], typer.Option("--workers", min=1, help="How many processes to use.", show_default="one a core")]
@@ -59,6 +62,14 @@ def settings_for(kind: type, preset: str | None, config: Path | None, **override
     check_tables(tables, known)
     table = next(name for name, kinds in known.items() if kind in kinds)
     return build(kind, {**tables.get(table, {}), **{k: v for k, v in overrides.items() if v is not None}})
+
+
+def recipe_for(preset: str | None, config: Path | None, **settled: Any) -> Recipe:
+    """The settings of every step up to a trained policy; `settled` are those that the command line has settled already."""
+    from hsal_cli.learning.pipeline import Recipe
+
+    hints = typing.get_type_hints(Recipe)
+    return Recipe(**{name: settled.get(name) or settings_for(kind, preset, config) for name, kind in hints.items()})
 
 
 def options(**kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

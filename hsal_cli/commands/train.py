@@ -8,8 +8,8 @@ from typing import Annotated, Optional
 import typer
 
 from hsal_cli import console
-from hsal_cli.commands.options import Config, Device, DryRun, Json, Overwrite, Preset, options, settings_for
-from hsal_cli.learning.settings import FinetuneSettings, TrainSettings
+from hsal_cli.commands.options import Config, Device, DryRun, Json, Overwrite, Preset, options, recipe_for
+from hsal_cli.learning.settings import TrainSettings
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.settings import as_dict
 
@@ -38,9 +38,7 @@ def train(
     from hsal_cli.learning import runs
     from hsal_cli.learning.pipeline import ensure_policy_data
     from hsal_cli.learning.train_policy import train_policy
-    from hsal_cli.scenes.settings import SceneSettings
     from hsal_cli.vision.devices import choose_device
-    from hsal_cli.vision.settings import PrecomputeSettings
 
     reporter = console.TerminalReporter()
     chosen = choose_device(device)
@@ -52,9 +50,8 @@ def train(
         return
     with console.stopping(reporter):
         if resume is None:
-            kinds = (SceneSettings, FinetuneSettings, PrecomputeSettings)
-            steps = tuple(settings_for(kind, preset, config) for kind in kinds)
-            features, backbone = ensure_policy_data(data, backbone, steps, chosen, reporter)
+            recipe = recipe_for(preset, config, train=settings, policy=policy)
+            features, backbone = ensure_policy_data(data, backbone, recipe, chosen, reporter)
         else:
             features = data
         run = train_policy(features, target, policy, settings, chosen, reporter, overwrite, resume is not None, backbone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -11,7 +12,9 @@ from hsal_cli.errors import FileError
 from hsal_cli.evaluation.loading import backbone_folder
 from hsal_cli.learning import runs
 from hsal_cli.learning.finetune import finetune
-from hsal_cli.learning.settings import FinetuneSettings
+from hsal_cli.learning.settings import FinetuneSettings, TrainSettings
+from hsal_cli.learning.train_policy import train_policy
+from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings
@@ -23,6 +26,17 @@ from hsal_cli.vision.settings import PrecomputeSettings
 DATA = Path("data")
 DEFAULT_SCENES = DATA / "mnist-multiset.h5"
 SINGLE = DATA / "mnist-single.h5"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The settings of every step up to a trained policy."""
+
+    scenes: SceneSettings
+    finetune: FinetuneSettings
+    precompute: PrecomputeSettings
+    policy: PolicySettings
+    train: TrainSettings
 
 
 def features_path(scenes: Path) -> Path:
@@ -44,14 +58,14 @@ def ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> 
     return make_dataset(scenes.stem, settings, scenes, None, reporter)
 
 
-def ensure_backbone(settings: FinetuneSettings, scene_settings: SceneSettings, device: torch.device, reporter: Reporter) -> Path:
+def ensure_backbone(recipe: Recipe, device: torch.device, reporter: Reporter) -> Path:
     """The newest finished backbone run, fine-tuned on the single-object set if there is none."""
     found = runs.newest("backbone")
     if found is not None:
         return found.path
     reporter.say("there is no fine-tuned backbone in runs/: making one (hsal finetune)")
-    single = ensure_scenes(SINGLE, scene_settings, reporter)
-    return finetune(single, runs.fresh_path("finetune"), settings, device, reporter).path
+    single = ensure_scenes(SINGLE, recipe.scenes, reporter)
+    return finetune(single, runs.fresh_path("finetune"), recipe.finetune, device, reporter).path
 
 
 def ensure_features(
@@ -74,18 +88,14 @@ def ensure_features(
 
 
 def ensure_policy_data(
-    data: Path,
-    backbone: Path | None,
-    settings: tuple[SceneSettings, FinetuneSettings, PrecomputeSettings],
-    device: torch.device,
-    reporter: Reporter,
+    data: Path, backbone: Path | None, recipe: Recipe, device: torch.device, reporter: Reporter
 ) -> tuple[Path, Path | None]:
     """What training a policy needs, whatever of it is missing being made.
 
     Args:
         data: a scene file, or a feature file, which is taken as it is.
         backbone: the fine-tuned run; None takes the newest one.
-        settings: for what has to be made.
+        recipe: settings for what has to be made.
         device: where to compute.
         reporter: progress.
 
@@ -95,7 +105,17 @@ def ensure_policy_data(
     if data.name.endswith(".features.h5"):
         with open_features(data) as file:
             return data, backbone or backbone_folder(file.backbone_digest)
-    scene_settings, finetune_settings, precompute_settings = settings
-    scenes = ensure_scenes(data, scene_settings, reporter)
-    backbone = backbone or ensure_backbone(finetune_settings, scene_settings, device, reporter)
-    return ensure_features(scenes, backbone, reporter, device, precompute_settings), backbone
+    scenes = ensure_scenes(data, recipe.scenes, reporter)
+    backbone = backbone or ensure_backbone(recipe, device, reporter)
+    return ensure_features(scenes, backbone, reporter, device, recipe.precompute), backbone
+
+
+def ensure_policy(recipe: Recipe, device: torch.device, reporter: Reporter) -> Path:
+    """The newest finished policy run, trained on MNIST Multiset if there is none."""
+    found = runs.newest("policy")
+    if found is not None:
+        return found.path
+    reporter.say("there is no trained policy in runs/: training one (hsal train)")
+    features, backbone = ensure_policy_data(DEFAULT_SCENES, None, recipe, device, reporter)
+    out = runs.fresh_path(f"{DEFAULT_SCENES.stem}-{recipe.train.objective}")
+    return train_policy(features, out, recipe.policy, recipe.train, device, reporter, backbone=backbone).path
