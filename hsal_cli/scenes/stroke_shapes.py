@@ -81,4 +81,4 @@ WAYS: tuple[tuple[tuple[float, str], ...], ...] = (
 )
 
 # How wide the ways of each digit are usually written, as a share of the square.
-WIDTHS = (0.82, 0.6, 0.86, 0.74, 0.8, 0.84, 0.72, 0.76, 0.64, 0.68)
+WIDTHS = (0.91, 0.68, 0.96, 0.77, 0.81, 0.95, 0.7, 0.8, 0.8, 0.69)

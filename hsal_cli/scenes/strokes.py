@@ -14,10 +14,11 @@ import numpy as np
 from hsal_cli.scenes.idx import GLYPH
 from hsal_cli.scenes.stroke_shapes import WAYS, WIDTHS
 
-POOL = {"train": 20_000, "test": 4_000}  # glyphs drawn for a split
+POOL = {"train": 15_000, "test": 3_000}  # glyphs drawn for a split
 SAMPLES = 144  # points along a glyph's path: at most half a px apart
 BATCH = 250
 INK_SIDE = 20.0  # the ink's larger side, px, as in MNIST
+CENTRE = 14.5  # where MNIST's centres of mass lie, px from the left and upper edge
 MOST_POINTS = 32  # control points that a glyph has random numbers for
 STREAM = 1 << 62  # keeps these random streams apart from the scenes'
 
@@ -60,7 +61,7 @@ def _draw(seed: int, split: str, indices: np.ndarray) -> np.ndarray:
     path = _bend(path, noise, np.array(WIDTHS)[indices % 10])
     radius, soft = _pen(noise, chance)
     widths = radius[:, None] * _pressure(along, noise)
-    return _ink(_fit(path, radius), widths, soft)
+    return _ink(_fit(path, radius, widths.max(axis=1)), widths, soft)
 
 
 @functools.cache
@@ -138,13 +139,13 @@ def _pressure(along: np.ndarray, noise: np.ndarray) -> np.ndarray:
     return np.clip(1 + swell - ends, 0.5, 1.5)
 
 
-def _fit(path: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Scales paths so that the ink fits 20x20 px, and puts its centre of mass into the middle of 28x28 px."""
+def _fit(path: np.ndarray, radius: np.ndarray, widest: np.ndarray) -> np.ndarray:
+    """Scales paths so that the ink fits 20x20 px, and puts its centre of mass where MNIST has it."""
     room = INK_SIDE - 2 * radius
     path = path * (room / np.ptp(path, axis=1).max(axis=1))[:, None, None]
-    path = path - path.mean(axis=1, keepdims=True) + GLYPH / 2
+    path = path - path.mean(axis=1, keepdims=True) + CENTRE
     # Lopsided digits may leave the square; then it is the ink that stays inside.
-    margin = (radius + 1)[:, None]
+    margin = (widest + 1.5)[:, None]
     low, high = path.min(axis=1) - margin, path.max(axis=1) + margin
     return path + (np.maximum(-low, 0) - np.maximum(high - GLYPH, 0))[:, None, :]
 
@@ -162,12 +163,12 @@ def _ink(path: np.ndarray, widths: np.ndarray, soft: np.ndarray) -> np.ndarray:
     """
     centres = np.arange(GLYPH) + 0.5
     x, y = (axis.ravel() for axis in np.meshgrid(centres, centres))
-    pixels = np.stack([x, y, np.ones_like(x)], axis=1).astype(np.float32)  # (784, 3)
+    pixels = np.stack([x, y, np.ones_like(x)]).astype(np.float32)  # (3, 784)
     # |p - q|^2 - r^2 = |p|^2 + (-2q, |q|^2 - r^2) . (p, 1): one product gives all pixels against all places of the path.
     places = np.concatenate([-2 * path, (path**2).sum(axis=2, keepdims=True) - widths[..., None] ** 2], axis=2).astype(np.float32)
-    power, product = np.empty((len(path), GLYPH * GLYPH), np.float32), np.empty((GLYPH * GLYPH, SAMPLES), np.float32)
+    power, product = np.empty((len(path), GLYPH * GLYPH), np.float32), np.empty((SAMPLES, GLYPH * GLYPH), np.float32)
     for row, place in enumerate(places):
-        np.matmul(pixels, place.T, out=product).min(axis=1, out=power[row])
+        np.matmul(place, pixels, out=product).min(axis=0, out=power[row])
     usual = widths.mean(axis=1, keepdims=True)
     distance = np.sqrt(np.maximum(power + (x**2 + y**2) + usual**2, 0)) - usual  # from the ink's edge, px, negative inside
     return np.round(255 * np.clip(0.5 - distance / soft[:, None], 0, 1)).astype(np.uint8).reshape(-1, GLYPH, GLYPH)

@@ -1,0 +1,86 @@
+"""`hsal make-data` as it is typed."""
+
+import json
+
+import pytest
+import typer
+from idx_files import write_idx_set
+from PIL import Image
+from typer.testing import CliRunner
+
+from hsal_cli.commands.make_data import make_data
+from hsal_cli.errors import UsageError
+from hsal_cli.scenes.scene_file import open_scenes
+
+APP = typer.Typer()
+APP.command("make-data")(make_data)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A function that types `hsal make-data` with these arguments, in an empty folder, at toy size."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HSAL_MNIST_DIR", str(write_idx_set(tmp_path / "digits")))
+    small = ["--train", "6", "--test", "4", "--image-size", "40", "--digit-size", "8-12", "--workers", "1"]
+    return lambda *arguments: CliRunner().invoke(APP, [*arguments, *(small if arguments[0] != "--help" else [])])
+
+
+def test_it_writes_the_file_where_the_next_command_looks(run, tmp_path):
+    result = run("mnist-multiset")
+    assert result.exit_code == 0 and "6 train and 4 test images in data/mnist-multiset.h5" in result.stdout
+    with open_scenes(tmp_path / "data" / "mnist-multiset.h5") as scenes:
+        assert scenes.splits == ["train", "test"]
+
+
+def test_json_and_preview_tell_and_show_what_was_made(run, tmp_path):
+    result = run("mnist-set", "--json", "--out", "a.h5", "--preview", "pictures/a.png", "--count", "2")
+    report = json.loads(result.stdout)
+    with open_scenes(tmp_path / "a.h5") as scenes:
+        assert report["digest"] == scenes.digest and scenes.config["count"] == [2, 2]
+    assert report["images"] == {"train": 6, "test": 4} and report["digits"] == "mnist" and report["preview"] == "pictures/a.png"
+    with Image.open(tmp_path / "pictures" / "a.png") as picture:
+        assert picture.format == "PNG" and picture.width > 600
+
+
+def test_a_dry_run_makes_nothing(run, tmp_path):
+    result = run("mnist-single", "--dry-run", "--json")
+    plan = json.loads(result.stdout)
+    assert plan["out"] == "data/mnist-single.h5" and plan["settings"]["train"] == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits"]
+
+
+def test_what_exists_is_replaced_only_on_request_and_only_if_hsal_made_it(run, tmp_path):
+    assert run("mnist-set", "--out", "a.h5").exit_code == 0
+    assert "a.h5 exists" in run("mnist-set", "--out", "a.h5").exception.message
+    assert run("mnist-set", "--out", "a.h5", "--overwrite").exit_code == 0
+    (tmp_path / "mine.h5").write_text("mine")
+    assert "not made by hsal" in run("mnist-set", "--out", "mine.h5", "--overwrite").exception.message
+    assert (tmp_path / "mine.h5").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--count", "5-2"], "count = 5-2 runs backwards"),
+        (["--count", "many"], "count = 'many' is not a range"),
+        (["--count", "64", "--digit-size", "30"], "64 digits of 30 px do not fit"),
+        (["--seed", "-1"], "seed = -1 is below 0"),
+        (["--preview", "a.jpg"], "not a PNG"),
+    ],
+)
+def test_a_wrong_value_is_named_and_nothing_is_made(run, tmp_path, arguments, part):
+    # Options given twice: the last one counts, so the toy size stands before.
+    result = CliRunner().invoke(APP, ["mnist-multiset", "--image-size", "40", "--digit-size", "8-12", *arguments])
+    assert isinstance(result.exception, UsageError) and part in result.exception.message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digits"]
+
+
+def test_unknown_words_are_wrong_usage(run):
+    for arguments in (["svhn"], ["mnist-set", "--placement", "nowhere"], ["mnist-set", "--digits", "roman"]):
+        result = run(*arguments)
+        assert result.exit_code == 2 and "is not one of" in result.stderr
+
+
+def test_help_names_every_setting(run):
+    text = run("--help").stdout
+    assert all(option in text for option in ("--count", "--digit-size", "--clutter", "--placement", "--mnist-dir", "--preview", "--seed"))
