@@ -178,7 +178,7 @@ def test_an_interrupted_run_continues_to_the_same_file(made, tmp_path, small_chu
     assert not out.exists()
     heard = Heard()
     run(made, out, heard)
-    assert heard.done == min(4 * stop_after, TRAIN + 4 * (stop_after - 6) if stop_after > 5 else 4 * stop_after)
+    assert heard.done == sum([4, 4, 4, 4, 4, 3, 4, 1][:stop_after])  # batches of 4: 23 images of train, 5 of test
     assert heard.done + sum(heard.advances) == TRAIN + TEST
     assert any("continuing" in line for line in heard.said)
     assert_same(out, made[2])
@@ -295,7 +295,7 @@ scenes, backbone, out = map(Path, sys.argv[1:])
 precompute(scenes, backbone, out, PrecomputeSettings(batch_size=4), torch.device("cpu"))
 """
     out = tmp_path_factory.mktemp("killed") / "f.h5"
-    done = subprocess.run([sys.executable, "-c", code, made[0], made[1], out], capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, made[0], made[1], out], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not out.exists()
     return out.with_name("f.h5.partial")
