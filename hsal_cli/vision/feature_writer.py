@@ -214,9 +214,10 @@ class FeatureWriter:
         ready = None
         if volumes.device.type == "cuda":
             # The copies run behind the forward pass; only the writer waits for them.
+            stream = torch.cuda.current_stream(volumes.device)
             volumes, saliency = _to_pinned(volumes), _to_pinned(saliency)
             ready = torch.cuda.Event()
-            ready.record()
+            ready.record(stream)
         self._queue.put((split, start, volumes, saliency, ready))
 
     def _run(self) -> None:

@@ -34,7 +34,8 @@ def to_input(images: Tensor, size: int) -> Tensor:
     x = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2)
     x = x.float()
     if x.shape[-2:] != (size, size):
-        x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        # Where nothing shrinks, antialiasing changes nothing, and not every device has it.
+        x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=max(x.shape[-2:]) > size)
     std = 255 * torch.tensor(STD, device=x.device)
     mean = 255 * torch.tensor(MEAN, device=x.device)
     # Channels last, so that one grey channel spreads to three straight into the memory order of the convolutions.
