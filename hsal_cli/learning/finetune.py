@@ -23,10 +23,9 @@ from hsal_cli.learning.settings import FinetuneSettings
 from hsal_cli.learning.views import crop_sides, views
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.settings import as_dict, build
-from hsal_cli.vision.backbone import ActivationModel
+from hsal_cli.vision.backbone import ActivationModel, initial_weights
 from hsal_cli.vision.devices import forward_context
 from hsal_cli.vision.images import to_input
-from hsal_cli.vision.pretrained import initial_weights
 
 FULL_AFTER_CROPS, FULL_ALONE = 8_000, 600_000
 TEST_IMAGES = 2_000  # of the test split, scored once at the end
@@ -63,10 +62,11 @@ def read_single_objects(scenes: Path, split: str, most: int | None = None) -> Si
         part = file.split(split)
         stop = len(part) if most is None else min(most, len(part))
         labels = part.labels[:stop]
-        crowded = np.flatnonzero((labels >= 0).sum(axis=1) != 1)
+        objects = (labels >= 0).sum(axis=1)
+        crowded = np.flatnonzero(objects != 1)
         if len(crowded):
             raise FileError(
-                f"{scenes}: image {crowded[0]} of {split} holds {(labels[crowded[0]] >= 0).sum()} objects; fine-tuning takes single objects",
+                f"{scenes}: image {crowded[0]} of {split} holds {objects[crowded[0]]} objects; fine-tuning takes single objects",
                 "make such images with: hsal make-data mnist-single",
             )
         column = (labels >= 0).argmax(axis=1)
@@ -115,7 +115,6 @@ class FinetuneTask:
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.generator = torch.Generator()
         self.batches: list[tuple[Tensor, int]] = []
-        self.taken = 0
         self.all_steps = sum(self.steps(epoch) for epoch in range(self.epochs))
 
     def steps(self, epoch: int) -> int:
@@ -135,14 +134,13 @@ class FinetuneTask:
         batches = [(rows[start : start + step], int(sides[start : start + step].max())) for start in range(0, count, step)]
         self.batches = [batches[place] for place in torch.randperm(len(batches), generator=draw)]
         self.kind = kind
-        self.generator.manual_seed(_mix(self.settings.seed + 1, epoch))
         self.first_step = sum(self.steps(earlier) for earlier in range(epoch))
 
     def step(self, step: int) -> tuple[int, dict[str, Tensor]]:
         rows, side = self.batches[step]
         batch = self.data.select(rows)
         # Each batch has its own seed, so that a resumed epoch sees what an uninterrupted one would.
-        self.generator.manual_seed(_mix(self.settings.seed + 2, self.first_step + step))
+        self.generator.manual_seed(_mix(self.settings.seed + 1, self.first_step + step))
         boxes = batch.boxes if self.kind == "crops" else None
         inputs = views(batch.images, boxes, side, self.model.input_size, self.settings.augment, self.generator).to(self.device)
         labels = batch.labels.to(self.device)
@@ -232,7 +230,7 @@ def finetune(
         run = runs.open_run(out, "backbone")
         config = run.config
         settings, scenes = build(FinetuneSettings, config["finetune"]), Path(config["scenes"])
-        if run.status["state"] == "finished":
+        if run.status.get("state") == "finished":
             reporter.say(f"{out} is finished: nothing to do")
             return run
         before = checkpoints.load(run.checkpoints, "last")
@@ -242,7 +240,11 @@ def finetune(
     with open_scenes(scenes) as file:
         classes, digest = file.classes, file.digest
     crops = settings.mode == "crops" or (settings.mode == "auto" and device.type == "cpu")
-    if crops and data.boxes is None:
+    if before is not None:
+        if before.meta["scenes_digest"] != digest:
+            raise FileError(f"{scenes} is not the scene file that {out} was trained on", "train a new run: hsal finetune")
+        crops = config.get("crops", crops)  # as it began, though it may go on on another device
+    elif crops and data.boxes is None:
         reporter.warn(f"{scenes} has no boxes, so there are no crops: full images only")
         crops = False
     torch.manual_seed(settings.seed)
@@ -260,7 +262,7 @@ def finetune(
     }
     task = FinetuneTask(model, data, settings, crops, device, meta)
     if not resume:
-        config = {"scenes": str(scenes), "scenes_digest": digest, "finetune": as_dict(settings), "weights_used": used}
+        config = {"scenes": str(scenes), "scenes_digest": digest, "finetune": as_dict(settings), "weights_used": used, "crops": crops}
         run = runs.create(out, "backbone", config, overwrite)
     shown = ", ".join(f"{sum(n for kind, n in task.plan if kind == part):,} {part}" for part in ("crops", "full"))
     reporter.say(f"fine-tuning {settings.arch} at {settings.input_size} px on {scenes}: {shown} images, starting from {used} weights")

@@ -16,7 +16,7 @@ from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.vision.backbone import load_backbone
-from hsal_cli.vision.feature_file import open_features
+from hsal_cli.vision.feature_file import check_match, open_features
 from hsal_cli.vision.precompute import precompute
 from hsal_cli.vision.settings import PrecomputeSettings
 
@@ -67,8 +67,6 @@ def ensure_features(
     out = features_path(scenes)
     if out.exists():
         with open_scenes(scenes) as scene_file, open_features(out) as file:
-            from hsal_cli.vision.feature_file import check_match
-
             check_match(file, scenes_digest=scene_file.digest, backbone_digest=load_backbone(backbone).digest)
         return out
     reporter.say(f"{out} is missing: computing it (hsal precompute)")
@@ -106,6 +104,10 @@ def ensure_policy_data(
 def find_backbone(digest: str) -> Path | None:
     """The backbone run in runs/ whose best weights have this digest."""
     for manifest in sorted(Path("runs").glob("*/checkpoints/*/manifest.json")):
-        if read_json(manifest, "hsal finetune").get("sha256", {}).get("weights.safetensors") == digest:
+        try:
+            found = read_json(manifest, "hsal finetune")["sha256"]["weights.safetensors"]
+        except (FileError, KeyError, TypeError):  # some other run is damaged
+            continue
+        if found == digest:
             return manifest.parents[2]
     return None

@@ -45,15 +45,16 @@ class TrainSettings:
 
     objective: Literal["rl", "cross-entropy", "multiset"] = setting(
         "rl",
-        "rl: REINFORCE on the multiset reward; cross-entropy: on randomly ordered labels, the paper's baseline; multiset: cross-entropy to the "
-        "uniform distribution over the remaining multiset.",
+        "rl: REINFORCE on the multiset reward; cross-entropy: on randomly ordered labels, the paper's baseline; multiset: cross-entropy "
+        "to the uniform distribution over the remaining multiset.",
     )
     task: Literal["multiset", "list"] = setting(
         "multiset", "multiset: any label still to be named earns the reward; list: only the label whose turn it is, left to right."
     )
     stop: Literal["supervised", "sampled"] = setting(
         "supervised",
-        "supervised: stop is never sampled early, and learned at every step; sampled: as in the paper, sampled like a label, supervised at step m+1.",
+        "supervised: stop is never sampled early, and learned at every step; sampled: as in the paper, sampled like a label, supervised "
+        "at step m+1.",
     )
     feedback: Literal["sampled", "teacher"] = setting(
         "sampled", "Label fed back under cross-entropy: the policy's own sample, as in the roll-out of rl, or the true label of this draw."
