@@ -55,12 +55,16 @@ def write_checkpoint(folder: Path, weights: dict[str, torch.Tensor], state: dict
         FileError: the place cannot be written.
     """
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with whole(folder, folder=True) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary / "weights.safetensors")
-        if state is not None:
-            torch.save(state, temporary / "state.pt")
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary / "weights.safetensors")
+            if state is not None:
+                torch.save(state, temporary / "state.pt")
+        except (SafetensorError, RuntimeError) as error:  # so they report a full disk
+            raise FileError(f"cannot write {folder}: {error}", "free some space, or name another place with --out") from error
         sums = {file.name: digest_of_file(file) for file in sorted(temporary.iterdir())}
         (temporary / "manifest.json").write_text(json.dumps({"hsal_version": __version__, "sha256": sums, "meta": meta}, indent=2))
 
@@ -78,14 +82,17 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     hint = "train again, or name another checkpoint"
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        sums, meta = manifest["sha256"], manifest["meta"]
+        sums, meta = dict(manifest["sha256"]), dict(manifest["meta"])
         for name, expected in sums.items():
             if digest_of_file(folder / name) != expected:
                 raise FileError(f"checkpoint {folder} is damaged: {name} does not have the checksum its manifest gives", hint)
         weights = load_file(folder / "weights.safetensors")
         state = torch.load(folder / "state.pt", weights_only=True) if "state.pt" in sums else None
         return Checkpoint(folder, weights, state, meta, sums["weights.safetensors"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, RuntimeError, EOFError, pickle.PickleError) as error:
+    except pickle.PickleError as error:
+        # torch's own message advises to load it all the same.
+        raise FileError(f"checkpoint {folder} cannot be read: state.pt holds more than tensors and plain values", hint) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, RuntimeError, EOFError) as error:
         raise FileError(f"checkpoint {folder} cannot be read: {type(error).__name__}: {error}", hint) from error
 
 

@@ -7,6 +7,7 @@ can be used from Python without a terminal.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -66,7 +67,7 @@ class TerminalReporter(Reporter):
     def __init__(self) -> None:
         from rich.console import Console
 
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, emoji=False)
 
     def say(self, message: str) -> None:
         self.console.print(message, markup=False, soft_wrap=True)
@@ -153,7 +154,10 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*[Text(cell) for cell in row])
     # Without a terminal the width is unknown; narrower than the table's words would only break them.
-    Console(highlight=False, width=None if sys.stdout.isatty() else 110).print(table)
+    terminal, text = sys.stdout.isatty(), io.StringIO()
+    Console(file=text, highlight=False, force_terminal=terminal, width=None if terminal else 110).print(table)
+    # Written by ourselves: where the reader has left (`| head`), Rich would exit with 1.
+    sys.stdout.write(text.getvalue())
 
 
 @contextlib.contextmanager
@@ -171,7 +175,7 @@ def stopping(reporter: Reporter) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def exit_code_of(call: Callable[[], Any]) -> int:
@@ -179,12 +183,13 @@ def exit_code_of(call: Callable[[], Any]) -> int:
 
     A traceback is shown only with HSAL_DEBUG=1.
     """
+    debug = os.environ.get("HSAL_DEBUG") == "1"
     try:
         call()
         sys.stdout.flush()
         return 0
     except HsalError as error:
-        if os.environ.get("HSAL_DEBUG") == "1":
+        if debug:
             raise
         print_error(error.message, error.hint)
         return error.exit_code
@@ -195,6 +200,15 @@ def exit_code_of(call: Callable[[], Any]) -> int:
         # The reader left (`| head`): nothing is wrong. Keep the interpreter from flushing into the closed pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if debug:
+            raise
+        name = type(error).__name__
+        if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in str(error):
+            print_error(f"out of memory: {error}", "take a smaller --batch-size, or fewer images")
+        else:
+            print_error(f"unexpected {name}: {error}", "HSAL_DEBUG=1 shows where; please report it")
+        return 1
 
 
 def print_error(message: str, hint: str) -> None:

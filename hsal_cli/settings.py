@@ -81,7 +81,7 @@ def parse(name: str, field_type: Any, value: Any) -> Any:
         if base is str and isinstance(value, (str, Path)):
             return str(value)
         raise ValueError
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         wanted = " | ".join(choices) if choices else getattr(base, "__name__", str(base))
         if typing.get_origin(base) is tuple:
             wanted = "a range such as 1-4"
@@ -91,9 +91,9 @@ def parse(name: str, field_type: Any, value: Any) -> Any:
 def _number(base: type, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError
-    if base is int and value != int(value):
+    if base is int and math.isfinite(value) and value != int(value):
         raise ValueError
-    return base(value)
+    return base(value) if math.isfinite(value) else value  # refused by `check`, which says why
 
 
 def check(settings: Any) -> None:
@@ -104,23 +104,28 @@ def check(settings: Any) -> None:
     """
     wrong = []
     for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, bool) or not isinstance(part, (int, float)):
-                continue
-            low, high, above = (field.metadata.get(key) for key in ("low", "high", "above"))
-            if not math.isfinite(part):
-                wrong.append(f"{field.name} = {part} is not finite")
-            elif low is not None and part < low:
-                wrong.append(f"{field.name} = {part} is below {low}")
-            elif high is not None and part > high:
-                wrong.append(f"{field.name} = {part} is above {high}")
-            elif above is not None and part <= above:
-                wrong.append(f"{field.name} = {part} is not above {above}")
-        if isinstance(value, tuple) and len(value) == 2 and value[0] > value[1]:
-            wrong.append(f"{field.name} = {value[0]}-{value[1]} runs backwards")
+        wrong += _out_of_range(field.name, getattr(settings, field.name), field.metadata)
     if wrong:
         raise UsageError("; ".join(wrong), "give values inside the ranges that --help shows")
+
+
+def _out_of_range(name: str, value: Any, metadata: typing.Mapping[str, Any]) -> list[str]:
+    low, high, above = (metadata.get(key) for key in ("low", "high", "above"))
+    wrong = []
+    for part in value if isinstance(value, tuple) else (value,):
+        if isinstance(part, bool) or not isinstance(part, (int, float)):
+            continue
+        if not math.isfinite(part):
+            wrong.append(f"{name} = {part} is not finite")
+        elif low is not None and part < low:
+            wrong.append(f"{name} = {part} is below {low}")
+        elif high is not None and part > high:
+            wrong.append(f"{name} = {part} is above {high}")
+        elif above is not None and part <= above:
+            wrong.append(f"{name} = {part} is not above {above}")
+    if isinstance(value, tuple) and len(value) == 2 and value[0] > value[1]:
+        wrong.append(f"{name} = {value[0]}-{value[1]} runs backwards")
+    return wrong
 
 
 def preset_names() -> list[str]:
@@ -161,7 +166,7 @@ def _sources(preset: str | None, config: Path | None) -> typing.Iterator[tuple[s
 
 
 def check_tables(tables: dict[str, dict[str, Any]], known: dict[str, list[type]]) -> None:
-    """Checks the table and key names and the value types of TOML tables against the settings they may hold.
+    """Checks names, types and ranges of TOML tables against the settings they may hold.
 
     Args:
         tables: table name -> key -> value.
@@ -175,13 +180,15 @@ def check_tables(tables: dict[str, dict[str, Any]], known: dict[str, list[type]]
         if table not in known:
             faults.append(f"unknown table [{table}]{_nearest(table, list(known))}")
             continue
-        fields = {name: kind for settings in known[table] for name, kind in typing.get_type_hints(settings).items()}
+        hints = {name: kind for settings in known[table] for name, kind in typing.get_type_hints(settings).items()}
+        fields = {field.name: field for settings in known[table] for field in dataclasses.fields(settings)}
         for key, value in values.items():
+            name = f"{table}.{key}"
             if key not in fields:
-                faults.append(f"unknown key {table}.{key}{_nearest(key, list(fields))}")
+                faults.append(f"unknown key {name}{_nearest(key, list(fields))}")
                 continue
             try:
-                parse(f"{table}.{key}", fields[key], value)
+                faults += _out_of_range(name, parse(name, hints[key], value), fields[key].metadata)
             except UsageError as error:
                 faults.append(error.message)
     if faults:

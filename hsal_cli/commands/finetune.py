@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from hsal_cli import console
-from hsal_cli.commands.options import Config, Device, DryRun, Json, Overwrite, Preset, options, settings_for
+from hsal_cli.commands.options import Config, Device, DryRun, Json, Overwrite, Preset, check_resumed, options, settings_for
 from hsal_cli.learning.settings import FinetuneSettings
 from hsal_cli.settings import as_dict
 
@@ -39,8 +39,11 @@ def finetune(
     reporter = console.TerminalReporter()
     chosen = choose_device(device)
     target = resume or out or runs.fresh_path("finetune")
+    settled = {"data": str(data), "finetune": as_dict(settings)}
+    if resume is not None:
+        settled = check_resumed(resume, out, finetune=settings)
     if dry_run:
-        console.print_json({"out": str(target), "data": str(data), "device": str(chosen), "finetune": as_dict(settings)})
+        console.print_json({"out": str(target), "device": str(chosen), **settled})
         return
     with console.stopping(reporter):
         if resume is None:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from hsal_cli.errors import UsageError
-from hsal_cli.settings import SEED_LIMIT, build, check_tables, kind_of, read_tables
+from hsal_cli.files import read_json
+from hsal_cli.settings import SEED_LIMIT, as_dict, build, check_tables, kind_of, read_tables
 
 if TYPE_CHECKING:
     from hsal_cli.learning.pipeline import Recipe
@@ -151,6 +152,37 @@ def _range_of(metadata: Any) -> str:
     if above is not None:
         return f" (above {above})" if high is None else f" (above {above}, up to {high})"
     return ""
+
+
+def check_resumed(run: Path, out: Path | None, **given: Any) -> dict[str, Any]:
+    """Refuses settings that a run to be resumed does not have, instead of ignoring them.
+
+    Args:
+        run: the run directory.
+        out: the value of --out.
+        given: TOML table -> settings object of this call.
+
+    Returns:
+        The run's config.
+
+    Raises:
+        UsageError: --out is given too, or a setting that is neither the default nor the run's.
+        FileError: the run's config cannot be read.
+    """
+    if out is not None:
+        raise UsageError(f"--out {out} and --resume {run} exclude each other", "leave --out out: a resumed run stays where it is")
+    config = read_json(run / "config.json", "hsal finetune, hsal train")
+    wrong = []
+    for table, settings in given.items():
+        held, default = config.get(table, {}), as_dict(type(settings)())
+        wrong += [
+            f"{key} is {held[key]}, not {value}"
+            for key, value in as_dict(settings).items()
+            if key in held and value not in (default[key], held[key])
+        ]
+    if wrong:
+        raise UsageError(f"{run} goes on with its own settings: {'; '.join(wrong)}", "leave these settings out, or train a new run")
+    return config
 
 
 def check_out(out: Path, overwrite: bool, marker: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from hsal_cli import console
-from hsal_cli.commands.options import Config, Device, DryRun, Json, Overwrite, Preset, options, recipe_for
+from hsal_cli.commands.options import Config, Device, DryRun, Json, Overwrite, Preset, check_resumed, options, recipe_for
 from hsal_cli.learning.settings import TrainSettings
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.settings import as_dict
@@ -44,9 +44,11 @@ def train(
     chosen = choose_device(device)
     name = data.name.removesuffix(".h5").removesuffix(".features")
     target = resume or out or runs.fresh_path(f"{name}-{settings.objective}")
+    settled = {"data": str(data), "train": as_dict(settings), "policy": as_dict(policy)}
+    if resume is not None:
+        settled = check_resumed(resume, out, train=settings, policy=policy)
     if dry_run:
-        settled = {"train": as_dict(settings), "policy": as_dict(policy)}
-        console.print_json({"out": str(target), "data": str(data), "device": str(chosen), **settled})
+        console.print_json({"out": str(target), "device": str(chosen), **settled})
         return
     with console.stopping(reporter):
         if resume is None:

@@ -62,10 +62,11 @@ def read_single_objects(scenes: Path, split: str, most: int | None = None) -> Si
         part = file.split(split)
         stop = len(part) if most is None else min(most, len(part))
         labels = part.labels[:stop]
-        crowded = np.flatnonzero((labels >= 0).sum(axis=1) != 1)
+        objects = (labels >= 0).sum(axis=1)
+        crowded = np.flatnonzero(objects != 1)
         if len(crowded):
             raise FileError(
-                f"{scenes}: image {crowded[0]} of {split} holds {(labels[crowded[0]] >= 0).sum()} objects, fine-tuning takes one",
+                f"{scenes}: image {crowded[0]} of {split} holds {objects[crowded[0]]} objects; fine-tuning takes one",
                 "make such images with: hsal make-data mnist-single",
             )
         column = (labels >= 0).argmax(axis=1)
@@ -111,7 +112,6 @@ class FinetuneTask:
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.generator = torch.Generator()
         self.batches: list[tuple[Tensor, int]] = []
-        self.taken = 0
         self.all_steps = sum(self.steps(epoch) for epoch in range(self.epochs))
 
     def steps(self, epoch: int) -> int:
@@ -131,14 +131,13 @@ class FinetuneTask:
         batches = [(rows[start : start + step], int(sides[start : start + step].max())) for start in range(0, count, step)]
         self.batches = [batches[place] for place in torch.randperm(len(batches), generator=draw)]
         self.kind = kind
-        self.generator.manual_seed(_mix(self.settings.seed + 1, epoch))
         self.first_step = sum(self.steps(earlier) for earlier in range(epoch))
 
     def step(self, step: int) -> tuple[int, dict[str, Tensor]]:
         rows, side = self.batches[step]
         batch = self.data.select(rows)
         # Each batch has its own seed, so that a resumed epoch sees what an uninterrupted one would.
-        self.generator.manual_seed(_mix(self.settings.seed + 2, self.first_step + step))
+        self.generator.manual_seed(_mix(self.settings.seed + 1, self.first_step + step))
         boxes = batch.boxes if self.kind == "crops" else None
         inputs = views(batch.images, boxes, side, self.model.input_size, self.settings.augment, self.generator).to(self.device)
         labels = batch.labels.to(self.device)
@@ -248,7 +247,7 @@ def finetune(
         run = runs.open_run(out, "backbone")
         config = run.config
         settings, scenes = build(FinetuneSettings, config["finetune"]), Path(config["scenes"])
-        if run.status["state"] == "finished":
+        if run.status.get("state") == "finished":
             reporter.say(f"{out} is finished: nothing to do")
             return run
         before = checkpoints.load(run.checkpoints, "last")
@@ -257,6 +256,8 @@ def finetune(
     data = read_single_objects(scenes, "train")
     with open_scenes(scenes) as file:
         classes, digest = file.classes, file.digest
+    if before is not None and before.meta["scenes_digest"] != digest:
+        raise FileError(f"{scenes} is not the scene file that {out} was trained on", "train a new run: hsal finetune")
     settings = settle(settings, device, has_boxes=data.boxes is not None)
     if data.boxes is None:
         reporter.say(f"{scenes} has no boxes to crop by: full images only")

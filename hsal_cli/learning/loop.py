@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from hsal_cli import checkpoints
 from hsal_cli.checkpoints import Checkpoint
 from hsal_cli.console import Reporter
-from hsal_cli.errors import HsalError, Interrupted, TrainingError
+from hsal_cli.errors import Interrupted, TrainingError
 from hsal_cli.learning.runs import Run
 
 SAVE_EVERY_S = 120.0  # between epochs, a crash or a kill loses no more work than this
@@ -109,7 +110,7 @@ def train(task: Task, run: Run, reporter: Reporter, resume: Checkpoint | None = 
     except Interrupted:
         run.set_status("stopped")
         raise
-    except (HsalError, KeyboardInterrupt):
+    except BaseException:
         run.set_status("failed")
         raise
 
@@ -121,6 +122,7 @@ def _epochs(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any]) 
         for epoch in range(progress["epoch"], task.epochs):
             task.start_epoch(epoch)
             _steps(task, run, reporter, progress, epoch, advance)
+            _check_weights(task, run, progress)
             row = _finish_epoch(task, progress, epoch)
             best = row[task.score_name] > progress["best"]
             progress["best"] = max(progress["best"], row[task.score_name])
@@ -150,14 +152,12 @@ def _steps(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any], e
         note = ""
         if sums["loss"].device.type == "cpu" or step % CHECK_EVERY == CHECK_EVERY - 1 or step + 1 == steps:
             if not torch.isfinite(sums["loss"]):
-                raise TrainingError(
-                    f"the loss is not finite at step {step + 1} of epoch {epoch + 1}",
-                    f"the last good checkpoint is in {run.checkpoints}; try a lower --learning-rate",
-                )
+                raise _not_finite("the loss is", progress, run)
             note = f"epoch {epoch + 1}/{task.epochs}, loss {metrics['loss'].item():.3f}"
         advance(1, note)
         if step + 1 < steps and (reporter.stop_signal or time.monotonic() - saved > SAVE_EVERY_S):
             progress["sums"] = {key: value.cpu() for key, value in sums.items()}
+            _check_weights(task, run, progress)
             _save(task, run, progress, best=False)
             saved = time.monotonic()
             if reporter.stop_signal:
@@ -173,6 +173,17 @@ def _finish_epoch(task: Task, progress: dict[str, Any], epoch: int) -> dict[str,
     return row | task.validate()
 
 
+def _not_finite(what: str, progress: dict[str, Any], run: Run) -> TrainingError:
+    hint = f"the last good checkpoint is in {run.checkpoints}; try a lower --learning-rate"
+    return TrainingError(f"{what} not finite at step {progress['step']} of epoch {progress['epoch'] + 1}", hint)
+
+
+def _check_weights(task: Task, run: Run, progress: dict[str, Any]) -> None:
+    """Called before a checkpoint: a gradient may be infinite where the loss is not, and on a GPU not every loss is looked at."""
+    if not all(bool(tensor.isfinite().all()) for tensor in task.weights().values()):
+        raise _not_finite("the weights are", progress, run)
+
+
 def _save(task: Task, run: Run, progress: dict[str, Any], best: bool) -> None:
     name = f"epoch-{progress['epoch']:05d}-step-{progress['step']:07d}"
     state = {"progress": progress, "task": task.state()}
@@ -181,4 +192,6 @@ def _save(task: Task, run: Run, progress: dict[str, Any], best: bool) -> None:
 
 
 def _stop(task: Task, run: Run, reporter: Reporter) -> None:
-    raise Interrupted("stopped; the state is saved", f"resume with: {task.command} --resume {run.path}", reporter.stop_signal)
+    raise Interrupted(
+        "stopped; the state is saved", f"resume with: {task.command} --resume {shlex.quote(str(run.path))}", reporter.stop_signal
+    )

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,10 @@ from torch import Tensor
 
 from hsal_cli.learning.rewards import count_labels, explained_variance, list_rewards, multiset_rewards, returns_to_go
 from hsal_cli.learning.settings import TrainSettings
+from hsal_cli.policy.choosing import draw
 from hsal_cli.policy.episode import Episode
+
+HALF = math.log(0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +36,10 @@ class Targets:
     labels: Tensor
     counts: Tensor
     sizes: Tensor
+
+    def to(self, device: torch.device) -> Targets:
+        """The same on a device."""
+        return Targets(self.labels.to(device), self.counts.to(device), self.sizes.to(device))
 
 
 def make_targets(labels: Tensor, classes: int, settings: TrainSettings, generator: torch.Generator) -> Targets:
@@ -60,7 +68,7 @@ class Namer:
         targets: of the batch.
         classes: K.
         settings: the objective, the handling of stop, the feedback.
-        generator: draws the labels.
+        generator: draws the labels, on any device.
     """
 
     def __init__(self, targets: Targets, classes: int, settings: TrainSettings, generator: torch.Generator):
@@ -69,21 +77,20 @@ class Namer:
 
     def __call__(self, step: int, rows: Tensor, logits: Tensor) -> Tensor:
         settings, stop = self.settings, self.classes
+        going = self.targets.sizes[rows] > step
         if settings.objective == "cross-entropy" and settings.feedback == "teacher":
             width = self.targets.labels.shape[1]
             named = self.targets.labels[rows, min(step, width - 1)]
         else:
-            scores = logits.detach().float()
+            scores = logits.detach()
             if settings.objective == "multiset":
-                scores = scores[:, :stop].masked_fill(self.left[rows] <= 0, -torch.inf)
-                # At step m+1 nothing is left to choose from; the choice there is replaced by stop below.
-                scores = torch.where((self.left[rows] > 0).any(1, keepdim=True), scores, 0.0)
+                scores = scores[:, :stop].masked_fill(self.left[rows] == 0, -torch.inf)
             elif settings.stop == "supervised":
                 scores = scores[:, :stop]
-            named = torch.multinomial(scores.softmax(dim=1), 1, generator=self.generator)[:, 0]
+            named = draw(scores, self.generator)
             if settings.objective == "multiset":
-                self.left[rows, named] -= 1
-        return torch.where(self.targets.sizes[rows] > step, named, stop)
+                self.left[rows, named] -= going.long()
+        return torch.where(going, named, stop)
 
 
 def losses(episode: Episode, targets: Targets, settings: TrainSettings) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -148,12 +155,14 @@ def losses(episode: Episode, targets: Targets, settings: TrainSettings) -> tuple
         terms["value"] = settings.value_weight * total((returns - episode.values).square(), naming[..., None])
         terms["location_entropy"] = -settings.location_entropy * total(location_entropy, locating)
 
+    # Where stop is never sampled early, it is counted where it would be the likeliest outcome.
+    early = episode.labels == classes if settings.stop == "sampled" else log_stop > HALF
     logged = {
         "reward": average(class_rewards, naming),
         "location_reward": average(location_rewards, locating),
         "label_entropy": average(label_entropy, naming),
         "location_entropy": average(location_entropy, locating),
-        "early_stops": average((episode.labels == classes).float() if settings.stop == "sampled" else (log_stop > -0.6931).float(), naming),
+        "early_stops": average(early.float(), naming),
         "explained_variance": explained_variance(returns[..., -1][naming], episode.values.detach()[..., -1][naming]),
     }
     return terms, {key: value.detach() for key, value in logged.items()}
@@ -176,7 +185,7 @@ def _expected_log(log_all: Tensor, remaining: Tensor, targets: Targets, settings
 
     With teacher or sampled feedback alike, cross-entropy compares step t with the t-th label of this draw's order.
     """
-    if settings.objective == "multiset" and settings.task == "multiset":
+    if settings.objective == "multiset":
         shares = remaining / remaining.sum(dim=-1, keepdim=True).clamp(min=1)
         return (F.pad(shares, (0, 1)) * log_all).sum(dim=-1)
     count = log_all.shape[0]

@@ -28,6 +28,7 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.files import cannot_write, read_json, write_json, write_text
 
 Kind = Literal["backbone", "policy"]
+FORMAT = "hsal-run"
 COMMAND_OF = {"backbone": "hsal finetune", "policy": "hsal train"}
 
 
@@ -45,12 +46,18 @@ class Run:
     @property
     def status(self) -> dict[str, Any]:
         """The content of status.json."""
-        return read_json(self.path / "status.json", "hsal train")
+        return self._document("status.json")
 
     @property
     def config(self) -> dict[str, Any]:
         """The content of config.json."""
-        return read_json(self.path / "config.json", "hsal train")
+        return self._document("config.json")
+
+    def _document(self, name: str) -> dict[str, Any]:
+        found = read_json(self.path / name, "hsal train")
+        if not isinstance(found, dict):
+            raise FileError(f"{self.path / name} does not hold a JSON object", "train again, or name another run")
+        return found
 
     def set_status(self, state: str, **more: Any) -> None:
         """Updates status.json: the state, the time, and whatever else is given."""
@@ -89,7 +96,7 @@ def create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool = Fal
         FileError: it cannot be written.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        if not (path / "status.json").is_file():
+        if not _is_run(path):
             raise UsageError(f"{path} exists and is not a run of hsal", "name another place with --out")
         if not overwrite:
             raise UsageError(
@@ -104,11 +111,18 @@ def create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool = Fal
         run.checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
-    write_json(path / "status.json", {"format": "hsal-run", "kind": kind, "state": "running", "started": _now(), "updated": _now()})
+    write_json(path / "status.json", {"format": FORMAT, "kind": kind, "state": "running", "started": _now(), "updated": _now()})
     write_json(path / "config.json", config)
     write_text(path / "command.txt", shlex.join(sys.argv) + "\n")
     write_json(path / "env.json", environment())
     return run
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return Run(path).status.get("format") == FORMAT
+    except FileError:
+        return False
 
 
 def environment() -> dict[str, Any]:
@@ -150,7 +164,10 @@ def newest(kind: Kind, root: Path = Path("runs")) -> Run | None:
     """The newest finished run of a kind in a folder, or None."""
     runs = []
     for status_file in root.glob("*/status.json"):
-        status = Run(status_file.parent).status
+        try:
+            status = Run(status_file.parent).status
+        except FileError:  # some other run is damaged; that must not stop this one
+            continue
         if status.get("kind") == kind and status.get("state") == "finished":
             runs.append((status.get("updated", ""), status_file.parent))
     return Run(max(runs)[1]) if runs else None

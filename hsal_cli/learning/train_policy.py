@@ -33,7 +33,8 @@ class PolicyTask:
 
     Args:
         policy: on `device`.
-        data: the training part of the features.
+        data: features of the training split, in memory.
+        rows: those of them to train on.
         held_out: the validation part, held out of the training split.
         settings: how.
         device: where to compute.
@@ -48,39 +49,42 @@ class PolicyTask:
         self,
         policy: HSAL,
         data: FeatureTable,
+        rows: Tensor,
         held_out: FeatureTable,
         settings: TrainSettings,
         device: torch.device,
         meta: dict[str, Any],
     ):
         self.policy, self.settings, self.device = policy, settings, device
-        self.data, self.held_out, self._meta = data, held_out, meta
+        self.data, self.rows, self.held_out, self._meta = data, rows, held_out, meta
         self.epochs = settings.epochs
         # Parameters and step count differ by objective (cross-entropy trains no location head), so gradients may be None.
         self.optimiser = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate)
-        self.generator = torch.Generator(device=device).manual_seed(settings.seed)
-        self.order = torch.arange(len(data))
+        # On the CPU whatever the device, so that a run may be resumed on another one.
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.order = rows
         self.epoch = 0
 
     def steps(self, epoch: int) -> int:
-        return math.ceil(len(self.data) / self.settings.batch_size)
+        return math.ceil(len(self.rows) / self.settings.batch_size)
 
     def start_epoch(self, epoch: int) -> None:
         self.epoch = epoch
         draw = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + epoch) % 2**63)
-        self.order = torch.randperm(len(self.data), generator=draw)
+        self.order = self.rows[torch.randperm(len(self.rows), generator=draw)]
 
     def step(self, step: int) -> tuple[int, dict[str, Tensor]]:
         settings, classes = self.settings, self.policy.classes
         rows = self.order[step * settings.batch_size : (step + 1) * settings.batch_size]
-        batch = self.data.select(rows.to(self.data.labels.device))
-        targets = make_targets(batch.labels.to(self.device), classes, settings, self.generator)
+        batch = self.data.select(rows)
+        targets = make_targets(batch.labels, classes, settings, self.generator)
+        steps, targets = targets.sizes + 1, targets.to(self.device)
         self.policy.train()
         episode = self.policy(
-            batch.volumes.to(self.device).float(),
+            batch.volumes.to(self.device),
             batch.saliency.to(self.device),
             choose=Namer(targets, classes, settings, self.generator),
-            steps=targets.sizes + 1,
+            steps=steps,
             sample_glimpses=True,
             generator=self.generator,
         )
@@ -122,17 +126,17 @@ class PolicyTask:
         return self._meta
 
 
-def hold_out(table: FeatureTable, share: float, seed: int) -> tuple[FeatureTable, FeatureTable]:
-    """Splits the training split into (training part, validation part); the test split is never touched.
+def hold_out(images: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Splits the rows of the training split into those to train on and those to validate on; the test split is never touched.
 
     Raises:
         UsageError: there are too few images for both.
     """
-    count = min(max(1, round(len(table) * share)), VALIDATION_MOST)
-    if count >= len(table):
-        raise UsageError(f"{len(table)} training images are too few to hold some out", "make more: hsal make-data --train N")
-    order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed))
-    return table.select(order[count:].sort().values), table.select(order[:count].sort().values)
+    count = min(max(1, round(images * share)), VALIDATION_MOST)
+    if count >= images:
+        raise UsageError(f"{images} training images are too few to hold some out", "make more: hsal make-data --train N")
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
+    return order[count:].sort().values, order[:count].sort().values
 
 
 def volume_scale(volumes: Tensor, chunk: int = 1024) -> float:
@@ -190,7 +194,7 @@ def train_policy(
         config = run.config
         features, backbone = Path(config["features"]), Path(config["backbone"]) if config["backbone"] else None
         policy_settings, settings = build(PolicySettings, config["policy"]), build(TrainSettings, config["train"])
-        if run.status["state"] == "finished":
+        if run.status.get("state") == "finished":
             reporter.say(f"{out} is finished: nothing to do")
             return run
         before = checkpoints.load(run.checkpoints, "last")
@@ -207,8 +211,8 @@ def train_policy(
             "scenes_digest": file.scenes_digest,
             "backbone_digest": file.backbone_digest,
         }
-    data, held_out = hold_out(table, settings.validation, settings.seed)
-    scale = before.meta["volume_scale"] if before else volume_scale(data.volumes)
+    rows, held_out = hold_out(len(table), settings.validation, settings.seed)
+    scale = before.meta["volume_scale"] if before else volume_scale(table.volumes)
     torch.manual_seed(settings.seed)
     policy = HSAL(policy_settings, len(classes), shape, scale).to(device)
     meta = {
@@ -233,8 +237,9 @@ def train_policy(
         }
         run = runs.create(out, "policy", config, overwrite)
     reporter.say(
-        f"training by {settings.objective} on {len(data):,} images, {len(held_out):,} held out, {settings.epochs} epochs, on {device}"
+        f"training by {settings.objective} on {len(rows):,} images, {len(held_out):,} held out, {settings.epochs} epochs, on {device}"
     )
-    rows = train(PolicyTask(policy, data, held_out, settings, device, meta), run, reporter, before)
-    run.set_status("finished", exact_match=max(row["exact_match"] for row in rows))
+    task = PolicyTask(policy, table, rows, table.select(held_out), settings, device, meta)
+    history = train(task, run, reporter, before)
+    run.set_status("finished", exact_match=max(row["exact_match"] for row in history))
     return run

@@ -1,0 +1,103 @@
+"""The rewards of section 4.2 against plain Python."""
+
+import collections
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hsal_cli.learning.rewards import count_labels, explained_variance, list_rewards, multiset_rewards, returns_to_go
+
+CLASSES = 4
+label = st.integers(0, CLASSES - 1)
+image = st.tuples(st.lists(label, max_size=5), st.lists(st.integers(-1, CLASSES), min_size=6, max_size=6))
+batches = st.lists(image, min_size=1, max_size=4)
+
+
+def padded(lists: list[list[int]], width: int = 5) -> torch.Tensor:
+    return torch.tensor([[*labels, *[-1] * (width - len(labels))] for labels in lists])
+
+
+def slow_rewards(true: list[int], named: list[int]) -> tuple[list[float], list[collections.Counter]]:
+    left, rewards, before = collections.Counter(true), [], []
+    for one in named:
+        before.append(collections.Counter(left))
+        if left[one] > 0:
+            left[one] -= 1
+            rewards.append(1.0)
+        else:
+            rewards.append(-1.0)
+    return rewards, before
+
+
+@settings(max_examples=60, deadline=None)
+@given(batches)
+def test_the_reward_and_the_remaining_multiset_are_those_of_brute_force(batch: list[tuple[list[int], list[int]]]) -> None:
+    true, named = [list(part) for part in zip(*batch, strict=True)]
+    counts = count_labels(padded(true), CLASSES)
+    rewards, remaining = multiset_rewards(torch.tensor(named).T, counts)
+    for b, (labels, names) in enumerate(batch):
+        assert counts[b].tolist() == [labels.count(c) for c in range(CLASSES)]
+        expected, before = slow_rewards(labels, names)
+        assert rewards[:, b].tolist() == expected
+        assert remaining[:, b].tolist() == [[left[c] for c in range(CLASSES)] for left in before]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(label, min_size=1, max_size=5), st.lists(st.integers(0, CLASSES), min_size=4, max_size=4))
+def test_the_total_reward_is_that_of_any_permutation_of_the_named_labels(true: list[int], named: list[int]) -> None:
+    orders = list(itertools.permutations(named))
+    counts = count_labels(padded([true]), CLASSES).expand(len(orders), -1)
+    rewards, _ = multiset_rewards(torch.tensor(orders).T, counts)
+    assert len(set(rewards.sum(0).tolist())) == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(batches)
+def test_the_list_task_rewards_only_the_label_whose_turn_it_is(batch: list[tuple[list[int], list[int]]]) -> None:
+    true, named = [list(part) for part in zip(*batch, strict=True)]
+    rewards = list_rewards(torch.tensor(named).T, padded(true))
+    for b, (labels, names) in enumerate(batch):
+        turns = [*labels, *[None] * (len(names) - len(labels))]
+        assert rewards[:, b].tolist() == [1.0 if one == turn else -1.0 for one, turn in zip(names, turns, strict=True)]
+
+
+def test_the_reward_leaves_the_multisets_it_was_given_as_they_are() -> None:
+    counts = torch.tensor([[1, 2]])
+    multiset_rewards(torch.tensor([[1], [1], [0]]), counts)
+    assert counts.tolist() == [[1, 2]]
+
+
+def test_stop_is_in_no_multiset_and_in_no_list() -> None:
+    named = torch.full((2, 1), CLASSES)
+    assert multiset_rewards(named, torch.ones(1, CLASSES, dtype=torch.long))[0].tolist() == [[-1.0], [-1.0]]
+    assert list_rewards(named, torch.tensor([[0, -1]])).tolist() == [[-1.0], [-1.0]]
+
+
+def test_returns_to_go_sum_a_reward_and_all_behind_it() -> None:
+    rewards = torch.randn(7, 3, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    expected = [[math.fsum(rewards[t:, b].tolist()) for b in range(3)] for t in range(7)]
+    assert returns_to_go(rewards).tolist() == [pytest.approx(row, abs=1e-12) for row in expected]
+
+
+def test_explained_variance_is_the_share_of_the_returns_variance_that_the_baseline_takes_away() -> None:
+    generator = torch.Generator().manual_seed(2)
+    returns, noise = torch.randn(50, dtype=torch.double, generator=generator), torch.randn(50, dtype=torch.double, generator=generator)
+    values = returns + 0.3 * noise + 2.0
+
+    def variance(numbers: list[float]) -> float:
+        mean = math.fsum(numbers) / len(numbers)
+        return math.fsum((number - mean) ** 2 for number in numbers) / (len(numbers) - 1)
+
+    expected = 1 - variance((returns - values).tolist()) / variance(returns.tolist())
+    assert explained_variance(returns, values).item() == pytest.approx(expected)
+    assert explained_variance(returns, returns).item() == pytest.approx(1.0)
+    assert explained_variance(returns, torch.zeros(50, dtype=torch.double)).item() == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("returns", [[], [1.0], [1.0, 1.0, 1.0]])
+def test_explained_variance_of_returns_that_do_not_vary_is_zero(returns: list[float]) -> None:
+    assert explained_variance(torch.tensor(returns), torch.zeros(len(returns))).item() == 0.0
