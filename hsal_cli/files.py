@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import h5py
 
 FORMAT_VERSION = 1
+SPARE_BYTES = 1 << 23  # what HDF5 may hold back, and some more
 
 
 @contextlib.contextmanager
@@ -54,7 +56,9 @@ def whole(target: Path, folder: bool = False) -> Iterator[Path]:
 
 def cannot_write(target: Path, error: OSError) -> FileError:
     """The error to raise when `target` could not be written."""
-    return FileError(f"cannot write {target}: {error.strerror or error}", "name another place with --out, or free some space")
+    # HDF5 puts half a page into its message; the system's own words for the number say the same.
+    reason = os.strerror(error.errno) if error.errno else error
+    return FileError(f"cannot write {target}: {reason}", "name another place with --out, or free some space")
 
 
 def write_text(target: Path, text: str) -> None:
@@ -95,6 +99,22 @@ def digest_of_file(source: Path) -> str:
     """sha256 of a file's bytes, as hexadecimal."""
     with source.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_space(place: Path, needed: int) -> None:
+    """Refuses to go on writing to a disk that is nearly full.
+
+    HDF5 crashes the process when it cannot write what it holds back until a file is closed, so room is asked for before each write.
+
+    Args:
+        place: the file being written.
+        needed: bytes that are about to be written; as much again must stay free.
+
+    Raises:
+        OSError: there is less room than that.
+    """
+    if shutil.disk_usage(place.parent).free < 2 * needed + SPARE_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def stamp(file: h5py.File, kind: str, config: dict[str, Any]) -> None:

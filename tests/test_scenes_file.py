@@ -1,6 +1,7 @@
 """The scene file: what is written is read back, what users write is taken, what is wrong is refused by file, split and row."""
 
 import json
+import shutil
 
 import h5py
 import numpy as np
@@ -145,4 +146,12 @@ def test_a_writer_that_fails_leaves_no_file(tmp_path):
     with pytest.raises(RuntimeError), write_scenes(tmp_path / "a.h5", {}, ["a", "b", "c"]) as writer:
         writer.write_split("train", iter(parts()), SHAPE)
         raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_an_error_before_hdf5_meets_it(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
+    with pytest.raises(FileError, match="No space left on device"), write_scenes(tmp_path / "a.h5", {}, ["a", "b", "c"]) as writer:
+        writer.write_split("train", iter(parts()), SHAPE)
     assert list(tmp_path.iterdir()) == []

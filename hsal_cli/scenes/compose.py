@@ -40,7 +40,8 @@ class Composer:
             The image, uint8 (H, W); its labels in random order; for each the box tight around its ink: x0, y0, x1, y1 in px, half-open.
         """
         # A counter-based generator needs no seeding, and a key never meets another: (seed, stream and index).
-        rng = np.random.Generator(np.random.Philox(key=[self.settings.seed, self.stream << 40 | index]))
+        key = np.array([self.settings.seed, self.stream << 40 | index], np.uint64)
+        rng = np.random.Generator(np.random.Philox(key=key))
         low, high = self.settings.count
         labels = self._labels(rng, low + _below(rng, high - low + 1))
         rows = [int(members[_below(rng, len(members))]) for members in (self.glyphs.members[label] for label in labels)]

@@ -25,6 +25,7 @@ from hsal_cli.scenes.settings import DATASETS, SceneSettings
 from hsal_cli.settings import as_dict
 
 PART = 250  # images that a worker composes at a time
+PART_BYTES = 1 << 24  # or fewer, if they are large
 
 Part = tuple[np.ndarray, np.ndarray, np.ndarray]
 _composers: dict[str, Composer] = {}  # a worker's own, set when it starts
@@ -68,7 +69,7 @@ def make_dataset(name: str, settings: SceneSettings, out: Path, workers: int | N
         composers[split] = Composer(glyphs, settings, name == "mnist-set", stream)
     classes = next(iter(composers.values())).glyphs.classes
     with (
-        crew(composers, min(workers or cores(), -(-sum(sizes.values()) // PART))) as compose,
+        crew(composers, min(workers or cores(), max(len(_ranges(count, settings.image_size)) for count in sizes.values()))) as compose,
         write_scenes(out, {"dataset": name, **as_dict(settings)}, classes) as writer,
         reporter.track(f"Composing {name}", sum(sizes.values()), "images") as advance,
     ):
@@ -101,7 +102,9 @@ def crew(composers: dict[str, Composer], workers: int) -> Iterator[Callable[[str
         FileError: a worker died.
     """
     if workers == 1:
-        yield lambda split, count: (compose_part(composers[split], *bounds) for bounds in _ranges(count))
+        yield lambda split, count: (
+            compose_part(composers[split], *bounds) for bounds in _ranges(count, composers[split].settings.image_size)
+        )
         return
     # A fork shares the glyphs without a copy; elsewhere each worker is sent them once.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
@@ -109,7 +112,7 @@ def crew(composers: dict[str, Composer], workers: int) -> Iterator[Callable[[str
 
     def compose(split: str, count: int) -> Iterator[Part]:
         waiting: deque[concurrent.futures.Future[Part]] = deque()
-        for bounds in _ranges(count):
+        for bounds in _ranges(count, composers[split].settings.image_size):
             waiting.append(pool.submit(_work, split, *bounds))
             if len(waiting) > 3 * workers:  # no more than this in memory, however slow the disk
                 yield waiting.popleft().result()
@@ -125,8 +128,9 @@ def crew(composers: dict[str, Composer], workers: int) -> Iterator[Callable[[str
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ranges(count: int) -> list[tuple[int, int]]:
-    return [(start, min(start + PART, count)) for start in range(0, count, PART)]
+def _ranges(count: int, side: int) -> list[tuple[int, int]]:
+    step = max(1, min(PART, PART_BYTES // side**2))
+    return [(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 def compose_part(composer: Composer, start: int, stop: int) -> Part:

@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 
 from hsal_cli.errors import FileError
-from hsal_cli.files import digest_of, open_hdf5, seal, stamp, whole
+from hsal_cli.files import check_space, digest_of, open_hdf5, seal, stamp, whole
 
 FORMAT = "hsal-scenes"
 MADE_BY = "hsal make-data mnist-multiset"
@@ -161,6 +161,7 @@ class SceneWriter:
         images = group.create_dataset("images", shape, np.uint8, chunks=(block, *shape[1:]), compression="lzf", fletcher32=True)
         seen, labels, boxes, place = hashlib.sha256(), [], [], 0
         for some_images, some_labels, some_boxes in parts:
+            check_space(Path(self._file.filename), some_images.nbytes)
             images[place : place + len(some_images)] = some_images
             seen.update(np.ascontiguousarray(some_images))
             place += len(some_images)

@@ -49,7 +49,8 @@ def _draw(seed: int, split: str, indices: np.ndarray) -> np.ndarray:
     path = np.empty((len(indices), SAMPLES, 2))
     along = np.empty((len(indices), SAMPLES))
     for place, index in enumerate(indices.tolist()):
-        rng = np.random.Generator(np.random.Philox(key=[seed, STREAM | (split == "test") << 40 | index]))
+        key = np.array([seed, STREAM | (split == "test") << 40 | index], np.uint64)
+        rng = np.random.Generator(np.random.Philox(key=key))
         rng.random(out=chance[place])
         rng.standard_normal(out=noise[place])
         ways, bounds = _ways(index % 10)
