@@ -177,13 +177,15 @@ def settle(settings: FinetuneSettings, device: torch.device, has_boxes: bool) ->
     """Fills in what is left open, by the device: a CPU trains on crops first, at half the pixels a cell.
 
     Raises:
-        UsageError: crops are asked for, and there are no boxes to crop by.
+        UsageError: crops are asked for, and there are no boxes to crop by; or no image is to be shown.
     """
     cpu = device.type == "cpu"
     mode = settings.mode if settings.mode != "auto" else "crops" if cpu and has_boxes else "full"
     if mode == "crops" and not has_boxes:
         raise UsageError("mode = crops, but the scene file has no boxes to crop by", "take --mode full")
     full = settings.full_images
+    if full == 0 and (mode == "full" or not settings.crop_images):
+        raise UsageError("full_images = 0 and no crops: there is nothing to train on", "give --full-images or --crop-images a number")
     return dataclasses.replace(
         settings,
         mode=mode,
