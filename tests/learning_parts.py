@@ -57,12 +57,12 @@ def assert_equal(left: Any, right: Any, where: str = "") -> None:
         assert left == right, where
 
 
-def easy_table(count: int, classes: int = 2, most: int = 2, seed: int = 0, side: int = 3) -> FeatureTable:
-    """Images of 1 to `most` objects, each in a cell of its own whose column is the one-hot code of its class; the rest is empty."""
+def easy_table(count: int, classes: int = 2, least: int = 1, most: int = 2, seed: int = 0, side: int = 3) -> FeatureTable:
+    """Images of `least` to `most` objects, each in a cell of its own whose column is the one-hot code of its class; the rest is empty."""
     generator = torch.Generator().manual_seed(seed)
     volumes = torch.zeros(count, classes, side * side)
     labels = torch.randint(0, classes, (count, most), generator=generator)
-    sizes = torch.randint(1, most + 1, (count, 1), generator=generator)
+    sizes = torch.randint(least, most + 1, (count, 1), generator=generator)
     labels = torch.where(torch.arange(most) < sizes, labels, -1)
     boxes = torch.full((count, most, 4), -1)
     for row in range(count):

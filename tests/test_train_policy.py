@@ -1,0 +1,218 @@
+"""Training the policy: that it learns, that it resumes exactly, what it holds out, and what its checkpoints say."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from evaluation_parts import write_features
+from learning_parts import SMALL, StoppingReporter, assert_equal, easy_table, small, without
+
+from hsal_cli import checkpoints
+from hsal_cli.errors import FileError, Interrupted, TrainingError, UsageError
+from hsal_cli.learning.runs import Run
+from hsal_cli.learning.settings import TrainSettings
+from hsal_cli.learning.train_policy import VALIDATION_MOST, PolicyTask, hold_out, left_to_right, train_policy, volume_scale
+from hsal_cli.policy.hsal import HSAL
+
+CPU = torch.device("cpu")
+NAMES = ["one", "two"]
+FAST = TrainSettings(epochs=3, batch_size=8, validation=0.25)  # 24 of 32 images: 3 steps an epoch
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory) -> Path:
+    """A feature file without a test split: training must not look for one."""
+    return write_features(tmp_path_factory.mktemp("data") / "easy.features.h5", {"train": easy_table(32)}, classes=NAMES)
+
+
+def learn(settings: TrainSettings, images: int = 512, classes: int = 3, **table) -> tuple[list[float], dict[str, float]]:
+    """Trains the small policy on the easy problem; the reward of each epoch, and the scores on other images."""
+    torch.manual_seed(0)
+    policy = HSAL(SMALL, classes, (classes, 3, 3), 0.3)
+    data, held_out = easy_table(images, classes, **table), easy_table(200, classes, seed=100, **table)
+    task = PolicyTask(policy, data, torch.arange(images), held_out, settings, CPU, {"max_labels": 3})
+    rewards = []
+    for epoch in range(settings.epochs):
+        task.start_epoch(epoch)
+        rewards.append(sum(task.step(step)[1]["reward"].item() for step in range(task.steps(epoch))) / task.steps(epoch))
+    return rewards, task.validate()
+
+
+def test_reinforce_learns_an_easy_problem_and_does_not_die() -> None:
+    rewards, scores = learn(TrainSettings(epochs=8, batch_size=32, learning_rate=2e-2))
+    assert rewards[0] < 0.3  # chance is about -0.1
+    assert rewards[-1] > 0.75 and scores["exact_match"] > 0.7 and scores["macro_f1"] > 0.8
+
+
+def test_the_multiset_loss_learns_repeats_that_cross_entropy_cannot() -> None:
+    """Each label of cross-entropy's random order is as likely at every step, so it names the most frequent one every time."""
+    settings = TrainSettings(epochs=7, batch_size=32, learning_rate=2e-2)
+    problem = {"images": 448, "classes": 2, "least": 3, "most": 3}
+    found = {name: learn(dataclasses.replace(settings, objective=name), **problem)[1] for name in ("multiset", "cross-entropy")}
+    assert found["multiset"]["exact_match"] > 0.7 and found["cross-entropy"]["exact_match"] < 0.5
+
+
+@pytest.fixture(scope="module")
+def whole_runs(features, tmp_path_factory):
+    """Uninterrupted runs, by objective."""
+    found = {}
+
+    def of(objective: str) -> Run:
+        if objective not in found:
+            out = tmp_path_factory.mktemp(objective) / "run"
+            found[objective] = train_policy(features, out, SMALL, dataclasses.replace(FAST, objective=objective), CPU)
+        return found[objective]
+
+    return of
+
+
+@pytest.mark.parametrize(("objective", "after"), [("rl", 3), ("rl", 5), ("cross-entropy", 4), ("multiset", 1)])
+def test_a_stopped_run_resumes_to_exactly_what_it_would_have_been(objective, after, features, whole_runs, tmp_path) -> None:
+    out = tmp_path / "run"
+    settings = dataclasses.replace(FAST, objective=objective)
+    with pytest.raises(Interrupted):
+        train_policy(features, out, SMALL, settings, CPU, StoppingReporter(after))
+    torch.manual_seed(999)  # a new process has other random states
+    torch.rand(5)
+    # With `resume`, the run's own settings hold.
+    resumed = train_policy(Path("nowhere"), out, small(glimpses=5), TrainSettings(), CPU, resume=True)
+    whole = whole_runs(objective)
+    for which in ("last", "best"):
+        mine, theirs = (checkpoints.load(run.checkpoints, which) for run in (resumed, whole))
+        assert_equal(mine.weights, theirs.weights)
+        assert_equal(mine.state, theirs.state)
+        assert_equal(mine.meta, theirs.meta)
+    assert [without(row) for row in resumed.rows()] == [without(row) for row in whole.rows()]
+    assert resumed.status["state"] == "finished" and resumed.status["exact_match"] == whole.status["exact_match"]
+
+
+def test_a_finished_run_has_nothing_left_to_resume(features, whole_runs) -> None:
+    run, reporter = whole_runs("rl"), StoppingReporter()
+    before = (run.path / "metrics.jsonl").read_text()
+    train_policy(features, run.path, SMALL, FAST, CPU, reporter, resume=True)
+    assert reporter.steps == 0 and any("nothing to do" in line for line in reporter.said)
+    assert (run.path / "metrics.jsonl").read_text() == before
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_said(features, whole_runs, tmp_path) -> None:
+    with pytest.raises(Interrupted):
+        train_policy(features, tmp_path / "run", SMALL, FAST, CPU, StoppingReporter(7))
+    state = checkpoints.load(tmp_path / "run" / "checkpoints", "last").path / "state.pt"
+    state.write_bytes(state.read_bytes()[:100])
+    reporter = StoppingReporter()
+    resumed = train_policy(features, tmp_path / "run", SMALL, FAST, CPU, reporter, resume=True)
+    assert any("state.pt" in line and "damaged" in line for line in reporter.warned)
+    theirs = checkpoints.load(whole_runs("rl").checkpoints, "last")
+    assert_equal(checkpoints.load(resumed.checkpoints, "last").weights, theirs.weights)
+
+
+def test_resuming_on_other_features_is_refused(features, tmp_path, monkeypatch) -> None:
+    copy = tmp_path / "copy.h5"
+    copy.write_bytes(features.read_bytes())
+    with pytest.raises(Interrupted):
+        train_policy(copy, tmp_path / "run", SMALL, FAST, CPU, StoppingReporter(1))
+    import h5py
+
+    with h5py.File(copy, "r+") as file:
+        file.attrs["digest"] = "e" * 64
+    with pytest.raises(FileError, match="is not the feature file"):
+        train_policy(copy, tmp_path / "run", SMALL, FAST, CPU, resume=True)
+
+
+def test_an_existing_run_stays_unless_overwriting_is_asked_for(features, tmp_path) -> None:
+    settings = dataclasses.replace(FAST, epochs=1)
+    run = train_policy(features, tmp_path / "run", SMALL, settings, CPU)
+    with pytest.raises(UsageError, match="holds a run already"):
+        train_policy(features, run.path, SMALL, settings, CPU)
+    again = train_policy(features, run.path, SMALL, dataclasses.replace(settings, seed=1), CPU, overwrite=True)
+    assert again.config["train"]["seed"] == 1 and len(again.rows()) == 1
+
+
+def test_the_checkpoint_says_what_evaluation_needs(features, whole_runs) -> None:
+    from hsal_cli.evaluation.loading import load_policy
+
+    run = whole_runs("rl")
+    meta = checkpoints.load(run.checkpoints, "best").meta
+    assert meta["kind"] == "policy" and meta["classes"] == NAMES and meta["volume_shape"] == [2, 3, 3]
+    assert meta["max_labels"] == 2 and meta["objective"] == "rl" and meta["features"] == str(features) and meta["backbone"] is None
+    assert (meta["features_digest"], meta["scenes_digest"], meta["backbone_digest"]) == ("f" * 64, "s" * 64, "b" * 64)
+    assert meta["volume_scale"] == pytest.approx(easy_table(32).volumes.float().std(correction=0).item(), rel=1e-6)
+    assert load_policy(run.path).policy.settings == SMALL
+
+
+def test_each_epoch_logs_what_the_contract_names(whole_runs) -> None:
+    wanted = {"reward", "exact_match", "macro_f1", "attn_saliency", "label_entropy", "location_entropy", "early_stops", "gradient_norm"}
+    for row in whole_runs("rl").rows():
+        assert (
+            wanted | {"explained_variance", "examples_per_s", "loss", "loss_class", "loss_stop", "loss_location", "loss_value"}
+            <= row.keys()
+        )
+        assert all(math.isfinite(value) for value in row.values())
+
+
+@pytest.mark.parametrize("changes", [{"stop": "sampled"}, {"return_to_go": True}, {"task": "list"}, {"feedback": "teacher"}])
+def test_every_variant_trains(changes, features, tmp_path) -> None:
+    policy = small(mask="learned", inhibition="mask", location_input="hidden", memory="counts", controller_state="reset")
+    objective = "cross-entropy" if "feedback" in changes else "rl"
+    run = train_policy(features, tmp_path / "run", policy, dataclasses.replace(FAST, epochs=1, objective=objective, **changes), CPU)
+    assert len(run.rows()) == 1
+
+
+@pytest.mark.parametrize("images", [2, 3, 40, 50_000])
+def test_what_is_held_out_and_what_is_trained_on_make_the_training_split(images: int) -> None:
+    rows, held_out = hold_out(images, 0.05, seed=3)
+    assert torch.equal(torch.cat([rows, held_out]).sort().values, torch.arange(images))
+    assert len(held_out) == min(max(1, round(images * 0.05)), VALIDATION_MOST)
+    assert torch.equal(hold_out(images, 0.05, seed=3)[1], held_out)
+
+
+def test_one_training_image_is_too_few() -> None:
+    with pytest.raises(UsageError, match="1 training images"):
+        hold_out(1, 0.05, seed=0)
+
+
+def test_every_training_row_is_shown_once_an_epoch_and_none_that_is_held_out() -> None:
+    table = easy_table(21)
+    rows, held_out = hold_out(21, 0.3, seed=0)
+    task = PolicyTask(HSAL(SMALL, 2, (2, 3, 3)), table, rows, table.select(held_out), FAST, CPU, {"max_labels": 2})
+    orders = []
+    for epoch in (0, 1, 0):
+        task.start_epoch(epoch)
+        orders.append(task.order)
+        assert torch.equal(task.order.sort().values, rows)
+    assert torch.equal(orders[0], orders[2]) and not torch.equal(orders[0], orders[1])
+    assert sum(task.step(step)[0] for step in range(task.steps(0))) == len(rows)
+
+
+def test_the_volume_scale_is_the_standard_deviation_of_all_activations() -> None:
+    volumes = (5 + 3 * torch.randn(50, 4, 3, 3, generator=torch.Generator().manual_seed(0))).half()
+    assert volume_scale(volumes, chunk=7) == pytest.approx(volumes.double().std(correction=0).item(), rel=1e-9)
+
+
+def test_dead_activations_do_not_divide_by_zero() -> None:
+    assert volume_scale(torch.zeros(5, 2, 3, 3)) > 0
+
+
+def test_the_list_task_orders_labels_by_the_left_edges_of_their_boxes() -> None:
+    table = easy_table(40, classes=5, most=4)
+    ordered = left_to_right(table)
+    for row in range(40):
+        count = int((table.labels[row] >= 0).sum())
+        pairs = sorted((table.boxes[row, place, 0].item(), place) for place in range(count))
+        assert ordered.labels[row, :count].tolist() == [table.labels[row, place].item() for _, place in pairs]
+        assert ordered.boxes[row, :count].tolist() == [table.boxes[row, place].tolist() for _, place in pairs]
+        assert (ordered.labels[row, count:] == -1).all()
+    unknown = dataclasses.replace(table, boxes=None)
+    assert left_to_right(unknown) is unknown
+
+
+def test_a_policy_that_only_stops_is_reported_as_collapsed() -> None:
+    task = PolicyTask(HSAL(SMALL, 2, (2, 3, 3)), easy_table(8), torch.arange(8), easy_table(4), FAST, CPU, {"max_labels": 2})
+    dead = {"early_stops": 0.99, "reward": -0.99, "exact_match": 0.0}
+    with pytest.raises(TrainingError, match="collapsed") as caught:
+        task.check(dead)
+    assert "--stop supervised" in caught.value.hint
+    for alive in ({"early_stops": 0.5}, {"reward": 0.1}, {"exact_match": 0.2}):
+        task.check({**dead, **alive})
