@@ -1,0 +1,227 @@
+"""Fine-tuning with a network of one convolution in place of the ResNet: plan, views, exact resuming, refusals."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from learning_parts import StoppingReporter, assert_equal, without
+from torch import nn
+
+from hsal_cli import checkpoints
+from hsal_cli.errors import FileError, Interrupted
+from hsal_cli.learning.finetune import FinetuneTask, SingleObjects, accuracy, finetune, read_single_objects
+from hsal_cli.learning.settings import FinetuneSettings
+from hsal_cli.learning.views import crop_sides, views
+from hsal_cli.vision.images import to_input
+
+CPU = torch.device("cpu")
+# 18 of 24 images: crops in 2 epochs of 3 steps, full images in 1 of 2.
+FAST = FinetuneSettings(
+    input_size=32, crop_images=48, full_images=16, epoch_images=24, batch_size=8, validation=6, mode="crops", learning_rate=0.05
+)
+
+
+class OneLayer(nn.Module):
+    """What fine-tuning needs of the activation model, with BatchNorm's state."""
+
+    def __init__(self, arch: str, classes: int, input_size: int = 224, resolution: int = 7):
+        super().__init__()
+        self.input_size, self.resolution, self.stride = input_size, resolution, 4
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 6, 3, stride=4, padding=1), nn.BatchNorm2d(6), nn.Linear(6, classes)
+
+    def classify(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.relu(self.norm(self.conv(images))).sum((2, 3)) / (self.input_size / self.stride) ** 2)
+
+
+@pytest.fixture(autouse=True)
+def one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hsal_cli.learning.finetune.ActivationModel", OneLayer)
+    monkeypatch.setattr("hsal_cli.learning.finetune.initial_weights", lambda model, weights, reporter: "random")
+
+
+def write_scenes(path: Path, count: int = 24, boxes: bool = True, colour: bool = True, extra_label: bool = False, test: int = 6) -> Path:
+    """Red or blue squares (bright or dark ones if grey) on a dim ground, as a user might write them."""
+    draw = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        file.attrs["format"], file.attrs["classes"] = "hsal-scenes", json.dumps(["red", "blue"])
+        for split, size in (("train", count), ("test", test)):
+            images = draw.integers(0, 30, (size, 40, 50, 3), dtype=np.uint8)
+            labels = draw.integers(0, 2, (size, 2)).astype(np.int16)
+            labels[:, 1] = -1
+            placed = np.full((size, 2, 4), -1, np.int16)
+            for row in range(size):
+                side, x, y = draw.integers(8, 16), draw.integers(0, 34), draw.integers(0, 24)
+                placed[row, 0] = x, y, x + side, y + side
+                images[row, y : y + side, x : x + side, 2 * labels[row, 0]] = 220
+            if extra_label and split == "train":
+                labels[5, 1] = 1
+                placed[5, 1] = 0, 0, 5, 5
+            group = file.create_group(split)
+            group["images"], group["labels"] = images if colour else images[..., 0], labels
+            if boxes:
+                group["boxes"] = placed
+    return path
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("scenes") / "squares.h5")
+
+
+def task_of(data: SingleObjects, settings: FinetuneSettings = FAST, crops: bool = True) -> FinetuneTask:
+    torch.manual_seed(0)
+    return FinetuneTask(OneLayer("resnet34", 2, settings.input_size), data, settings, crops, CPU, {})
+
+
+@pytest.mark.parametrize("after", [2, 3, 7])
+def test_a_stopped_run_resumes_to_exactly_what_it_would_have_been(after: int, scenes: Path, tmp_path: Path) -> None:
+    whole = finetune(scenes, tmp_path / "whole", FAST, CPU)
+    with pytest.raises(Interrupted, match="state is saved"):
+        finetune(scenes, tmp_path / "run", FAST, CPU, StoppingReporter(after))
+    torch.manual_seed(999)
+    resumed = finetune(Path("nowhere"), tmp_path / "run", FinetuneSettings(), CPU, resume=True)
+    for which in ("last", "best"):
+        mine, theirs = (checkpoints.load(run.checkpoints, which) for run in (resumed, whole))
+        for part in ("weights", "state", "meta"):
+            assert_equal(getattr(mine, part), getattr(theirs, part), part)
+    assert [without(row) for row in resumed.rows()] == [without(row) for row in whole.rows()]
+    ends = [{key: run.status[key] for key in ("state", "accuracy", "test_accuracy")} for run in (resumed, whole)]
+    assert ends[0] == ends[1] and ends[0]["state"] == "finished"
+
+
+def test_a_finished_run_has_nothing_left_to_resume(scenes: Path, tmp_path: Path) -> None:
+    run = finetune(scenes, tmp_path / "run", FAST, CPU)
+    reporter = StoppingReporter()
+    finetune(scenes, run.path, FAST, CPU, reporter, resume=True)
+    assert reporter.steps == 0 and any("nothing to do" in line for line in reporter.said)
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_fine_tuning_learns_colour_and_grey_images_and_describes_its_checkpoint(colour: bool, tmp_path: Path) -> None:
+    scenes = write_scenes(tmp_path / "squares.h5", colour=colour)
+    settings = dataclasses.replace(FAST, crop_images=160, full_images=80, epoch_images=80, augment=False)
+    run = finetune(scenes, tmp_path / "run", settings, CPU)
+    assert run.status["accuracy"] == max(row["accuracy"] for row in run.rows()) and run.status["accuracy"] > 0.8
+    best = checkpoints.load(run.checkpoints, "best")
+    meta = best.meta
+    assert (meta["kind"], meta["arch"], meta["input_size"], meta["resolution"]) == ("backbone", "resnet34", 32, 7)
+    assert meta["classes"] == ["red", "blue"] and meta["weights"] == "random" and meta["accuracy"] == run.status["accuracy"]
+    model = OneLayer("resnet34", 2, 32)
+    model.load_state_dict(best.weights)
+    test = read_single_objects(scenes, "test")
+    model.eval()
+    with torch.no_grad():
+        right = sum(model.classify(to_input(test.images[row : row + 1], 32)).argmax().item() == test.labels[row].item() for row in range(6))
+    assert run.status["test_accuracy"] == pytest.approx(right / 6) == accuracy(model, test, 4, CPU)
+
+
+def test_without_boxes_there_are_no_crops_and_that_is_said(tmp_path: Path) -> None:
+    scenes, reporter = write_scenes(tmp_path / "squares.h5", boxes=False, test=1), StoppingReporter(1)
+    with pytest.raises(Interrupted):
+        finetune(scenes, tmp_path / "run", dataclasses.replace(FAST, mode="auto"), CPU, reporter)
+    assert any("no boxes" in line for line in reporter.warned)
+    run = finetune(scenes, tmp_path / "run", FAST, CPU, resume=True)
+    assert run.config["crops"] is False and [row["epoch"] for row in run.rows()] == [1]
+
+
+def test_a_resumed_run_keeps_the_crops_it_began_with(scenes: Path, tmp_path: Path) -> None:
+    """On another device, mode auto would mean another plan."""
+    with pytest.raises(Interrupted):
+        finetune(scenes, tmp_path / "run", dataclasses.replace(FAST, mode="full"), CPU, StoppingReporter(1))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["finetune"]["mode"] = "auto"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert [row["epoch"] for row in finetune(scenes, tmp_path / "run", FAST, CPU, resume=True).rows()] == [1]
+
+
+def test_resuming_on_other_scenes_is_refused(tmp_path: Path) -> None:
+    scenes = write_scenes(tmp_path / "squares.h5")
+    with pytest.raises(Interrupted):
+        finetune(scenes, tmp_path / "run", FAST, CPU, StoppingReporter(1))
+    write_scenes(scenes, count=20)
+    with pytest.raises(FileError, match="is not the scene file"):
+        finetune(scenes, tmp_path / "run", FAST, CPU, resume=True)
+
+
+def test_an_image_of_several_objects_is_refused_by_name(tmp_path: Path) -> None:
+    scenes = write_scenes(tmp_path / "squares.h5", extra_label=True)
+    with pytest.raises(FileError, match="image 5 of train holds 2 objects") as caught:
+        finetune(scenes, tmp_path / "run", FAST, CPU)
+    assert "mnist-single" in caught.value.hint and not (tmp_path / "run").exists()
+
+
+def test_a_missing_split_is_refused_by_name(scenes: Path) -> None:
+    with pytest.raises(FileError, match="no split validation"):
+        read_single_objects(scenes, "validation")
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(1, 0), (2, 1), (5, 2), (24, 6)])
+def test_at_most_half_of_the_images_are_held_out(count: int, held_out: int, scenes: Path) -> None:
+    data = read_single_objects(scenes, "train", most=count)
+    task = task_of(data)
+    assert len(task.held_out.labels) == held_out and len(task.data.labels) == count - held_out
+    every = torch.cat([task.held_out.images, task.data.images]).flatten(1)
+    assert {tuple(image.tolist()) for image in every} == {tuple(image.tolist()) for image in data.images.flatten(1)}
+    task.start_epoch(0)
+    assert math.isfinite(task.step(0)[1]["loss"].item()) and 0 <= task.validate()["accuracy"] <= 1
+
+
+def test_crops_come_first_and_every_image_is_shown_as_often(scenes: Path) -> None:
+    settings = dataclasses.replace(FAST, crop_images=54, full_images=36, epoch_images=18)  # 18 images to train on
+    task = task_of(read_single_objects(scenes, "train"), settings)
+    assert task.plan == [("crops", 18)] * 3 + [("full", 18)] * 2 and task.all_steps == sum(map(task.steps, range(5))) == 15
+    for epoch in range(5):
+        task.start_epoch(epoch)
+        shown = torch.cat([rows for rows, _ in task.batches])
+        assert torch.equal(shown.sort().values, torch.arange(18)) and len(task.batches) == task.steps(epoch)
+        assert all(side == 32 for _, side in task.batches) if epoch > 2 else any(side < 32 for _, side in task.batches)
+
+
+def test_an_epoch_of_more_images_than_there_are_repeats_them_evenly(scenes: Path) -> None:
+    task = task_of(read_single_objects(scenes, "train"), dataclasses.replace(FAST, crop_images=45, epoch_images=100))
+    task.start_epoch(0)
+    counts = torch.bincount(torch.cat([rows for rows, _ in task.batches]), minlength=18)
+    assert counts.sum() == 45 and counts.min() >= 2 and counts.max() <= 3
+
+
+def test_each_batch_of_crops_has_the_side_that_its_largest_object_needs(scenes: Path) -> None:
+    task = task_of(read_single_objects(scenes, "train"))
+    task.start_epoch(0)
+    for rows, side in task.batches:
+        boxes = task.data.boxes[rows]
+        needed = []
+        for x0, y0, x1, y1 in boxes.tolist():
+            object_side = 1.15 * max((x1 - x0) * 32 / 50, (y1 - y0) * 32 / 40)
+            needed.append(16 if object_side <= 16 else min(32, 4 * math.ceil(object_side / 4)))
+        assert side == max(needed)
+        assert crop_sides(boxes, (40, 50), 32, 4).tolist() == needed
+
+
+@pytest.mark.parametrize(("augment", "least", "most"), [(False, 0.9, 1.1), (True, 0.6, 1.5)])
+def test_a_crop_holds_its_object_whole_and_at_the_scale_of_the_full_image(augment: bool, least: float, most: float) -> None:
+    places = [(x, y) for x in range(2, 50, 12) for y in range(2, 54, 8)]
+    boxes = torch.tensor([[x, y, x + 12, y + 8] for x, y in places], dtype=torch.float)
+    images = torch.zeros(len(places), 64, 64, dtype=torch.uint8)
+    for image, (x, y) in zip(images, places, strict=True):
+        image[y : y + 8, x : x + 12] = 255
+    seen = views(images, boxes, 32, 64, augment, torch.Generator().manual_seed(0))
+    assert seen.shape == (len(places), 3, 32, 32)
+    grey = seen[:, 0].flatten(1)
+    lit = (grey > (grey.amin(1, keepdim=True) + grey.amax(1, keepdim=True)) / 2).sum(1) / (12 * 8)
+    assert lit.min() >= least and lit.max() <= most
+
+
+def test_a_full_view_without_augmentation_is_the_networks_usual_input() -> None:
+    images = torch.randint(0, 256, (3, 20, 30, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(views(images, None, 32, 32, False, torch.Generator()), to_input(images, 32))
+
+
+def test_views_depend_on_the_generator_alone() -> None:
+    images = torch.randint(0, 256, (4, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    first, again, other = (views(images, None, 32, 32, True, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other) and first.isfinite().all()
