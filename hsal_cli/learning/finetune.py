@@ -264,7 +264,7 @@ def finetune(
     if data.boxes is None:
         reporter.say(f"{scenes} has no boxes to crop by: full images only")
     torch.manual_seed(settings.seed)
-    model = ActivationModel(settings.arch, len(classes), settings.input_size, int(settings.resolution))
+    model = ActivationModel(settings.arch, len(classes), settings.input_size, int(settings.resolution), settings.dilate)
     used = before.meta["weights"] if before else initial_weights(model, settings.weights, reporter)
     model.to(device, memory_format=torch.channels_last)
     meta = {
@@ -272,6 +272,7 @@ def finetune(
         "arch": settings.arch,
         "input_size": settings.input_size,
         "resolution": int(settings.resolution),
+        "dilate": settings.dilate,
         "classes": classes,
         "weights": used,
         "scenes_digest": digest,

@@ -20,6 +20,7 @@ class FinetuneSettings:
     resolution: Literal["7", "14", "28"] = setting(
         "7", "Cells along a side of the volume; where input_size / resolution is below 32, strides of the last stages become dilation."
     )
+    dilate: bool = setting(False, "Dilate the convolutions behind a removed stride, which keeps pretrained weights at their scale.")
     weights: str = setting("auto", "Where to start: auto (ImageNet where it can be had, else random), imagenet, none, or a weights file.")
     mode: Literal["auto", "crops", "full"] = setting(
         "auto",

@@ -52,22 +52,24 @@ def _version(package: str) -> str:
 class ActivationModel(nn.Module):
     """A ResNet whose last convolutional activations are the volume.
 
-    Where `input_size / resolution` is below 32, the last stages keep their resolution: their stride becomes 1, and the convolutions
-    behind it are dilated by as much, so that every weight sees the image at the scale it was trained for. At every second cell
-    (every fourth at stride 8) the volume is that of the strided network.
+    Where `input_size / resolution` is below 32, the last stages keep their resolution: their stride becomes 1. Dilated, the convolutions
+    behind it reach as much further, so that every weight sees the image at the scale it was trained for; at every second cell
+    (every fourth at stride 8) the volume is that of the strided network. Not dilated, a cell sees less of its neighbours, which
+    suits a network that is trained from random weights: objects side by side mix less.
 
     Args:
         arch: "resnet34" or "resnet18".
         classes: outputs of the linear classifier that fine-tuning trains.
         input_size: side of the square input that the model is meant for, px.
         resolution: cells along a side of the volume at that input; input_size / resolution is 32, 16 or 8.
+        dilate: whether convolutions behind a removed stride are dilated.
 
     Raises:
         UsageError: no such network, or no such stride.
         HsalError: torchvision does not fit torch.
     """
 
-    def __init__(self, arch: str, classes: int, input_size: int = 224, resolution: int = 7):
+    def __init__(self, arch: str, classes: int, input_size: int = 224, resolution: int = 7, dilate: bool = True):
         super().__init__()
         if arch not in ARCHITECTURES:
             raise UsageError(f"there is no activation model {arch!r}", f"take one of: {', '.join(ARCHITECTURES)}")
@@ -84,7 +86,7 @@ class ActivationModel(nn.Module):
         self.fc = resnet.fc
         dilation = 1
         for stage in {32: (), 16: (self.layer4,), 8: (self.layer3, self.layer4)}[self.stride]:
-            dilation = _keep_resolution(stage, dilation)
+            dilation = _keep_resolution(stage, dilation, dilate)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -108,14 +110,14 @@ class ActivationModel(nn.Module):
         return self.fc(self.forward(images).sum(dim=(2, 3)) / self.resolution**2)
 
 
-def _keep_resolution(stage: nn.Sequential, dilation: int) -> int:
+def _keep_resolution(stage: nn.Sequential, dilation: int, dilate: bool) -> int:
     """Takes the stride out of a stage whose input is dilated already; returns the dilation behind it."""
     for place, block in enumerate(stage):
         for name, conv in block.named_modules():
             if not isinstance(conv, nn.Conv2d):
                 continue
             conv.stride = (1, 1)
-            if conv.kernel_size == (3, 3):
+            if dilate and conv.kernel_size == (3, 3):
                 # Only the convolution that held the stride still reads cells at the old distance.
                 reach = dilation if (place, name) == (0, "conv1") else 2 * dilation
                 conv.dilation = conv.padding = (reach, reach)
@@ -248,7 +250,7 @@ def load_backbone(path: Path, which: str = "best", device: torch.device | str = 
     torchvision_resnet()  # imported before, not under, the meta device
     try:
         with torch.device("meta"):  # no time, and no random numbers, spent on weights that are replaced at once
-            model = ActivationModel(meta["arch"], len(meta["classes"]), meta["input_size"], meta["resolution"])
+            model = ActivationModel(meta["arch"], len(meta["classes"]), meta["input_size"], meta["resolution"], meta.get("dilate", True))
         model.load_state_dict(checkpoint.weights, assign=True)
     except (KeyError, TypeError, RuntimeError) as error:
         raise FileError(f"checkpoint {checkpoint.path} does not hold the backbone that it describes: {error}", hint) from error
