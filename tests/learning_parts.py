@@ -1,4 +1,4 @@
-"""A reporter that stops after some steps, comparisons at zero tolerance, and an easy synthetic problem, for the tests of learning."""
+"""What the tests of learning share: a reporter that stops, comparisons at zero tolerance, an easy problem, and a tiny policy in double."""
 
 import contextlib
 import dataclasses
@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 from hsal_cli.console import Reporter
+from hsal_cli.learning.objectives import Namer, Targets
+from hsal_cli.learning.rewards import count_labels
+from hsal_cli.learning.settings import TrainSettings
+from hsal_cli.policy.episode import Episode
+from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.vision.feature_file import FeatureTable
 
@@ -84,3 +89,42 @@ def without(row: dict[str, Any], names: set[str] = TIMES) -> dict[str, Any]:
 def small(**changes: Any) -> PolicySettings:
     """The small policy, changed."""
     return dataclasses.replace(SMALL, **changes)
+
+
+TINY = PolicySettings(
+    glimpses=1, gaussians=2, meta_encode=3, meta_hidden=3, controller_encode=4, controller_hidden=4, location_hidden=3, mask="learned"
+)
+PLAIN = TrainSettings(label_entropy=0.0, location_entropy=0.0, location_weight=1.0)
+
+
+def tiny_policy(classes: int, seed: int = 0, settings: PolicySettings = TINY) -> HSAL:
+    torch.manual_seed(seed)
+    policy = HSAL(settings, classes, (2, 2, 2)).double()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.normal_(0, 0.8)
+    return policy
+
+
+def images(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 2, 2, 2, generator=generator).double(), torch.rand(count, 2, 2, generator=generator).double()
+
+
+def targets_of(labels: list[list[int]], classes: int) -> Targets:
+    width = max(1, *map(len, labels))
+    table = torch.tensor([[*row, *[-1] * (width - len(row))] for row in labels])
+    return Targets(table, count_labels(table, classes), (table >= 0).sum(1))
+
+
+def roll_out(policy: HSAL, targets: Targets, settings: TrainSettings, seed: int = 0) -> Episode:
+    generator = torch.Generator().manual_seed(seed)
+    namer = Namer(targets, policy.classes, settings, generator)
+    volumes, saliency = images(len(targets.sizes), seed)
+    return policy(volumes, saliency, choose=namer, steps=targets.sizes + 1, sample_glimpses=True, generator=generator)
+
+
+def gradients(value: Tensor, policy: HSAL) -> dict[str, Tensor]:
+    names = dict(policy.named_parameters())
+    found = torch.autograd.grad(value, list(names.values()), retain_graph=True, allow_unused=True)
+    return {name: torch.zeros_like(names[name]) if grad is None else grad for name, grad in zip(names, found, strict=True)}

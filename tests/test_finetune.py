@@ -13,8 +13,8 @@ from learning_parts import StoppingReporter, assert_equal, without
 from torch import nn
 
 from hsal_cli import checkpoints
-from hsal_cli.errors import FileError, Interrupted
-from hsal_cli.learning.finetune import FinetuneTask, SingleObjects, accuracy, finetune, read_single_objects
+from hsal_cli.errors import FileError, Interrupted, UsageError
+from hsal_cli.learning.finetune import FinetuneTask, SingleObjects, accuracy, finetune, read_single_objects, settle
 from hsal_cli.learning.settings import FinetuneSettings
 from hsal_cli.learning.views import crop_sides, views
 from hsal_cli.vision.images import to_input
@@ -73,9 +73,9 @@ def scenes(tmp_path_factory) -> Path:
     return write_scenes(tmp_path_factory.mktemp("scenes") / "squares.h5")
 
 
-def task_of(data: SingleObjects, settings: FinetuneSettings = FAST, crops: bool = True) -> FinetuneTask:
+def task_of(data: SingleObjects, settings: FinetuneSettings = FAST) -> FinetuneTask:
     torch.manual_seed(0)
-    return FinetuneTask(OneLayer("resnet34", 2, settings.input_size), data, settings, crops, CPU, {})
+    return FinetuneTask(OneLayer("resnet34", 2, settings.input_size), data, settings, CPU, {})
 
 
 @pytest.mark.parametrize("after", [2, 3, 7])
@@ -124,19 +124,30 @@ def test_without_boxes_there_are_no_crops_and_that_is_said(tmp_path: Path) -> No
     scenes, reporter = write_scenes(tmp_path / "squares.h5", boxes=False, test=1), StoppingReporter(1)
     with pytest.raises(Interrupted):
         finetune(scenes, tmp_path / "run", dataclasses.replace(FAST, mode="auto"), CPU, reporter)
-    assert any("no boxes" in line for line in reporter.warned)
+    assert any("no boxes" in line for line in reporter.said)
     run = finetune(scenes, tmp_path / "run", FAST, CPU, resume=True)
-    assert run.config["crops"] is False and [row["epoch"] for row in run.rows()] == [1]
+    assert run.config["finetune"]["mode"] == "full" and [row["epoch"] for row in run.rows()] == [1]
+    with pytest.raises(UsageError, match="no boxes"):
+        finetune(scenes, tmp_path / "other", FAST, CPU)
+    assert not (tmp_path / "other").exists()
 
 
-def test_a_resumed_run_keeps_the_crops_it_began_with(scenes: Path, tmp_path: Path) -> None:
-    """On another device, mode auto would mean another plan."""
-    with pytest.raises(Interrupted):
-        finetune(scenes, tmp_path / "run", dataclasses.replace(FAST, mode="full"), CPU, StoppingReporter(1))
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    config["finetune"]["mode"] = "auto"
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    assert [row["epoch"] for row in finetune(scenes, tmp_path / "run", FAST, CPU, resume=True).rows()] == [1]
+@pytest.mark.parametrize(
+    ("device", "boxes", "expected"),
+    [("cpu", True, ("crops", 112, 32)), ("cpu", False, ("full", 112, 128)), ("cuda", True, ("full", 224, 128))],
+)
+def test_what_is_left_open_is_settled_by_the_device_and_stays_so_on_another(device: str, boxes: bool, expected: tuple) -> None:
+    settled = settle(FinetuneSettings(), torch.device(device), boxes)
+    assert (settled.mode, settled.input_size, settled.batch_size) == expected and settled.full_images > 0
+    assert all(settle(settled, torch.device(other), boxes) == settled for other in ("cpu", "cuda"))
+    given = FinetuneSettings(mode="full", input_size=56, batch_size=5, full_images=9)
+    assert settle(given, torch.device(device), boxes) == given
+
+
+@pytest.mark.parametrize("nothing", [{"mode": "full", "full_images": 0}, {"mode": "crops", "full_images": 0, "crop_images": 0}])
+def test_training_on_nothing_is_refused(nothing: dict) -> None:
+    with pytest.raises(UsageError, match="nothing to train on"):
+        settle(FinetuneSettings(**nothing), CPU, True)
 
 
 def test_resuming_on_other_scenes_is_refused(tmp_path: Path) -> None:

@@ -113,11 +113,11 @@ def test_metrics_are_averages_over_the_examples_one_row_an_epoch(whole) -> None:
     _, rows, run = whole
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     task = LineTask()
-    sizes = []
-    task.start_epoch(0)
-    for step in range(4):
-        sizes.append(task.step(step)[1]["size"].item())
-    assert rows[0]["size"] == pytest.approx(sum(sizes) / 4)
+    for epoch, row in enumerate(rows):
+        task.start_epoch(epoch)
+        metrics = [task.step(step)[1] for step in range(4)]
+        for key in ("loss", "size"):
+            assert row[key] == pytest.approx(sum(one[key].item() for one in metrics) / 4)
     assert rows[0].keys() >= {"loss", "score", "examples_per_s", "seconds"}
     table = (run.path / "results.csv").read_text().splitlines()
     assert table[0].split(",") == list(rows[0]) and len(table) == 4
