@@ -27,7 +27,7 @@ from hsal_cli.vision.backbone import ActivationModel, initial_weights
 from hsal_cli.vision.devices import forward_context
 from hsal_cli.vision.images import to_input
 
-FULL_AFTER_CROPS, FULL_ALONE = 12_000, 600_000
+FULL_AFTER_CROPS, FULL_ALONE, FULL_ALONE_CPU = 12_000, 600_000, 40_000
 TEST_IMAGES = 2_000  # of the test split, scored once at the end
 
 
@@ -191,7 +191,7 @@ def settle(settings: FinetuneSettings, device: torch.device, has_boxes: bool) ->
         mode=mode,
         input_size=settings.input_size or (16 if cpu else 32) * int(settings.resolution),
         batch_size=settings.batch_size or (32 if mode == "crops" else 128),
-        full_images=(FULL_AFTER_CROPS if mode == "crops" else FULL_ALONE) if full is None else full,
+        full_images=(FULL_AFTER_CROPS if mode == "crops" else FULL_ALONE_CPU if cpu else FULL_ALONE) if full is None else full,
     )
 
 
@@ -260,9 +260,9 @@ def finetune(
         classes, digest = file.classes, file.digest
     if before is not None and before.meta["scenes_digest"] != digest:
         raise FileError(f"{scenes} is not the scene file that {out} was trained on", "train a new run: hsal finetune")
+    if settings.mode == "auto" and device.type == "cpu" and data.boxes is None:
+        reporter.warn(f"{scenes} has no boxes to crop by: full images only, which is slow on a CPU")
     settings = settle(settings, device, has_boxes=data.boxes is not None)
-    if data.boxes is None:
-        reporter.say(f"{scenes} has no boxes to crop by: full images only")
     torch.manual_seed(settings.seed)
     model = ActivationModel(settings.arch, len(classes), settings.input_size, int(settings.resolution), settings.dilate)
     used = before.meta["weights"] if before else initial_weights(model, settings.weights, reporter)

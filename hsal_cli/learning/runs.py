@@ -130,6 +130,10 @@ def environment() -> dict[str, Any]:
     import h5py
     import numpy
     import torch
+
+    from hsal_cli.vision.backbone import torchvision_resnet
+
+    torchvision_resnet()  # says so if torchvision does not fit torch
     import torchvision
 
     return {
