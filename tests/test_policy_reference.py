@@ -113,7 +113,7 @@ def roll_out(policy, volume, saliency, labels):
             values.append(linear(heads["value"]["weight"], h, heads["value"]["bias"])[0])
             if i < settings.glimpses:
                 mlp = heads["location"]
-                seen = h + P if settings.location_input == "hidden+priority" else h
+                seen = h + [math.sqrt(len(h)) * p for p in P] if settings.location_input == "hidden+priority" else h
                 hidden = [max(v, 0.0) for v in linear(mlp["0.weight"], seen, mlp["0.bias"])]
                 scores.append(linear(mlp["2.weight"], hidden, mlp["2.bias"]))
                 cell = scores[-1].index(max(scores[-1]))
