@@ -28,7 +28,7 @@ class MetaController(nn.Module):
         self.gru = GRU(settings.meta_encode, settings.meta_hidden)
         reach = settings.anchor_reach if settings.mask == "anchored" else None
         self.attention = GaussianAttention(
-            settings.meta_hidden, settings.gaussians, height, width, settings.beta_range, settings.spread, reach
+            settings.meta_hidden, settings.gaussians, height, width, settings.beta_range, settings.initial_spread, reach
         )
 
     def forward(self, saliency: Tensor, memory: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

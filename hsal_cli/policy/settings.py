@@ -30,7 +30,12 @@ class PolicySettings:
         above=0,
     )
     anchor_reach: float = setting(3.0, "Largest offset of an anchored centre from the maximum of S_t, in cells.", above=0)
-    spread: float = setting(8.0, "How many times the usual the attention layer's weights start at, so that centres start spread.", above=0)
+    spread: float | None = setting(
+        None,
+        "How many times the usual the attention layer's weights start at; unset: 8 for a learned mask, so that its centres start apart, "
+        "1 for an anchored one, so that they start at the maximum.",
+        above=0,
+    )
     inhibition: Literal["mask", "normalized"] = setting(
         "normalized", "What inhibition of return subtracts: the mask M_t as in the paper, or M_t / max M_t."
     )
@@ -49,6 +54,11 @@ class PolicySettings:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def initial_spread(self) -> float:
+        """The spread in force."""
+        return self.spread if self.spread is not None else 8.0 if self.mask == "learned" else 1.0
 
     @property
     def beta_range(self) -> tuple[float, float]:
