@@ -20,7 +20,7 @@ class PolicySettings:
     controller_hidden: int = setting(512, "Units of the controller's GRU (appendix A: 512).", low=1, high=8192)
     location_hidden: int = setting(64, "Hidden units of the location MLP (appendix A: 64).", low=1, high=8192)
     mask: Literal["learned", "anchored", "winner-take-all"] = setting(
-        "anchored",
+        "winner-take-all",
         "Where the Gaussians sit: learned freely as in the paper; anchored at the maximum of S_t plus a learned offset; or one fixed "
         "Gaussian at that maximum, nothing learned.",
     )
