@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # MNIST's digits where they lie beside the checkout; elsewhere the demo downloads them or draws its own.
 HSAL_MNIST_DIR ?= $(abspath $(wildcard ../shared/mnist))
-DEMO := cd demo && HSAL_MNIST_DIR=$(HSAL_MNIST_DIR) $(abspath $(BIN))/hsal
+HSAL := HSAL_MNIST_DIR=$(HSAL_MNIST_DIR) $(abspath $(BIN))/hsal
 READY := $(VENV)/.ready
 
 .PHONY: test slow lint demo clean
@@ -27,15 +27,15 @@ lint: $(READY)
 
 demo: $(READY)
 	rm -rf demo && mkdir demo
-	$(DEMO) make-data mnist-multiset --preset quick --preview digits.png
-	$(DEMO) finetune --preset quick
-	$(DEMO) precompute --preset quick
-	for objective in rl cross-entropy multiset; do \
-	    $(DEMO) train --preset quick --objective $$objective --out runs/$$objective && \
-	    $(DEMO) eval --run runs/$$objective > /dev/null || exit 1; \
+	cd demo && $(HSAL) make-data mnist-multiset --preset quick --preview digits.png
+	cd demo && $(HSAL) finetune --preset quick
+	cd demo && $(HSAL) precompute --preset quick
+	cd demo && for objective in rl cross-entropy multiset; do \
+	    $(HSAL) train --preset quick --objective $$objective --out runs/$$objective && \
+	    $(HSAL) eval --run runs/$$objective > /dev/null || exit 1; \
 	done
-	$(DEMO) visualize --data data/mnist-multiset.h5 --rows 0-2 --run runs/rl --out trajectories.png
-	$(DEMO) compare runs/rl runs/cross-entropy runs/multiset
+	cd demo && $(HSAL) visualize --data data/mnist-multiset.h5 --rows 0-2 --run runs/rl --out trajectories.png
+	cd demo && $(HSAL) compare runs/rl runs/cross-entropy runs/multiset
 	@echo "three trajectories: demo/trajectories.png"
 
 clean:
