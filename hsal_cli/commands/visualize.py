@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ENDING = ".hsal.png"
 MOST_ROWS = 50  # in one picture
+ACROSS = 3  # trajectories beside each other
 
 
 def visualize(
@@ -121,7 +122,7 @@ def _scenes(
     loaded, backbone = load_with_backbone(run, device, reporter)
     found = look_at_scenes(data, split, rows, backbone, loaded, max_steps)
     target = out or Path(data.stem + ENDING)
-    _write(trajectories([look for look, _ in found], [truth for _, truth in found]), target)
+    _write(trajectories([look for look, _ in found], [truth for _, truth in found], columns=min(len(found), ACROSS)), target)
     if json:
         console.print_json([{**to_json(look), "true_labels": truth, "picture": str(target)} for look, truth in found])
         return
