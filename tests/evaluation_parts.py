@@ -16,7 +16,9 @@ from hsal_cli.vision.feature_file import FeatureTable
 
 NAMES = ["cat", "dog", "owl"]
 SHAPE, SIZE = (4, 3, 3), (30, 60)  # volume C, h, w; image H, W in px
-SMALL = PolicySettings(meta_encode=6, meta_hidden=6, controller_encode=8, controller_hidden=8, location_hidden=4, gaussians=2)
+SMALL = PolicySettings(
+    mask="anchored", spread=8.0, meta_encode=6, meta_hidden=6, controller_encode=8, controller_hidden=8, location_hidden=4, gaussians=2
+)
 
 
 def small_policy(seed=0, shape=SHAPE, settings=SMALL) -> HSAL:

@@ -16,7 +16,17 @@ from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.vision.feature_file import FeatureTable
 
-SMALL = PolicySettings(glimpses=1, gaussians=2, meta_encode=8, meta_hidden=8, controller_encode=24, controller_hidden=24, location_hidden=8)
+SMALL = PolicySettings(
+    mask="anchored",
+    spread=8.0,
+    glimpses=1,
+    gaussians=2,
+    meta_encode=8,
+    meta_hidden=8,
+    controller_encode=24,
+    controller_hidden=24,
+    location_hidden=8,
+)
 TIMES = {"seconds", "examples_per_s"}
 
 

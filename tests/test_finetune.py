@@ -29,7 +29,7 @@ FAST = FinetuneSettings(
 class OneLayer(nn.Module):
     """What fine-tuning needs of the activation model, with BatchNorm's state."""
 
-    def __init__(self, arch: str, classes: int, input_size: int = 224, resolution: int = 7):
+    def __init__(self, arch: str, classes: int, input_size: int = 224, resolution: int = 7, dilate: bool = False):
         super().__init__()
         self.input_size, self.resolution, self.stride = input_size, resolution, 4
         self.conv, self.norm, self.fc = nn.Conv2d(3, 6, 3, stride=4, padding=1), nn.BatchNorm2d(6), nn.Linear(6, classes)
@@ -124,7 +124,7 @@ def test_without_boxes_there_are_no_crops_and_that_is_said(tmp_path: Path) -> No
     scenes, reporter = write_scenes(tmp_path / "squares.h5", boxes=False, test=1), StoppingReporter(1)
     with pytest.raises(Interrupted):
         finetune(scenes, tmp_path / "run", dataclasses.replace(FAST, mode="auto"), CPU, reporter)
-    assert any("no boxes" in line for line in reporter.said)
+    assert any("no boxes" in line for line in reporter.warned)
     run = finetune(scenes, tmp_path / "run", FAST, CPU, resume=True)
     assert run.config["finetune"]["mode"] == "full" and [row["epoch"] for row in run.rows()] == [1]
     with pytest.raises(UsageError, match="no boxes"):

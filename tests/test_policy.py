@@ -12,7 +12,15 @@ from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.settings import PolicySettings
 
 CLASSES, SHAPE = 3, (6, 4, 5)
-SMALL = {"meta_encode": 8, "meta_hidden": 8, "controller_encode": 12, "controller_hidden": 12, "location_hidden": 6}
+SMALL = {
+    "mask": "anchored",
+    "spread": 8.0,
+    "meta_encode": 8,
+    "meta_hidden": 8,
+    "controller_encode": 12,
+    "controller_hidden": 12,
+    "location_hidden": 6,
+}
 FLOATS = ("logits", "location_logits", "values", "masks", "priority", "saliency", "gaussians")
 
 
