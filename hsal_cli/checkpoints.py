@@ -140,6 +140,19 @@ def load(root: Path, which: str) -> Checkpoint:
     raise FileError(f"there is no checkpoint in {root}", "train first: hsal finetune, hsal train")
 
 
+def load_from(path: Path, which: str, hint: str) -> Checkpoint:
+    """Loads what a path names: a run folder's "last" or "best" checkpoint, or the checkpoint whose folder it is.
+
+    Raises:
+        FileError: it is neither, or no checkpoint is good; `hint` says how to make one.
+    """
+    if (path / "manifest.json").is_file():
+        return read_checkpoint(path)
+    if (path / "checkpoints").is_dir():
+        return load(path / "checkpoints", which)
+    raise FileError(f"{path} is neither a run of hsal nor a checkpoint", hint)
+
+
 def _names(root: Path) -> list[str]:
     return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")) if root.is_dir() else []
 

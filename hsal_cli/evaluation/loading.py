@@ -59,12 +59,7 @@ def load_policy(path: Path, which: str = "best", device: torch.device | str = "c
         FileError: missing, damaged, not a policy, or weights that do not fit the settings; names the first that differ.
     """
     hint = "train one with: hsal train"
-    if (path / "manifest.json").is_file():
-        checkpoint = checkpoints.read_checkpoint(path)
-    elif (path / "checkpoints").is_dir():
-        checkpoint = checkpoints.load(path / "checkpoints", which)
-    else:
-        raise FileError(f"{path} is neither a run of hsal nor a checkpoint", hint)
+    checkpoint = checkpoints.load_from(path, which, hint)
     meta = checkpoint.meta
     if not isinstance(meta, dict) or meta.get("kind") != "policy":
         found = meta.get("kind", "unknown") if isinstance(meta, dict) else "unknown"

@@ -238,12 +238,7 @@ def load_backbone(path: Path, which: str = "best", device: torch.device | str = 
     hint = "make one with: hsal finetune"
     if not path.is_dir():
         raise FileError(f"there is no backbone at {path}: {'it is not a folder' if path.exists() else 'it is missing'}", hint)
-    if (path / "manifest.json").is_file():
-        checkpoint = checkpoints.read_checkpoint(path)
-    elif (path / "checkpoints").is_dir():
-        checkpoint = checkpoints.load(path / "checkpoints", which)
-    else:
-        raise FileError(f"{path} is neither a run nor a checkpoint", hint)
+    checkpoint = checkpoints.load_from(path, which, hint)
     meta = checkpoint.meta
     if meta.get("kind") != "backbone":
         raise FileError(f"{checkpoint.path} is a checkpoint of kind {meta.get('kind')}, not backbone", hint)
