@@ -31,11 +31,13 @@ class OneLayer(nn.Module):
 
     def __init__(self, arch: str, classes: int, input_size: int = 224, resolution: int = 7, dilate: bool = False):
         super().__init__()
-        self.input_size, self.resolution, self.stride = input_size, resolution, 4
+        self.input_size, self.resolution, self.stride = input_size, input_size // 4, 4
         self.conv, self.norm, self.fc = nn.Conv2d(3, 6, 3, stride=4, padding=1), nn.BatchNorm2d(6), nn.Linear(6, classes)
 
-    def classify(self, images: torch.Tensor) -> torch.Tensor:
-        return self.fc(torch.relu(self.norm(self.conv(images))).sum((2, 3)) / (self.input_size / self.stride) ** 2)
+    def classify(self, images: torch.Tensor, regions: torch.Tensor | None = None) -> torch.Tensor:
+        volumes = torch.relu(self.norm(self.conv(images)))
+        summed = volumes.sum((2, 3)) if regions is None else torch.einsum("bmhw,bchw->bmc", regions, volumes)
+        return self.fc(summed / (self.input_size / self.stride) ** 2)
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +142,7 @@ def test_what_is_left_open_is_settled_by_the_device_and_stays_so_on_another(devi
     settled = settle(FinetuneSettings(), torch.device(device), boxes)
     assert (settled.mode, settled.input_size, settled.batch_size) == expected and settled.full_images > 0
     assert all(settle(settled, torch.device(other), boxes) == settled for other in ("cpu", "cuda"))
-    given = FinetuneSettings(mode="full", input_size=56, batch_size=5, full_images=9)
+    given = FinetuneSettings(mode="full", input_size=56, batch_size=5, full_images=9, crowd=1)
     assert settle(given, torch.device(device), boxes) == given
 
 
@@ -220,7 +222,7 @@ def test_a_crop_holds_its_object_whole_and_at_the_scale_of_the_full_image(augmen
     images = torch.zeros(len(places), 64, 64, dtype=torch.uint8)
     for image, (x, y) in zip(images, places, strict=True):
         image[y : y + 8, x : x + 12] = 255
-    seen = views(images, boxes, 32, 64, augment, torch.Generator().manual_seed(0))
+    seen, _ = views(images, boxes, 32, 64, augment, torch.Generator().manual_seed(0))
     assert seen.shape == (len(places), 3, 32, 32)
     grey = seen[:, 0].flatten(1)
     lit = (grey > (grey.amin(1, keepdim=True) + grey.amax(1, keepdim=True)) / 2).sum(1) / (12 * 8)
@@ -229,10 +231,10 @@ def test_a_crop_holds_its_object_whole_and_at_the_scale_of_the_full_image(augmen
 
 def test_a_full_view_without_augmentation_is_the_networks_usual_input() -> None:
     images = torch.randint(0, 256, (3, 20, 30, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(views(images, None, 32, 32, False, torch.Generator()), to_input(images, 32))
+    assert torch.equal(views(images, None, 32, 32, False, torch.Generator())[0], to_input(images, 32))
 
 
 def test_views_depend_on_the_generator_alone() -> None:
     images = torch.randint(0, 256, (4, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    first, again, other = (views(images, None, 32, 32, True, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    first, again, other = (views(images, None, 32, 32, True, torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other) and first.isfinite().all()

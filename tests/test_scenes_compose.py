@@ -40,7 +40,7 @@ def recipes(draw):
         "count": (draw(st.integers(1, most)), most),
         "digit_size": (smallest, draw(st.integers(smallest, side))),
         "clutter": draw(st.integers(0, 4)),
-        "placement": draw(st.sampled_from(["free", "grid"])),
+        "placement": draw(st.sampled_from(["free", "tight", "grid"])),
         "seed": draw(st.integers(0, 2**63 - 1)),
     }
 
@@ -59,7 +59,19 @@ def test_digits_lie_inside_the_image_and_never_overlap(recipe, index):
         assert not any(overlap(boxes[number], other) for other in boxes[:number])
 
 
-@pytest.mark.parametrize("placement", ["free", "grid"])
+def test_free_keeps_whole_glyphs_apart_and_tight_only_their_ink():
+    """Ink fills the middle 14 of a glyph's 28 px, so glyphs of 20 px that do not overlap keep their ink 10 px apart, across or down."""
+
+    def gaps(placement: str) -> list[int]:
+        make = composer(squares(margin=7), placement=placement, count=(2, 2), digit_size=(20, 20), image_size=50, clutter=0)
+        pairs = [make.compose(index)[2] for index in range(200)]
+        return [max(max(a[0], b[0]) - min(a[2], b[2]), max(a[1], b[1]) - min(a[3], b[3])) for a, b in pairs]
+
+    assert min(gaps("free")) in (9, 10)  # bicubic resizing makes the ink's edge a pixel wider
+    assert min(gaps("tight")) == 0
+
+
+@pytest.mark.parametrize("placement", ["free", "tight", "grid"])
 def test_boxes_are_tight_around_the_ink(mnist_dir, placement):
     from hsal_cli.scenes.glyphs import DigitSource
 

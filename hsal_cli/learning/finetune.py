@@ -17,17 +17,19 @@ from hsal_cli.checkpoints import Checkpoint
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.learning import runs
+from hsal_cli.learning.crowds import crowd, object_regions
 from hsal_cli.learning.loop import one_cycle, train
 from hsal_cli.learning.runs import Run
 from hsal_cli.learning.settings import FinetuneSettings
-from hsal_cli.learning.views import crop_sides, views
+from hsal_cli.learning.views import cell_centres, crop_sides, views
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.settings import as_dict, build
 from hsal_cli.vision.backbone import ActivationModel, initial_weights
 from hsal_cli.vision.devices import forward_context
 from hsal_cli.vision.images import to_input
 
-FULL_AFTER_CROPS, FULL_ALONE, FULL_ALONE_CPU = 12_000, 600_000, 40_000
+FULL_AFTER_CROPS, FULL_ALONE, FULL_ALONE_CPU = 36_000, 600_000, 40_000
+CROWD = 4  # objects in an image, as many as in MNIST Multiset
 TEST_IMAGES = 2_000  # of the test split, scored once at the end
 
 
@@ -78,7 +80,7 @@ def read_single_objects(scenes: Path, split: str, most: int | None = None) -> Si
 
 
 class FinetuneTask:
-    """Fine-tuning as a task of the loop: crops first, full images last, validated on full images.
+    """Fine-tuning as a task of the loop: crops first, full images last, of one object or a crowd, validated on full images of one.
 
     Args:
         model: the network, on `device`.
@@ -138,20 +140,34 @@ class FinetuneTask:
         batch = self.data.select(rows)
         # Each batch has its own seed, so that a resumed epoch sees what an uninterrupted one would.
         self.generator.manual_seed(_mix(self.settings.seed + 1, self.first_step + step))
-        boxes = batch.boxes if self.kind == "crops" else None
-        inputs = views(batch.images, boxes, side, self.model.input_size, self.settings.augment, self.generator).to(self.device)
-        labels = batch.labels.to(self.device)
+        if self.kind == "full" and self.settings.crowd > 1:
+            inputs, labels, regions = self._crowded(rows)
+        else:
+            boxes = batch.boxes if self.kind == "crops" else None
+            inputs, _ = views(batch.images, boxes, side, self.model.input_size, self.settings.augment, self.generator)
+            labels, regions = batch.labels, None
+        inputs, labels = inputs.to(self.device), labels.to(self.device)
         self.model.train()
         rate = one_cycle(self.first_step + step, self.all_steps, self.settings.learning_rate)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         with forward_context(self.device):
-            logits = self.model.classify(inputs.contiguous(memory_format=torch.channels_last)).float()
+            logits = self.model.classify(inputs.contiguous(memory_format=torch.channels_last), regions).float()
+        if regions is not None:
+            logits, labels = logits[labels >= 0], labels[labels >= 0]
         loss = F.cross_entropy(logits, labels)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
         return len(rows), {"loss": loss, "train_accuracy": (logits.argmax(1) == labels).float().mean()}
+
+    def _crowded(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views (B, 3, s, s) of crowds, their labels (B, M) padded with -1, and each object's region (B, M, h, w)."""
+        data, model = self.data, self.model
+        together = crowd(data.images, data.boxes, data.labels, rows, self.settings.crowd, self.generator)
+        inputs, seen = views(together.images, None, model.input_size, model.input_size, self.settings.augment, self.generator)
+        centres = cell_centres(seen, model.resolution, tuple(data.images.shape[1:3]))
+        return inputs, together.labels, object_regions(together.boxes, centres).to(self.device)
 
     def validate(self) -> dict[str, float]:
         return {"accuracy": accuracy(self.model, self.held_out, self.settings.batch_size, self.device)}
@@ -183,12 +199,15 @@ def settle(settings: FinetuneSettings, device: torch.device, has_boxes: bool) ->
     mode = settings.mode if settings.mode != "auto" else "crops" if cpu and has_boxes else "full"
     if mode == "crops" and not has_boxes:
         raise UsageError("mode = crops, but the scene file has no boxes to crop by", "take --mode full")
+    if (settings.crowd or 1) > 1 and not has_boxes:
+        raise UsageError(f"crowd = {settings.crowd}, but the scene file has no boxes to cut objects out by", "take --crowd 1")
     full = settings.full_images
     if full == 0 and (mode == "full" or not settings.crop_images):
         raise UsageError("full_images = 0 and no crops: there is nothing to train on", "give --full-images or --crop-images a number")
     return dataclasses.replace(
         settings,
         mode=mode,
+        crowd=settings.crowd or (CROWD if has_boxes else 1),
         input_size=settings.input_size or (16 if cpu else 32) * int(settings.resolution),
         batch_size=settings.batch_size or (32 if mode == "crops" else 128),
         full_images=(FULL_AFTER_CROPS if mode == "crops" else FULL_ALONE_CPU if cpu else FULL_ALONE) if full is None else full,

@@ -26,9 +26,16 @@ class FinetuneSettings:
         "auto",
         "crops: train on crops that just contain the object first, on full images last; full: on full images only; auto: crops on a CPU.",
     )
-    crop_images: int = setting(80_000, "Training images shown as crops (mode crops).", low=0, high=1_000_000_000)
+    crop_images: int = setting(48_000, "Training images shown as crops (mode crops).", low=0, high=1_000_000_000)
     full_images: int | None = setting(
-        None, "Training images shown in full; unset: 12,000 after crops; in mode full 600,000, on a CPU 40,000.", low=0, high=1_000_000_000
+        None, "Training images shown in full; unset: 36,000 after crops; in mode full 600,000, on a CPU 40,000.", low=0, high=1_000_000_000
+    )
+    crowd: int | None = setting(
+        None,
+        "Objects in a full training image, at most: others are pasted beside its own, which needs boxes; 1: its own alone, as in the "
+        "paper; unset: 4, without boxes 1.",
+        low=1,
+        high=64,
     )
     epoch_images: int = setting(8_000, "Images between two validations, which count as an epoch.", low=1, high=1_000_000_000)
     batch_size: int | None = setting(None, "Images a step; unset: 32 in mode crops, 128 in mode full.", low=2, high=65536)

@@ -39,7 +39,9 @@ def crop_sides(boxes: Tensor, image_size: tuple[int, int], input_size: int, stri
     return torch.where(side <= input_size / 2, input_size / 2, needed).long()
 
 
-def views(images: Tensor, boxes: Tensor | None, side: int, input_size: int, augment: bool, generator: torch.Generator) -> Tensor:
+def views(
+    images: Tensor, boxes: Tensor | None, side: int, input_size: int, augment: bool, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Cuts one view of each image.
 
     Args:
@@ -51,11 +53,12 @@ def views(images: Tensor, boxes: Tensor | None, side: int, input_size: int, augm
         generator: the source of all that is random (on the CPU).
 
     Returns:
-        float (B, 3, side, side), normalised for the network.
+        The views, float (B, 3, side, side), normalised for the network; and where they look, (B, 2, 3): the affine maps from a place in a view
+        to the place in its image that is seen there, both in [-1, 1], x before y.
     """
     count, height, width = images.shape[:3]
     if not augment and boxes is None:
-        return to_input(images, input_size)
+        return to_input(images, input_size), torch.eye(2, 3).expand(count, 2, 3)
     # Sampling only enlarges: what is larger than the network's input is first shrunk to it, with antialiasing.
     full = to_input(images, min(max(height, width), input_size))
 
@@ -79,7 +82,24 @@ def views(images: Tensor, boxes: Tensor | None, side: int, input_size: int, augm
         gain = torch.exp(uniform(0.25)).to(seen.device)[:, None, None, None]
         floor = seen.amin(dim=(2, 3), keepdim=True)
         seen = floor + (seen - floor) * gain
-    return seen
+    return seen, theta
+
+
+def cell_centres(theta: Tensor, cells: int, image_size: tuple[int, int]) -> Tensor:
+    """Where the cells of a view's volume look.
+
+    Args:
+        theta: (B, 2, 3) as `views` returns.
+        cells: cells along a side of the volume.
+        image_size: (H, W) in px.
+
+    Returns:
+        (B, cells, cells, 2) x and y of each cell's centre, px of the image.
+    """
+    along = (torch.arange(cells) * 2 + 1) / cells - 1
+    y, x = torch.meshgrid(along, along, indexing="ij")
+    seen = torch.einsum("bij,hwj->bhwi", theta, torch.stack([x, y, torch.ones_like(x)], -1))
+    return (seen + 1) / 2 * torch.tensor([image_size[1], image_size[0]])
 
 
 def _centres(low: Tensor, high: Tensor, share: Tensor, generator: torch.Generator) -> Tensor:

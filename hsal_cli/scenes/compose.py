@@ -64,32 +64,40 @@ class Composer:
     def _place(self, rng: np.random.Generator, rows: list[int]) -> tuple[list[np.ndarray], list[Box]]:
         """Draws sizes and places: patches cut to their ink, and the boxes they fill."""
         low, high = self.settings.digit_size
-        if self.settings.placement == "free":
+        if self.settings.placement != "grid":
             for start in range(FRESH_STARTS + SHRINKING_STARTS):
                 # A crowded image starts over; if that does not help, with smaller digits.
                 left = min(1.0, (FRESH_STARTS + SHRINKING_STARTS - start) / (SHRINKING_STARTS + 1))
                 top = low + round((high - low) * left)
-                patches = [self._patch(row, low + _below(rng, top - low + 1))[0] for row in rows]
-                boxes = self._scatter(rng, patches)
-                if boxes is not None:
-                    return patches, boxes
+                placed = self._scatter(rng, rows, [low + _below(rng, top - low + 1) for _ in rows])
+                if placed is not None:
+                    return placed
         return self._on_grid(rng, rows)
 
-    def _scatter(self, rng: np.random.Generator, patches: list[np.ndarray]) -> list[Box] | None:
-        """Uniform places at which no two boxes overlap; None if a digit finds none."""
+    def _scatter(self, rng: np.random.Generator, rows: list[int], sizes: list[int]) -> tuple[list[np.ndarray], list[Box]] | None:
+        """Uniform places at which no two glyphs overlap, or with `tight` no two boxes of ink; None if a digit finds none."""
         side = self.settings.image_size
+        patches: list[np.ndarray] = []
         boxes: list[Box] = []
-        for patch in patches:
+        taken: list[Box] = []
+        for row, size in zip(rows, sizes, strict=True):
+            patch, dx, dy = self._patch(row, size)
             height, width = patch.shape
+            if self.settings.placement == "free":
+                across = down = size
+            else:
+                across, down, dx, dy = width, height, 0, 0
             for _ in range(TRIES):
-                x0, y0 = _below(rng, side - width + 1), _below(rng, side - height + 1)
-                x1, y1 = x0 + width, y0 + height
-                if all(x0 >= b[2] or b[0] >= x1 or y0 >= b[3] or b[1] >= y1 for b in boxes):
-                    boxes.append((x0, y0, x1, y1))
+                x0, y0 = _below(rng, side - across + 1), _below(rng, side - down + 1)
+                x1, y1 = x0 + across, y0 + down
+                if all(x0 >= b[2] or b[0] >= x1 or y0 >= b[3] or b[1] >= y1 for b in taken):
+                    taken.append((x0, y0, x1, y1))
+                    patches.append(patch)
+                    boxes.append((x0 + dx, y0 + dy, x0 + dx + width, y0 + dy + height))
                     break
             else:
                 return None
-        return boxes
+        return patches, boxes
 
     def _on_grid(self, rng: np.random.Generator, rows: list[int]) -> tuple[list[np.ndarray], list[Box]]:
         """One digit a cell at a random offset; cells are as large as the image's largest digit, the board sits anywhere in the image."""

@@ -28,8 +28,10 @@ class SceneSettings:
     digit_size: tuple[int, int] = setting((20, 50), "Smallest and largest side of a digit, px.", low=4, high=4096)
     clutter: int = setting(8, "Pieces of other digits strewn under the digits.", low=0, high=1000)
     clutter_size: int = setting(5, "Side of a piece of clutter, px; it is cut from glyphs of 28 px.", low=1, high=28)
-    placement: Literal["free", "grid"] = setting(
-        "free", "free: uniform, boxes do not overlap; grid: one digit a cell of the largest digit's size, as the authors' generator does."
+    placement: Literal["free", "tight", "grid"] = setting(
+        "free",
+        "free: uniform, glyphs (28 x 28 px before they are resized) do not overlap; tight: uniform, only their ink's boxes do not, so that "
+        "digits may touch; grid: one glyph a cell of the largest digit's size, as the authors' generator does.",
     )
     digits: Literal["auto", "mnist", "strokes"] = setting(
         "auto", "Where digits come from: MNIST's IDX files, digits drawn by embedded pen strokes, or MNIST where it can be had."

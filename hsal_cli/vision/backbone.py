@@ -102,12 +102,21 @@ class ActivationModel(nn.Module):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
-    def classify(self, images: Tensor) -> Tensor:
-        """Images (B, 3, s, s) to class logits (B, classes): the volume's mean over the cells of a full image, and one linear layer.
+    def classify(self, images: Tensor, regions: Tensor | None = None) -> Tensor:
+        """Images to class logits: the volume's mean over the cells of a full image, and one linear layer.
 
-        A crop counts as a full image that is silent around it, so that crops and full images are on one scale.
+        A crop, or a region, counts as a full image that is silent around it, so that all of them are on one scale.
+
+        Args:
+            images: (B, 3, s, s), as in `forward`.
+            regions: (B, M, h, w), weights in [0, 1] of the cells that belong to each of M objects; None where one object has them all.
+
+        Returns:
+            (B, classes); with regions (B, M, classes).
         """
-        return self.fc(self.forward(images).sum(dim=(2, 3)) / self.resolution**2)
+        volumes = self.forward(images)
+        summed = volumes.sum(dim=(2, 3)) if regions is None else torch.einsum("bmhw,bchw->bmc", regions.to(volumes.dtype), volumes)
+        return self.fc(summed / self.resolution**2)
 
 
 def _keep_resolution(stage: nn.Sequential, dilation: int, dilate: bool) -> int:
