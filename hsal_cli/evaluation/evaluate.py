@@ -91,12 +91,14 @@ def evaluate_file(
         FileError: the file is unusable, has no such split, or holds features of another backbone, other classes or another shape.
         Interrupted: a signal asked to stop.
     """
-    from hsal_cli.vision.feature_file import check_match, open_features
+    from hsal_cli.vision.feature_file import check_match, dataset_of, open_features
+    from hsal_cli.vision.settings import saliency_kind
 
     with open_features(features) as file:
         check_match(file, backbone_digest=loaded.meta.get("backbone_digest"))
         for what, found, wanted in (
             ("classes", file.classes, loaded.classes),
+            ("saliency of kind", saliency_kind(file.saliency), saliency_kind(loaded.meta.get("saliency", "activation"))),
             ("volumes of shape", list(file.volume_shape), list(loaded.policy.volume_shape)),
         ):
             if found != wanted:
@@ -108,12 +110,13 @@ def evaluate_file(
         train_labels = file.labels("train") if "train" in file.splits else None
     found = evaluate(loaded.policy, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels)
     return {
-        "dataset": features.name.removesuffix(".h5").removesuffix(".features"),
+        "dataset": dataset_of(features),
         "split": settings.split,
         **found,
         "features": str(features),
         "checkpoint": str(loaded.checkpoint.path),
         "objective": loaded.meta.get("objective"),
+        "saliency": loaded.meta.get("saliency", "activation"),
     }
 
 
