@@ -92,7 +92,7 @@ def choose_examples(
             if rule in found:
                 row, episode, place = found[rule]
                 image = as_rgb(torch.from_numpy(pictures.read(row, row + 1)[0])).numpy()
-                look = look_at(episode, place, f"{split} image {row}", image, loaded.classes)
+                look = look_at(episode, place, f"{split} image {row}, {rule}", image, loaded.classes)
                 truth = [loaded.classes[label] for label in pictures.labels[row] if label >= 0]
                 examples.append(Example(rule, row, look, truth))
     return examples

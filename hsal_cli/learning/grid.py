@@ -184,7 +184,8 @@ def state_of_run(path: Path) -> State:
 def shared_settings(grid: Grid) -> dict[str, dict[str, Any]]:
     """The settings that all scores of a grid must share."""
     train = {key: value for key, value in as_dict(grid.recipe.train).items() if key not in ("objective", "seed")}
-    return {"train": train, "policy": as_dict(grid.recipe.policy), "eval": as_dict(grid.evaluation)}
+    evaluation = {key: value for key, value in as_dict(grid.evaluation).items() if key != "batch_size"}
+    return {"train": train, "policy": as_dict(grid.recipe.policy), "eval": evaluation}
 
 
 def _check_settings(grid: Grid) -> None:

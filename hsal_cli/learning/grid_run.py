@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hsal_cli import checkpoints
 from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError, HsalError, Interrupted, TrainingError, UsageError
 from hsal_cli.evaluation.evaluate import evaluate_file
