@@ -43,8 +43,7 @@ def reproduce(
     """Reproduce Table 1: run whatever is missing of a grid of data sets, objectives and seeds, and write a report folder."""
     from hsal_cli.learning.grid import Grid, plan
 
-    given = (("preset", preset), ("config", config), ("device", None if device == "auto" else device))
-    options = tuple(word for name, value in given if value is not None for word in (f"--{name}", str(value)))
+    settled = [word for name, value in (("preset", preset), ("config", config)) if value is not None for word in (f"--{name}", str(value))]
     grid = Grid(
         parse_names("--datasets", datasets),
         parse_names("--objectives", objectives),
@@ -53,7 +52,7 @@ def reproduce(
         recipe_for(preset, config),
         settings_for(EvalSettings, preset, config),
         backbone,
-        options=tuple(word for word in options if word not in ("--device", device)),
+        options=tuple(settled),
     )
     steps = plan(grid)
     if dry_run:
@@ -63,7 +62,7 @@ def reproduce(
 
     typed = ["hsal", "reproduce", "--datasets", datasets, "--objectives", objectives, "--seeds", seeds, "--out", str(out)]
     typed += [] if backbone is None else ["--backbone", str(backbone)]
-    summary = _run(grid, steps, shlex.join([*typed, *options]), choose_device(device))
+    summary = _run(grid, steps, shlex.join([*typed, *settled]), choose_device(device))
     if json:
         console.print_json(summary)
     else:
