@@ -158,7 +158,7 @@ def test_interrupted_in_every_step_it_ends_as_if_undisturbed(here, tmp_path, mon
             with super().track(what, total, unit, done) as advance:
                 yield (lambda n, note="": advance(1, note)) if what.startswith(self.what) else (lambda n, note="": None)
 
-    for work, after in (("training", 1), ("precomputing", 1), ("training", 4), ("training", 4), ("evaluating", 1)):
+    for work, after in (("training", 1), ("precompute", 1), ("training", 4), ("training", 4), ("evaluating", 1)):
         with pytest.raises(Interrupted) as stopped:
             run_grid(grid_of(), CPU, Stopping(work, after))
         assert stopped.value.exit_code == 128 + 15 and stopped.value.hint == AGAIN

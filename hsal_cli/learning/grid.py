@@ -20,6 +20,7 @@ from hsal_cli.learning import runs
 from hsal_cli.learning.pipeline import SINGLE, Recipe, features_path
 from hsal_cli.learning.settings import TrainSettings
 from hsal_cli.settings import as_dict, build
+from hsal_cli.vision.feature_writer import partial_of
 
 FORMAT = "hsal-grid"
 State = Literal["done", "resume", "missing"]
@@ -127,7 +128,8 @@ def plan(grid: Grid) -> list[Step]:
     for dataset in grid.datasets:
         features = features_path(grid.scenes(dataset))
         command = _command(grid, "precompute", data=grid.scenes(dataset), backbone=backbone, out=features)
-        steps.append(Step(f"features {dataset}", features, _state_of_file(features), command))
+        begun = partial_of(features).exists() and not features.exists()
+        steps.append(Step(f"features {dataset}", features, "resume" if begun else _state_of_file(features), command))
     for cell in grid.cells:
         grid.train_settings(cell)
         path = grid.run_path(cell)

@@ -274,7 +274,7 @@ def _made_from(summary: dict[str, Any]) -> list[str]:
     built = f"{backbone['arch']} at {backbone['input_size']} px{right}"
     rows.append([backbone["run"], built, f"`{backbone['digest'][:12]}`", _spent(seconds, "backbone")])
     environment = ", ".join(f"{key} {value}" for key, value in summary["environment"].items() if value is not None)
-    said = "A dash for the time: it was there before. Full digests stand in summary.json."
+    said = f"A dash for the time: it was there before. All steps together: {clock(sum(seconds.values()))}. Full digests: summary.json."
     return ["## Made from", "", *_grid(["file", "holds", "digest", "time"], rows), said, "", f"Environment: {environment}.", ""]
 
 
