@@ -144,9 +144,9 @@ def _table_1(summary: dict[str, Any]) -> list[str]:
         paper = row["paper"] or {}
         stated = [f"{paper[name]:.3f}" if name in paper else "-" for name in ("macro_f1", "exact_match")]
         ours = [shown_score(row["scores"].get(name)) for name in ("macro_f1", "exact_match")]
-        failed = f", failed: {', '.join(map(str, row['failed']))}" if row["failed"] else ""
-        seeds = ", ".join(map(str, row["seeds"])) + failed
-        rows.append([*_names(row), ours[0], stated[0], ours[1], stated[1], seeds])
+        seeds = [", ".join(map(str, row["seeds"]))] if row["seeds"] else []
+        seeds += [f"failed: {', '.join(map(str, row['failed']))}"] if row["failed"] else []
+        rows.append([*_names(row), ours[0], stated[0], ours[1], stated[1], "; ".join(seeds)])
     kinds = {score["interval"] for row in summary["table"] for score in row["scores"].values()}
     said = ["After ± stands half the 95% interval of the mean over seeds (Student's t)."] if "seeds" in kinds else []
     said += ["In brackets stands the 95% interval over test images (bootstrap), for a single seed."] if "images" in kinds else []
