@@ -14,8 +14,9 @@ from hsal_cli.commands.finetune import finetune
 from hsal_cli.commands.make_data import make_data
 from hsal_cli.commands.precompute import precompute
 from hsal_cli.commands.predict import predict
-from hsal_cli.commands.saliency import saliency
 from hsal_cli.commands.reproduce import reproduce
+from hsal_cli.commands.saliency import saliency
+from hsal_cli.commands.sweep import sweep
 from hsal_cli.commands.train import train
 from hsal_cli.commands.visualize import visualize
 from hsal_cli.errors import UsageError
@@ -37,8 +38,9 @@ app.command("eval")(eval_)
 app.command("compare")(compare)
 app.command("visualize")(visualize)
 app.command("predict")(predict)
-app.command("saliency")(saliency)
 app.command("reproduce")(reproduce)
+app.command("saliency")(saliency)
+app.command("sweep")(sweep)
 
 
 def _version(wanted: bool) -> None:

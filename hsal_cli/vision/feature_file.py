@@ -15,6 +15,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -69,6 +70,7 @@ class FeatureFile:
         input_size: side that they were resized to, px.
         digest: sha256 of what the features were made from.
         backbone_digest, scenes_digest: of the activation model and of the scene file.
+        config: every setting it was made with, and the scene file's under "scenes_config".
         saliency, saliency_digest: name of the saliency model, and what tells it from others (see `saliency.SaliencyModel`).
 
     Raises:
@@ -83,6 +85,7 @@ class FeatureFile:
             self.digest, self.backbone_digest, self.scenes_digest = (
                 str(file.attrs[name]) for name in ("digest", "backbone_digest", "scenes_digest")
             )
+            self.config: dict[str, Any] = json.loads(file.attrs.get("config", "{}"))
             # Files older than the choice of saliency models have the activation model's own.
             self.saliency = str(file.attrs.get("saliency", "activation"))
             self.saliency_digest = str(file.attrs.get("saliency_digest", self.saliency))

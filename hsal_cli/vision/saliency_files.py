@@ -62,7 +62,7 @@ class FileSaliency:
                 raise FileError(f"{where} has shape {found.shape}: a saliency map has rows and columns", HINT)
             if not np.isfinite(found).all() or found.min() < 0:
                 raise FileError(f"{where} has values that are negative or not finite", "write maps of numbers from 0 up")
-            maps.append(to_cells(torch.from_numpy(found)[None], tuple(volumes.shape[2:])))
+            maps.append(to_cells(torch.from_numpy(np.array(found))[None], tuple(volumes.shape[2:])))
         return torch.cat(maps).to(volumes.device)
 
     def _find(self, name: str) -> tuple[np.ndarray, str]:

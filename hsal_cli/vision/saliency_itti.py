@@ -21,7 +21,9 @@ LONGEST = 64
 CENTRES, SURROUNDS, LEVELS = (0, 1, 2), (3, 4), 7
 MAP = 32  # longest side of the map, px; one level finer than the paper's, which could not tell 28 x 28 cells apart
 ANGLES = (0, 45, 90, 135)  # degrees
-GABOR_SIDE, PERIOD, SPREAD = 9, 7.0, 7 / 3  # px, as in Walther and Koch's implementation (2006)
+# px of the pyramid. With the period of 7 px of Walther and Koch (2006) an odd orientation did not pop out of a display of 4 x 4 bars at
+# this size: one filter saw two bars.
+GABOR_SIDE, PERIOD, SPREAD = 7, 4.0, 1.5
 DARK = 0.1  # hue is not perceived below this share of the image's highest intensity
 PEAK = 0.1  # of a map in [0, 1]; lower local maxima do not count
 FLAT = 1e-4  # maps that vary less than this, for intensities in [0, 1], say nothing
