@@ -1,10 +1,12 @@
 """Pictures of saliency maps: panels in place, cells coloured by the map, the maximum marked."""
 
+import itertools
+
 import numpy as np
 from PIL import Image
 
 from hsal_cli.pictures.palette import ORANGE
-from hsal_cli.pictures.saliency_maps import COVER, SaliencyView, draw_saliency, overlay, panel_boxes, panel_size
+from hsal_cli.pictures.saliency_maps import BLACK, COVER, SaliencyView, draw_saliency, overlay, panel_boxes, panel_size
 from hsal_cli.pictures.trajectory import cell_box
 
 IMAGE = np.zeros((60, 90, 3), np.uint8)
@@ -44,11 +46,11 @@ def test_colours_follow_the_map_and_the_image_shows_through():
     half = np.zeros((140, 140, 3), np.uint8)
     half[:, 70:] = 255
     flat = np.asarray(overlay(Image.fromarray(half), np.zeros((7, 7)))).astype(int)
-    assert abs((flat[10, 130] - flat[10, 10]).mean() - (1 - COVER) * 195) < 2  # the same cell colour over black and over white
+    assert abs((flat[10, 130] - flat[10, 10]).mean() - (1 - COVER) * (255 - BLACK)) < 2  # the same cell colour over black and over white
     rising = np.asarray(overlay(Image.fromarray(half[:, :1].repeat(140, 1)), np.arange(49.0).reshape(7, 7)))
     light = rising.astype(float) @ [0.299, 0.587, 0.114]
     cells = [light[20 * row + 10, 20 * column + 10] for row in range(7) for column in range(7)]
-    assert all(a < b for a, b in zip(cells, cells[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(cells))
     # One line between two cells, lighter than both; none on cells too small for it.
     assert light[10, 20] > light[10, 19] and light[10, 20] > light[10, 21]
     fine = np.asarray(overlay(Image.fromarray(half), np.zeros((28, 28)))).astype(int)

@@ -15,7 +15,8 @@ from hsal_cli.pictures.trajectory import GAP, LONGEST, MARGIN, Box, cell_box
 
 SIDE = 232  # side of a square panel, px; others have its area
 TITLE, HEAD, LEGEND = 34, 24, 34  # heights of the lines of text, px
-COVER = 0.62  # how much of the colour a map lends to the image under it
+COVER = 0.52  # how much of the colour a map lends to the image under it
+BLACK = 40  # grey that black is shown as, under a map
 GRID = 0.35  # how much of the paper's colour the lines between cells have
 DENSE = 9  # px; cells smaller than this get no lines, which would hide what they are to show
 ACROSS = 5  # panels beside each other
@@ -92,7 +93,7 @@ def overlay(photo: Image.Image, map_: np.ndarray) -> Image.Image:
     values = (map_ - low) / (high - low) if high > low else np.zeros(map_.shape)
     colours = heat(values)[rows][:, columns].astype(np.float64)
     # Grey, since the colours are the map's; and brightened, since black would darken them all.
-    grey = 60 + np.asarray(photo.convert("L"), dtype=np.float64)[..., None] * (195 / 255)
+    grey = BLACK + np.asarray(photo.convert("L"), dtype=np.float64)[..., None] * ((255 - BLACK) / 255)
     pixels = (1 - COVER) * grey + COVER * colours
     if min(width / map_.shape[1], height / map_.shape[0]) >= DENSE:
         lines = np.zeros((height, width), bool)
