@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from hsal_cli.pictures.palette import FAINT, INK, ORANGE, PAPER, font, heat
 from hsal_cli.pictures.trajectory import GAP, LONGEST, MARGIN, Box, cell_box
@@ -92,8 +92,9 @@ def overlay(photo: Image.Image, map_: np.ndarray) -> Image.Image:
     low, high = float(map_.min()), float(map_.max())
     values = (map_ - low) / (high - low) if high > low else np.zeros(map_.shape)
     colours = heat(values)[rows][:, columns].astype(np.float64)
-    # Grey, since the colours are the map's; and brightened, since black would darken them all.
-    grey = BLACK + np.asarray(photo.convert("L"), dtype=np.float64)[..., None] * ((255 - BLACK) / 255)
+    # Grey, since the colours are the map's; of full contrast, since little of it shows; brightened, since black would darken them all.
+    seen = ImageOps.autocontrast(photo.convert("L"), cutoff=1)
+    grey = BLACK + np.asarray(seen, dtype=np.float64)[..., None] * ((255 - BLACK) / 255)
     pixels = (1 - COVER) * grey + COVER * colours
     if min(width / map_.shape[1], height / map_.shape[0]) >= DENSE:
         lines = np.zeros((height, width), bool)
