@@ -10,6 +10,7 @@ import typer
 from hsal_cli import __version__, console
 from hsal_cli.commands.compare import compare
 from hsal_cli.commands.eval import eval_
+from hsal_cli.commands.export import export
 from hsal_cli.commands.finetune import finetune
 from hsal_cli.commands.make_data import make_data
 from hsal_cli.commands.precompute import precompute
@@ -35,6 +36,7 @@ app.command("eval")(eval_)
 app.command("compare")(compare)
 app.command("visualize")(visualize)
 app.command("predict")(predict)
+app.command("export")(export)
 
 
 def _version(wanted: bool) -> None:

@@ -30,7 +30,9 @@ Workers = Annotated[Optional[int], typer.Option("--workers", min=1, help="How ma
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if hsal made it.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout, all else to stderr.")]
-Preset = Annotated[Optional[str], typer.Option("--preset", help="Settings that come with hsal: paper or quick.", show_default=False)]
+Preset = Annotated[
+    Optional[str], typer.Option("--preset", help="Settings that come with hsal: paper, authors-grid or quick.", show_default=False)
+]
 Config = Annotated[Optional[Path], typer.Option("--config", help="A TOML file of settings.", show_default=False)]
 
 

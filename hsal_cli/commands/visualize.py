@@ -10,7 +10,7 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.options import Device, Json
-from hsal_cli.commands.policies import RunOption, load_with_backbone, looks
+from hsal_cli.commands.policies import LookRunOption, PretrainedOption, load_with_backbone, looks
 from hsal_cli.commands.predict import MaxSteps, words
 from hsal_cli.errors import FileError, HsalError, UsageError
 
@@ -28,7 +28,8 @@ def visualize(
     images: Annotated[
         Optional[list[Path]], typer.Argument(help="Images in any format that Pillow reads, of any size.", show_default=False)
     ] = None,
-    run: RunOption = None,
+    run: LookRunOption = None,
+    pretrained: PretrainedOption = None,
     out: Annotated[
         Optional[Path],
         typer.Option(
@@ -54,7 +55,7 @@ def visualize(
     if data is not None:
         if images or labels is not None:
             raise UsageError("--data goes without images and without --labels", "name either images or a scene file")
-        _scenes(data, split, parse_rows(rows), run, out, max_steps, device, json, reporter)
+        _scenes(data, split, parse_rows(rows), run, out, max_steps, device, json, reporter, pretrained)
         return
     if not images:
         raise UsageError("there is no image to look at", "hsal visualize image.png, or hsal visualize --data data/mnist-multiset.h5")
@@ -70,7 +71,7 @@ def visualize(
     targets = _targets(wanted, out)
     documents, failed = [], False
     with console.stopping(reporter):
-        for number, (path, found) in enumerate(looks(wanted, run, device, max_steps, reporter)):
+        for number, (path, found) in enumerate(looks(wanted, run, device, max_steps, reporter, pretrained)):
             try:
                 if isinstance(found, HsalError):
                     raise found
@@ -114,12 +115,13 @@ def _scenes(
     device: str,
     json: bool,
     reporter: console.Reporter,
+    pretrained: str | None,
 ) -> None:
     """Draws images of a scene file, whose labels are known, into one picture."""
     from hsal_cli.evaluation.look import look_at_scenes, to_json
     from hsal_cli.pictures.trajectory import trajectories
 
-    loaded, backbone = load_with_backbone(run, device, reporter)
+    loaded, backbone = load_with_backbone(run, device, reporter, pretrained)
     found = look_at_scenes(data, split, rows, backbone, loaded, max_steps)
     target = out or Path(data.stem + ENDING)
     _write(trajectories([look for look, _ in found], [truth for _, truth in found], columns=min(len(found), ACROSS)), target)

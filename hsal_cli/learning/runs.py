@@ -27,9 +27,10 @@ from hsal_cli import __version__
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.files import cannot_write, read_json, write_json, write_text
 
-Kind = Literal["backbone", "policy"]
+Kind = Literal["backbone", "policy", "count"]
 FORMAT = "hsal-run"
-COMMAND_OF = {"backbone": "hsal finetune", "policy": "hsal train"}
+COMMAND_OF = {"backbone": "hsal finetune", "policy": "hsal train", "count": "hsal train --objective count"}
+EVALUATED: tuple[Kind, ...] = ("policy", "count")  # the kinds that `hsal eval` takes
 
 
 class Run:
@@ -149,30 +150,32 @@ def environment() -> dict[str, Any]:
     }
 
 
-def open_run(path: Path, kind: Kind) -> Run:
-    """Opens an existing run of a kind.
+def open_run(path: Path, kind: Kind | tuple[Kind, ...]) -> Run:
+    """Opens an existing run of a kind, or of one of several.
 
     Raises:
         FileError: there is no run, or one of another kind.
     """
+    kinds = kind if isinstance(kind, tuple) else (kind,)
     if not (path / "status.json").is_file():
-        raise FileError(f"{path} is not a run of hsal", f"make one with: {COMMAND_OF[kind]}")
+        raise FileError(f"{path} is not a run of hsal", f"make one with: {COMMAND_OF[kinds[0]]}")
     run = Run(path)
     found = run.status.get("kind")
-    if found != kind:
-        raise FileError(f"{path} is a run of kind {found}, not {kind}", f"make one with: {COMMAND_OF[kind]}")
+    if found not in kinds:
+        raise FileError(f"{path} is a run of kind {found}, not {' or '.join(kinds)}", f"make one with: {COMMAND_OF[kinds[0]]}")
     return run
 
 
-def newest(kind: Kind, root: Path = Path("runs")) -> Run | None:
-    """The newest finished run of a kind in a folder, or None."""
+def newest(kind: Kind | tuple[Kind, ...], root: Path = Path("runs")) -> Run | None:
+    """The newest finished run of a kind, or of one of several, in a folder, or None."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
     runs = []
     for status_file in root.glob("*/status.json"):
         try:
             status = Run(status_file.parent).status
         except FileError:  # some other run is damaged; that must not stop this one
             continue
-        if status.get("kind") == kind and status.get("state") == "finished":
+        if status.get("kind") in kinds and status.get("state") == "finished":
             runs.append((status.get("updated", ""), status_file.parent))
     return Run(max(runs)[1]) if runs else None
 
@@ -196,7 +199,7 @@ def evaluations(paths: list[Path]) -> list[dict[str, Any]]:
     Raises:
         FileError: a run was not evaluated, or two were evaluated on different data.
     """
-    found = [{"run": str(path), **read_json(open_run(path, "policy").path / "eval.json", f"hsal eval --run {path}")} for path in paths]
+    found = [{"run": str(path), **read_json(open_run(path, EVALUATED).path / "eval.json", f"hsal eval --run {path}")} for path in paths]
     for document in found[1:]:
         for key in ("dataset", "split", "examples"):
             if document[key] != found[0][key]:

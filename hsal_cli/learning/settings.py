@@ -53,10 +53,11 @@ class FinetuneSettings:
 class TrainSettings:
     """How the policy is trained (section 4)."""
 
-    objective: Literal["rl", "cross-entropy", "multiset"] = setting(
+    objective: Literal["rl", "cross-entropy", "multiset", "count"] = setting(
         "rl",
         "rl: REINFORCE on the multiset reward; cross-entropy: on randomly ordered labels, the paper's baseline; multiset: "
-        "cross-entropy to the uniform distribution over the remaining multiset.",
+        "cross-entropy to the uniform distribution over the remaining multiset; count: no policy, but a convolutional classifier of how "
+        "often each class occurs, as a direct baseline.",
     )
     task: Literal["multiset", "list"] = setting(
         "multiset", "multiset: any label still to be named earns the reward; list: only the label whose turn it is, left to right."
@@ -83,5 +84,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.objective == "multiset" and self.task == "list":
-            raise UsageError("objective multiset with task list: a list has an order", "take --objective cross-entropy or rl for lists")
+        if self.objective in ("multiset", "count") and self.task == "list":
+            raise UsageError(
+                f"objective {self.objective} with task list: a list has an order", "take --objective cross-entropy or rl for lists"
+            )

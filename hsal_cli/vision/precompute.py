@@ -20,7 +20,7 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.files import FORMAT_VERSION, cannot_write, digest_of
 from hsal_cli.scenes.scene_file import SceneFile, SceneSplit, open_scenes
 from hsal_cli.settings import as_dict
-from hsal_cli.vision.backbone import CHANNELS, LoadedBackbone, fused, load_backbone
+from hsal_cli.vision.backbone import CHANNELS, ActivationModel, LoadedBackbone, fused, load_backbone
 from hsal_cli.vision.devices import autocast_gains, forward_context
 from hsal_cli.vision.feature_file import FORMAT, check_match, open_features
 from hsal_cli.vision.feature_writer import FeatureWriter, Origin, features_to_fill
@@ -173,12 +173,24 @@ def _fill(
         for name in scenes.splits:
             for start, images in _batches(scenes.split(name), starts[name], batch_size, device):
                 reporter.check_stop(AGAIN)
-                images = images.to(device, non_blocking=True)
-                with forward_context(device):
-                    volumes = model(to_input(images, model.input_size)).float()
-                saliency = activation_saliency(volumes)
-                writer.put(name, start, volumes.clamp_(max=LARGEST_HALF).half().contiguous(), saliency)
+                writer.put(name, start, *features_of(model, images.to(device, non_blocking=True)))
                 advance(len(images))
+
+
+def features_of(model: ActivationModel, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Volumes and raw saliency maps as the feature file holds them; to be called without gradients.
+
+    Args:
+        model: in evaluation mode (see `backbone.fused`).
+        images: uint8 (B, H, W) or (B, H, W, 3), on its device.
+
+    Returns:
+        volumes: float16 (B, C, h, w), contiguous; saliency: float32 (B, h, w), of the volumes before they were rounded.
+    """
+    with forward_context(images.device):
+        volumes = model(to_input(images, model.input_size)).float()
+    saliency = activation_saliency(volumes)
+    return volumes.clamp_(max=LARGEST_HALF).half().contiguous(), saliency
 
 
 def _batches(split: SceneSplit, first: int, size: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
