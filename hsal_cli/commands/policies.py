@@ -1,4 +1,4 @@
-"""What eval, visualize and predict share: the run or the pretrained policy that is meant, and a policy with its backbone shown to images."""
+"""What eval, visualize and predict share: the run or pretrained policy that is meant, and a policy with its backbone for images."""
 
 from __future__ import annotations
 
