@@ -37,7 +37,7 @@ def here(tmp_path, monkeypatch) -> Path:
     write_policy(Path("runs/a"), digest)
     write_policy(Path("runs/b"), digest, "multiset", seed=1)
     export(["mnist-multiset.rl=runs/a", "mnist-multiset.multiset=runs/b"], tmp_path / "package" / "pretrained")
-    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path / "package")
+    monkeypatch.setattr("hsal_cli.evaluation.shipped.own_folder", lambda: tmp_path / "package" / "pretrained")
     folder = tmp_path / "empty"
     folder.mkdir()
     monkeypatch.chdir(folder)

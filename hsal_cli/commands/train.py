@@ -34,7 +34,10 @@ def train(
     preset: Preset = None,
     config: Config = None,
 ) -> None:
-    """Train the hierarchical attention policy: by REINFORCE, cross-entropy or the multiset loss."""
+    """Train the hierarchical attention policy: by REINFORCE, cross-entropy or the multiset loss.
+
+    With --objective count, train the direct baseline instead: a convolutional classifier of how often each class occurs.
+    """
     from hsal_cli.learning import runs
     from hsal_cli.learning.pipeline import ensure_policy_data
     from hsal_cli.learning.train_policy import train_policy

@@ -95,16 +95,16 @@ def export(
 
 
 def _source(text: str) -> Source:
-    name, equals, path = text.rpartition("=")
-    # A path may hold the sign, too.
-    run = runs.open_run(Path(path) if equals and not Path(text).is_dir() else Path(text), runs.EVALUATED)
+    name, equals, path = text.partition("=")
+    named = bool(equals) and not Path(text).is_dir()  # a path may hold the sign, too
+    run = runs.open_run(Path(path if named else text), runs.EVALUATED)
     if run.status.get("state") != "finished":
         raise FileError(f"{run.path} is {run.status.get('state')}, not finished", f"finish it: hsal train --resume {run.path}")
     evaluation = read_json(run.path / "eval.json", f"hsal eval --run {run.path}")
     checkpoint = checkpoints.load(run.checkpoints, "best")
     if PurePath(str(evaluation.get("checkpoint"))).name != checkpoint.path.name:
         raise FileError(f"eval.json of {run.path} is of another checkpoint than the best one", f"hsal eval --run {run.path}")
-    chosen = name if equals and run.path == Path(path) else f"{evaluation.get('dataset')}.{evaluation.get('objective')}"
+    chosen = name if named else f"{evaluation.get('dataset')}.{evaluation.get('objective')}"
     return Source(chosen, run, checkpoint, evaluation)
 
 
@@ -152,8 +152,8 @@ def _origin(run: runs.Run) -> dict[str, Any]:
 
 def _origin_of_backbone(place: Path) -> dict[str, Any]:
     """Command, seed and accuracy of the run that a backbone's checkpoint lies in; of one exported earlier, what was stated then."""
-    run = runs.Run(place.parents[1])
-    if place.parent == run.checkpoints and (run.path / "status.json").is_file():
+    run = runs.Run(place.resolve().parents[1])
+    if place.resolve().parent == run.checkpoints and (run.path / "status.json").is_file():
         status = run.status
         return {**_origin(run), "result": {key: status[key] for key in ("accuracy", "test_accuracy") if key in status}}
     try:
