@@ -56,7 +56,7 @@ def test_weights_are_float16_in_the_file_and_float32_once_they_are_read(runs) ->
     read = checkpoints.read_checkpoint(Path("out/mnist-toy.rl")).weights
     assert stored.keys() == before.keys() == read.keys()
     for name, tensor in before.items():
-        if tensor.dim():
+        if tensor.numel() > 1:
             assert stored[name].dtype == torch.float16 and read[name].dtype == torch.float32
             assert torch.equal(read[name], tensor.half().float())
         else:
@@ -120,7 +120,7 @@ def test_what_cannot_be_vouched_for_is_refused(runs) -> None:
         (["runs/stopped"], "not finished"),
         (["runs/finetune"], "kind backbone"),
         (["runs/nowhere"], "not a run"),
-        (["runs/a", "runs/elsewhere"], "different backbones"),
+        (["runs/a", "mnist-toy.other=runs/elsewhere"], "different backbones"),
         (["runs/elsewhere"], "is not at runs/finetune"),
     ):
         with pytest.raises(FileError, match=said):
