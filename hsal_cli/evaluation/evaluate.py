@@ -53,7 +53,7 @@ def evaluate(
 
     Returns:
         Plain JSON types: all of `metrics.multiset_metrics`; `attn_saliency` (`raw`, `normalized`, `random`, `best`); where boxes are
-        known `localization` (`glimpse_hit`, `mask_mass`, controls `random`, `area`, `center`, `saliency`, and `digits_once`,
+        known `localization` (`glimpse_hit`, `mask_mass`, controls `random`, `area`, `center`, `saliency`, `reachable`, and `digits_once`,
         `repeat_visits`; see `attention`); `baselines`, with train_labels (see `baselines`); `sample` and `max_steps` as used.
         A score of which there is no case, such as `glimpse_hit` of a policy without glimpses, is None.
 
