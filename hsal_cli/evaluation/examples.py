@@ -84,6 +84,8 @@ def choose_examples(
                 _look_through(counts[row : row + len(part)], predicted, row, episode, found, wanted)
                 row += len(part)
                 reporter.check_stop(STOPPED_HINT)
+                if len(found) == len(wanted):
+                    break
             if len(found) == len(wanted):
                 break
         pictures = scene_file.split(split)

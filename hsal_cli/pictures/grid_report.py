@@ -269,8 +269,8 @@ def _made_from(summary: dict[str, Any]) -> list[str]:
         images = " + ".join(f"{count:,} {split}" for split, count in made["images"].items())
         for what, file, digest in (("data", "scenes", "scenes_digest"), ("features", "features", "features_digest")):
             rows.append([made[file], images, f"`{made[digest][:12]}`", _spent(seconds, f"{what} {dataset}")])
-    known = [f"{backbone[name]:.2%} on {text}" for name, text in (("accuracy", "held-out"), ("test_accuracy", "test")) if name in backbone]
-    right = f", right on {' and '.join(known)} images of one object" if known else ""
+    known = [f"{backbone[name]:.2%} of {text}" for name, text in (("accuracy", "held-out"), ("test_accuracy", "test")) if name in backbone]
+    right = f", names {' and '.join(known)} images of one object rightly" if known else ""
     built = f"{backbone['arch']} at {backbone['input_size']} px{right}"
     rows.append([backbone["run"], built, f"`{backbone['digest'][:12]}`", _spent(seconds, "backbone")])
     environment = ", ".join(f"{key} {value}" for key, value in summary["environment"].items() if value is not None)
