@@ -15,6 +15,7 @@ from hsal_cli.commands.finetune import finetune
 from hsal_cli.commands.make_data import make_data
 from hsal_cli.commands.precompute import precompute
 from hsal_cli.commands.predict import predict
+from hsal_cli.commands.reproduce import reproduce
 from hsal_cli.commands.train import train
 from hsal_cli.commands.visualize import visualize
 from hsal_cli.errors import UsageError
@@ -37,6 +38,7 @@ app.command("compare")(compare)
 app.command("visualize")(visualize)
 app.command("predict")(predict)
 app.command("export")(export)
+app.command("reproduce")(reproduce)
 
 
 def _version(wanted: bool) -> None:

@@ -189,7 +189,7 @@ def quick_scores(
 
     Returns:
         `exact_match`, `macro_f1`, `attn_saliency` (raw scale, as in the paper's figure 5), `attn_saliency_normalized`, and where boxes
-        are known `glimpse_hit` and `mask_mass`. Those of which there is no case are left out.
+        are known `glimpse_hit`, `mask_mass`, `digits_once` and `repeat_visits`. Those of which there is no case are left out.
     """
     predicted, attention, localization = [], Tally(), Tally()
     for part, episode in roll_outs(policy, table, max_steps, batch_size, device):
@@ -199,8 +199,7 @@ def quick_scores(
     found = {
         "attn_saliency": salient.get("raw"),
         "attn_saliency_normalized": salient.get("normalized"),
-        "glimpse_hit": local.get("glimpse_hit"),
-        "mask_mass": local.get("mask_mass"),
+        **{name: local.get(name) for name in ("glimpse_hit", "mask_mass", "digits_once", "repeat_visits")},
     }
     return {"exact_match": exact, "macro_f1": macro_f1, **{name: value for name, value in found.items() if value is not None}}
 

@@ -87,7 +87,7 @@ def look(
     from hsal_cli.vision.saliency import activation_saliency
 
     device = policy.policy.volume_scale.device
-    pictures = [_as_rgb(image) for image in images]
+    pictures = [as_rgb(image) for image in images]
     names = [str(number + 1) for number in range(len(pictures))] if names is None else [str(name) for name in names]
     looks = []
     for start in range(0, len(pictures), BATCH):
@@ -190,8 +190,8 @@ def to_json(look: Look) -> dict[str, Any]:
     return {"image": look.name, "labels": look.labels, "steps": steps, "stop_probability": round(look.stop_probability, DIGITS)}
 
 
-def _as_rgb(image: torch.Tensor | Image) -> torch.Tensor:
-    """uint8 (H, W, 3) on the CPU."""
+def as_rgb(image: torch.Tensor | Image) -> torch.Tensor:
+    """A picture as uint8 (H, W, 3) on the CPU; grey is repeated, and a batch of one taken out of its batch."""
     if isinstance(image, torch.Tensor):
         image = image.cpu()
         image = image[0] if image.dim() == 4 else image

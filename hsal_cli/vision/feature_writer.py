@@ -58,6 +58,11 @@ class Origin:
     config: dict[str, Any]
 
 
+def partial_of(out: Path) -> Path:
+    """What a feature file is called until it is whole."""
+    return out.with_name(out.name + ".partial")
+
+
 @contextlib.contextmanager
 def features_to_fill(out: Path, origin: Origin, batch_size: int, reporter: Reporter) -> Iterator[tuple[FeatureWriter, dict[str, int]]]:
     """Yields a writer of the partial file and, for each split, the first row to compute; then gives the file its name.
@@ -67,7 +72,7 @@ def features_to_fill(out: Path, origin: Origin, batch_size: int, reporter: Repor
     Raises:
         FileError: it cannot be written, or another process is writing it.
     """
-    partial = out.with_name(out.name + ".partial")
+    partial = partial_of(out)
     try:
         if not (partial.exists() and _can_continue(partial, origin, reporter)):
             with h5py.File(partial, "w") as file:
