@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -75,7 +76,10 @@ def _overlap(splits: Mapping[str, Measures]) -> list[Bars]:
         return []
     bounds = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0]
     shares = {
-        name: [float((part == 0).mean()), *(float(((part > low) & (part <= high)).mean()) for low, high in zip(bounds, bounds[1:], strict=False))]
+        name: [
+            float((part == 0).mean()),
+            *(float(((part > low) & (part <= high)).mean()) for low, high in itertools.pairwise(bounds)),
+        ]
         for name, part in several.items()
     }
     names = ["none", *(f"to {high:g}" for high in bounds[1:])]

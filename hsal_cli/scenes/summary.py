@@ -102,9 +102,7 @@ def summary(measures: Measures, classes: list[str]) -> dict[str, Any]:
     height, width = measures.image_size
     sizes = {"width": measures.sides[:, 0], "height": measures.sides[:, 1], "longer_side": measures.sides.max(axis=1)}
     found["boxes"] = {
-        **{
-            name: {"min": float(values.min()), "mean": float(values.mean()), "max": float(values.max())} for name, values in sizes.items()
-        },
+        **{name: {"min": float(values.min()), "mean": float(values.mean()), "max": float(values.max())} for name, values in sizes.items()},
         "area": float(measures.sides.prod(axis=1).mean() / (height * width)),
         "touching": _mean(measures.touching),
         "overlapping": _mean(measures.overlap > 0),

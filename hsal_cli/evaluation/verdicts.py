@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from hsal_cli.learning.records import Record
+from hsal_cli.evaluation.history import Record
 
 Curve = list[tuple[int, float]]
 
@@ -70,7 +71,7 @@ def _course(record: Record) -> Iterator[Verdict]:
     if not score:
         return
     name, values = record.score.replace("_", " "), [value for _, value in score]
-    for (_, before), (epoch, now) in zip(score, score[1:], strict=False):
+    for (_, before), (epoch, now) in itertools.pairwise(score):
         if before - now >= DROP:
             text = f"unstable: {name} fell from {before:.3f} to {now:.3f} in epoch {epoch}; a lower --learning-rate may be calmer"
             yield Verdict(text, "note", record.score, epoch)
@@ -101,7 +102,9 @@ def _stopping(record: Record) -> Iterator[Verdict]:
     stops = record.curve("early_stops")
     if stops and stops[-1][1] > STOPS_AT_ONCE:
         since = _since(stops, lambda value: value > STOPS_AT_ONCE)
-        text = f"learned to stop at once: at {stops[-1][1]:.0%} of the steps stop comes too early, since epoch {since}; use --stop supervised"
+        text = (
+            f"learned to stop at once: at {stops[-1][1]:.0%} of the steps stop comes too early, since epoch {since}; use --stop supervised"
+        )
         yield Verdict(text, "problem", "early_stops", since)
 
 

@@ -1,15 +1,12 @@
-"""Training runs read back for reports: what each was, how it went, and which of them differ by their seed alone."""
+"""Training runs as they were left: what each was, how it went, and which of them differ by their seed alone."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from hsal_cli.errors import FileError
-from hsal_cli.files import read_json
-from hsal_cli.learning.runs import COMMAND_OF, Run
 
 TABLE_OF = {"policy": "train", "backbone": "finetune"}  # the table of config.json that holds the seed and the epochs
 SCORE_OF = {"policy": "exact_match", "backbone": "accuracy"}  # by which the best epoch is chosen
@@ -55,6 +52,14 @@ class Record:
         scored = [row for row in self.rows if self.score in row]
         return max(scored, key=lambda row: row[self.score]) if scored else None
 
+    @property
+    def flat(self) -> dict[str, Any]:
+        """config.json without its tables: `train.epochs`, `policy.mask` ..."""
+        flat: dict[str, Any] = {}
+        for key, value in self.config.items():
+            flat |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+        return flat
+
     def curve(self, metric: str) -> list[tuple[int, float]]:
         """(epoch, value) wherever a metric was logged and is finite."""
         return [(row["epoch"], row[metric]) for row in self.rows if _is_number(row.get(metric)) and _is_number(row.get("epoch"))]
@@ -72,31 +77,14 @@ class Group:
     name: str
     records: list[Record]
 
-    def best(self) -> Record:
-        """The run with the best score on held-out images."""
-        return max(self.records, key=lambda record: record.best[record.score] if record.best else -math.inf)
-
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def read_record(path: Path) -> Record:
-    """Reads a run of either kind.
-
-    Raises:
-        FileError: there is no run, or its files cannot be read.
-    """
-    if not (path / "status.json").is_file():
-        raise FileError(f"{path} is not a run of hsal", "make one with: hsal train, or hsal finetune")
-    run = Run(path)
-    status = run.status
-    kind = status.get("kind")
-    if kind not in COMMAND_OF:
-        raise FileError(f"{path} is a run of kind {kind}, which this hsal does not know", "pip install --upgrade hsal")
-    evaluation = read_json(path / "eval.json", f"hsal eval --run {path}") if (path / "eval.json").is_file() else None
-    rows = [row for row in run.rows() if isinstance(row, dict)]
-    return Record(path, kind, str(status.get("state", "unknown")), run.config, rows, status, evaluation)
+def best_of(records: Sequence[Record]) -> Record:
+    """The run with the best score on held-out images, the first of equals."""
+    return max(records, key=lambda record: record.best[record.score] if record.best else -math.inf)
 
 
 def groups(records: list[Record]) -> list[Group]:
@@ -116,13 +104,8 @@ def groups(records: list[Record]) -> list[Group]:
 
 def _identity(record: Record) -> dict[str, Any]:
     """Everything that makes a run what it is, but for its seed, as flat settings; data are known by digest, not by place."""
-    flat: dict[str, Any] = {"kind": record.kind}
-    for key, value in record.config.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{name}": part for name, part in value.items() if name != "seed"}
-        elif key not in PLACES or f"{key}_digest" not in record.config:
-            flat[key] = value
-    return flat
+    known = {f"{TABLE_OF[record.kind]}.seed", *(place for place in PLACES if f"{place}_digest" in record.config)}
+    return {"kind": record.kind, **{key: value for key, value in record.flat.items() if key not in known}}
 
 
 def _name(record: Record, identity: dict[str, Any], differing: list[str]) -> str:
@@ -148,3 +131,25 @@ def _folders(paths: list[Path]) -> list[str]:
         if len(set(ends)) == len(ends):
             return ends
     return [f"{'/'.join(parts)} ({number + 1})" for number, parts in enumerate(whole)]
+
+
+def run_summary(record: Record) -> dict[str, Any]:
+    """A run in figures.
+
+    Returns:
+        Plain JSON types: `kind`, `state`, `started`, `updated`, `epochs`, `seconds` of training, `best` and `last`: the metrics of these
+        epochs (None where none was finished), `test`: scores of eval.json (None without), `config`.
+    """
+    wanted, said = ("dataset", "split", "examples", "exact_match", "macro_f1"), record.evaluation
+    return {
+        "kind": record.kind,
+        "state": record.state,
+        "started": record.status.get("started"),
+        "updated": record.status.get("updated"),
+        "epochs": len(record.rows),
+        "seconds": math.fsum(row.get("seconds", 0.0) for row in record.rows),
+        "best": record.best,
+        "last": record.rows[-1] if record.rows else None,
+        "test": {key: said.get(key) for key in wanted} if said else None,
+        "config": record.config,
+    }
