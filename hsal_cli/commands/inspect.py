@@ -109,7 +109,7 @@ def _by_split(splits: dict[str, Any]) -> list[list[str]]:
         "  and maximum": lambda part: boxes(part, "max_iou"),
         "activations, mean": lambda part: features(part, "volumes", "mean"),
         "  standard deviation": lambda part: features(part, "volumes", "std"),
-        "  maximum": lambda part: features(part, "volumes", "max"),
+        "  largest": lambda part: features(part, "volumes", "max"),
         "  share that is zero": lambda part: features(part, "volumes", "zero"),
         "saliency, raw, mean": lambda part: features(part, "saliency", "mean"),
         "  maximum": lambda part: features(part, "saliency", "max"),
