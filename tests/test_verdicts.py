@@ -8,7 +8,7 @@ import pytest
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.history import Record, best_of, groups, run_summary
 from hsal_cli.evaluation.verdicts import verdicts
-from hsal_cli.learning.runs import create, read_record
+from hsal_cli.learning.runs import Run, read_record
 
 CALM = {
     "reward": [0.2, 0.6, 0.8, 0.9, 0.93, 0.94, 0.94, 0.94],
@@ -178,7 +178,9 @@ def test_the_best_of_several_runs_is_that_with_the_best_epoch():
 
 
 def test_a_run_is_read_back_as_it_was_left(tmp_path):
-    run = create(tmp_path / "run", "policy", {"train": {"objective": "rl"}})
+    run = Run(tmp_path)
+    (tmp_path / "status.json").write_text(json.dumps({"format": "hsal-run", "kind": "policy", "state": "running"}))
+    (tmp_path / "config.json").write_text(json.dumps({"train": {"objective": "rl"}}))
     run.write_rows([{"epoch": 1, "exact_match": 0.5, "seconds": 2.0}, {"epoch": 2, "exact_match": 0.25, "seconds": 3.0}])
     with (run.path / "metrics.jsonl").open("a") as stream:
         stream.write('{"epoch": 3, "exact')  # a crash
@@ -189,4 +191,4 @@ def test_a_run_is_read_back_as_it_was_left(tmp_path):
     assert summary["best"]["epoch"] == 1 and summary["last"]["epoch"] == 2 and summary["seconds"] == 5.0
     assert summary["test"]["exact_match"] == 0.4
     with pytest.raises(FileError, match="is not a run"):
-        read_record(tmp_path)
+        read_record(tmp_path / "elsewhere")

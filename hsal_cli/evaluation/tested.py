@@ -74,7 +74,7 @@ def look_at_runs(
 
 
 def gallery(
-    tested: Tested, data: Path | None, most: int = 3, device: torch.device | str = "cpu"
+    tested: Tested, data: Path | None, most: int = 4, device: torch.device | str = "cpu"
 ) -> dict[str, list[tuple[Look, list[str]]]]:
     """Trajectories of images chosen by rule.
 

@@ -18,8 +18,8 @@ from hsal_cli.pictures.trajectory import encoded, trajectories
 if TYPE_CHECKING:
     from hsal_cli.evaluation.look import Look
 
-ACROSS = 3  # trajectories beside each other
-SIDE = 120  # of their panels, px
+ACROSS = 2  # trajectories beside each other
+SIDE = 112  # of their panels, px
 BY_COUNT, CONFUSION = (4.4, 3.0), (5.2, 4.4)  # inches
 
 

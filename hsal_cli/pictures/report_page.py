@@ -38,7 +38,7 @@ a { color: inherit; } li svg { display: block; } li a { font-size: .85rem; color
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1.2rem; }
 .figures.wide { grid-template-columns: 1fr; }
 figure { margin: 0; } figure img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
-.wide .scroll img { max-width: none; } figcaption { margin-top: .4rem; } figcaption b { color: var(--ink); }
+.wide .scroll img { min-width: 44rem; } figcaption { margin-top: .4rem; } figcaption b { color: var(--ink); }
 @media (max-width: 40rem) { ul.verdicts li { grid-template-columns: 5.2rem 1fr; } ul.verdicts li > a { grid-column: 2; } }
 """
 
