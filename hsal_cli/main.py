@@ -12,10 +12,12 @@ from hsal_cli.commands.compare import compare
 from hsal_cli.commands.eval import eval_
 from hsal_cli.commands.export import export
 from hsal_cli.commands.finetune import finetune
+from hsal_cli.commands.inspect import inspect
 from hsal_cli.commands.make_data import make_data
 from hsal_cli.commands.precompute import precompute
 from hsal_cli.commands.predict import predict
 from hsal_cli.commands.reproduce import reproduce
+from hsal_cli.commands.report import report
 from hsal_cli.commands.train import train
 from hsal_cli.commands.visualize import visualize
 from hsal_cli.errors import UsageError
@@ -39,6 +41,8 @@ app.command("visualize")(visualize)
 app.command("predict")(predict)
 app.command("export")(export)
 app.command("reproduce")(reproduce)
+app.command("report")(report)
+app.command("inspect")(inspect)
 
 
 def _version(wanted: bool) -> None:

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, UsageError
+from hsal_cli.evaluation.history import Record
 from hsal_cli.files import cannot_write, read_json, write_json, write_text
 
 Kind = Literal["backbone", "policy", "count"]
@@ -208,3 +209,21 @@ def evaluations(paths: list[Path]) -> list[dict[str, Any]]:
                     "evaluate both on the same data: hsal eval --run RUN --data FILE",
                 )
     return found
+
+
+def read_record(path: Path) -> Record:
+    """Reads a run of either kind back, with its metrics and, if there is one, its evaluation.
+
+    Raises:
+        FileError: there is no run, or its files cannot be read.
+    """
+    if not (path / "status.json").is_file():
+        raise FileError(f"{path} is not a run of hsal", "make one with: hsal train, or hsal finetune")
+    run = Run(path)
+    status = run.status
+    kind = status.get("kind")
+    if kind not in COMMAND_OF:
+        raise FileError(f"{path} is a run of kind {kind}, which this hsal does not know", "pip install --upgrade hsal")
+    evaluation = read_json(path / "eval.json", f"hsal eval --run {path}") if (path / "eval.json").is_file() else None
+    rows = [row for row in run.rows() if isinstance(row, dict) and "epoch" in row]
+    return Record(path, kind, str(status.get("state", "unknown")), run.config, rows, status, evaluation)

@@ -136,11 +136,23 @@ def write_picture(picture: Image.Image, target: Path) -> None:
     Raises:
         FileError: the place cannot be written.
     """
-    encoded = _png(picture)
-    if len(encoded) > BYTES:
-        encoded = _png(picture.quantize(256, dither=Image.Dither.NONE))
+    write_png(encoded(picture), target)
+
+
+def write_png(png: bytes, target: Path) -> None:
+    """Writes an encoded picture whole or not at all.
+
+    Raises:
+        FileError: the place cannot be written.
+    """
     with whole(target) as temporary:
-        temporary.write_bytes(encoded)
+        temporary.write_bytes(png)
+
+
+def encoded(picture: Image.Image) -> bytes:
+    """A picture as PNG, with 256 colours if it would be larger than 300 kB."""
+    png = _png(picture)
+    return _png(picture.quantize(256, dither=Image.Dither.NONE)) if len(png) > BYTES else png
 
 
 def is_ours(target: Path) -> bool:

@@ -14,6 +14,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -67,6 +68,7 @@ class FeatureFile:
         input_size: side that they were resized to, px.
         digest: sha256 of what the features were made from.
         backbone_digest, scenes_digest: of the activation model and of the scene file.
+        config: every setting they were made with, and where backbone and scene file were.
 
     Raises:
         FileError: something in it is not as it must be.
@@ -83,6 +85,7 @@ class FeatureFile:
             channels, height, width = (int(side) for side in file.attrs["volume_shape"])
             rows, columns = (int(side) for side in file.attrs["image_size"])
             self.input_size = int(file.attrs["input_size"])
+            self.config: dict[str, Any] = json.loads(file.attrs.get("config", "{}"))
             self.volume_shape, self.image_size = (channels, height, width), (rows, columns)
             self.splits = sorted(file, key=lambda name: (name != "train", name != "test", name))
             for name in self.splits:
@@ -133,8 +136,7 @@ class FeatureFile:
         try:
             boxes = read("boxes", torch.int64) if "boxes" in group else None
             volumes, saliency, labels = read("volumes", torch.float16), read("saliency", torch.float32), read("labels", torch.int64)
-            height, width = (int(side) for side in group.attrs.get("image_size", self.image_size))
-            return FeatureTable(volumes, saliency, labels, boxes, (height, width))
+            return FeatureTable(volumes, saliency, labels, boxes, self.size_of(split))
         except OSError as error:
             raise FileError(f"{self.path} is damaged: {split} cannot be read", f"make it again with: {MADE_BY} --overwrite") from error
 
@@ -144,10 +146,26 @@ class FeatureFile:
         Raises:
             FileError: there is no such split, or the data does not fit its checksums.
         """
+        return self._whole(split, "labels")
+
+    def boxes(self, split: str) -> Tensor | None:
+        """A split's boxes alone, int64 (N, L, 4) in px, padded with -1; None where unknown.
+
+        Raises:
+            FileError: there is no such split, or the data does not fit its checksums.
+        """
+        return self._whole(split, "boxes") if split not in self.splits or "boxes" in self._file[split] else None
+
+    def size_of(self, split: str) -> tuple[int, int]:
+        """Height and width of a split's images, px."""
+        height, width = (int(side) for side in self._file[split].attrs.get("image_size", self.image_size))
+        return height, width
+
+    def _whole(self, split: str, name: str) -> Tensor:
         if split not in self.splits:
             raise FileError(f"{self.path} has no split {split!r}", f"it has: {', '.join(self.splits)}")
         try:
-            return torch.from_numpy(self._file[split]["labels"][()]).to(torch.int64)
+            return torch.from_numpy(self._file[split][name][()]).to(torch.int64)
         except OSError as error:
             raise FileError(f"{self.path} is damaged: {split} cannot be read", f"make it again with: {MADE_BY} --overwrite") from error
 
