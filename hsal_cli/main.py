@@ -16,8 +16,8 @@ from hsal_cli.commands.inspect import inspect
 from hsal_cli.commands.make_data import make_data
 from hsal_cli.commands.precompute import precompute
 from hsal_cli.commands.predict import predict
-from hsal_cli.commands.reproduce import reproduce
 from hsal_cli.commands.report import report
+from hsal_cli.commands.reproduce import reproduce
 from hsal_cli.commands.train import train
 from hsal_cli.commands.visualize import visualize
 from hsal_cli.errors import UsageError
