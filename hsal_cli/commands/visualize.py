@@ -142,7 +142,7 @@ def _draw(look: Look, truth: list[str] | None, target: Path, json: bool) -> dict
 
 
 def _write(picture: Image, target: Path) -> None:
-    from hsal_cli.pictures.trajectory import is_ours, write_picture
+    from hsal_cli.pictures.writing import is_ours, write_picture
 
     if target.exists() and not is_ours(target):
         raise FileError(f"{target} exists and was not made by hsal, so it is not replaced", "name another place with --out")

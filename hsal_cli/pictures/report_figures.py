@@ -13,7 +13,8 @@ from hsal_cli.evaluation.intervals import NORMAL, mean_of_runs
 from hsal_cli.pictures.curves import Curve, Panel, draw_curves
 from hsal_cli.pictures.panels import Bars, Heat, draw_panels
 from hsal_cli.pictures.report_page import PageFigure
-from hsal_cli.pictures.trajectory import encoded, trajectories
+from hsal_cli.pictures.trajectory import trajectories
+from hsal_cli.pictures.writing import encoded
 
 if TYPE_CHECKING:
     from hsal_cli.evaluation.look import Look
