@@ -18,6 +18,8 @@ from hsal_cli.commands.precompute import precompute
 from hsal_cli.commands.predict import predict
 from hsal_cli.commands.report import report
 from hsal_cli.commands.reproduce import reproduce
+from hsal_cli.commands.saliency import saliency
+from hsal_cli.commands.sweep import sweep
 from hsal_cli.commands.train import train
 from hsal_cli.commands.visualize import visualize
 from hsal_cli.errors import UsageError
@@ -43,6 +45,8 @@ app.command("export")(export)
 app.command("reproduce")(reproduce)
 app.command("report")(report)
 app.command("inspect")(inspect)
+app.command("saliency")(saliency)
+app.command("sweep")(sweep)
 
 
 def _version(wanted: bool) -> None:

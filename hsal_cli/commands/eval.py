@@ -13,6 +13,7 @@ from hsal_cli.commands.policies import PretrainedOption, RunOption, check_one, l
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.scenes.settings import SceneSettings
+from hsal_cli.vision.settings import PrecomputeSettings, saliency_kind
 
 
 @options(settings=EvalSettings)
@@ -114,8 +115,19 @@ def _features(data: Path | None, meta: dict[str, Any], device: Any, reporter: co
         return data
     from hsal_cli.evaluation.loading import find_backbone
     from hsal_cli.learning.pipeline import ensure_features
+    from hsal_cli.vision.feature_file import features_path
 
-    return ensure_features(data, find_backbone(meta).path, reporter, device)
+    saliency = meta.get("saliency", "activation")
+    if saliency_kind(saliency) == "file":  # the maps of other scenes are not where those of the training scenes are
+        found = features_path(data, saliency)
+        if not found.is_file():
+            raise FileError(
+                f"the policy was trained on {saliency}, and {found} is missing",
+                f"make it with the maps of these scenes: hsal precompute --data {data} --saliency file:PATH",
+            )
+        return found
+    settings = PrecomputeSettings(saliency=saliency)
+    return ensure_features(data, find_backbone(meta).path, reporter, device, settings)
 
 
 def _is_scene_file(data: Path) -> bool:

@@ -39,7 +39,7 @@ Config = Annotated[Optional[Path], typer.Option("--config", help="A TOML file of
 def known_tables() -> dict[str, list[type]]:
     """TOML table -> the settings dataclasses it may hold; none of these imports torch."""
     from hsal_cli.evaluation.settings import EvalSettings
-    from hsal_cli.learning.settings import FinetuneSettings, TrainSettings
+    from hsal_cli.learning.settings import FinetuneSettings, SweepSettings, TrainSettings
     from hsal_cli.policy.settings import PolicySettings
     from hsal_cli.scenes.settings import SceneSettings
     from hsal_cli.vision.settings import PrecomputeSettings
@@ -51,6 +51,7 @@ def known_tables() -> dict[str, list[type]]:
         "policy": [PolicySettings],
         "train": [TrainSettings],
         "eval": [EvalSettings],
+        "sweep": [SweepSettings],
     }
 
 

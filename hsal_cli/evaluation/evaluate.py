@@ -21,6 +21,7 @@ from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.policy.choosing import greedy, sampling
 from hsal_cli.policy.episode import Episode
 from hsal_cli.policy.hsal import HSAL
+from hsal_cli.vision.settings import saliency_kind
 
 if TYPE_CHECKING:
     from hsal_cli.vision.backbone import LoadedBackbone
@@ -99,7 +100,7 @@ def evaluate_file(
 
     with open_features(features) as file:
         check_match(file, backbone_digest=loaded.meta.get("backbone_digest"))
-        _check_fits(features, loaded, file.classes, file.volume_shape)
+        _check_fits(features, loaded, file.classes, file.volume_shape, file.saliency)
         reporter.say(f"reading {features}")
         table = file.table(settings.split)
         if not len(table):
@@ -133,12 +134,14 @@ def evaluate_scenes(
     """
     from hsal_cli.scenes.scene_file import open_scenes
     from hsal_cli.vision.backbone import CHANNELS
+    from hsal_cli.vision.saliency import saliency_model
     from hsal_cli.vision.scene_features import SceneFeatures
 
     side = backbone.model.resolution
     with open_scenes(scenes) as file:
-        _check_fits(scenes, loaded, file.classes, (CHANNELS, side, side))
-        table = SceneFeatures(file.split(settings.split), backbone)
+        saliency = loaded.meta.get("saliency", "activation")
+        _check_fits(scenes, loaded, file.classes, (CHANNELS, side, side), saliency)
+        table = SceneFeatures(file.split(settings.split), settings.split, backbone, saliency_model(saliency))
         train_labels = torch.from_numpy(file.split("train").labels) if "train" in file.splits else None
         if settings.sample > 1:
             table = table.in_memory(settings.batch_size, reporter)
@@ -162,20 +165,24 @@ def _evaluate(
 
 def _documented(loaded: LoadedPolicy, source: Path, split: str, found: dict[str, Any], made_from: dict[str, str]) -> dict[str, Any]:
     """Scores, and what they are scores of."""
+    from hsal_cli.vision.feature_file import dataset_of
+
     return {
-        "dataset": source.name.removesuffix(".h5").removesuffix(".features"),
+        "dataset": dataset_of(source),
         "split": split,
         **found,
         **made_from,
         "checkpoint": str(loaded.checkpoint.path),
         "objective": loaded.meta.get("objective"),
         "parameters": sum(parameter.numel() for parameter in loaded.policy.parameters()),
+        "saliency": loaded.meta.get("saliency", "activation"),
     }
 
 
-def _check_fits(source: Path, loaded: LoadedPolicy, classes: list[str], shape: tuple[int, int, int]) -> None:
+def _check_fits(source: Path, loaded: LoadedPolicy, classes: list[str], shape: tuple[int, int, int], saliency: str) -> None:
     for what, found, wanted in (
         ("classes", classes, loaded.classes),
+        ("saliency of kind", saliency_kind(saliency), saliency_kind(loaded.meta.get("saliency", "activation"))),
         ("volumes of shape", list(shape), list(loaded.policy.volume_shape)),
     ):
         if found != wanted:

@@ -78,6 +78,7 @@ def look(
     policy: LoadedPolicy,
     max_steps: int | None = None,
     names: Sequence[str | Path] | None = None,
+    places: Sequence[str] | None = None,
 ) -> list[Look]:
     """Shows images to a policy.
 
@@ -87,20 +88,26 @@ def look(
         policy: a loaded policy.
         max_steps: cap on meta-steps; None: the policy's.
         names: one an image; None: their numbers from 1.
+        places: where each image stands, "SPLIT/ROW" in a scene file, by which maps from files are found; None: the names.
     """
     from hsal_cli.vision.images import to_input
-    from hsal_cli.vision.saliency import activation_saliency
+    from hsal_cli.vision.saliency import saliency_model
 
     device = policy.policy.volume_scale.device
     pictures = [as_rgb(image) for image in images]
     names = [str(number + 1) for number in range(len(pictures))] if names is None else [str(name) for name in names]
+    places = names if places is None else places
+    saliency = saliency_model(policy.meta.get("saliency", "activation"))
     looks = []
     for start in range(0, len(pictures), BATCH):
         batch = pictures[start : start + BATCH]
         with torch.inference_mode():
             inputs = torch.cat([to_input(picture[None].to(device), backbone.model.input_size) for picture in batch])
             volumes = backbone.model(inputs).float()
-            episode = policy.policy(volumes, activation_saliency(volumes), choose=greedy, max_steps=max_steps or policy.max_steps)
+            # One by one: pictures may differ in size.
+            shown = zip(batch, volumes.split(1), places[start : start + BATCH], strict=True)
+            maps = torch.cat([saliency(picture[None].to(device), volume, [place]) for picture, volume, place in shown])
+            episode = policy.policy(volumes, maps, choose=greedy, max_steps=max_steps or policy.max_steps)
         for place, picture in enumerate(batch):
             looks.append(look_at(episode, place, names[start + place], picture.numpy(), policy.classes))
     return looks
@@ -138,14 +145,18 @@ def look_at_scenes(
         (look, names of the true labels) for each row.
 
     Raises:
-        FileError: the file is unusable or has no such split.
+        FileError: the file is unusable or has no such split, or the policy takes saliency maps from files made for other scenes.
         UsageError: it has no such row.
     """
     from hsal_cli.scenes.scene_file import open_scenes
+    from hsal_cli.vision.settings import saliency_kind
 
     with open_scenes(scenes) as file:
         if split not in file.splits:
             raise FileError(f"{scenes} has no split {split}", f"take one of: {', '.join(file.splits)}")
+        saliency = policy.meta.get("saliency", "activation")
+        if saliency_kind(saliency) == "file" and file.digest != policy.meta.get("scenes_digest"):
+            raise FileError(f"the policy takes its maps from {saliency}, made for other scenes than {scenes}", "name its own scene file")
         part = file.split(split)
         wrong = [row for row in rows if not 0 <= row < len(part)]
         if wrong:
@@ -153,7 +164,8 @@ def look_at_scenes(
         images = [torch.from_numpy(part.read(row, row + 1)) for row in rows]
         truths = [[file.classes[label] for label in part.labels[row] if label >= 0] for row in rows]
     images = [image if image.dim() == 4 else image[0] for image in images]
-    return list(zip(look(images, backbone, policy, max_steps, [f"{split} image {row}" for row in rows]), truths, strict=True))
+    names, places = [f"{split} image {row}" for row in rows], [f"{split}/{row}" for row in rows]
+    return list(zip(look(images, backbone, policy, max_steps, names, places), truths, strict=True))
 
 
 def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes: list[str]) -> Look:

@@ -213,6 +213,7 @@ def train_policy(
             "features_digest": file.digest,
             "scenes_digest": file.scenes_digest,
             "backbone_digest": file.backbone_digest,
+            "saliency": file.saliency,
         }
     rows, held_out = hold_out(len(table), settings.validation, settings.seed)
     scale = before.meta["volume_scale"] if before else volume_scale(table.volumes)

@@ -1,9 +1,10 @@
 """The feature file: volumes and raw saliency maps of a scene file, computed once by a fine-tuned activation model.
 
 Root attributes: those of `files.stamp` and `files.seal`, `classes` (JSON list), `backbone_digest`, `scenes_digest`, `image_size`
-(H, W in px, of the first split), `input_size` (px), `volume_shape` (C, h, w). A group a split, with attribute `image_size` and
+(H, W in px, of the first split), `input_size` (px), `volume_shape` (C, h, w), `saliency` and `saliency_digest` (see
+`saliency.SaliencyModel`; absent in files of before there was a choice). A group a split, with attribute `image_size` and
     volumes   float16 (N, C, h, w)
-    saliency  float32 (N, h, w), raw: the sum of squares of the volume before it was rounded to float16
+    saliency  float32 (N, h, w), raw: for "activation" the sum of squares of the volume before it was rounded to float16
     labels    int16 (N, L), padded with -1, copied from the scene file
     boxes     int16 (N, L, 4) x0, y0, x1, y1 in px, half-open, padded with -1, copied; absent where the scene file has none
 """
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from hsal_cli.errors import FileError
 from hsal_cli.files import open_hdf5
+from hsal_cli.vision.settings import SALIENCY, saliency_kind
 
 FORMAT = "hsal-features"
 MADE_BY = "hsal precompute"
@@ -68,7 +70,8 @@ class FeatureFile:
         input_size: side that they were resized to, px.
         digest: sha256 of what the features were made from.
         backbone_digest, scenes_digest: of the activation model and of the scene file.
-        config: every setting they were made with, and where backbone and scene file were.
+        config: every setting it was made with, the scene file's under "scenes_config", and where backbone and scene file were.
+        saliency, saliency_digest: name of the saliency model, and what tells it from others (see `saliency.SaliencyModel`).
 
     Raises:
         FileError: something in it is not as it must be.
@@ -82,6 +85,10 @@ class FeatureFile:
             self.digest, self.backbone_digest, self.scenes_digest = (
                 str(file.attrs[name]) for name in ("digest", "backbone_digest", "scenes_digest")
             )
+            self.config: dict[str, Any] = json.loads(file.attrs.get("config", "{}"))
+            # Files older than the choice of saliency models have the activation model's own.
+            self.saliency = str(file.attrs.get("saliency", "activation"))
+            self.saliency_digest = str(file.attrs.get("saliency_digest", self.saliency))
             channels, height, width = (int(side) for side in file.attrs["volume_shape"])
             rows, columns = (int(side) for side in file.attrs["image_size"])
             self.input_size = int(file.attrs["input_size"])
@@ -185,12 +192,14 @@ def open_features(path: Path) -> FeatureFile:
         raise
 
 
-def check_match(features: FeatureFile, scenes_digest: str | None = None, backbone_digest: str | None = None) -> None:
-    """Refuses features that were made from other scenes or by another backbone.
+def check_match(
+    features: FeatureFile, scenes_digest: str | None = None, backbone_digest: str | None = None, saliency_digest: str | None = None
+) -> None:
+    """Refuses features that were made from other scenes, by another backbone or with another saliency model.
 
     Args:
         features: the file to be used.
-        scenes_digest, backbone_digest: what it should have been made from; None: whatever it was.
+        scenes_digest, backbone_digest, saliency_digest: what it should have been made from; None: whatever it was.
 
     Raises:
         FileError: it is stale; names the file and both digests.
@@ -202,6 +211,26 @@ def check_match(features: FeatureFile, scenes_digest: str | None = None, backbon
                 f"{features.path} holds features of another {what}: digest {found[:12]}, not {wanted[:12]}",
                 f"make them again with: {MADE_BY} --overwrite --out {features.path}",
             )
+    if saliency_digest is not None and features.saliency_digest != saliency_digest:
+        wanted = saliency_digest[:17] if saliency_digest.startswith("file:") else saliency_digest
+        others = " of other files" if features.saliency.startswith("file:") and saliency_digest.startswith("file:") else ""
+        raise FileError(
+            f"{features.path} holds features of another saliency model: {features.saliency}{others}, not {wanted}",
+            f"name another file, or make them again with: {MADE_BY} --saliency MODEL --overwrite --out {features.path}",
+        )
+
+
+def features_path(scenes: Path, saliency: str = "activation") -> Path:
+    """Where the features of a scene file go: data/x.h5 -> data/x.features.h5, with another saliency model data/x.itti.features.h5."""
+    kind = saliency_kind(saliency)
+    return scenes.with_name(scenes.name.removesuffix(".h5") + ("" if kind == "activation" else f".{kind}") + ".features.h5")
+
+
+def dataset_of(features: Path) -> str:
+    """The name of the data set in a feature file's name: data/x.features.h5 and data/x.itti.features.h5 are of x."""
+    name = features.name.removesuffix(".h5").removesuffix(".features")
+    ending = name.rpartition(".")[2]
+    return name.removesuffix(f".{ending}") if ending in (*SALIENCY, "file") else name
 
 
 def _read(data: h5py.Dataset, rows: slice | Tensor | None) -> np.ndarray:

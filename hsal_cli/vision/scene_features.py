@@ -10,7 +10,8 @@ from hsal_cli.errors import FileError
 from hsal_cli.scenes.scene_file import SceneSplit
 from hsal_cli.vision.backbone import LoadedBackbone, fused
 from hsal_cli.vision.feature_file import FeatureTable
-from hsal_cli.vision.precompute import features_of
+from hsal_cli.vision.precompute import as_features, volumes_of
+from hsal_cli.vision.saliency import SaliencyModel
 
 BATCH = 32  # images a forward pass, as precomputing takes them
 
@@ -22,13 +23,16 @@ class SceneFeatures:
 
     Args:
         split: of an open scene file.
-        backbone: makes the features, on the device it is on.
+        name: of that split.
+        backbone: makes the volumes, on the device it is on.
+        saliency: makes the saliency maps.
 
     Attributes:
         labels, boxes, image_size: as in `FeatureTable`, of all rows.
     """
 
-    def __init__(self, split: SceneSplit, backbone: LoadedBackbone):
+    def __init__(self, split: SceneSplit, name: str, backbone: LoadedBackbone, saliency: SaliencyModel):
+        self._name, self._saliency = name, saliency
         self._split, self._path, self._model = split, backbone.path, fused(backbone.model)
         self.labels = torch.from_numpy(split.labels).long()
         self.boxes = None if split.boxes is None else torch.from_numpy(split.boxes).long()
@@ -48,8 +52,11 @@ class SceneFeatures:
         parts: list[tuple[Tensor, Tensor]] = []
         with torch.inference_mode():
             for first in range(start, stop, BATCH):
-                images = torch.from_numpy(self._split.read(first, min(first + BATCH, stop)))
-                parts.append(tuple(part.cpu() for part in features_of(self._model, images.to(device))))
+                last = min(first + BATCH, stop)
+                images = torch.from_numpy(self._split.read(first, last)).to(device)
+                names = [f"{self._name}/{row}" for row in range(first, last)]
+                found = as_features(images, volumes_of(self._model, images), self._saliency, names)
+                parts.append(tuple(part.cpu() for part in found))
         volumes, saliency = (torch.cat(part) for part in zip(*parts, strict=True))
         if not saliency.isfinite().all():
             raise FileError(
