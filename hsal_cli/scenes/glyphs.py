@@ -65,7 +65,7 @@ class DigitSource:
 
         Raises:
             FileError: the IDX files are missing or damaged, or a class has no glyph.
-        UsageError: a class that there is not, or a wrong number of names.
+            UsageError: a class that there is not, or a wrong number of names.
         """
         if self.folder is None:
             from hsal_cli.scenes.strokes import draw_pool
@@ -79,7 +79,9 @@ class DigitSource:
                 raise FileError(f"{self.folder}: the test split has labels that the training split has not", HINT)
         names = split_names(self.class_names, "class_names") if self.class_names else known_names(self.folder, numbers.tolist())
         if len(names) != len(numbers):
-            raise UsageError(f"class_names names {len(names)} classes, {where} has {len(numbers)}", "give each class one name, in their order")
+            raise UsageError(
+                f"class_names names {len(names)} classes, {where} has {len(numbers)}", "give each class one name, in their order"
+            )
         labels = np.searchsorted(numbers, labels)
         if self.classes:
             chosen = pick(names, self.classes)
@@ -125,9 +127,7 @@ def find_digits(settings: SceneSettings, reporter: Reporter) -> DigitSource:
     Raises:
         FileError: a folder that was named is missing or has no training images, or MNIST cannot be had.
     """
-    found = functools.partial(
-        DigitSource, classes=settings.classes, class_names=settings.class_names, transpose=settings.transpose
-    )
+    found = functools.partial(DigitSource, classes=settings.classes, class_names=settings.class_names, transpose=settings.transpose)
     if settings.digits == "strokes":
         if settings.mnist_dir:
             raise UsageError("digits = strokes takes no mnist_dir", "leave one of --digits strokes and --mnist-dir out")

@@ -83,7 +83,8 @@ class StreetSettings:
         "unset: numbers and places are drawn from a model of theirs.",
     )
     typefaces: Literal["auto", "bundled"] = setting(
-        "auto", "bundled: Pillow's own and the pen strokes, the same everywhere; auto: the system's TrueType fonts too, recorded in the file."
+        "auto",
+        "bundled: Pillow's own and the pen strokes, the same everywhere; auto: the system's TrueType fonts too, recorded in the file.",
     )
     seed: int = setting(0, "Seed of all that is random.", low=0, high=SEED_LIMIT)
 

@@ -26,7 +26,7 @@ STREAM = 1 << 61  # keeps these random streams apart from the scenes' and the st
 FINER = 1.25  # a picture's longer side over the target's side, at most; more would not be seen
 INK = 96  # grey value of a digit's mask from which a pixel counts as its ink
 NARROWEST, WIDEST = 0.55, 1.35  # how far a digit is narrowed or widened to fill its box
-LEGIBLE = 26.0  # least difference in brightness of digits and ground, of 255, before noise
+LEGIBLE = 36.0  # least difference in brightness of digits and ground, of 255, before noise
 
 Box = tuple[int, int, int, int]
 
@@ -65,7 +65,9 @@ class StreetPainter:
         order = np.argsort(rng.random(len(plan.digits)))
         return np.asarray(image), [plan.digits[place] for place in order], [_squashed(found[place], size, side) for place in order]
 
-    def _paint(self, rng: np.random.Generator, size: tuple[int, int], digits: list[int], boxes: np.ndarray) -> tuple[np.ndarray, list[Rect]]:
+    def _paint(
+        self, rng: np.random.Generator, size: tuple[int, int], digits: list[int], boxes: np.ndarray
+    ) -> tuple[np.ndarray, list[Rect]]:
         """Paints wall, plate and digits: float32 (H, W, 3) in 0..255, and the box of each digit's ink in px."""
         room = (boxes[:, 0].min(), boxes[:, 1].min(), boxes[:, 2].max(), boxes[:, 3].max())
         ground = colour(rng)
@@ -107,11 +109,11 @@ class StreetPainter:
         if rng.random() < 0.2:
             canvas *= _shadow(rng, width, height)[..., None]
         tall = float((boxes[:, 3] - boxes[:, 1]).mean())
-        radius = min(0.012 * tall + 0.05 * tall * rng.random() ** 3 + 0.3, 0.085 * tall)
+        radius = min(0.3 + 0.05 * tall * rng.random() ** 2, 0.055 * tall)
         blurred = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius))
         canvas = np.asarray(blurred, np.float32)
         if rng.random() < 0.12:  # the camera's car moves
-            steps = max(2, round(tall * 0.12 * rng.random()))
+            steps = max(2, round(tall * 0.1 * rng.random()))
             padded = np.pad(canvas, ((0, 0), (0, steps - 1), (0, 0)), mode="edge")
             canvas = sum(padded[:, step : step + width] for step in range(steps)) / steps
         gain = 0.55 + 0.45 * rng.random() ** 0.5
@@ -256,7 +258,8 @@ def make_street_numbers(settings: StreetSettings, out: Path, workers: int | None
     if not faces:
         raise UsageError("no typeface was found", "take --typefaces auto")
     signs = letters()
-    reporter.say(f"Typefaces: {len(faces)} ({len({face.source for face in faces})} sources); places: {settings.svhn_labels or 'a model of SVHN'}")
+    sources = len({face.source for face in faces})
+    reporter.say(f"Typefaces: {len(faces)} of {sources} sources; numbers and places: {settings.svhn_labels or 'a model of SVHN'}")
     sizes = {split: count for split, count in (("train", settings.train), ("test", settings.test)) if count}
     painters = {split: StreetPainter(settings, split, faces, signs, plans[split]) for split in sizes}
     config = {

@@ -12,11 +12,11 @@ Rect = tuple[float, float, float, float]
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def colour(rng: np.random.Generator, low: float = 15, high: float = 245, vivid: float = 0.35) -> np.ndarray:
-    """A colour, float32 (3,) in 0..255: mostly greyish, of any brightness between the two."""
+def colour(rng: np.random.Generator, low: float = 15, high: float = 245) -> np.ndarray:
+    """A colour, float32 (3,) in 0..255, of any brightness between the two: greyish, half of them warm as brick and wood are; few are vivid."""
     grey = low + (high - low) * rng.random()
-    strength = vivid * rng.random() ** 2 * 2
-    angle = 2 * math.pi * rng.random()
+    strength = 0.22 * rng.random() if rng.random() < 0.8 else 0.75 * rng.random()
+    angle = 0.2 + 0.7 * rng.random() if rng.random() < 0.5 else 2 * math.pi * rng.random()
     tint = np.array([math.cos(angle), math.cos(angle - 2.1), math.cos(angle + 2.1)], np.float32)
     return np.clip(grey + 110 * strength * tint, 0, 255).astype(np.float32)
 
@@ -47,7 +47,6 @@ def wall(rng: np.random.Generator, size: tuple[int, int], ground: np.ndarray, di
     Returns:
         An RGB image.
     """
-    width, height = size
     light = clouds(rng, size, 2, 2) * (4 + 14 * rng.random()) + clouds(rng, size, 7, 4) * (9 * rng.random() ** 2)
     picture = Image.fromarray(np.clip(ground + light[..., None], 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(picture)

@@ -18,7 +18,7 @@ HEIGHT = 64  # of the largest drawing of a digit, px; the smaller ones are halve
 LEVELS = 4
 FILES_LOOKED_AT, FILES_TAKEN = 400, 60
 LIKENESS = 7  # of a font's ten digits that must look most like their own among the reference's: symbol fonts do not
-PENS = (0.055, 0.08, 0.115)  # radius of the pen, as a share of the digit's height
+PENS = (0.062, 0.085, 0.115)  # radius of the pen, as a share of the digit's height
 STROKE_FACES = 4
 LETTERS = "ABCDEFHKLMNPRSTUVWY"
 
