@@ -139,8 +139,9 @@ def folder(
 
     def make(target: Path, reporter: console.Reporter) -> dict[str, Any]:
         from hsal_cli.scenes.folder import make_from_folder
+        from hsal_cli.vision.images import read_image
 
-        return {"skipped": make_from_folder(settings, target, reporter)}
+        return {"skipped": make_from_folder(settings, target, read_image, reporter)}
 
     plan = f"read the images in {settings.images} with the labels in {settings.labels}"
     _make("folder", settings, make, plan, out, preview, overwrite, dry_run, json)

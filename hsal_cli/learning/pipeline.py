@@ -59,7 +59,7 @@ def ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> 
 
 
 def ensure_backbone(recipe: Recipe, device: torch.device, reporter: Reporter, scenes: Path = DEFAULT_SCENES) -> Path:
-    """The newest finished backbone run; if there is none, one fine-tuned on single digits for MNIST's sets, else on the scenes themselves."""
+    """The newest finished backbone run; if there is none, one fine-tuned on single digits for MNIST's sets, else on the scenes."""
     found = runs.newest("backbone")
     if found is not None:
         return found.path

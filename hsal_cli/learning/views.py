@@ -53,8 +53,8 @@ def views(
         generator: the source of all that is random (on the CPU).
 
     Returns:
-        The views, float (B, 3, side, side), normalised for the network; and where they look, (B, 2, 3): the affine maps from a place in a view
-        to the place in its image that is seen there, both in [-1, 1], x before y.
+        The views, float (B, 3, side, side), normalised for the network; and where they look, (B, 2, 3): the affine maps from a place in a
+        view to the place in its image that is seen there, both in [-1, 1], x before y.
     """
     count, height, width = images.shape[:3]
     if not augment and boxes is None:

@@ -45,7 +45,8 @@ def fitted(image: Image.Image, boxes: np.ndarray | None, side: int, fit: str) ->
         fit: "squash": the aspect ratio gives way; "pad": it is kept, and the image's mean colour fills the rest.
 
     Returns:
-        uint8 (side, side, 3), and int16 (n, 4): half-open, inside the square, never empty, a pixel at the border for a box that lies outside.
+        uint8 (side, side, 3), and int16 (n, 4): half-open, inside the square, never empty: a box that lies
+        outside becomes a pixel at the border.
     """
     scale = np.array([side / image.width, side / image.height])
     shift = np.zeros(2)

@@ -86,7 +86,7 @@ class StreetPainter:
 
     def _sign(self, rng: np.random.Generator, canvas: np.ndarray, room: Rect, paint: np.ndarray) -> None:
         """Letters beside or above the number, some cut by the image's edge."""
-        height, width = canvas.shape[:2]
+        width = canvas.shape[1]
         tall = (room[3] - room[1]) * (0.25 + 0.6 * rng.random())
         shade = paint if rng.random() < 0.6 else colour(rng)
         above = rng.random() < 0.4

@@ -13,7 +13,7 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def colour(rng: np.random.Generator, low: float = 15, high: float = 245) -> np.ndarray:
-    """A colour, float32 (3,) in 0..255, of any brightness between the two: greyish, half of them warm as brick and wood are; few are vivid."""
+    """A colour, float32 (3,) in 0..255, of any brightness between the two: greyish, half of them warm as brick; few are vivid."""
     grey = low + (high - low) * rng.random()
     strength = 0.22 * rng.random() if rng.random() < 0.8 else 0.75 * rng.random()
     angle = 0.2 + 0.7 * rng.random() if rng.random() < 0.5 else 2 * math.pi * rng.random()
