@@ -1,8 +1,8 @@
 """Reading SVHN, format 1, as it is published: PNGs and digitStruct.mat, in folders or in .tar.gz archives that stay packed.
 
 digitStruct.mat is a MATLAB v7.3 file, an HDF5 file of object references: `digitStruct/name` refers to strings, `digitStruct/bbox` to groups
-of `label`, `left`, `top`, `width` and `height`, each of which holds its value itself where there is one digit, and references where there are
-several. Label 10 is the digit 0.
+of `label`, `left`, `top`, `width` and `height`, each of which holds its value itself where there is one digit, and references where there
+are several. Label 10 is the digit 0.
 """
 
 from __future__ import annotations
