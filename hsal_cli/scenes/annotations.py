@@ -23,7 +23,7 @@ LABEL_COLUMNS = ("labels", "label", "class", "category")
 BOX_COLUMNS = (("x0", "y0", "x1", "y1"), ("xmin", "ymin", "xmax", "ymax"), ("left", "top", "right", "bottom"))
 SIZED_COLUMNS = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "test", "valid": "test", "validation": "test"}
-HINT = "see README.md, `Your own images`, for the forms that labels may have"
+HINT = "docs/own-images.md shows the forms that labels may have"
 
 Report = Callable[[str, str], None]
 Corners = tuple[float, float, float, float]

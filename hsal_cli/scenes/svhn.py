@@ -21,6 +21,7 @@ from PIL import Image
 
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError
+from hsal_cli.files import digest_of_file
 from hsal_cli.scenes.download import SIZES, fetch
 from hsal_cli.scenes.gather import Example, no_image_left, parts_of
 from hsal_cli.scenes.scene_file import write_scenes
