@@ -1,4 +1,5 @@
 """Draws 1,500 pictures of one to four dice into dice/, and dice/labels.csv: a line a die, its number of pips and its box."""
+
 import csv
 import random
 from pathlib import Path
@@ -17,6 +18,7 @@ with open("dice/labels.csv", "w", newline="") as file:
             x, y = cell % 4 * 40 + random.randint(0, 40 - side), cell // 4 * 40 + random.randint(0, 40 - side)
             draw.rounded_rectangle((x, y, x + side - 1, y + side - 1), side // 5, random.choice(["white", "ivory", "gold", "tomato"]))
             for column, row in (divmod(int(place), 3)[::-1] for place in PIPS[pips]):
-                draw.circle((x + side * (2 * column + 2) / 8, y + side * (2 * row + 2) / 8), side / 10, "black")
+                left, top = x + side * (0.15 + 0.25 * column), y + side * (0.15 + 0.25 * row)
+                draw.ellipse((left, top, left + side / 5, top + side / 5), "black")
             csv.writer(file).writerow([f"{number}.png", pips, x, y, x + side, y + side])
         table.save(f"dice/{number}.png")

@@ -190,7 +190,9 @@ def test_counts_cost_poissons_likelihood_and_are_scored_by_their_overlap():
     counts = torch.tensor([[2, 1, 0], [0, 0, 1]])
     loss, accuracy = data.loss(logits, counts)
     rates = [[math.log(1 + math.exp(logit)) for logit in row] for row in logits.tolist()]
-    slow = [rate - count * math.log(rate) for own, row in zip(counts.tolist(), rates, strict=True) for rate, count in zip(row, own, strict=True)]
+    slow = [
+        rate - count * math.log(rate) for own, row in zip(counts.tolist(), rates, strict=True) for rate, count in zip(row, own, strict=True)
+    ]
     assert loss.item() == pytest.approx(np.mean(slow), rel=1e-5)
     # Rounded: 2, 2, 0 against 2, 1, 0 and 1, 0, 1 against 0, 0, 1.
     assert accuracy.item() == pytest.approx((3 / 4 + 1 / 2) / 2)

@@ -95,6 +95,8 @@ def test_help_names_every_setting(run):
 
 
 def test_each_name_is_offered_only_what_belongs_to_it():
-    assert all(name in CliRunner().invoke(APP, ["--help"]).stdout for name in ("mnist-multiset", "svhn-multiset", "street-numbers", "folder"))
+    assert all(
+        name in CliRunner().invoke(APP, ["--help"]).stdout for name in ("mnist-multiset", "svhn-multiset", "street-numbers", "folder")
+    )
     street, own = (CliRunner().invoke(APP, [name, "--help"]).stdout for name in ("street-numbers", "folder"))
     assert "--svhn-labels" in street and "--clutter" not in street and "--labels-format" in own and "--typefaces" not in own

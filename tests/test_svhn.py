@@ -85,7 +85,10 @@ def test_fewer_images_and_extra_ones(unpacked, tmp_path):
         (lambda folder: (folder / "train" / "2.png").write_bytes(b"\x89PNG\r\n"), "cannot read the image .*2.png"),
         (lambda folder: (folder / "train" / "digitStruct.mat").write_bytes(b"not HDF5"), "is not SVHN's digitStruct.mat"),
         (lambda folder: (folder / "test" / "digitStruct.mat").unlink(), "neither test/digitStruct.mat nor test.tar.gz"),
-        (lambda folder: write_structure(folder / "train" / "digitStruct.mat", [("1.png", (9, 9), [(11, 1, 1, 2, 2)])]), "1.png has a label"),
+        (
+            lambda folder: write_structure(folder / "train" / "digitStruct.mat", [("1.png", (9, 9), [(11, 1, 1, 2, 2)])]),
+            "1.png has a label",
+        ),
     ],
 )
 def test_what_is_missing_or_damaged_is_named_and_nothing_is_written(tmp_path, harm, part):

@@ -202,7 +202,7 @@ def make_svhn(settings: SvhnSettings, out: Path, reporter: Reporter = SILENT) ->
     config = {
         "dataset": "svhn-multiset",
         **as_dict(settings),
-        "archives": sorted(name for name, source in sources.items() if source.packed),
+        "archives": {name: digest_of_file(source.archive) for name, source in sources.items() if source.packed},
     }
     side = settings.image_size
     with write_scenes(out, config, DIGITS) as writer, reporter.track("Reading SVHN", sum(counts.values()), "images") as advance:
