@@ -80,7 +80,8 @@ def write_voc(folder: Path) -> Path:
     (folder / "voc").mkdir()
     for image, found in OBJECTS.items():
         objects = "".join(
-            f"<object><name>{name}</name><bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
+            f"<object><name>{name}</name><bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin>"
+            f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
             for name, x0, y0, x1, y1 in found
         )
         text = f"<annotation><filename>{image}</filename>{objects}</annotation>"

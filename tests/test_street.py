@@ -49,7 +49,7 @@ def test_images_show_the_numbers_of_the_labels_file_in_the_order_of_its_names(la
             for label, box in zip(train.labels[row], train.boxes[row], strict=True):
                 fitting = wanted[np.array(house["digits"]) == label] if label >= 0 else []
                 if label >= 0:  # glyphs keep their shape about, so they may leave some of the box's width, and tilt a little
-                    assert min(np.abs((box[[1, 3]] - np.clip(other[[1, 3]], 0, 48))).max() for other in fitting) < 6
+                    assert min(np.abs(box[[1, 3]] - np.clip(other[[1, 3]], 0, 48)).max() for other in fitting) < 6
                     assert min(abs((box[0] + box[2]) / 2 - (max(other[0], 0) + other[2]) / 2) for other in fitting) < 5
         assert scenes.config["faces"] and scenes.config["svhn_labels_sha256"]
 
@@ -92,7 +92,8 @@ def test_a_glyph_is_warped_by_the_projective_map_of_its_corners():
     for y in range(mask.shape[0]):  # slow and obvious: on the inner side of all four edges
         for x in range(mask.shape[1]):
             place = np.array([x + left + 0.5, y + top + 0.5])
-            turns = [np.cross(corners[(k + 1) % 4] - corners[k], place - corners[k]) for k in range(4)]
+            edges = [(corners[(k + 1) % 4] - corners[k], place - corners[k]) for k in range(4)]
+            turns = [a[0] * b[1] - a[1] * b[0] for a, b in edges]
             inside[y, x] = min(turns) > 1.5 * 34
     assert not mask[:2].any() and (mask[inside] > 0).mean() > 0.99
 
@@ -127,7 +128,7 @@ def test_labels_and_boxes_always_fit_a_scene_file(faces):
 
 def test_symbol_fonts_are_told_from_digits(faces):
     shapes = _shapes(faces[0])
-    assert all(_alike(_shapes(face), shapes) >= LIKENESS - 2 for face in faces), "every face that comes along looks like digits"
+    assert all(_alike(_shapes(face), shapes) >= LIKENESS for face in faces if face.source == "pillow")
     assert _alike(shapes, shapes) == 10 and _alike(shapes[::-1], shapes) < LIKENESS
 
 
