@@ -248,3 +248,36 @@ def test_numbers_as_names_are_sorted_by_value_and_yaml_lists_are_understood(tmp_
         found, names = read_labels(tmp_path / "labels", "auto", lambda what, why, told=told: told.append(f"{what}: {why}"))
         assert names == ["blue"] and [name for name, _ in found[0].objects] == ["blue"]
         assert told == ["a.txt line 2: class 7, which has no name"]
+
+
+def spots(dark: np.ndarray) -> int:
+    """How many connected dark spots there are."""
+    left, count = {tuple(place) for place in np.argwhere(dark).tolist()}, 0
+    while left:
+        count, reached = count + 1, [left.pop()]
+        while reached:
+            row, column = reached.pop()
+            for near in ((row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)):
+                if near in left:
+                    left.remove(near)
+                    reached.append(near)
+    return count
+
+
+def test_the_dice_of_the_documentation_have_as_many_pips_as_their_labels_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script = (Path(__file__).parents[1] / "docs" / "dice.py").read_text()
+    assert "range(1500)" in script
+    exec(compile(script.replace("range(1500)", "range(12)"), "dice.py", "exec"), {})
+    settings = FolderSettings(images="dice", labels="dice/labels.csv", test_share=0.0, image_size=160)
+    assert make_from_folder(settings, tmp_path / "dice.h5", read_image) == []
+    seen = []
+    with open_scenes(tmp_path / "dice.h5") as scenes:
+        train = scenes.split("train")
+        for row, image in enumerate(train.read(0, len(train))):
+            for label, (x0, y0, x1, y1) in zip(train.labels[row], train.boxes[row], strict=True):
+                if label >= 0:
+                    face = image[y0 + 2 : y1 - 2, x0 + 2 : x1 - 2].max(axis=2)
+                    assert spots(face < 90) == int(scenes.classes[label])
+                    seen.append(label)
+    assert len(seen) > 12 and len(set(seen)) > 3

@@ -104,6 +104,8 @@ def test_the_way_is_found_from_what_the_data_has(boxed, bare, tmp_path):
     assert way_of(boxed, "random-label") == "random-label"
     with pytest.raises(UsageError, match="has no boxes"):
         way_of(bare, "crops")
+    with pytest.raises(UsageError, match="does not go with objects = random-label"):
+        finetune(boxed, tmp_path / "run", dataclasses.replace(FAST, objects="random-label", mode="crops"), CPU)
     with pytest.raises(FileError, match=r"holds [23] objects"):
         finetune(boxed, tmp_path / "run", dataclasses.replace(FAST, objects="single"), CPU)
     assert not (tmp_path / "run").exists()
@@ -230,3 +232,20 @@ def test_an_epoch_of_crops_is_planned_by_objects(boxed):
     shown = torch.cat([rows for rows, _ in task.batches])
     assert len(shown) == 160 and shown.max() < len(task.data.labels)
     assert {side for _, side in task.batches} <= {16, 20, 24, 28, 32}
+
+
+def test_a_missing_backbone_is_made_from_the_scenes_themselves_where_they_are_not_mnists(boxed, tmp_path, monkeypatch):
+    from hsal_cli.learning import pipeline
+
+    monkeypatch.chdir(tmp_path)
+    taken = []
+
+    class Made:
+        path = Path("made")
+
+    monkeypatch.setattr(pipeline, "finetune", lambda scenes, *_: taken.append(scenes) or Made)
+    monkeypatch.setattr(pipeline, "make_dataset", lambda name, settings, out, *_: out)
+    recipe = pipeline.Recipe(None, None, None, None, None)
+    for scenes in (boxed, Path("data/mnist-multiset.h5")):
+        pipeline.ensure_backbone(recipe, CPU, StoppingReporter(), scenes)
+    assert taken == [boxed, pipeline.SINGLE]

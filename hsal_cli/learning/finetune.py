@@ -314,6 +314,8 @@ def finetune(
         classes, digest = file.classes, file.digest
     if before is not None and before.meta["scenes_digest"] != digest:
         raise FileError(f"{scenes} is not the scene file that {out} was trained on", "train a new run: hsal finetune")
+    if way in ("counts", "random-label") and settings.mode == "crops":
+        raise UsageError(f"mode = crops does not go with objects = {way}, which looks at whole images", "leave --mode out")
     if way != "single":
         reporter.say(f"{scenes} has several objects an image: {MEANING[way]} (--objects {way})")
         settings = dataclasses.replace(settings, objects=way, crowd=1)  # they are crowds already
