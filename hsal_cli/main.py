@@ -33,7 +33,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-app.command("make-data")(make_data)
+app.add_typer(make_data, name="make-data")
 app.command("finetune")(finetune)
 app.command("precompute")(precompute)
 app.command("train")(train)

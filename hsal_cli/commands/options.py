@@ -41,11 +41,14 @@ def known_tables() -> dict[str, list[type]]:
     from hsal_cli.evaluation.settings import EvalSettings
     from hsal_cli.learning.settings import FinetuneSettings, SweepSettings, TrainSettings
     from hsal_cli.policy.settings import PolicySettings
-    from hsal_cli.scenes.settings import SceneSettings
+    from hsal_cli.scenes.settings import FolderSettings, SceneSettings, StreetSettings, SvhnSettings
     from hsal_cli.vision.settings import PrecomputeSettings
 
     return {
         "make-data": [SceneSettings],
+        "street-numbers": [StreetSettings],
+        "svhn-multiset": [SvhnSettings],
+        "folder": [FolderSettings],
         "finetune": [FinetuneSettings],
         "precompute": [PrecomputeSettings],
         "policy": [PolicySettings],

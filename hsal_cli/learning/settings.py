@@ -26,6 +26,12 @@ class FinetuneSettings:
         "auto",
         "crops: train on crops that just contain the object first, on full images last; full: on full images only; auto: crops on a CPU.",
     )
+    objects: Literal["auto", "single", "crops", "random-label", "counts"] = setting(
+        "auto",
+        "What images of several objects teach: crops: each object by its box, from its own cells; random-label: one of an image's labels, "
+        "drawn anew each time, as section 5 does with SVHN; counts: how many there are of each class; single: they are refused; auto: "
+        "single, crops or counts, by what the data has.",
+    )
     crop_images: int = setting(48_000, "Training images shown as crops (mode crops).", low=0, high=1_000_000_000)
     full_images: int | None = setting(
         None, "Training images shown in full; unset: 36,000 after crops; in mode full 600,000, on a CPU 40,000.", low=0, high=1_000_000_000
