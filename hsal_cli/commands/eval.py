@@ -35,7 +35,7 @@ def eval_(
 ) -> None:
     """Evaluate a policy: multiset metrics with 95% intervals, attention scores, localization, and trivial baselines."""
     from hsal_cli.evaluation.evaluate import evaluate_file
-    from hsal_cli.files import write_json
+    from hsal_cli.files import write_sealed
     from hsal_cli.vision.devices import choose_device
 
     reporter = console.TerminalReporter()
@@ -47,7 +47,7 @@ def eval_(
         found = evaluate_file(loaded, features, settings, chosen, reporter)
     target = out or (place / "eval.json" if (place / "status.json").is_file() else None)
     if target is not None:
-        write_json(target, found)
+        found = write_sealed(target, found)
     if json:
         console.print_json(found)
         return

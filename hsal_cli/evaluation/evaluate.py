@@ -91,6 +91,7 @@ def evaluate_file(
         FileError: the file is unusable, has no such split, or holds features of another backbone, other classes or another shape.
         Interrupted: a signal asked to stop.
     """
+    from hsal_cli.vision.devices import fitting
     from hsal_cli.vision.feature_file import check_match, open_features
 
     with open_features(features) as file:
@@ -106,7 +107,8 @@ def evaluate_file(
         if not len(table):
             raise FileError(f"split {settings.split} of {features} holds no image", "name another one with --split")
         train_labels = file.labels("train") if "train" in file.splits else None
-    found = evaluate(loaded.policy, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels)
+    with fitting(device, settings.batch_size):
+        found = evaluate(loaded.policy, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels)
     return {
         "dataset": features.name.removesuffix(".h5").removesuffix(".features"),
         "split": settings.split,

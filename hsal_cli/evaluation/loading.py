@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from hsal_cli.vision.backbone import LoadedBackbone
 
-SHOWN = 3  # parameters that an error names at most
-
 
 @dataclasses.dataclass(frozen=True)
 class LoadedPolicy:
@@ -70,29 +68,11 @@ def load_policy(path: Path, which: str = "best", device: torch.device | str = "c
         int(meta["max_labels"])
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"checkpoint {checkpoint.path} does not describe its policy: {type(error).__name__} {error}", hint) from error
-    differing = _differences(policy.state_dict(), checkpoint.weights)
+    differing = checkpoints.differences(policy.state_dict(), checkpoint.weights)
     if differing:
-        more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-        raise FileError(f"the weights of {checkpoint.path} do not fit its settings: {'; '.join(differing[:SHOWN])}{more}", hint)
+        raise FileError(f"the weights of {checkpoint.path} do not fit its settings: {differing}", hint)
     policy.load_state_dict(checkpoint.weights, strict=True)
     return LoadedPolicy(policy.to(device).eval(), meta, checkpoint)
-
-
-def _differences(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> list[str]:
-    """What keeps weights from being loaded: missing and unknown names, and shapes that differ."""
-    differing = []
-    for name in [*wanted, *(name for name in found if name not in wanted)]:
-        if name not in found:
-            differing.append(f"{name} is missing")
-        elif name not in wanted:
-            differing.append(f"{name} is unknown")
-        elif wanted[name].shape != found[name].shape:
-            differing.append(f"{name} is {_shape(found[name])}, not {_shape(wanted[name])}")
-    return differing
-
-
-def _shape(tensor: torch.Tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "one number"
 
 
 def find_backbone(meta: dict[str, Any], root: Path = Path("runs"), device: torch.device | str = "cpu") -> LoadedBackbone:

@@ -45,7 +45,8 @@ class Task(Protocol):
         """Takes one step of the current epoch.
 
         Returns:
-            (number of examples, scalars averaged over the epoch; "loss" is among them). The tensors may stay on the device.
+            (number of examples, scalars averaged over the epoch; "loss" is among them, and may be "gradient_norm", both of which must be
+            finite). The tensors may stay on the device.
         """
 
     def validate(self) -> dict[str, float]:
@@ -97,7 +98,7 @@ def train(task: Task, run: Run, reporter: Reporter, resume: Checkpoint | None = 
 
     Raises:
         Interrupted: asked to stop; a checkpoint was saved.
-        TrainingError: the loss is not finite, or the task says that it has collapsed; the last good checkpoint stays.
+        TrainingError: the loss or the gradient is not finite, or the task says that it has collapsed; the last good checkpoint stays.
     """
     progress = {"epoch": 0, "step": 0, "sums": {}, "count": 0, "seconds": 0.0, "rows": [], "best": -math.inf}
     if resume is not None:
@@ -129,10 +130,10 @@ def _epochs(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any]) 
             progress["rows"] = [*progress["rows"], row]
             progress.update(epoch=epoch + 1, step=0, sums={}, count=0, seconds=0.0)
             run.write_rows(progress["rows"])
+            task.check(row)  # before saving: a policy that has collapsed does not take the place of one that has not
             _save(task, run, progress, best)
             shown = "  ".join(f"{key} {row[key]:.3f}" for key in task.headline if key in row)
             reporter.say(f"epoch {epoch + 1}/{task.epochs}: {shown}  ({row['examples_per_s']:,.0f} examples/s)")
-            task.check(row)
             if reporter.stop_signal and epoch + 1 < task.epochs:
                 _stop(task, run, reporter)
     return progress["rows"]
@@ -151,8 +152,9 @@ def _steps(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any], e
         progress.update(step=step + 1, count=progress["count"] + count, seconds=before + time.monotonic() - start)
         note = ""
         if sums["loss"].device.type == "cpu" or step % CHECK_EVERY == CHECK_EVERY - 1 or step + 1 == steps:
-            if not torch.isfinite(sums["loss"]):
-                raise _not_finite("the loss is", progress, run)
+            for key, what in (("loss", "the loss is"), ("gradient_norm", "the gradient is")):
+                if key in sums and not torch.isfinite(sums[key]):
+                    raise _not_finite(what, progress, run)
             note = f"epoch {epoch + 1}/{task.epochs}, loss {metrics['loss'].item():.3f}"
         advance(1, note)
         if step + 1 < steps and (reporter.stop_signal or time.monotonic() - saved > SAVE_EVERY_S):

@@ -255,8 +255,11 @@ def load_backbone(path: Path, which: str = "best", device: torch.device | str = 
     try:
         with torch.device("meta"):  # no time, and no random numbers, spent on weights that are replaced at once
             model = ActivationModel(meta["arch"], len(meta["classes"]), meta["input_size"], meta["resolution"], meta.get("dilate", True))
-        model.load_state_dict(checkpoint.weights, assign=True)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise FileError(f"checkpoint {checkpoint.path} does not hold the backbone that it describes: {error}", hint) from error
+        raise FileError(f"checkpoint {checkpoint.path} does not describe its backbone: {type(error).__name__} {error}", hint) from error
+    differing = checkpoints.differences(model.state_dict(), checkpoint.weights)
+    if differing:
+        raise FileError(f"the weights of {checkpoint.path} do not fit its settings: {differing}", hint)
+    model.load_state_dict(checkpoint.weights, assign=True)
     model = model.to(device=device, memory_format=torch.channels_last).eval()
     return LoadedBackbone(model, meta, checkpoint.digest, checkpoint.path, checkpoint.note)

@@ -21,7 +21,7 @@ from hsal_cli.files import FORMAT_VERSION, cannot_write, digest_of
 from hsal_cli.scenes.scene_file import SceneFile, SceneSplit, open_scenes
 from hsal_cli.settings import as_dict
 from hsal_cli.vision.backbone import CHANNELS, LoadedBackbone, fused, load_backbone
-from hsal_cli.vision.devices import autocast_gains, forward_context
+from hsal_cli.vision.devices import autocast_gains, fitting, forward_context
 from hsal_cli.vision.feature_file import FORMAT, check_match, open_features
 from hsal_cli.vision.feature_writer import FeatureWriter, Origin, features_to_fill
 from hsal_cli.vision.images import to_input
@@ -98,7 +98,7 @@ def precompute(
             "scenes_config": source.config,
         }
         origin = Origin(source, loaded.path, loaded.digest, todo.volume_shape, loaded.model.input_size, todo.digest, config)
-        with features_to_fill(out, origin, settings.batch_size, reporter) as (writer, starts):
+        with fitting(device, settings.batch_size), features_to_fill(out, origin, settings.batch_size, reporter) as (writer, starts):
             _fill(writer, starts, source, loaded, settings.batch_size, device, reporter)
     return out
 
