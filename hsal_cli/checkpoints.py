@@ -110,19 +110,19 @@ def save(root: Path, name: str, weights: dict[str, torch.Tensor], state: dict[st
     if folder.exists():  # of a run that went this far before, and was resumed from an older one
         _remove(folder)
     write_checkpoint(folder, weights, state, meta)
-    index = _index(root)
+    index = index_of(root)
     index["last"] = name
     if best:
         index["best"] = name
     write_sealed(root / INDEX, index)
-    for old in _names(root)[:-KEEP]:
+    for old in names(root)[:-KEEP]:
         if old not in index.values():
             _remove(root / old)
 
 
 def clear(root: Path) -> None:
     """Removes all checkpoints of a run, and nothing else."""
-    for name in _names(root):
+    for name in names(root):
         _remove(root / name)
     (root / INDEX).unlink(missing_ok=True)
 
@@ -135,7 +135,7 @@ def clear_temporary(root: Path) -> None:
 
 def present(root: Path) -> bool:
     """Whether a run has any checkpoint, good or damaged."""
-    return bool(_names(root))
+    return bool(names(root))
 
 
 def _remove(folder: Path) -> None:
@@ -156,10 +156,10 @@ def load(root: Path, which: str) -> Checkpoint:
     Raises:
         FileError: there is no checkpoint, or none is good.
     """
-    names, index = _names(root), _index(root)
+    held, index = names(root), index_of(root)
     wanted = index.get(which)
-    order = ([wanted] if wanted in names else []) + [name for name in reversed(names) if name != wanted]
-    damaged = [] if wanted in names or not names else [f"{root / INDEX} does not say which checkpoint is the {which} one"]
+    order = ([wanted] if wanted in held else []) + [name for name in reversed(held) if name != wanted]
+    damaged = [] if wanted in held or not held else [f"{root / INDEX} does not say which checkpoint is the {which} one"]
     for name in order:
         try:
             found = read_checkpoint(root / name)
@@ -167,7 +167,7 @@ def load(root: Path, which: str) -> Checkpoint:
             damaged.append(error.message)
             continue
         return dataclasses.replace(found, note=f"{damaged[0]}; using {name}" if damaged else "")
-    if names != _names(root):  # a training that goes on meanwhile has removed them for newer ones
+    if held != names(root):  # a training that goes on meanwhile has removed them for newer ones
         return load(root, which)
     if damaged:
         raise FileError(damaged[-1] + "; no other checkpoint is left", "train again")
@@ -210,7 +210,7 @@ def load_from(path: Path, which: str, hint: str) -> Checkpoint:
     raise FileError(f"{path} is neither a run of hsal nor a checkpoint", hint)
 
 
-def _names(root: Path) -> list[str]:
+def names(root: Path) -> list[str]:
     """The checkpoints of a run, those damaged included; a folder that holds nothing of a checkpoint is somebody else's."""
     if not root.is_dir():
         return []
@@ -219,7 +219,8 @@ def _names(root: Path) -> list[str]:
     return sorted(folder.name for folder in folders if any((folder / name).exists() for name in ours))
 
 
-def _index(root: Path) -> dict[str, str]:
+def index_of(root: Path) -> dict[str, str]:
+    """Which checkpoint of a run is "last" and which "best"; empty where the index is missing or damaged."""
     try:
         return {key: value for key, value in read_sealed(root / INDEX, "").items() if isinstance(value, str)}
     except FileError:

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from hsal_cli import __version__, console
+from hsal_cli.commands.check import check
 from hsal_cli.commands.compare import compare
+from hsal_cli.commands.doctor import doctor
 from hsal_cli.commands.eval import eval_
 from hsal_cli.commands.finetune import finetune
 from hsal_cli.commands.make_data import make_data
@@ -35,6 +37,8 @@ app.command("eval")(eval_)
 app.command("compare")(compare)
 app.command("visualize")(visualize)
 app.command("predict")(predict)
+app.command("check")(check)
+app.command("doctor")(doctor)
 
 
 def _version(wanted: bool) -> None:

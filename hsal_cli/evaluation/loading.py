@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from hsal_cli.vision.backbone import LoadedBackbone
 
 
+TRAIN_HINT = "train one with: hsal train"
+
+
 @dataclasses.dataclass(frozen=True)
 class LoadedPolicy:
     """A trained policy.
@@ -56,23 +59,32 @@ def load_policy(path: Path, which: str = "best", device: torch.device | str = "c
     Raises:
         FileError: missing, damaged, not a policy, or weights that do not fit the settings; names the first that differ.
     """
-    hint = "train one with: hsal train"
-    checkpoint = checkpoints.load_from(path, which, hint)
+    checkpoint = checkpoints.load_from(path, which, TRAIN_HINT)
+    policy = policy_of(checkpoint)
+    return LoadedPolicy(policy.to(device).eval(), checkpoint.meta, checkpoint)
+
+
+def policy_of(checkpoint: Checkpoint) -> HSAL:
+    """The policy that a checkpoint holds, on the CPU.
+
+    Raises:
+        FileError: not a policy, or weights that do not fit the settings; names the first that differ.
+    """
     meta = checkpoint.meta
     if not isinstance(meta, dict) or meta.get("kind") != "policy":
         found = meta.get("kind", "unknown") if isinstance(meta, dict) else "unknown"
-        raise FileError(f"{checkpoint.path} is a checkpoint of kind {found}, not policy", hint)
+        raise FileError(f"{checkpoint.path} is a checkpoint of kind {found}, not policy", TRAIN_HINT)
     try:
         settings = build(PolicySettings, meta["policy"])
         policy = HSAL(settings, len(meta["classes"]), tuple(meta["volume_shape"]), float(meta["volume_scale"]))
         int(meta["max_labels"])
     except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"checkpoint {checkpoint.path} does not describe its policy: {type(error).__name__} {error}", hint) from error
+        raise FileError(f"checkpoint {checkpoint.path} does not describe its policy: {type(error).__name__} {error}", TRAIN_HINT) from error
     differing = checkpoints.differences(policy.state_dict(), checkpoint.weights)
     if differing:
-        raise FileError(f"the weights of {checkpoint.path} do not fit its settings: {differing}", hint)
+        raise FileError(f"the weights of {checkpoint.path} do not fit its settings: {differing}", TRAIN_HINT)
     policy.load_state_dict(checkpoint.weights, strict=True)
-    return LoadedPolicy(policy.to(device).eval(), meta, checkpoint)
+    return policy
 
 
 def find_backbone(meta: dict[str, Any], root: Path = Path("runs"), device: torch.device | str = "cpu") -> LoadedBackbone:

@@ -269,14 +269,29 @@ def _split(path: Path, name: str, group: h5py.Group, classes: int) -> SceneSplit
         boxes = _integers(group["boxes"])
         if boxes is None or boxes.shape != (*labels.shape, 4):
             raise refuse(f"boxes are {_described(group['boxes'])}, not integers of shape {(*labels.shape, 4)}")
-        x0, y0, x1, y1 = np.moveaxis(boxes, 2, 0)
         height, width = images.shape[1:3]
-        wrong = ((labels >= 0) & ((x0 < 0) | (y0 < 0) | (x1 <= x0) | (y1 <= y0) | (x1 > width) | (y1 > height))).any(axis=1)
+        wrong = box_faults(boxes, labels, (height, width))
         if wrong.any():
             row = int(wrong.argmax())
             raise refuse(f"row {row} has a box that is empty or leaves the image of {width}x{height} px: {boxes[row].tolist()}")
         boxes = boxes.astype(np.int16)
     return SceneSplit(name, images, labels.astype(np.int16), boxes)
+
+
+def box_faults(boxes: np.ndarray, labels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """Which rows have a box that is empty or leaves the image.
+
+    Args:
+        boxes: integers (N, L, 4) x0, y0, x1, y1 in px, half-open; those of the padding do not count.
+        labels: integers (N, L), padded with -1.
+        image_size: height and width, px.
+
+    Returns:
+        bool (N,).
+    """
+    x0, y0, x1, y1 = np.moveaxis(boxes, 2, 0)
+    height, width = image_size
+    return ((labels >= 0) & ((x0 < 0) | (y0 < 0) | (x1 <= x0) | (y1 <= y0) | (x1 > width) | (y1 > height))).any(axis=1)
 
 
 def _integers(data: Any) -> np.ndarray | None:

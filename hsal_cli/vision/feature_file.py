@@ -183,13 +183,13 @@ class FeatureFile:
         sealed = "attributes_digest" in self._file.attrs
         for part, values in (("volumes", volumes[:, 0, 0, 0] if sealed else volumes), ("saliency", saliency)):
             for start in range(0, len(values), BLOCK_ROWS):
-                finite = _finite(values[start : start + BLOCK_ROWS])
+                finite = finite_rows(values[start : start + BLOCK_ROWS])
                 if not finite.all():
                     row = rows[start + int(finite.argmin())]
                     raise FileError(f"{self.path}: {split}: row {row} of {part} has values that are not finite", AGAIN)
 
 
-def _finite(values: np.ndarray) -> np.ndarray:
+def finite_rows(values: np.ndarray) -> np.ndarray:
     """Which rows hold finite numbers only."""
     if values.dtype == np.float16:  # NumPy's own test is an order of magnitude slower here
         return (np.ascontiguousarray(values).view(np.uint16) & 0x7C00).reshape(len(values), -1).max(1) < 0x7C00
