@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -35,14 +38,16 @@ def whole(target: Path, folder: bool = False) -> Iterator[Path]:
     Raises:
         FileError: the place cannot be written, or the disk is full.
     """
-    temporary = None
+    temporary, mine = None, f".{target.name}.{_place_of_processes()}-"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _clear_after_the_dead(target.parent, mine)
+        mine = f"{mine}{os.getpid()}."
         if folder:
-            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+            temporary = Path(tempfile.mkdtemp(prefix=mine, suffix=".tmp", dir=target.parent))
             temporary.chmod(0o755)
         else:
-            handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+            handle, name = tempfile.mkstemp(prefix=mine, suffix=".tmp", dir=target.parent)
             os.close(handle)
             temporary = Path(name)
             temporary.chmod(0o644)
@@ -56,6 +61,30 @@ def whole(target: Path, folder: bool = False) -> Iterator[Path]:
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary) if folder else temporary.unlink()
+
+
+@functools.cache
+def _place_of_processes() -> str:
+    """Names the set of processes whose numbers mean something here: this machine, and in it this container."""
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        space = 0
+    return digest_of([platform.node(), space])[:8]
+
+
+def _clear_after_the_dead(folder: Path, beginning: str) -> None:
+    """Removes temporary files of a target whose writers were killed."""
+    if os.name != "posix":
+        return
+    for left in folder.glob(f"{glob.escape(beginning)}*.tmp"):
+        number = left.name.removeprefix(beginning).partition(".")[0]
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        except (OSError, ValueError, OverflowError):  # somebody else's process, or somebody else's name
+            continue
 
 
 def sync(file: Path) -> None:

@@ -56,6 +56,7 @@ def hsal(
 
 def run() -> None:
     """The entry point of `hsal`: runs a command; errors become two lines and an exit code."""
+    console.prepare_streams()
     sys.exit(console.exit_code_of(_call))
 
 
