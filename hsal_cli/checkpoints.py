@@ -110,14 +110,17 @@ def save(root: Path, name: str, weights: dict[str, torch.Tensor], state: dict[st
     if folder.exists():  # of a run that went this far before, and was resumed from an older one
         _remove(folder)
     write_checkpoint(folder, weights, state, meta)
-    index = index_of(root)
-    index["last"] = name
-    if best:
-        index["best"] = name
-    write_sealed(root / INDEX, index)
+    index = write_index(root, last=name, best=name if best else index_of(root).get("best"))
     for old in names(root)[:-KEEP]:
         if old not in index.values():
             _remove(root / old)
+
+
+def write_index(root: Path, last: str, best: str | None) -> dict[str, str]:
+    """Notes which checkpoint is "last" and which "best"; None: none is yet. Returns the index."""
+    index = {"last": last} | ({"best": best} if best else {})
+    write_sealed(root / INDEX, index)
+    return index
 
 
 def clear(root: Path) -> None:

@@ -113,6 +113,8 @@ def only_writer(folder: Path) -> Iterator[None]:
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(stream.fileno()).st_ino != place.stat().st_ino:  # the one before has just removed it, and another one made its own
+                raise BlockingIOError
         except OSError as error:
             raise FileError(f"{folder} is being written by another process", "wait for it, or name another place with --out") from error
         try:
@@ -257,6 +259,17 @@ def _plain(value: Any) -> Any:
     """An attribute as a JSON type."""
     value = value.tolist() if hasattr(value, "tolist") else value
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+
+
+def format_of(source: Path) -> str | None:
+    """The `format` attribute of an HDF5 file; None where there is none, or no such file can be read."""
+    import h5py
+
+    try:
+        with h5py.File(source, "r") as file:
+            return str(file.attrs["format"])
+    except Exception:  # on damaged files h5py raises almost anything
+        return None
 
 
 @contextlib.contextmanager

@@ -124,8 +124,8 @@ def write(table: Table, seconds: float, target: Path) -> None:
         "# Faults tried, and how they end",
         "",
         "Written by `make reliability`, which runs the tests named `fault` and those that have long tried such things; do not edit.",
-        f"Last run: Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}, h5py {h5py.__version__}, {platform.system()}, "
-        f"{seconds / 60:.0f} minutes; {sum(table.tried.values()):,} trials.",
+        f"Last run: Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}, h5py {h5py.__version__}, "
+        f"{platform.system()}, {seconds / 60:.0f} minutes; {sum(table.tried.values()):,} trials.",
         "",
         "A fault ends well where the command leaves with a two-line error and its exit code, or goes on as if nothing had happened, and",
         "where no file of before is lost, no damaged one is used, and no temporary one is left. Each row is a test that fails otherwise.",

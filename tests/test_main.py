@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-COMMANDS = ("make-data", "finetune", "precompute", "train", "eval", "compare", "visualize", "predict")
+COMMANDS = ("make-data", "finetune", "precompute", "train", "eval", "compare", "visualize", "predict", "check", "doctor")
 
 
 def hsal(*words: str) -> subprocess.CompletedProcess[str]:

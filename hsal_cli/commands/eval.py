@@ -61,6 +61,8 @@ def _features(data: Path | None, meta: dict[str, Any], device: Any, reporter: co
     """The feature file that is meant; for a scene file its features by the policy's own backbone, computed if missing."""
     import h5py
 
+    from hsal_cli.files import format_of
+
     if data is None:
         recorded = Path(meta["features"])
         if not recorded.is_file():
@@ -70,9 +72,7 @@ def _features(data: Path | None, meta: dict[str, Any], device: Any, reporter: co
         raise FileError(f"{data} is missing", "make it with: hsal make-data")
     if not h5py.is_hdf5(data):
         raise FileError(f"{data} is not an HDF5 file", "make one with: hsal make-data")
-    with h5py.File(data, "r") as file:
-        is_scenes = file.attrs.get("format") == "hsal-scenes"
-    if not is_scenes:
+    if format_of(data) != "hsal-scenes":
         return data
     from hsal_cli.evaluation.loading import find_backbone
     from hsal_cli.learning.pipeline import ensure_features

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from hsal_cli.errors import UsageError
-from hsal_cli.files import read_sealed
+from hsal_cli.files import format_of, read_sealed
 from hsal_cli.settings import SEED_LIMIT, as_dict, build, check_tables, kind_of, read_tables
 
 if TYPE_CHECKING:
@@ -223,12 +223,5 @@ def check_out(out: Path, overwrite: bool, marker: str) -> None:
         raise UsageError(f"{out} is not a file", "name a file with --out")
     if not overwrite:
         raise UsageError(f"{out} exists", "add --overwrite to replace it, or name another file with --out")
-    import h5py
-
-    try:
-        with h5py.File(out, "r") as file:
-            ours = file.attrs.get("format") == marker
-    except OSError:
-        ours = False
-    if not ours:
+    if format_of(out) != marker:
         raise UsageError(f"{out} was not made by hsal, so it is not replaced", "name another file with --out")

@@ -105,6 +105,8 @@ def train(task: Task, run: Run, reporter: Reporter, resume: Checkpoint | None = 
         progress = dict(resume.state["progress"])
         task.load(resume.weights, resume.state["task"])
         run.write_rows(progress["rows"])
+        # A kill may have come between a checkpoint and the index that names it.
+        checkpoints.write_index(run.checkpoints, last=resume.path.name, best=progress.get("best_name"))
     run.set_status("running")
     try:
         return _epochs(task, run, reporter, progress)
@@ -188,6 +190,8 @@ def _check_weights(task: Task, run: Run, progress: dict[str, Any]) -> None:
 
 def _save(task: Task, run: Run, progress: dict[str, Any], best: bool) -> None:
     name = f"epoch-{progress['epoch']:05d}-step-{progress['step']:07d}"
+    if best:
+        progress["best_name"] = name
     state = {"progress": progress, "task": task.state()}
     meta = {**task.meta(), "epoch": progress["epoch"], task.score_name: progress["rows"][-1][task.score_name] if progress["rows"] else None}
     checkpoints.save(run.checkpoints, name, task.weights(), state, meta, best)

@@ -293,6 +293,11 @@ def evaluations(paths: list[Path]) -> list[dict[str, Any]]:
         FileError: a run was not evaluated, or two were evaluated on different data.
     """
     found = [{"run": str(path), **read_sealed(open_run(path, "policy").path / "eval.json", f"hsal eval --run {path}")} for path in paths]
+    for document in found:
+        missing = [key for key in ("dataset", "split", "examples", "exact_match", "macro_f1", "ci95", "baselines") if key not in document]
+        if missing:
+            again = f"evaluate it again: hsal eval --run {document['run']}"
+            raise FileError(f"{document['run']}/eval.json lacks {', '.join(missing)}", again)
     for document in found[1:]:
         for key in ("dataset", "split", "examples"):
             if document[key] != found[0][key]:

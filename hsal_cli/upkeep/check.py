@@ -14,7 +14,7 @@ import numpy as np
 from hsal_cli import checkpoints
 from hsal_cli.checkpoints import MANIFEST
 from hsal_cli.console import SILENT, Reporter
-from hsal_cli.files import FORMAT_VERSION, digest_of, reading
+from hsal_cli.files import FORMAT_VERSION, digest_of, format_of, reading
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import box_faults, open_scenes
 from hsal_cli.upkeep.check_run import check_run, load_as_described
@@ -88,8 +88,7 @@ def _check_file(path: Path, report: Report, reporter: Reporter) -> None:
         inside = path.parent.name == "checkpoints" or (path.parent / MANIFEST).is_file() or (path.parent / "status.json").is_file()
         report.fault(f"it is part of {path.parent}; check that" if inside else "it is not an HDF5 file, or its first bytes are damaged")
         return
-    with reading(path, "its description", ""), h5py.File(path, "r") as file:
-        kind = file.attrs.get("format")
+    kind = format_of(path)
     if kind == SCENES:
         report.kind = "scene file"
         _check_scenes(path, report, reporter)
@@ -100,7 +99,7 @@ def _check_file(path: Path, report: Report, reporter: Reporter) -> None:
         report.kind = "feature file"
         _check_features(path, report, reporter)
     else:
-        report.fault(f"its format is {kind or 'not given'}, none of {SCENES} and {FEATURES}")
+        report.fault(f"its format is {kind or 'not given, or cannot be read'}; hsal writes {SCENES} and {FEATURES}")
 
 
 def _check_scenes(path: Path, report: Report, reporter: Reporter) -> None:

@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import h5py
 import torch
 from torch import Tensor
 
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.files import FORMAT_VERSION, cannot_write, digest_of
+from hsal_cli.files import FORMAT_VERSION, cannot_write, digest_of, format_of
 from hsal_cli.scenes.scene_file import SceneFile, SceneSplit, open_scenes
 from hsal_cli.settings import as_dict
 from hsal_cli.vision.backbone import CHANNELS, LoadedBackbone, fused, load_backbone
@@ -124,12 +123,7 @@ def _plan(scenes: SceneFile, backbone: LoadedBackbone, out: Path, overwrite: boo
 
 def _is_there(out: Path, digest: str, scenes: SceneFile, backbone: LoadedBackbone, overwrite: bool) -> bool:
     """Whether `out` holds these features; refuses anything else than features, and other features unless they may be replaced."""
-    try:
-        with h5py.File(out, "r") as file:
-            ours = file.attrs.get("format") == FORMAT
-    except OSError:
-        ours = False
-    if not ours:
+    if format_of(out) != FORMAT:
         raise UsageError(f"{out} exists and is not a feature file, so it is not replaced", "name another file with --out")
     if overwrite:
         return False
