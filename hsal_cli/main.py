@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from hsal_cli import __version__, console
+from hsal_cli.commands.check import check
 from hsal_cli.commands.compare import compare
+from hsal_cli.commands.doctor import doctor
 from hsal_cli.commands.eval import eval_
 from hsal_cli.commands.export import export
 from hsal_cli.commands.finetune import finetune
@@ -47,6 +49,8 @@ app.command("report")(report)
 app.command("inspect")(inspect)
 app.command("saliency")(saliency)
 app.command("sweep")(sweep)
+app.command("check")(check)
+app.command("doctor")(doctor)
 
 
 def _version(wanted: bool) -> None:
@@ -64,6 +68,7 @@ def hsal(
 
 def run() -> None:
     """The entry point of `hsal`: runs a command; errors become two lines and an exit code."""
+    console.prepare_streams()
     sys.exit(console.exit_code_of(_call))
 
 

@@ -17,6 +17,8 @@ COMMANDS = (
     "predict",
     "export",
     "reproduce",
+    "check",
+    "doctor",
 )
 
 

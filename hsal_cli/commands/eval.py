@@ -41,7 +41,7 @@ def eval_(
     With --pretrained a scene file is enough: its features are computed on the way and not kept.
     """
     from hsal_cli.evaluation.evaluate import evaluate_file
-    from hsal_cli.files import write_json
+    from hsal_cli.files import write_sealed
     from hsal_cli.vision.devices import choose_device
 
     check_one(run, pretrained)
@@ -58,7 +58,7 @@ def eval_(
             found = evaluate_file(loaded, features, settings, chosen, reporter)
             target = out or (place / "eval.json" if (place / "status.json").is_file() else None)
     if target is not None:
-        write_json(target, found)
+        found = write_sealed(target, found)
     if json:
         console.print_json(found)
         return
@@ -138,12 +138,13 @@ def _is_scene_file(data: Path) -> bool:
     """
     import h5py
 
+    from hsal_cli.files import format_of
+
     if not data.is_file():
         raise FileError(f"{data} is missing", "make it with: hsal make-data")
     if not h5py.is_hdf5(data):
         raise FileError(f"{data} is not an HDF5 file", "make one with: hsal make-data")
-    with h5py.File(data, "r") as file:
-        return file.attrs.get("format") == "hsal-scenes"
+    return format_of(data) == "hsal-scenes"
 
 
 def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:

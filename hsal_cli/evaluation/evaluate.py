@@ -157,10 +157,13 @@ def _evaluate(
     reporter: Reporter,
     train_labels: torch.Tensor | None,
 ) -> dict[str, Any]:
+    from hsal_cli.vision.devices import fitting
+
     model = loaded.policy
-    if isinstance(model, CountClassifier):
-        return evaluate_counts(model, table, loaded.classes, settings, device, reporter, train_labels)
-    return evaluate(model, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels)
+    with fitting(device, settings.batch_size):
+        if isinstance(model, CountClassifier):
+            return evaluate_counts(model, table, loaded.classes, settings, device, reporter, train_labels)
+        return evaluate(model, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels)
 
 
 def _documented(loaded: LoadedPolicy, source: Path, split: str, found: dict[str, Any], made_from: dict[str, str]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from hsal_cli.vision.backbone import LoadedBackbone
 
-SHOWN = 3  # parameters that an error names at most
+
+TRAIN_HINT = "train one with: hsal train"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +71,21 @@ def load_policy(path: Path, which: str = "best", device: torch.device | str = "c
 
 def load_model(path: Path, which: str = "best", device: torch.device | str = "cpu") -> LoadedPolicy:
     """Loads whatever can be evaluated, a policy or a count classifier; arguments and errors are those of `load_policy`."""
-    hint = "train one with: hsal train"
-    checkpoint = checkpoints.load_from(path, which, hint)
+    checkpoint = checkpoints.load_from(path, which, TRAIN_HINT)
+    policy = policy_of(checkpoint)
+    return LoadedPolicy(policy.to(device).eval(), checkpoint.meta, checkpoint)
+
+
+def policy_of(checkpoint: Checkpoint) -> HSAL | CountClassifier:
+    """The policy, or count classifier, that a checkpoint holds, on the CPU.
+
+    Raises:
+        FileError: not a policy, or weights that do not fit the settings; names the first that differ.
+    """
     meta = checkpoint.meta
     if not isinstance(meta, dict) or meta.get("kind") not in ("policy", "count"):
         found = meta.get("kind", "unknown") if isinstance(meta, dict) else "unknown"
-        raise FileError(f"{checkpoint.path} is a checkpoint of kind {found}, not policy", hint)
+        raise FileError(f"{checkpoint.path} is a checkpoint of kind {found}, not policy", TRAIN_HINT)
     try:
         classes, shape, scale = len(meta["classes"]), tuple(meta["volume_shape"]), float(meta["volume_scale"])
         if meta["kind"] == "count":
@@ -84,30 +94,12 @@ def load_model(path: Path, which: str = "best", device: torch.device | str = "cp
             policy = HSAL(build(PolicySettings, meta["policy"]), classes, shape, scale)
         int(meta["max_labels"])
     except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"checkpoint {checkpoint.path} does not describe its policy: {type(error).__name__} {error}", hint) from error
-    differing = _differences(policy.state_dict(), checkpoint.weights)
+        raise FileError(f"checkpoint {checkpoint.path} does not describe its policy: {type(error).__name__} {error}", TRAIN_HINT) from error
+    differing = checkpoints.differences(policy.state_dict(), checkpoint.weights)
     if differing:
-        more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-        raise FileError(f"the weights of {checkpoint.path} do not fit its settings: {'; '.join(differing[:SHOWN])}{more}", hint)
+        raise FileError(f"the weights of {checkpoint.path} do not fit its settings: {differing}", TRAIN_HINT)
     policy.load_state_dict(checkpoint.weights, strict=True)
-    return LoadedPolicy(policy.to(device).eval(), meta, checkpoint)
-
-
-def _differences(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> list[str]:
-    """What keeps weights from being loaded: missing and unknown names, and shapes that differ."""
-    differing = []
-    for name in [*wanted, *(name for name in found if name not in wanted)]:
-        if name not in found:
-            differing.append(f"{name} is missing")
-        elif name not in wanted:
-            differing.append(f"{name} is unknown")
-        elif wanted[name].shape != found[name].shape:
-            differing.append(f"{name} is {_shape(found[name])}, not {_shape(wanted[name])}")
-    return differing
-
-
-def _shape(tensor: torch.Tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "one number"
+    return policy
 
 
 def find_backbone(meta: dict[str, Any], root: Path = Path("runs"), device: torch.device | str = "cpu") -> LoadedBackbone:

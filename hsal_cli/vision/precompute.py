@@ -12,17 +12,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import h5py
 import torch
 from torch import Tensor
 
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.files import FORMAT_VERSION, cannot_write, digest_of
+from hsal_cli.files import FORMAT_VERSION, cannot_write, digest_of, format_of
 from hsal_cli.scenes.scene_file import SceneFile, SceneSplit, open_scenes
 from hsal_cli.settings import as_dict
 from hsal_cli.vision.backbone import CHANNELS, ActivationModel, LoadedBackbone, fused, load_backbone
-from hsal_cli.vision.devices import autocast_gains, forward_context
+from hsal_cli.vision.devices import autocast_gains, fitting, forward_context
 from hsal_cli.vision.feature_file import FORMAT, FeatureFile, check_match, open_features
 from hsal_cli.vision.feature_writer import FeatureWriter, Origin, features_to_fill
 from hsal_cli.vision.images import to_input
@@ -105,6 +104,7 @@ def precompute(
         made_from = loaded.path, loaded.digest, todo.volume_shape, loaded.model.input_size, saliency.name, saliency.digest
         origin = Origin(source, *made_from, todo.digest, config)
         volumes = stack.enter_context(_volumes_of(volumes_from, source, loaded, saliency, out)) if volumes_from else None
+        stack.enter_context(fitting(device, settings.batch_size))
         writer, starts = stack.enter_context(features_to_fill(out, origin, settings.batch_size, reporter))
         _fill(writer, starts, source, loaded, saliency, volumes, settings.batch_size, device, reporter)
     return out
@@ -134,12 +134,7 @@ def _plan(scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, 
 
 def _is_there(out: Path, digest: str, scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, overwrite: bool) -> bool:
     """Whether `out` holds these features; refuses anything else than features, and other features unless they may be replaced."""
-    try:
-        with h5py.File(out, "r") as file:
-            ours = file.attrs.get("format") == FORMAT
-    except OSError:
-        ours = False
-    if not ours:
+    if format_of(out) != FORMAT:
         raise UsageError(f"{out} exists and is not a feature file, so it is not replaced", "name another file with --out")
     if overwrite:
         return False
