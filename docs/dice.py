@@ -18,7 +18,7 @@ with open("dice/labels.csv", "w", newline="") as file:
             x, y = cell % 4 * 40 + random.randint(0, 40 - side), cell // 4 * 40 + random.randint(0, 40 - side)
             draw.rounded_rectangle((x, y, x + side - 1, y + side - 1), side // 5, random.choice(["white", "ivory", "gold", "tomato"]))
             for column, row in (divmod(int(place), 3)[::-1] for place in PIPS[pips]):
-                left, top = x + side * (0.15 + 0.25 * column), y + side * (0.15 + 0.25 * row)
-                draw.ellipse((left, top, left + side / 5, top + side / 5), "black")
+                left, top = x + side * (0.14 + 0.28 * column), y + side * (0.14 + 0.28 * row)
+                draw.ellipse((left, top, left + side / 7, top + side / 7), "black")
             csv.writer(file).writerow([f"{number}.png", pips, x, y, x + side, y + side])
         table.save(f"dice/{number}.png")
