@@ -19,6 +19,8 @@ COMMANDS = (
     "reproduce",
     "check",
     "doctor",
+    "saliency",
+    "sweep",
 )
 
 
@@ -69,6 +71,8 @@ def test_each_command_explains_itself(command: str) -> None:
         ("train", "--objective", "multiset", "--task", "list"),
         ("reproduce", "--seeds", "2-1"),
         ("reproduce", "--objectives", "rl,luck"),
+        ("saliency", "image.png", "--saliency", "iti"),
+        ("sweep", "--parts", "counts"),
     ],
 )
 def test_wrong_usage_is_two_lines_and_exit_code_2(words: tuple[str, ...], tmp_path, monkeypatch) -> None:
