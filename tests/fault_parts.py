@@ -122,9 +122,11 @@ def flip(path: Path, place: int, mask: int = 0xFF) -> None:
 
 
 def flip_inside(path: Path, wanted: bytes) -> None:
-    """Changes one byte in the middle of where some bytes stand in a file."""
-    place = path.read_bytes().index(wanted)
-    flip(path, place + len(wanted) // 2, 1)
+    """Changes one byte in the middle of some bytes wherever they stand in a file: HDF5 leaves old copies of attributes behind."""
+    data = path.read_bytes()
+    assert wanted in data
+    middle = len(wanted) // 2
+    path.write_bytes(data.replace(wanted, wanted[:middle] + bytes([wanted[middle] ^ 1]) + wanted[middle + 1 :]))
 
 
 def left_behind(folder: Path) -> list[str]:
