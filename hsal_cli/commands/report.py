@@ -54,6 +54,7 @@ def report(
             except FileError as error:
                 left_out.append(f"{best}: the gallery, because {error.message}")
         page, document = compose(groups(records), tested, shown, left_out)
+        reporter.check_stop("run the same command again")
         target = write_report(page, document, folder)
     if json:
         console.print_json({**document, "page": str(target)})
