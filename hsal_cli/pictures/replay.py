@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hsal_cli.evaluation.look import Look
 
 LONGEST = 1200  # side of an embedded image, px; larger ones are reduced
-LOSSLESS = 200_000  # images above this size as a PNG, in bytes, are embedded as JPEG
+LOSSLESS = 100_000  # images of more pixels than this are embedded as JPEG
 DIGITS = 4  # decimals of numbers
 
 
@@ -76,16 +76,10 @@ def _document(look: Look, truth: Sequence[str] | None) -> dict[str, Any]:
 
 
 def data_uri(image: np.ndarray) -> str:
-    """An image (H, W, 3) uint8 as a data URI, reduced to what a screen shows; small files as PNG, others as JPEG."""
+    """An image (H, W, 3) uint8 as a data URI, reduced to what a screen shows; small ones as PNG, others as JPEG."""
     picture = Image.fromarray(image)
     picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
-    kind, encoded = "png", _encoded(picture, "PNG", optimize=True)
-    if len(encoded) > LOSSLESS:
-        kind, encoded = "jpeg", _encoded(picture, "JPEG", quality=88)
-    return f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
-
-
-def _encoded(picture: Image.Image, kind: str, **settings: Any) -> bytes:
+    kind = "png" if picture.width * picture.height <= LOSSLESS else "jpeg"
     stream = io.BytesIO()
-    picture.save(stream, kind, **settings)
-    return stream.getvalue()
+    picture.save(stream, kind, quality=88)
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -59,7 +59,7 @@ def gif(frames: Sequence[Image.Image], durations: Sequence[int]) -> bytes:
     free = Image.fromarray(strip).quantize(256 - len(fixed)).getpalette()[: 3 * (256 - len(fixed))]
     palette = Image.new("P", (1, 1))
     palette.putpalette([*(part for colour in fixed for part in colour), *free])
-    reduced = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    reduced = [_reduced(frame, palette, fixed) for frame in frames]
     stream = io.BytesIO()
     reduced[0].save(stream, "GIF", save_all=True, append_images=reduced[1:], duration=list(durations), loop=0, comment=MARK.encode())
     return stream.getvalue()
@@ -86,6 +86,19 @@ def is_ours(target: Path) -> bool:
             return (said.decode(errors="replace") if isinstance(said, bytes) else str(said)).startswith("hsal ")
     except (OSError, ValueError, SyntaxError):
         return False
+
+
+def _reduced(frame: Image.Image, palette: Image.Image, fixed: Sequence[tuple[int, int, int]]) -> Image.Image:
+    """A frame in a palette that begins with the fixed colours; Pillow finds near colours, here exact ones stay exact."""
+    found = frame.quantize(palette=palette, dither=Image.Dither.NONE)
+    places = np.array(found)
+    wanted, codes = (np.asarray(colours, dtype=np.int64) @ (65536, 256, 1) for colours in (fixed, np.asarray(frame)))
+    order = np.argsort(wanted)
+    nearest = order[np.searchsorted(wanted[order], codes).clip(max=len(order) - 1)]
+    exact = wanted[nearest] == codes
+    places[exact] = nearest[exact]
+    found.putdata(places.ravel().tolist())
+    return found
 
 
 def _png(picture: Image.Image) -> bytes:
