@@ -3,7 +3,7 @@
 checkpoints/
     index.json               {"last": NAME, "best": NAME}: which checkpoint is which
     NAME/
-        weights.safetensors  the model
+        weights.safetensors  the model, in float32; in float16 where it was exported, and float32 again once it is read
         state.pt             what resuming needs (tensors and plain types), absent in exported models
         manifest.json        "meta" (kind, settings, classes, scores ...) and the sha256 of each file
 """
@@ -86,7 +86,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         for name, expected in sums.items():
             if digest_of_file(folder / name) != expected:
                 raise FileError(f"checkpoint {folder} is damaged: {name} does not have the checksum its manifest gives", hint)
-        weights = load_file(folder / "weights.safetensors")
+        weights = {name: _in_full(tensor) for name, tensor in load_file(folder / "weights.safetensors").items()}
         state = torch.load(folder / "state.pt", weights_only=True) if "state.pt" in sums else None
         return Checkpoint(folder, weights, state, meta, sums["weights.safetensors"])
     except pickle.PickleError as error:
@@ -94,6 +94,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise FileError(f"checkpoint {folder} cannot be read: state.pt holds more than tensors and plain values", hint) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, RuntimeError, EOFError) as error:
         raise FileError(f"checkpoint {folder} cannot be read: {type(error).__name__}: {error}", hint) from error
+
+
+def _in_full(tensor: torch.Tensor) -> torch.Tensor:
+    """Weights stored in half the bytes, in the precision that they are computed with."""
+    return tensor.float() if str(tensor.dtype) == "torch.float16" else tensor
 
 
 def save(root: Path, name: str, weights: dict[str, torch.Tensor], state: dict[str, Any], meta: dict[str, Any], best: bool) -> None:

@@ -111,13 +111,13 @@ def test_eval_of_a_scene_file_uses_the_features_of_the_policys_own_backbone(here
         file.attrs["format"] = "hsal-scenes"
     asked = []
 
-    def ensure_features(scenes, backbone, reporter, device):
-        asked.append((scenes.name, find_backbone(load_policy(here / "runs" / "policy").meta).path == backbone))
+    def ensure_features(scenes, backbone, reporter, device, settings):
+        asked.append((scenes.name, find_backbone(load_policy(here / "runs" / "policy").meta).path == backbone, settings.saliency))
         return here / "toy.features.h5"
 
     monkeypatch.setattr("hsal_cli.learning.pipeline.ensure_features", ensure_features)
     call("eval", "--data", "scenes.h5", "--resamples", 2)
-    assert asked == [("scenes.h5", True)]
+    assert asked == [("scenes.h5", True, "activation")]
 
 
 def test_without_a_policy_one_is_trained(here, monkeypatch):
@@ -128,6 +128,8 @@ def test_without_a_policy_one_is_trained(here, monkeypatch):
         return here / "runs" / "policy"
 
     monkeypatch.setattr("hsal_cli.learning.pipeline.ensure_policy", ensure_policy)
+    monkeypatch.setattr("hsal_cli.learning.runs.newest", lambda kind: None)
+    monkeypatch.setattr("hsal_cli.evaluation.shipped.own_folder", lambda: None)
     for words_ in (("eval", "--resamples", 2), ("predict", "grey.png"), ("visualize", "grey.png")):
         call(*words_)
     assert asked == ["rl"] * 3

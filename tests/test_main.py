@@ -6,7 +6,18 @@ import time
 
 import pytest
 
-COMMANDS = ("make-data", "finetune", "precompute", "train", "eval", "compare", "visualize", "predict", "reproduce")
+COMMANDS = (
+    "make-data",
+    "finetune",
+    "precompute",
+    "train",
+    "eval",
+    "compare",
+    "visualize",
+    "predict",
+    "export",
+    "reproduce",
+)
 
 
 def hsal(*words: str) -> subprocess.CompletedProcess[str]:

@@ -250,3 +250,9 @@ def test_settings_beside_resume_are_refused_where_they_are_not_the_runs(tmp_path
         check_resumed(tmp_path, tmp_path, train=held)
     with pytest.raises(FileError, match="cannot read"):
         check_resumed(tmp_path / "nowhere", None)
+
+
+def test_the_authors_grid_is_the_papers_recipe_on_a_grid() -> None:
+    paper, theirs = read_tables("paper", None), read_tables("authors-grid", None)
+    assert (paper["make-data"].pop("placement"), theirs["make-data"].pop("placement")) == ("free", "grid")
+    assert theirs == paper

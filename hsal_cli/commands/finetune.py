@@ -17,7 +17,7 @@ from hsal_cli.settings import as_dict
 def finetune(
     settings: FinetuneSettings,
     *,
-    data: Annotated[Path, typer.Option("--data", help="Scene file of single-object images; made if missing.")] = Path(
+    data: Annotated[Path, typer.Option("--data", help="Scene file, of single objects or of several; made if missing.")] = Path(
         "data/mnist-single.h5"
     ),
     out: Annotated[Optional[Path], typer.Option("--out", help="Run directory to make.", show_default="runs/finetune")] = None,
@@ -29,7 +29,7 @@ def finetune(
     preset: Preset = None,
     config: Config = None,
 ) -> None:
-    """Fine-tune the ResNet-34 activation model on single-object images."""
+    """Fine-tune the ResNet-34 activation model, on single objects where there are such images."""
     from hsal_cli.learning import runs
     from hsal_cli.learning.finetune import finetune as finetune_run
     from hsal_cli.learning.pipeline import ensure_scenes

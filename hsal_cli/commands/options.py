@@ -30,25 +30,31 @@ Workers = Annotated[Optional[int], typer.Option("--workers", min=1, help="How ma
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if hsal made it.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout, all else to stderr.")]
-Preset = Annotated[Optional[str], typer.Option("--preset", help="Settings that come with hsal: paper or quick.", show_default=False)]
+Preset = Annotated[
+    Optional[str], typer.Option("--preset", help="Settings that come with hsal: paper, authors-grid or quick.", show_default=False)
+]
 Config = Annotated[Optional[Path], typer.Option("--config", help="A TOML file of settings.", show_default=False)]
 
 
 def known_tables() -> dict[str, list[type]]:
     """TOML table -> the settings dataclasses it may hold; none of these imports torch."""
     from hsal_cli.evaluation.settings import EvalSettings
-    from hsal_cli.learning.settings import FinetuneSettings, TrainSettings
+    from hsal_cli.learning.settings import FinetuneSettings, SweepSettings, TrainSettings
     from hsal_cli.policy.settings import PolicySettings
-    from hsal_cli.scenes.settings import SceneSettings
+    from hsal_cli.scenes.settings import FolderSettings, SceneSettings, StreetSettings, SvhnSettings
     from hsal_cli.vision.settings import PrecomputeSettings
 
     return {
         "make-data": [SceneSettings],
+        "street-numbers": [StreetSettings],
+        "svhn-multiset": [SvhnSettings],
+        "folder": [FolderSettings],
         "finetune": [FinetuneSettings],
         "precompute": [PrecomputeSettings],
         "policy": [PolicySettings],
         "train": [TrainSettings],
         "eval": [EvalSettings],
+        "sweep": [SweepSettings],
     }
 
 

@@ -10,7 +10,7 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.options import Device, Json
-from hsal_cli.commands.policies import RunOption, load_with_backbone, looks
+from hsal_cli.commands.policies import LookRunOption, PretrainedOption, load_with_backbone, looks
 from hsal_cli.commands.predict import MaxSteps, words
 from hsal_cli.errors import FileError, HsalError, UsageError
 
@@ -28,7 +28,8 @@ def visualize(
     images: Annotated[
         Optional[list[Path]], typer.Argument(help="Images in any format that Pillow reads, of any size.", show_default=False)
     ] = None,
-    run: RunOption = None,
+    run: LookRunOption = None,
+    pretrained: PretrainedOption = None,
     out: Annotated[
         Optional[Path],
         typer.Option(
@@ -54,7 +55,7 @@ def visualize(
     if data is not None:
         if images or labels is not None:
             raise UsageError("--data goes without images and without --labels", "name either images or a scene file")
-        _scenes(data, split, parse_rows(rows), run, out, max_steps, device, json, reporter)
+        _scenes(data, split, parse_rows(rows), run, out, max_steps, device, json, reporter, pretrained)
         return
     if not images:
         raise UsageError("there is no image to look at", "hsal visualize image.png, or hsal visualize --data data/mnist-multiset.h5")
@@ -67,14 +68,14 @@ def visualize(
     truth = None if labels is None else [label.strip() for label in labels.split(",") if label.strip()]
     if truth is not None and len(wanted) > 1:
         raise UsageError(f"--labels goes with one image, not with {len(wanted)}", "call hsal visualize once an image")
-    targets = _targets(wanted, out)
+    places = targets(wanted, out)
     documents, failed = [], False
     with console.stopping(reporter):
-        for number, (path, found) in enumerate(looks(wanted, run, device, max_steps, reporter)):
+        for number, (path, found) in enumerate(looks(wanted, run, device, max_steps, reporter, pretrained)):
             try:
                 if isinstance(found, HsalError):
                     raise found
-                documents.append(_draw(found, truth, targets[number], json))
+                documents.append(_draw(found, truth, places[number], json))
                 if not json:
                     console.print_line(f"{path}: {words(found.labels)}   {targets[number]}")
             except HsalError as error:
@@ -114,15 +115,16 @@ def _scenes(
     device: str,
     json: bool,
     reporter: console.Reporter,
+    pretrained: str | None,
 ) -> None:
     """Draws images of a scene file, whose labels are known, into one picture."""
     from hsal_cli.evaluation.look import look_at_scenes, to_json
     from hsal_cli.pictures.trajectory import trajectories
 
-    loaded, backbone = load_with_backbone(run, device, reporter)
+    loaded, backbone = load_with_backbone(run, device, reporter, pretrained)
     found = look_at_scenes(data, split, rows, backbone, loaded, max_steps)
     target = out or Path(data.stem + ENDING)
-    _write(trajectories([look for look, _ in found], [truth for _, truth in found], columns=min(len(found), ACROSS)), target)
+    write(trajectories([look for look, _ in found], [truth for _, truth in found], columns=min(len(found), ACROSS)), target)
     if json:
         console.print_json([{**to_json(look), "true_labels": truth, "picture": str(target)} for look, truth in found])
         return
@@ -135,19 +137,20 @@ def _draw(look: Look, truth: list[str] | None, target: Path, json: bool) -> dict
     from hsal_cli.evaluation.look import to_json
     from hsal_cli.pictures.trajectory import draw_trajectory
 
-    _write(draw_trajectory(look, truth), target)
+    write(draw_trajectory(look, truth), target)
     return {**to_json(look), "picture": str(target)} if json else None
 
 
-def _write(picture: Image, target: Path) -> None:
-    from hsal_cli.pictures.trajectory import is_ours, write_picture
+def write(picture: Image, target: Path) -> None:
+    """Writes a picture; replaces one that hsal made, nothing else."""
+    from hsal_cli.pictures.writing import is_ours, write_picture
 
     if target.exists() and not is_ours(target):
         raise FileError(f"{target} exists and was not made by hsal, so it is not replaced", "name another place with --out")
     write_picture(picture, target)
 
 
-def _targets(images: list[Path], out: Path | None) -> list[Path]:
+def targets(images: list[Path], out: Path | None, ending: str = ENDING) -> list[Path]:
     """Where each picture goes; images that differ in their endings alone keep them, so that no picture replaces another."""
     if out is not None and out.suffix.lower() == ".png":
         if len(images) > 1:
@@ -155,10 +158,10 @@ def _targets(images: list[Path], out: Path | None) -> list[Path]:
         return [out]
     if out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is neither a folder nor a .png file", "name another place with --out")
-    places = [(out if out is not None else path.parent) / (path.stem + ENDING) for path in images]
+    places = [(out if out is not None else path.parent) / (path.stem + ending) for path in images]
     often = Counter(places)
-    places = [place.with_name(path.name + ENDING) if often[place] > 1 else place for path, place in zip(images, places, strict=True)]
+    places = [place.with_name(path.name + ending) if often[place] > 1 else place for path, place in zip(images, places, strict=True)]
     twice = next((place for place, count in Counter(places).items() if count > 1), None)
     if twice is not None:
-        raise UsageError(f"the pictures of two images would both be {twice}", "rename one, or call hsal visualize once for each folder")
+        raise UsageError(f"the pictures of two images would both be {twice}", "rename one, or run the command once for each folder")
     return places

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hsal_cli import checkpoints
 from hsal_cli.checkpoints import Checkpoint
 from hsal_cli.errors import FileError
+from hsal_cli.evaluation.count_classifier import CountClassifier
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.settings import build
@@ -24,7 +25,7 @@ SHOWN = 3  # parameters that an error names at most
 
 @dataclasses.dataclass(frozen=True)
 class LoadedPolicy:
-    """A trained policy.
+    """A trained policy, or the count classifier that it is compared with.
 
     Attributes:
         policy: in evaluation mode, on the device asked for.
@@ -32,7 +33,7 @@ class LoadedPolicy:
         checkpoint: where it came from; its `note` says if a damaged checkpoint was passed over.
     """
 
-    policy: HSAL
+    policy: HSAL | CountClassifier
     meta: dict[str, Any]
     checkpoint: Checkpoint
 
@@ -58,15 +59,29 @@ def load_policy(path: Path, which: str = "best", device: torch.device | str = "c
     Raises:
         FileError: missing, damaged, not a policy, or weights that do not fit the settings; names the first that differ.
     """
+    loaded = load_model(path, which, device)
+    if isinstance(loaded.policy, CountClassifier):
+        raise FileError(
+            f"{path} holds a count classifier, the direct baseline: it looks nowhere, so there is no trajectory",
+            "name the run of a policy with --run; hsal eval takes count classifiers too",
+        )
+    return loaded
+
+
+def load_model(path: Path, which: str = "best", device: torch.device | str = "cpu") -> LoadedPolicy:
+    """Loads whatever can be evaluated, a policy or a count classifier; arguments and errors are those of `load_policy`."""
     hint = "train one with: hsal train"
     checkpoint = checkpoints.load_from(path, which, hint)
     meta = checkpoint.meta
-    if not isinstance(meta, dict) or meta.get("kind") != "policy":
+    if not isinstance(meta, dict) or meta.get("kind") not in ("policy", "count"):
         found = meta.get("kind", "unknown") if isinstance(meta, dict) else "unknown"
         raise FileError(f"{checkpoint.path} is a checkpoint of kind {found}, not policy", hint)
     try:
-        settings = build(PolicySettings, meta["policy"])
-        policy = HSAL(settings, len(meta["classes"]), tuple(meta["volume_shape"]), float(meta["volume_scale"]))
+        classes, shape, scale = len(meta["classes"]), tuple(meta["volume_shape"]), float(meta["volume_scale"])
+        if meta["kind"] == "count":
+            policy = CountClassifier(classes, shape, meta["count"]["most"], scale, meta["count"]["hidden"])
+        else:
+            policy = HSAL(build(PolicySettings, meta["policy"]), classes, shape, scale)
         int(meta["max_labels"])
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"checkpoint {checkpoint.path} does not describe its policy: {type(error).__name__} {error}", hint) from error

@@ -19,6 +19,7 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.learning import runs
 from hsal_cli.learning.crowds import crowd, object_regions
 from hsal_cli.learning.loop import one_cycle, train
+from hsal_cli.learning.many_objects import BoxedObjects, Shown, WholeImages, read_scenes, way_of
 from hsal_cli.learning.runs import Run
 from hsal_cli.learning.settings import FinetuneSettings
 from hsal_cli.learning.views import cell_centres, crop_sides, views
@@ -30,6 +31,11 @@ from hsal_cli.vision.images import to_input
 
 FULL_AFTER_CROPS, FULL_ALONE, FULL_ALONE_CPU = 36_000, 600_000, 40_000
 CROWD = 4  # objects in an image, as many as in MNIST Multiset
+MEANING = {
+    "crops": "each is learned by its box",
+    "random-label": "one of its labels is drawn each time",
+    "counts": "the number of each class is learned",
+}
 TEST_IMAGES = 2_000  # of the test split, scored once at the end
 
 
@@ -51,6 +57,36 @@ class SingleObjects:
         """The images at `rows`."""
         return SingleObjects(self.images[rows], self.labels[rows], None if self.boxes is None else self.boxes[rows])
 
+    def hold_out(self, count: int, seed: int) -> tuple[SingleObjects, SingleObjects]:
+        """Splits off `count` images, at most half of them: (held out, the rest)."""
+        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
+        count = min(count, len(self.labels) // 2)
+        return self.select(order[:count]), self.select(order[count:].sort().values)
+
+    def show(
+        self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, generator: torch.Generator
+    ) -> Shown:
+        """What a step shows: crops or full views of one object, labels (B,); or, with `crowd`, full views of crowds, labels (B, M) padded
+        with -1 and each object's region (B, M, h, w)."""
+        if crops or settings.crowd == 1:
+            batch = self.select(picked)
+            inputs, _ = views(batch.images, batch.boxes if crops else None, side, model.input_size, settings.augment, generator)
+            return inputs, batch.labels, None
+        together = crowd(self.images, self.boxes, self.labels, picked, settings.crowd, generator)
+        inputs, seen = views(together.images, None, model.input_size, model.input_size, settings.augment, generator)
+        centres = cell_centres(seen, model.resolution, tuple(self.images.shape[1:3]))
+        return inputs, together.labels, object_regions(together.boxes, centres)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy over the objects, and the share of them that are named rightly."""
+        if labels.dim() == 2:
+            logits, labels = logits[labels >= 0], labels[labels >= 0]
+        return F.cross_entropy(logits, labels), (logits.argmax(1) == labels).float().mean()
+
+    def score(self, model: ActivationModel, batch_size: int, device: torch.device) -> float:
+        """Share of the images, shown in full, that are classified correctly."""
+        return accuracy(model, self, batch_size, device)
+
 
 def read_single_objects(scenes: Path, split: str, most: int | None = None) -> SingleObjects:
     """Reads a split of a scene file whose images hold one object each.
@@ -69,7 +105,7 @@ def read_single_objects(scenes: Path, split: str, most: int | None = None) -> Si
         if len(crowded):
             raise FileError(
                 f"{scenes}: image {crowded[0]} of {split} holds {objects[crowded[0]]} objects; fine-tuning takes one",
-                "make such images with: hsal make-data mnist-single",
+                "make such images with: hsal make-data mnist-single, or learn from several: --objects auto",
             )
         column = (labels >= 0).argmax(axis=1)
         rows = np.arange(stop)
@@ -79,8 +115,24 @@ def read_single_objects(scenes: Path, split: str, most: int | None = None) -> Si
         return SingleObjects(torch.from_numpy(part.read(0, stop)), torch.from_numpy(labels[rows, column].astype(np.int64)), boxes)
 
 
+def read_objects(scenes: Path, split: str, way: str, most: int | None = None) -> SingleObjects | BoxedObjects | WholeImages:
+    """Reads a split of a scene file, to be learned from in one of the ways of `way_of`.
+
+    Raises:
+        FileError: there is no such split, or it does not fit the way.
+    """
+    if way == "single":
+        return read_single_objects(scenes, split, most)
+    found = read_scenes(scenes, split, most)
+    if way != "crops":
+        return WholeImages.of(found, counts=way == "counts")
+    if found.corners is None:
+        raise FileError(f"{scenes}: {split} has no boxes", "take --objects counts")
+    return BoxedObjects.of(found)
+
+
 class FinetuneTask:
-    """Fine-tuning as a task of the loop: crops first, full images last, of one object or a crowd, validated on full images of one.
+    """Fine-tuning as a task of the loop: crops first, full images last, of one object or several, validated on full images.
 
     Args:
         model: the network, on `device`.
@@ -96,17 +148,14 @@ class FinetuneTask:
     def __init__(
         self,
         model: ActivationModel,
-        data: SingleObjects,
+        data: SingleObjects | BoxedObjects | WholeImages,
         settings: FinetuneSettings,
         device: torch.device,
         meta: dict[str, Any],
     ):
         self.model, self.settings, self.device = model, settings, device
         self._meta = meta
-        order = torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(settings.seed))
-        held_out = min(settings.validation, len(data.labels) // 2)
-        self.held_out = data.select(order[:held_out])
-        self.data = data.select(order[held_out:].sort().values)
+        self.held_out, self.data = data.hold_out(settings.validation, settings.seed)
         as_crops = settings.crop_images if settings.mode == "crops" else 0
         self.plan = _epochs_of("crops", as_crops, settings.epoch_images)
         self.plan += _epochs_of("full", settings.full_images, settings.epoch_images)
@@ -137,40 +186,25 @@ class FinetuneTask:
 
     def step(self, step: int) -> tuple[int, dict[str, Tensor]]:
         rows, side = self.batches[step]
-        batch = self.data.select(rows)
         # Each batch has its own seed, so that a resumed epoch sees what an uninterrupted one would.
         self.generator.manual_seed(_mix(self.settings.seed + 1, self.first_step + step))
-        if self.kind == "full" and self.settings.crowd > 1:
-            inputs, labels, regions = self._crowded(rows)
-        else:
-            boxes = batch.boxes if self.kind == "crops" else None
-            inputs, _ = views(batch.images, boxes, side, self.model.input_size, self.settings.augment, self.generator)
-            labels, regions = batch.labels, None
+        inputs, labels, regions = self.data.show(rows, self.kind == "crops", side, self.model, self.settings, self.generator)
         inputs, labels = inputs.to(self.device), labels.to(self.device)
         self.model.train()
         rate = one_cycle(self.first_step + step, self.all_steps, self.settings.learning_rate)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         with forward_context(self.device):
+            regions = None if regions is None else regions.to(self.device)
             logits = self.model.classify(inputs.contiguous(memory_format=torch.channels_last), regions).float()
-        if regions is not None:
-            logits, labels = logits[labels >= 0], labels[labels >= 0]
-        loss = F.cross_entropy(logits, labels)
+        loss, right = self.data.loss(logits, labels)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
-        return len(rows), {"loss": loss, "train_accuracy": (logits.argmax(1) == labels).float().mean()}
-
-    def _crowded(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Views (B, 3, s, s) of crowds, their labels (B, M) padded with -1, and each object's region (B, M, h, w)."""
-        data, model = self.data, self.model
-        together = crowd(data.images, data.boxes, data.labels, rows, self.settings.crowd, self.generator)
-        inputs, seen = views(together.images, None, model.input_size, model.input_size, self.settings.augment, self.generator)
-        centres = cell_centres(seen, model.resolution, tuple(data.images.shape[1:3]))
-        return inputs, together.labels, object_regions(together.boxes, centres).to(self.device)
+        return len(rows), {"loss": loss, "train_accuracy": right}
 
     def validate(self) -> dict[str, float]:
-        return {"accuracy": accuracy(self.model, self.held_out, self.settings.batch_size, self.device)}
+        return {"accuracy": self.held_out.score(self.model, self.settings.batch_size, self.device)}
 
     def check(self, row: dict[str, Any]) -> None:
         """Fine-tuning has no collapse to guard against beyond the loop's check of the loss."""
@@ -249,7 +283,7 @@ def finetune(
     """Fine-tunes the activation model and keeps its best and last checkpoints.
 
     Args:
-        scenes: a scene file of single-object images.
+        scenes: a scene file, of single objects or of several (`FinetuneSettings.objects`).
         out: the run directory to make, or with `resume` to go on with.
         settings: how; ignored with `resume`, where the run's own settings hold.
         device: where to compute.
@@ -274,12 +308,18 @@ def finetune(
         before = checkpoints.load(run.checkpoints, "last")
         if before.note:
             reporter.warn(before.note)
-    data = read_single_objects(scenes, "train")
+    way = way_of(scenes, settings.objects)
+    data = read_objects(scenes, "train", way)
     with open_scenes(scenes) as file:
         classes, digest = file.classes, file.digest
     if before is not None and before.meta["scenes_digest"] != digest:
         raise FileError(f"{scenes} is not the scene file that {out} was trained on", "train a new run: hsal finetune")
-    if settings.mode == "auto" and device.type == "cpu" and data.boxes is None:
+    if way in ("counts", "random-label") and settings.mode == "crops":
+        raise UsageError(f"mode = crops does not go with objects = {way}, which looks at whole images", "leave --mode out")
+    if way != "single":
+        reporter.say(f"{scenes} has several objects an image: {MEANING[way]} (--objects {way})")
+        settings = dataclasses.replace(settings, objects=way, crowd=1)  # they are crowds already
+    elif settings.mode == "auto" and device.type == "cpu" and data.boxes is None:
         reporter.warn(f"{scenes} has no boxes to crop by: full images only, which is slow on a CPU")
     settings = settle(settings, device, has_boxes=data.boxes is not None)
     torch.manual_seed(settings.seed)
@@ -309,6 +349,6 @@ def finetune(
     with open_scenes(scenes) as file:
         tested = "test" in file.splits
     if tested:
-        results["test_accuracy"] = accuracy(model, read_single_objects(scenes, "test", TEST_IMAGES), settings.batch_size, device)
+        results["test_accuracy"] = read_objects(scenes, "test", way, TEST_IMAGES).score(model, settings.batch_size, device)
     run.set_status("finished", **results)
     return run

@@ -126,7 +126,7 @@ def plan(grid: Grid) -> list[Step]:
             )
         steps.append(Step("backbone", backbone, state, _command(grid, "finetune", data=single, out=backbone)))
     for dataset in grid.datasets:
-        features = features_path(grid.scenes(dataset))
+        features = features_path(grid.scenes(dataset), grid.recipe.precompute.saliency)
         command = _command(grid, "precompute", data=grid.scenes(dataset), backbone=backbone, out=features)
         begun = partial_of(features).exists() and not features.exists()
         steps.append(Step(f"features {dataset}", features, "resume" if begun else _state_of_file(features), command))
@@ -150,7 +150,9 @@ def evaluated(grid: Grid, cell: Cell) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         return None
     same = all(found.get(name) == getattr(grid.evaluation, name) for name in ("split", "sample"))
-    return found if same and found.get("features") == str(features_path(grid.scenes(cell.dataset))) else None
+    return (
+        found if same and found.get("features") == str(features_path(grid.scenes(cell.dataset), grid.recipe.precompute.saliency)) else None
+    )
 
 
 def backbone_place(grid: Grid) -> tuple[Path, bool]:

@@ -66,7 +66,7 @@ def run_grid(grid: Grid, device: torch.device, reporter: Reporter) -> list[GridR
         backbone = _ensure_backbone(grid, device, reporter)
         record(grid, backbone=str(backbone))
         for dataset in grid.datasets:
-            with _timed(grid, f"features {dataset}", features_path(grid.scenes(dataset)).exists()):
+            with _timed(grid, f"features {dataset}", features_path(grid.scenes(dataset), grid.recipe.precompute.saliency).exists()):
                 ensure_features(grid.scenes(dataset), backbone, reporter, device, grid.recipe.precompute)
             reporter.check_stop(AGAIN)
         found = []
@@ -87,7 +87,7 @@ def provenance(grid: Grid) -> dict[str, Any]:
         status = runs.open_run(Path(known["backbone"]), "backbone").status
     data = {}
     for dataset in grid.datasets:
-        features = features_path(grid.scenes(dataset))
+        features = features_path(grid.scenes(dataset), grid.recipe.precompute.saliency)
         with open_features(features) as file:
             data[dataset] = {
                 "scenes": str(grid.scenes(dataset)),
@@ -112,7 +112,7 @@ def provenance(grid: Grid) -> dict[str, Any]:
 
 
 def _run_cell(grid: Grid, cell: Cell, backbone: Path, device: torch.device, reporter: Reporter) -> GridRun:
-    path, features = grid.run_path(cell), features_path(grid.scenes(cell.dataset))
+    path, features = grid.run_path(cell), features_path(grid.scenes(cell.dataset), grid.recipe.precompute.saliency)
     failure = ""
     try:
         _train(grid, cell, features, backbone, device, reporter)

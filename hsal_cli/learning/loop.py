@@ -119,6 +119,7 @@ def _epochs(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any]) 
     all_steps = sum(task.steps(epoch) for epoch in range(task.epochs))
     taken = sum(task.steps(epoch) for epoch in range(progress["epoch"])) + progress["step"]
     with reporter.track("training", all_steps, "steps", done=taken) as advance:
+        _plot(task, reporter, progress["rows"])
         for epoch in range(progress["epoch"], task.epochs):
             task.start_epoch(epoch)
             _steps(task, run, reporter, progress, epoch, advance)
@@ -129,6 +130,7 @@ def _epochs(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any]) 
             progress["rows"] = [*progress["rows"], row]
             progress.update(epoch=epoch + 1, step=0, sums={}, count=0, seconds=0.0)
             run.write_rows(progress["rows"])
+            _plot(task, reporter, progress["rows"])
             _save(task, run, progress, best)
             shown = "  ".join(f"{key} {row[key]:.3f}" for key in task.headline if key in row)
             reporter.say(f"epoch {epoch + 1}/{task.epochs}: {shown}  ({row['examples_per_s']:,.0f} examples/s)")
@@ -136,6 +138,12 @@ def _epochs(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any]) 
             if reporter.stop_signal and epoch + 1 < task.epochs:
                 _stop(task, run, reporter)
     return progress["rows"]
+
+
+def _plot(task: Task, reporter: Reporter, rows: list[dict[str, Any]]) -> None:
+    """The first of the headline's metrics, and the score, over the epochs so far."""
+    shown = dict.fromkeys((task.headline[0], task.score_name))
+    reporter.plot({key.replace("_", " "): [row[key] for row in rows if key in row] for key in shown})
 
 
 def _steps(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any], epoch: int, advance: Any) -> None:
@@ -153,7 +161,8 @@ def _steps(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any], e
         if sums["loss"].device.type == "cpu" or step % CHECK_EVERY == CHECK_EVERY - 1 or step + 1 == steps:
             if not torch.isfinite(sums["loss"]):
                 raise _not_finite("the loss is", progress, run)
-            note = f"epoch {epoch + 1}/{task.epochs}, loss {metrics['loss'].item():.3f}"
+            rate = progress["count"] / max(progress["seconds"], 1e-9)
+            note = f"epoch {epoch + 1}/{task.epochs}, loss {metrics['loss'].item():.3f}, {rate:,.0f} examples/s"
         advance(1, note)
         if step + 1 < steps and (reporter.stop_signal or time.monotonic() - saved > SAVE_EVERY_S):
             progress["sums"] = {key: value.cpu() for key, value in sums.items()}

@@ -25,11 +25,13 @@ from typing import Any, Literal
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, UsageError
+from hsal_cli.evaluation.history import Record
 from hsal_cli.files import cannot_write, read_json, write_json, write_text
 
-Kind = Literal["backbone", "policy"]
+Kind = Literal["backbone", "policy", "count"]
 FORMAT = "hsal-run"
-COMMAND_OF = {"backbone": "hsal finetune", "policy": "hsal train"}
+COMMAND_OF = {"backbone": "hsal finetune", "policy": "hsal train", "count": "hsal train --objective count"}
+EVALUATED: tuple[Kind, ...] = ("policy", "count")  # the kinds that `hsal eval` takes
 
 
 class Run:
@@ -149,30 +151,32 @@ def environment() -> dict[str, Any]:
     }
 
 
-def open_run(path: Path, kind: Kind) -> Run:
-    """Opens an existing run of a kind.
+def open_run(path: Path, kind: Kind | tuple[Kind, ...]) -> Run:
+    """Opens an existing run of a kind, or of one of several.
 
     Raises:
         FileError: there is no run, or one of another kind.
     """
+    kinds = kind if isinstance(kind, tuple) else (kind,)
     if not (path / "status.json").is_file():
-        raise FileError(f"{path} is not a run of hsal", f"make one with: {COMMAND_OF[kind]}")
+        raise FileError(f"{path} is not a run of hsal", f"make one with: {COMMAND_OF[kinds[0]]}")
     run = Run(path)
     found = run.status.get("kind")
-    if found != kind:
-        raise FileError(f"{path} is a run of kind {found}, not {kind}", f"make one with: {COMMAND_OF[kind]}")
+    if found not in kinds:
+        raise FileError(f"{path} is a run of kind {found}, not {' or '.join(kinds)}", f"make one with: {COMMAND_OF[kinds[0]]}")
     return run
 
 
-def newest(kind: Kind, root: Path = Path("runs")) -> Run | None:
-    """The newest finished run of a kind in a folder, or None."""
+def newest(kind: Kind | tuple[Kind, ...], root: Path = Path("runs")) -> Run | None:
+    """The newest finished run of a kind, or of one of several, in a folder, or None."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
     runs = []
     for status_file in root.glob("*/status.json"):
         try:
             status = Run(status_file.parent).status
         except FileError:  # some other run is damaged; that must not stop this one
             continue
-        if status.get("kind") == kind and status.get("state") == "finished":
+        if status.get("kind") in kinds and status.get("state") == "finished":
             runs.append((status.get("updated", ""), status_file.parent))
     return Run(max(runs)[1]) if runs else None
 
@@ -196,7 +200,7 @@ def evaluations(paths: list[Path]) -> list[dict[str, Any]]:
     Raises:
         FileError: a run was not evaluated, or two were evaluated on different data.
     """
-    found = [{"run": str(path), **read_json(open_run(path, "policy").path / "eval.json", f"hsal eval --run {path}")} for path in paths]
+    found = [{"run": str(path), **read_json(open_run(path, EVALUATED).path / "eval.json", f"hsal eval --run {path}")} for path in paths]
     for document in found[1:]:
         for key in ("dataset", "split", "examples"):
             if document[key] != found[0][key]:
@@ -205,3 +209,21 @@ def evaluations(paths: list[Path]) -> list[dict[str, Any]]:
                     "evaluate both on the same data: hsal eval --run RUN --data FILE",
                 )
     return found
+
+
+def read_record(path: Path) -> Record:
+    """Reads a run of either kind back, with its metrics and, if there is one, its evaluation.
+
+    Raises:
+        FileError: there is no run, or its files cannot be read.
+    """
+    if not (path / "status.json").is_file():
+        raise FileError(f"{path} is not a run of hsal", "make one with: hsal train, or hsal finetune")
+    run = Run(path)
+    status = run.status
+    kind = status.get("kind")
+    if kind not in COMMAND_OF:
+        raise FileError(f"{path} is a run of kind {kind}, which this hsal does not know", "pip install --upgrade hsal")
+    evaluation = read_json(path / "eval.json", f"hsal eval --run {path}") if (path / "eval.json").is_file() else None
+    rows = [row for row in run.rows() if isinstance(row, dict) and "epoch" in row]
+    return Record(path, kind, str(status.get("state", "unknown")), run.config, rows, status, evaluation)

@@ -1,4 +1,4 @@
-"""Training the hierarchical policy on precomputed features (section 4)."""
+"""Training the hierarchical policy, or the count classifier that it is compared with, on precomputed features (section 4)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from torch import Tensor
 from hsal_cli import checkpoints
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, TrainingError, UsageError
+from hsal_cli.evaluation.count_classifier import CountClassifier
 from hsal_cli.evaluation.evaluate import quick_scores
 from hsal_cli.learning import runs
+from hsal_cli.learning.count_task import CountTask
 from hsal_cli.learning.loop import one_cycle, train
 from hsal_cli.learning.objectives import Namer, losses, make_targets
+from hsal_cli.learning.rewards import count_labels
 from hsal_cli.learning.runs import Run
 from hsal_cli.learning.settings import TrainSettings
 from hsal_cli.policy.hsal import HSAL
@@ -190,7 +193,7 @@ def train_policy(
     """
     before = None
     if resume:
-        run = runs.open_run(out, "policy")
+        run = runs.open_run(out, runs.EVALUATED)
         config = run.config
         features, backbone = Path(config["features"]), Path(config["backbone"]) if config["backbone"] else None
         policy_settings, settings = build(PolicySettings, config["policy"]), build(TrainSettings, config["train"])
@@ -210,14 +213,21 @@ def train_policy(
             "features_digest": file.digest,
             "scenes_digest": file.scenes_digest,
             "backbone_digest": file.backbone_digest,
+            "saliency": file.saliency,
         }
     rows, held_out = hold_out(len(table), settings.validation, settings.seed)
     scale = before.meta["volume_scale"] if before else volume_scale(table.volumes)
     torch.manual_seed(settings.seed)
-    policy = HSAL(policy_settings, len(classes), shape, scale).to(device)
+    if settings.objective == "count":
+        kind, most = "count", int(count_labels(table.labels, len(classes)).max())
+        model = CountClassifier(len(classes), shape, most, scale).to(device)
+        described = {"count": {"most": most, "hidden": model.hidden}}
+    else:
+        kind, model = "policy", HSAL(policy_settings, len(classes), shape, scale).to(device)
+        described = {"policy": as_dict(policy_settings)}
     meta = {
-        "kind": "policy",
-        "policy": as_dict(policy_settings),
+        "kind": kind,
+        **described,
         "objective": settings.objective,
         "classes": classes,
         "volume_shape": list(shape),
@@ -231,15 +241,16 @@ def train_policy(
         config = {
             "features": str(features),
             "backbone": str(backbone) if backbone else None,
-            "policy": as_dict(policy_settings),
+            "policy": described.get("policy", {}),
             "train": as_dict(settings),
             **digests,
         }
-        run = runs.create(out, "policy", config, overwrite)
+        run = runs.create(out, kind, config, overwrite)
     reporter.say(
         f"training by {settings.objective} on {len(rows):,} images, {len(held_out):,} held out, {settings.epochs} epochs, on {device}"
     )
-    task = PolicyTask(policy, table, rows, table.select(held_out), settings, device, meta)
+    make_task = CountTask if kind == "count" else PolicyTask
+    task = make_task(model, table, rows, table.select(held_out), settings, device, meta)
     history = train(task, run, reporter, before)
     run.set_status("finished", exact_match=max(row["exact_match"] for row in history))
     return run

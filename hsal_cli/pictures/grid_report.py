@@ -20,7 +20,8 @@ from hsal_cli.evaluation.examples import Example
 from hsal_cli.evaluation.summary import GridRun, curve_of, table_rows
 from hsal_cli.files import write_json, write_text
 from hsal_cli.pictures.curves import Panel, write_curves
-from hsal_cli.pictures.trajectory import trajectories, write_picture
+from hsal_cli.pictures.trajectory import trajectories
+from hsal_cli.pictures.writing import write_picture
 
 DATASETS = {"mnist-set": "MNIST Set", "mnist-multiset": "MNIST Multiset", "svhn": "SVHN Multiset"}
 OBJECTIVES = {"rl": "HSAL-RL", "cross-entropy": "Cross-entropy", "multiset": "Multiset loss", "count": "Count classifier"}

@@ -148,12 +148,13 @@ class SceneWriter:
         self._classes = classes
         self._sums: dict[str, dict[str, str]] = {}
 
-    def write_split(self, name: str, parts: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]], shape: tuple[int, ...]) -> None:
+    def write_split(self, name: str, parts: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]], shape: tuple[int, ...]) -> None:
         """Writes a split.
 
         Args:
             name: "train" or "test".
-            parts: images uint8 (n, H, W[, 3]), labels int16 (n, L) and boxes int16 (n, L, 4), in order.
+            parts: images uint8 (n, H, W[, 3]), labels int16 (n, L) and boxes int16 (n, L, 4), in order; boxes are None in all of them
+                where they are unknown.
             shape: of all the images: (N, H, W) or (N, H, W, 3).
         """
         group = self._file.create_group(name)
@@ -167,9 +168,11 @@ class SceneWriter:
             place += len(some_images)
             labels.append(some_labels)
             boxes.append(some_boxes)
-        all_labels, all_boxes = np.concatenate(labels), np.concatenate(boxes)
+        all_labels = np.concatenate(labels)
+        all_boxes = None if boxes[0] is None else np.concatenate(boxes)
         group.create_dataset("labels", data=all_labels, compression="lzf", chunks=True, fletcher32=True)
-        group.create_dataset("boxes", data=all_boxes, compression="lzf", chunks=True, fletcher32=True)
+        if all_boxes is not None:
+            group.create_dataset("boxes", data=all_boxes, compression="lzf", chunks=True, fletcher32=True)
         self._sums[name] = _sums(seen, shape, all_labels, all_boxes)
 
     @property

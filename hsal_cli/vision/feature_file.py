@@ -1,9 +1,10 @@
 """The feature file: volumes and raw saliency maps of a scene file, computed once by a fine-tuned activation model.
 
 Root attributes: those of `files.stamp` and `files.seal`, `classes` (JSON list), `backbone_digest`, `scenes_digest`, `image_size`
-(H, W in px, of the first split), `input_size` (px), `volume_shape` (C, h, w). A group a split, with attribute `image_size` and
+(H, W in px, of the first split), `input_size` (px), `volume_shape` (C, h, w), `saliency` and `saliency_digest` (see
+`saliency.SaliencyModel`; absent in files of before there was a choice). A group a split, with attribute `image_size` and
     volumes   float16 (N, C, h, w)
-    saliency  float32 (N, h, w), raw: the sum of squares of the volume before it was rounded to float16
+    saliency  float32 (N, h, w), raw: for "activation" the sum of squares of the volume before it was rounded to float16
     labels    int16 (N, L), padded with -1, copied from the scene file
     boxes     int16 (N, L, 4) x0, y0, x1, y1 in px, half-open, padded with -1, copied; absent where the scene file has none
 """
@@ -14,6 +15,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from hsal_cli.errors import FileError
 from hsal_cli.files import open_hdf5
+from hsal_cli.vision.settings import SALIENCY, saliency_kind
 
 FORMAT = "hsal-features"
 MADE_BY = "hsal precompute"
@@ -67,6 +70,8 @@ class FeatureFile:
         input_size: side that they were resized to, px.
         digest: sha256 of what the features were made from.
         backbone_digest, scenes_digest: of the activation model and of the scene file.
+        config: every setting it was made with, the scene file's under "scenes_config", and where backbone and scene file were.
+        saliency, saliency_digest: name of the saliency model, and what tells it from others (see `saliency.SaliencyModel`).
 
     Raises:
         FileError: something in it is not as it must be.
@@ -80,9 +85,14 @@ class FeatureFile:
             self.digest, self.backbone_digest, self.scenes_digest = (
                 str(file.attrs[name]) for name in ("digest", "backbone_digest", "scenes_digest")
             )
+            self.config: dict[str, Any] = json.loads(file.attrs.get("config", "{}"))
+            # Files older than the choice of saliency models have the activation model's own.
+            self.saliency = str(file.attrs.get("saliency", "activation"))
+            self.saliency_digest = str(file.attrs.get("saliency_digest", self.saliency))
             channels, height, width = (int(side) for side in file.attrs["volume_shape"])
             rows, columns = (int(side) for side in file.attrs["image_size"])
             self.input_size = int(file.attrs["input_size"])
+            self.config: dict[str, Any] = json.loads(file.attrs.get("config", "{}"))
             self.volume_shape, self.image_size = (channels, height, width), (rows, columns)
             self.splits = sorted(file, key=lambda name: (name != "train", name != "test", name))
             for name in self.splits:
@@ -133,8 +143,7 @@ class FeatureFile:
         try:
             boxes = read("boxes", torch.int64) if "boxes" in group else None
             volumes, saliency, labels = read("volumes", torch.float16), read("saliency", torch.float32), read("labels", torch.int64)
-            height, width = (int(side) for side in group.attrs.get("image_size", self.image_size))
-            return FeatureTable(volumes, saliency, labels, boxes, (height, width))
+            return FeatureTable(volumes, saliency, labels, boxes, self.size_of(split))
         except OSError as error:
             raise FileError(f"{self.path} is damaged: {split} cannot be read", f"make it again with: {MADE_BY} --overwrite") from error
 
@@ -144,10 +153,26 @@ class FeatureFile:
         Raises:
             FileError: there is no such split, or the data does not fit its checksums.
         """
+        return self._whole(split, "labels")
+
+    def boxes(self, split: str) -> Tensor | None:
+        """A split's boxes alone, int64 (N, L, 4) in px, padded with -1; None where unknown.
+
+        Raises:
+            FileError: there is no such split, or the data does not fit its checksums.
+        """
+        return self._whole(split, "boxes") if split not in self.splits or "boxes" in self._file[split] else None
+
+    def size_of(self, split: str) -> tuple[int, int]:
+        """Height and width of a split's images, px."""
+        height, width = (int(side) for side in self._file[split].attrs.get("image_size", self.image_size))
+        return height, width
+
+    def _whole(self, split: str, name: str) -> Tensor:
         if split not in self.splits:
             raise FileError(f"{self.path} has no split {split!r}", f"it has: {', '.join(self.splits)}")
         try:
-            return torch.from_numpy(self._file[split]["labels"][()]).to(torch.int64)
+            return torch.from_numpy(self._file[split][name][()]).to(torch.int64)
         except OSError as error:
             raise FileError(f"{self.path} is damaged: {split} cannot be read", f"make it again with: {MADE_BY} --overwrite") from error
 
@@ -167,12 +192,14 @@ def open_features(path: Path) -> FeatureFile:
         raise
 
 
-def check_match(features: FeatureFile, scenes_digest: str | None = None, backbone_digest: str | None = None) -> None:
-    """Refuses features that were made from other scenes or by another backbone.
+def check_match(
+    features: FeatureFile, scenes_digest: str | None = None, backbone_digest: str | None = None, saliency_digest: str | None = None
+) -> None:
+    """Refuses features that were made from other scenes, by another backbone or with another saliency model.
 
     Args:
         features: the file to be used.
-        scenes_digest, backbone_digest: what it should have been made from; None: whatever it was.
+        scenes_digest, backbone_digest, saliency_digest: what it should have been made from; None: whatever it was.
 
     Raises:
         FileError: it is stale; names the file and both digests.
@@ -184,6 +211,26 @@ def check_match(features: FeatureFile, scenes_digest: str | None = None, backbon
                 f"{features.path} holds features of another {what}: digest {found[:12]}, not {wanted[:12]}",
                 f"make them again with: {MADE_BY} --overwrite --out {features.path}",
             )
+    if saliency_digest is not None and features.saliency_digest != saliency_digest:
+        wanted = saliency_digest[:17] if saliency_digest.startswith("file:") else saliency_digest
+        others = " of other files" if features.saliency.startswith("file:") and saliency_digest.startswith("file:") else ""
+        raise FileError(
+            f"{features.path} holds features of another saliency model: {features.saliency}{others}, not {wanted}",
+            f"name another file, or make them again with: {MADE_BY} --saliency MODEL --overwrite --out {features.path}",
+        )
+
+
+def features_path(scenes: Path, saliency: str = "activation") -> Path:
+    """Where the features of a scene file go: data/x.h5 -> data/x.features.h5, with another saliency model data/x.itti.features.h5."""
+    kind = saliency_kind(saliency)
+    return scenes.with_name(scenes.name.removesuffix(".h5") + ("" if kind == "activation" else f".{kind}") + ".features.h5")
+
+
+def dataset_of(features: Path) -> str:
+    """The name of the data set in a feature file's name: data/x.features.h5 and data/x.itti.features.h5 are of x."""
+    name = features.name.removesuffix(".h5").removesuffix(".features")
+    ending = name.rpartition(".")[2]
+    return name.removesuffix(f".{ending}") if ending in (*SALIENCY, "file") else name
 
 
 def _read(data: h5py.Dataset, rows: slice | Tensor | None) -> np.ndarray:

@@ -45,6 +45,7 @@ class Origin:
         backbone_digest: sha256 of its weights.
         volume_shape: (C, h, w).
         input_size: side that images are resized to, px.
+        saliency, saliency_digest: name and digest of the saliency model.
         digest: of the features.
         config: every setting, for the record.
     """
@@ -54,6 +55,8 @@ class Origin:
     backbone_digest: str
     volume_shape: tuple[int, int, int]
     input_size: int
+    saliency: str
+    saliency_digest: str
     digest: str
     config: dict[str, Any]
 
@@ -117,7 +120,7 @@ def _can_continue(partial: Path, origin: Origin, reporter: Reporter) -> bool:
     try:
         with h5py.File(partial, "r") as old:
             if old.attrs["digest"] != origin.digest:
-                reporter.say(f"{partial} belongs to other scenes or another backbone; starting over")
+                reporter.say(f"{partial} belongs to other scenes, another backbone or saliency model; starting over")
                 return False
             if not old.attrs["open"]:
                 return True
@@ -158,6 +161,7 @@ def _lay_out(file: h5py.File, origin: Origin) -> None:
     file.attrs["digest"], file.attrs["open"] = origin.digest, True
     file.attrs["classes"] = json.dumps(scenes.classes)
     file.attrs["backbone_digest"], file.attrs["scenes_digest"] = origin.backbone_digest, scenes.digest
+    file.attrs["saliency"], file.attrs["saliency_digest"] = origin.saliency, origin.saliency_digest
     file.attrs["input_size"], file.attrs["volume_shape"] = origin.input_size, origin.volume_shape
     file.attrs["image_size"] = scenes.split(scenes.splits[0]).image_size
     block = max(1, BLOCK_BYTES // (2 * int(np.prod(origin.volume_shape))))
