@@ -90,7 +90,6 @@ def _examples(grid: Grid, runs: list[GridRun], device: torch.device, reporter: c
     """Test images chosen by rule, for the first run of each data set that is a policy, and not a classifier that takes no steps."""
     from hsal_cli.evaluation.examples import choose_examples
     from hsal_cli.evaluation.loading import load_policy
-    from hsal_cli.learning.pipeline import features_path
 
     found: dict[str, list[Example]] = {}
     shown: set[str] = set()
@@ -100,7 +99,7 @@ def _examples(grid: Grid, runs: list[GridRun], device: torch.device, reporter: c
             shown.add(run.dataset)
             loaded, scenes = load_policy(Path(run.path), "best", device), grid.scenes(run.dataset)
             split, size = grid.evaluation.split, grid.evaluation.batch_size
-            found[run.name] = choose_examples(loaded, features_path(scenes), scenes, split, size, device, reporter)
+            found[run.name] = choose_examples(loaded, grid.features(run.dataset), scenes, split, size, device, reporter)
     return found
 
 

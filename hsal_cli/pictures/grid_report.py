@@ -23,7 +23,7 @@ from hsal_cli.pictures.curves import Panel, write_curves
 from hsal_cli.pictures.trajectory import trajectories
 from hsal_cli.pictures.writing import write_picture
 
-DATASETS = {"mnist-set": "MNIST Set", "mnist-multiset": "MNIST Multiset", "svhn": "SVHN Multiset"}
+DATASETS = {"mnist-set": "MNIST Set", "mnist-multiset": "MNIST Multiset", "svhn-multiset": "SVHN Multiset"}
 OBJECTIVES = {"rl": "HSAL-RL", "cross-entropy": "Cross-entropy", "multiset": "Multiset loss", "count": "Count classifier"}
 FIGURES = {"macro-f1.png": ("macro_f1",), "attn-saliency.png": ("attn_saliency",)}
 FIGURES["attention.png"] = ("glimpse_hit", "mask_mass", "digits_once", "repeat_visits")
