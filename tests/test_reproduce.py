@@ -238,6 +238,15 @@ def test_a_policy_that_collapses_is_passed_over_and_tried_again(here, monkeypatc
     assert steps["train mnist-multiset.rl.seed5"] == "done" and steps["train mnist-multiset.cross-entropy.seed5"] == "missing"
 
 
+def test_a_classifier_without_steps_has_its_place_in_the_grid(here) -> None:
+    [run] = run_grid(grid_of(objectives=("count",)), CPU, SILENT)
+    assert run.evaluation["max_steps"] is None and 0 <= run.scores["exact_match"] <= 1 and "glimpse_hit" not in run.scores
+    summary = json.loads(
+        call("--datasets", "mnist-multiset", "--objectives", "count", "--seeds", 0, "--config", "toy.toml", "--json").stdout
+    )
+    assert summary["examples"] == [] and summary["pictures"] == ["macro-f1.png"]
+
+
 def test_two_processes_do_not_work_on_one_grid(here) -> None:
     fcntl = pytest.importorskip("fcntl")
     with (here / "runs/reproduce/.lock").open("w") as lock:

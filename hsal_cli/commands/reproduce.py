@@ -90,15 +90,16 @@ def _examples(grid: Grid, runs: list[GridRun], device: torch.device, reporter: c
     """Test images chosen by rule, for the first run of each data set that is a policy, and not a classifier that takes no steps."""
     from hsal_cli.evaluation.examples import choose_examples
     from hsal_cli.evaluation.loading import load_policy
-    from hsal_cli.learning.pipeline import features_path
 
     found: dict[str, list[Example]] = {}
+    shown: set[str] = set()
     for run in runs:
         takes_steps = run.evaluation is not None and run.evaluation.get("max_steps") is not None
-        if takes_steps and run.dataset not in found:
+        if takes_steps and run.dataset not in shown:
+            shown.add(run.dataset)
             loaded, scenes = load_policy(Path(run.path), "best", device), grid.scenes(run.dataset)
             split, size = grid.evaluation.split, grid.evaluation.batch_size
-            found[run.dataset] = choose_examples(loaded, features_path(scenes), scenes, split, size, device, reporter)
+            found[run.name] = choose_examples(loaded, grid.features(run.dataset), scenes, split, size, device, reporter)
     return found
 
 
