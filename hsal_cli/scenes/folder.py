@@ -85,6 +85,8 @@ def make_from_folder(settings: FolderSettings, out: Path, read_image: Reader, re
     Raises:
         FileError: labels or images are missing, or nothing is left; UsageError: an unknown class; Interrupted: stopped on request.
     """
+    if not settings.images or not settings.labels:
+        raise UsageError("the images or the labels are not named", "hsal make-data folder --images DIR --labels FILE")
     skipped = Skipped()
     images = ImageFolder(Path(settings.images).expanduser())
     labelled, names = read_labels(Path(settings.labels).expanduser(), settings.labels_format, skipped)

@@ -132,5 +132,3 @@ class FolderSettings:
 
     def __post_init__(self) -> None:
         check(self)
-        if not self.images or not self.labels:
-            raise UsageError("the images or the labels are not named", "hsal make-data folder --images DIR --labels FILE")
