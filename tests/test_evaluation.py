@@ -58,6 +58,7 @@ def test_every_key_of_the_contract_is_there_and_is_json():
         "random",
         "area",
         "center",
+        "reachable",
         "saliency",
         "digits_once",
         "repeat_visits",

@@ -6,7 +6,22 @@ import time
 
 import pytest
 
-COMMANDS = ("make-data", "finetune", "precompute", "train", "eval", "compare", "visualize", "predict", "reproduce", "saliency", "sweep")
+COMMANDS = (
+    "make-data",
+    "finetune",
+    "precompute",
+    "train",
+    "eval",
+    "compare",
+    "visualize",
+    "predict",
+    "export",
+    "reproduce",
+    "check",
+    "doctor",
+    "saliency",
+    "sweep",
+)
 
 
 def hsal(*words: str) -> subprocess.CompletedProcess[str]:

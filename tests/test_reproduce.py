@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from idx_files import write_idx_set
 from learning_parts import StoppingReporter, assert_equal, without
 from typer.testing import CliRunner
 
@@ -26,7 +27,8 @@ TOY = """
 [make-data]
 train = 24
 test = 10
-digits = "strokes"
+digits = "mnist"
+mnist_dir = "digits"
 
 [finetune]
 arch = "resnet18"
@@ -67,6 +69,12 @@ def call(*words, code=0):
     return found
 
 
+def prepare(folder: Path) -> None:
+    """Settings of toy size, and glyphs to compose images of."""
+    (folder / "toy.toml").write_text(TOY)
+    write_idx_set(folder / "digits")
+
+
 def grid_of(**changes) -> Grid:
     config = Path("toy.toml")
     plain = Grid(
@@ -90,7 +98,7 @@ def files_of(*folders: Path) -> dict[str, int]:
 def finished(tmp_path_factory) -> Path:
     """A folder in which `hsal reproduce` ran once, undisturbed."""
     folder = tmp_path_factory.mktemp("grid")
-    (folder / "toy.toml").write_text(TOY)
+    prepare(folder)
     with contextlib.chdir(folder):
         done = call("--datasets", "mnist-multiset", "--objectives", ",".join(OBJECTIVES), "--seeds", 0, "--config", "toy.toml", "--json")
     (folder / "said.json").write_text(done.stdout)
@@ -124,9 +132,9 @@ def test_one_command_makes_data_backbone_features_policies_and_the_report(here) 
         assert words in text, words
     for name in summary["pictures"]:
         assert f"({name})" in text and (report / name).stat().st_size > 5_000
-    assert {"macro-f1.png", "trajectories.mnist-multiset.png"} <= {*summary["pictures"]} or not any(
-        row["scores"].get("attn_saliency") for row in summary["table"]
-    )
+    assert {"macro-f1.png", "trajectories.mnist-multiset.png"} <= {*summary["pictures"]}
+    failure = next(example for example in summary["examples"] if example["rule"] == "first failure")
+    assert failure["true"] != failure["predicted"]
 
 
 def test_a_finished_grid_is_left_alone(here, monkeypatch) -> None:
@@ -143,7 +151,7 @@ def test_a_finished_grid_is_left_alone(here, monkeypatch) -> None:
 
 
 def test_interrupted_in_every_step_it_ends_as_if_undisturbed(here, tmp_path, monkeypatch) -> None:
-    (tmp_path / "toy.toml").write_text(TOY)
+    prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
 
     class Stopping(StoppingReporter):
@@ -228,6 +236,15 @@ def test_a_policy_that_collapses_is_passed_over_and_tried_again(here, monkeypatc
     assert (row["seeds"], row["failed"]) == ([0], [5])
     steps = {step.what: step.state for step in plan(grid_of(seeds=(0, 5)))}
     assert steps["train mnist-multiset.rl.seed5"] == "done" and steps["train mnist-multiset.cross-entropy.seed5"] == "missing"
+
+
+def test_a_classifier_without_steps_has_its_place_in_the_grid(here) -> None:
+    [run] = run_grid(grid_of(objectives=("count",)), CPU, SILENT)
+    assert run.evaluation["max_steps"] is None and 0 <= run.scores["exact_match"] <= 1 and "glimpse_hit" not in run.scores
+    summary = json.loads(
+        call("--datasets", "mnist-multiset", "--objectives", "count", "--seeds", 0, "--config", "toy.toml", "--json").stdout
+    )
+    assert summary["examples"] == [] and summary["pictures"] == ["macro-f1.png"]
 
 
 def test_two_processes_do_not_work_on_one_grid(here) -> None:

@@ -87,18 +87,19 @@ def _run(grid: Grid, steps: list[Step], command: str, device: torch.device) -> d
 
 
 def _examples(grid: Grid, runs: list[GridRun], device: torch.device, reporter: console.Reporter) -> dict[str, list[Example]]:
-    """Test images chosen by rule from the first policy of each data set that looks anywhere."""
+    """Test images chosen by rule, for the first run of each data set that is a policy, and not a classifier that takes no steps."""
     from hsal_cli.evaluation.examples import choose_examples
     from hsal_cli.evaluation.loading import load_policy
-    from hsal_cli.learning.pipeline import features_path
 
     found: dict[str, list[Example]] = {}
+    shown: set[str] = set()
     for run in runs:
-        looks = run.evaluation is not None and (run.evaluation.get("attn_saliency") or {}).get("raw") is not None
-        if looks and run.dataset not in found:
+        takes_steps = run.evaluation is not None and run.evaluation.get("max_steps") is not None
+        if takes_steps and run.dataset not in shown:
+            shown.add(run.dataset)
             loaded, scenes = load_policy(Path(run.path), "best", device), grid.scenes(run.dataset)
             split, size = grid.evaluation.split, grid.evaluation.batch_size
-            found[run.dataset] = choose_examples(loaded, features_path(scenes), scenes, split, size, device, reporter)
+            found[run.name] = choose_examples(loaded, grid.features(run.dataset), scenes, split, size, device, reporter)
     return found
 
 

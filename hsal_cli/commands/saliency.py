@@ -9,7 +9,7 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.options import Device, Json
-from hsal_cli.commands.visualize import targets, write
+from hsal_cli.commands.visualize import targets
 from hsal_cli.errors import FileError, HsalError, UsageError
 from hsal_cli.vision.settings import SALIENCY, SALIENCY_HELP, saliency_kind
 
@@ -54,7 +54,7 @@ def saliency(
     names = list(dict.fromkeys([*(model or []), *(SALIENCY if every else ())])) or ["activation"]
     for name in names:
         saliency_kind(name)
-    places = targets(images, out, ENDING)
+    places = targets(images, out, [".png"], ENDING)
     reporter = console.TerminalReporter()
 
     from hsal_cli.vision.devices import choose_device
@@ -103,13 +103,15 @@ def _backbone(path: Path | None, wanted: bool, needed: bool, device: Any) -> Loa
 
 def _draw(path: Path, models: Sequence[SaliencyModel], backbone: LoadedBackbone | None, target: Path) -> dict[str, Any]:
     from hsal_cli.pictures.saliency_maps import SaliencyView, draw_saliency
+    from hsal_cli.pictures.writing import refuse_foreign, write_picture
     from hsal_cli.vision.images import from_pil, read_image
     from hsal_cli.vision.saliency import maps_of_image
 
     image = from_pil(read_image(path))
     maps = maps_of_image(image, str(path), models, backbone)
     views = [SaliencyView(WORDS[saliency_kind(name)], found) for name, found in maps.items()]
-    write(draw_saliency(str(path), image[0].numpy(), views), target)
+    refuse_foreign(target)
+    write_picture(draw_saliency(str(path), image[0].numpy(), views), target)
     return {
         "image": str(path),
         "picture": str(target),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 REPEAT, MANY, FAILURE = "first with a repeated label, predicted right", "first other with four objects, predicted right", "first failure"
-RIGHT = "first predicted right (no label repeats in this data set)"
+RIGHT = "first predicted right"  # where no label repeats
 OBJECTS = 4  # what MANY asks for
 READ = 1024  # rows of features in memory at a time
 
@@ -84,6 +84,8 @@ def choose_examples(
                 _look_through(counts[row : row + len(part)], predicted, row, episode, found, wanted)
                 row += len(part)
                 reporter.check_stop(STOPPED_HINT)
+                if len(found) == len(wanted):
+                    break
             if len(found) == len(wanted):
                 break
         pictures = scene_file.split(split)
@@ -92,7 +94,7 @@ def choose_examples(
             if rule in found:
                 row, episode, place = found[rule]
                 image = as_rgb(torch.from_numpy(pictures.read(row, row + 1)[0])).numpy()
-                look = look_at(episode, place, f"{split} image {row}, {rule}", image, loaded.classes)
+                look = look_at(episode, place, f"{split} image {row}, {rule.split(',')[0]}", image, loaded.classes)
                 truth = [loaded.classes[label] for label in pictures.labels[row] if label >= 0]
                 examples.append(Example(rule, row, look, truth))
     return examples

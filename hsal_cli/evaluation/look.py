@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 BATCH = 16  # images a forward pass
 DIGITS = 5  # decimals of numbers in JSON
+STOP = "stop"  # what the label that ends an episode is called
 
 
 @dataclasses.dataclass(frozen=True)
 class LookStep:
-    """One meta-step that names a label.
+    """One meta-step, which names a label, or stop.
 
     Attributes:
         label: its name.
@@ -34,6 +35,7 @@ class LookStep:
         glimpses: k pairs (row, column), in cells from 0, in the order they were taken.
         mask, priority, saliency: (h, w) float64: M_t, and P_t and S_t in [0, 1].
         gaussians: (G, 4) float64: alpha, beta (1/cells^2), kappa row, kappa column (cells, the first one is 1).
+        classes: (name, probability) of every class in their order, then of stop; empty where not known.
     """
 
     label: str
@@ -43,6 +45,7 @@ class LookStep:
     priority: np.ndarray
     saliency: np.ndarray
     gaussians: np.ndarray
+    classes: Sequence[tuple[str, float]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +57,14 @@ class Look:
         image: uint8 (H, W, 3).
         steps: the meta-steps that name a label, in order.
         stop_probability: of stop at the last meta-step, which names it unless the cap on meta-steps came first.
+        end: the meta-step that named stop; None where the cap came first.
     """
 
     name: str
     image: np.ndarray
     steps: list[LookStep]
     stop_probability: float
+    end: LookStep | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -175,16 +180,16 @@ def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes:
     """
     probabilities = episode.logits[:, place].softmax(-1).double().cpu()  # (T, K+1)
     width = episode.masks.shape[-1]
+    names = [*classes, STOP]
     steps = []
     for step in range(int(episode.lengths[place])):
         label = int(episode.labels[step, place])
-        if label == len(classes):
-            continue
         maps = (part[step, place].double().cpu().numpy() for part in (episode.masks, episode.priority, episode.saliency, episode.gaussians))
-        mask, priority, saliency, gaussians = maps
         cells = [divmod(cell, width) for cell in episode.glimpses[step, place].tolist()]
-        steps.append(LookStep(classes[label], float(probabilities[step, label]), cells, mask, priority, saliency, gaussians))
-    return Look(name, image, steps, float(probabilities[int(episode.lengths[place]) - 1, -1]))
+        scores = list(zip(names, probabilities[step].tolist(), strict=True))
+        steps.append(LookStep(names[label], scores[label][1], cells, *maps, scores))
+    stopped = label == len(classes)
+    return Look(name, image, steps[:-1] if stopped else steps, scores[-1][1], steps[-1] if stopped else None)
 
 
 def to_json(look: Look) -> dict[str, Any]:

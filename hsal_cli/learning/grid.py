@@ -62,6 +62,16 @@ class Grid:
         """The scene file of a data set."""
         return self.data / f"{dataset}.h5"
 
+    def features(self, dataset: str) -> Path:
+        """The features of a data set."""
+        return features_path(self.scenes(dataset), self.recipe.precompute.saliency)
+
+    @property
+    def single_objects(self) -> Path:
+        """The scene file that a backbone is fine-tuned on: single digits where MNIST's sets are in the grid, else its first data set."""
+        of_digits = any(dataset.startswith("mnist-") for dataset in self.datasets)
+        return self.data / SINGLE.name if of_digits else self.scenes(self.datasets[0])
+
     def run_path(self, cell: Cell) -> Path:
         """The run directory of a policy."""
         return self.out / "runs" / cell.name
@@ -119,14 +129,14 @@ def plan(grid: Grid) -> list[Step]:
         scenes = grid.scenes(dataset)
         steps.append(Step(f"data {dataset}", scenes, _state_of_file(scenes), _command(grid, f"make-data {dataset}", out=scenes)))
     if made_here:
-        single, state = grid.data / SINGLE.name, state_of_run(backbone)
-        if state != "done":
+        single, state = grid.single_objects, state_of_run(backbone)
+        if state != "done" and single.stem not in grid.datasets:
             steps.append(
                 Step(f"data {single.stem}", single, _state_of_file(single), _command(grid, f"make-data {single.stem}", out=single))
             )
         steps.append(Step("backbone", backbone, state, _command(grid, "finetune", data=single, out=backbone)))
     for dataset in grid.datasets:
-        features = features_path(grid.scenes(dataset), grid.recipe.precompute.saliency)
+        features = grid.features(dataset)
         command = _command(grid, "precompute", data=grid.scenes(dataset), backbone=backbone, out=features)
         begun = partial_of(features).exists() and not features.exists()
         steps.append(Step(f"features {dataset}", features, "resume" if begun else _state_of_file(features), command))
@@ -150,9 +160,7 @@ def evaluated(grid: Grid, cell: Cell) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         return None
     same = all(found.get(name) == getattr(grid.evaluation, name) for name in ("split", "sample"))
-    return (
-        found if same and found.get("features") == str(features_path(grid.scenes(cell.dataset), grid.recipe.precompute.saliency)) else None
-    )
+    return found if same and found.get("features") == str(grid.features(cell.dataset)) else None
 
 
 def backbone_place(grid: Grid) -> tuple[Path, bool]:

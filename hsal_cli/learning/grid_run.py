@@ -18,7 +18,7 @@ from hsal_cli import checkpoints
 from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError, HsalError, Interrupted, TrainingError, UsageError
 from hsal_cli.evaluation.evaluate import evaluate_file
-from hsal_cli.evaluation.loading import load_policy
+from hsal_cli.evaluation.loading import load_model
 from hsal_cli.evaluation.summary import GridRun
 from hsal_cli.files import cannot_write, write_json
 from hsal_cli.learning import runs
@@ -35,7 +35,7 @@ from hsal_cli.learning.grid import (
     shared_settings,
     state_of_run,
 )
-from hsal_cli.learning.pipeline import SINGLE, ensure_features, ensure_scenes, features_path
+from hsal_cli.learning.pipeline import ensure_features, ensure_scenes
 from hsal_cli.learning.train_policy import train_policy
 from hsal_cli.vision.backbone import load_backbone
 from hsal_cli.vision.feature_file import open_features
@@ -66,7 +66,7 @@ def run_grid(grid: Grid, device: torch.device, reporter: Reporter) -> list[GridR
         backbone = _ensure_backbone(grid, device, reporter)
         record(grid, backbone=str(backbone))
         for dataset in grid.datasets:
-            with _timed(grid, f"features {dataset}", features_path(grid.scenes(dataset), grid.recipe.precompute.saliency).exists()):
+            with _timed(grid, f"features {dataset}", grid.features(dataset).exists()):
                 ensure_features(grid.scenes(dataset), backbone, reporter, device, grid.recipe.precompute)
             reporter.check_stop(AGAIN)
         found = []
@@ -87,7 +87,7 @@ def provenance(grid: Grid) -> dict[str, Any]:
         status = runs.open_run(Path(known["backbone"]), "backbone").status
     data = {}
     for dataset in grid.datasets:
-        features = features_path(grid.scenes(dataset), grid.recipe.precompute.saliency)
+        features = grid.features(dataset)
         with open_features(features) as file:
             data[dataset] = {
                 "scenes": str(grid.scenes(dataset)),
@@ -112,7 +112,7 @@ def provenance(grid: Grid) -> dict[str, Any]:
 
 
 def _run_cell(grid: Grid, cell: Cell, backbone: Path, device: torch.device, reporter: Reporter) -> GridRun:
-    path, features = grid.run_path(cell), features_path(grid.scenes(cell.dataset), grid.recipe.precompute.saliency)
+    path, features = grid.run_path(cell), grid.features(cell.dataset)
     failure = ""
     try:
         _train(grid, cell, features, backbone, device, reporter)
@@ -124,7 +124,7 @@ def _run_cell(grid: Grid, cell: Cell, backbone: Path, device: torch.device, repo
         scores = evaluated(grid, cell)
         if scores is None:
             with _timed(grid, f"eval {cell.name}"):
-                scores = evaluate_file(load_policy(path, "best", device), features, grid.evaluation, device, reporter)
+                scores = evaluate_file(load_model(path, "best", device), features, grid.evaluation, device, reporter)
                 write_json(path / "eval.json", scores)
         digest = checkpoints.load(path / "checkpoints", "best").digest
     seconds = read_record(grid).get("seconds", {})
@@ -169,7 +169,7 @@ def _ensure_backbone(grid: Grid, device: torch.device, reporter: Reporter) -> Pa
         if state == "missing":
             reporter.say(f"there is no fine-tuned backbone: making {place} (hsal finetune)")
         with _timed(grid, "backbone"):
-            single = ensure_scenes(grid.data / SINGLE.name, grid.recipe.scenes, reporter)
+            single = ensure_scenes(grid.single_objects, grid.recipe.scenes, reporter)
             begun = state == "resume"
             finetune(single, place, grid.recipe.finetune, device, reporter, overwrite=place.exists() and not begun, resume=begun)
     return place

@@ -54,13 +54,14 @@ def ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> 
     return make_dataset(scenes.stem, settings, scenes, None, reporter)
 
 
-def ensure_backbone(recipe: Recipe, device: torch.device, reporter: Reporter) -> Path:
-    """The newest finished backbone run, fine-tuned on the single-object set if there is none."""
+def ensure_backbone(recipe: Recipe, device: torch.device, reporter: Reporter, scenes: Path = DEFAULT_SCENES) -> Path:
+    """The newest finished backbone run; if there is none, one fine-tuned on single digits for MNIST's sets, else on the scenes."""
     found = runs.newest("backbone")
     if found is not None:
         return found.path
     reporter.say("there is no fine-tuned backbone in runs/: making one (hsal finetune)")
-    single = ensure_scenes(SINGLE, recipe.scenes, reporter)
+    own = scenes.exists() and not scenes.name.startswith("mnist-")
+    single = scenes if own else ensure_scenes(SINGLE, recipe.scenes, reporter)
     return finetune(single, runs.fresh_path("finetune"), recipe.finetune, device, reporter).path
 
 
@@ -110,7 +111,7 @@ def ensure_policy_data(
                 check_match(file, saliency_digest=saliency_model(saliency).digest)
             return data, backbone or backbone_folder(file.backbone_digest)
     scenes = ensure_scenes(data, recipe.scenes, reporter)
-    backbone = backbone or ensure_backbone(recipe, device, reporter)
+    backbone = backbone or ensure_backbone(recipe, device, reporter, scenes)
     return ensure_features(scenes, backbone, reporter, device, recipe.precompute), backbone
 
 

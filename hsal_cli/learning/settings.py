@@ -26,6 +26,12 @@ class FinetuneSettings:
         "auto",
         "crops: train on crops that just contain the object first, on full images last; full: on full images only; auto: crops on a CPU.",
     )
+    objects: Literal["auto", "single", "crops", "random-label", "counts"] = setting(
+        "auto",
+        "What images of several objects teach: crops: each object by its box, from its own cells; random-label: one of an image's labels, "
+        "drawn anew each time, as section 5 does with SVHN; counts: how many there are of each class; single: they are refused; auto: "
+        "single, crops or counts, by what the data has.",
+    )
     crop_images: int = setting(48_000, "Training images shown as crops (mode crops).", low=0, high=1_000_000_000)
     full_images: int | None = setting(
         None, "Training images shown in full; unset: 36,000 after crops; in mode full 600,000, on a CPU 40,000.", low=0, high=1_000_000_000
@@ -53,10 +59,11 @@ class FinetuneSettings:
 class TrainSettings:
     """How the policy is trained (section 4)."""
 
-    objective: Literal["rl", "cross-entropy", "multiset"] = setting(
+    objective: Literal["rl", "cross-entropy", "multiset", "count"] = setting(
         "rl",
         "rl: REINFORCE on the multiset reward; cross-entropy: on randomly ordered labels, the paper's baseline; multiset: "
-        "cross-entropy to the uniform distribution over the remaining multiset.",
+        "cross-entropy to the uniform distribution over the remaining multiset; count: no policy, but a convolutional classifier of how "
+        "often each class occurs, as a direct baseline.",
     )
     task: Literal["multiset", "list"] = setting(
         "multiset", "multiset: any label still to be named earns the reward; list: only the label whose turn it is, left to right."
@@ -83,8 +90,10 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.objective == "multiset" and self.task == "list":
-            raise UsageError("objective multiset with task list: a list has an order", "take --objective cross-entropy or rl for lists")
+        if self.objective in ("multiset", "count") and self.task == "list":
+            raise UsageError(
+                f"objective {self.objective} with task list: a list has an order", "take --objective cross-entropy or rl for lists"
+            )
 
 
 SWEEP_PARTS = ("count", "size", "clutter", "spacing", "contrast", "glimpses", "saliency")

@@ -122,7 +122,7 @@ def _draw_panel(axes: Axes, panel: Panel, order: list[str]) -> None:
     if axes.get_legend_handles_labels()[1]:
         # Below the panel, where it hides no line however the lines run.
         said = "bands: 95% interval of the mean" if axes.collections else None
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.22), "ncols": 2}
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2}
         axes.legend(fontsize=SMALL, title=said, title_fontsize=SMALL, frameon=False, handlelength=2.6, columnspacing=1.2, **below)
 
 

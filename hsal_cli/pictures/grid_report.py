@@ -20,9 +20,10 @@ from hsal_cli.evaluation.examples import Example
 from hsal_cli.evaluation.summary import GridRun, curve_of, table_rows
 from hsal_cli.files import write_json, write_text
 from hsal_cli.pictures.curves import Panel, write_curves
-from hsal_cli.pictures.trajectory import trajectories, write_picture
+from hsal_cli.pictures.trajectory import trajectories
+from hsal_cli.pictures.writing import write_picture
 
-DATASETS = {"mnist-set": "MNIST Set", "mnist-multiset": "MNIST Multiset", "svhn": "SVHN Multiset"}
+DATASETS = {"mnist-set": "MNIST Set", "mnist-multiset": "MNIST Multiset", "svhn-multiset": "SVHN Multiset"}
 OBJECTIVES = {"rl": "HSAL-RL", "cross-entropy": "Cross-entropy", "multiset": "Multiset loss", "count": "Count classifier"}
 FIGURES = {"macro-f1.png": ("macro_f1",), "attn-saliency.png": ("attn_saliency",)}
 FIGURES["attention.png"] = ("glimpse_hit", "mask_mass", "digits_once", "repeat_visits")
@@ -47,7 +48,7 @@ def write_report(
         folder: where; made if missing.
         runs: every policy of the grid.
         provenance: what the scores rest on, in plain JSON types (see `grid_run.provenance`).
-        examples: data set -> test images chosen by rule, of its first policy.
+        examples: name of a run, one a data set -> test images chosen by rule.
         command: what makes the report again.
 
     Returns:
@@ -62,9 +63,10 @@ def write_report(
         if panels:
             write_curves(panels, folder / name)
             pictures.append(name)
-    for dataset, chosen in examples.items():
+    dataset_of = {run.name: run.dataset for run in runs}
+    for run_name, chosen in examples.items():
         if chosen:
-            name = f"trajectories.{dataset}.png"
+            name = f"trajectories.{dataset_of[run_name]}.png"
             looks = [example.look for example in chosen]
             drawn = trajectories(looks, [example.truth for example in chosen], min(ACROSS, len(chosen)), SIDE)
             write_picture(drawn, folder / name)
@@ -76,13 +78,14 @@ def write_report(
         "runs": [_run_document(run) for run in runs],
         "examples": [
             {
-                "dataset": dataset,
+                "dataset": dataset_of[run_name],
+                "run": run_name,
                 "rule": example.rule,
                 "row": example.row,
                 "true": sorted(example.truth),
                 "predicted": sorted(example.look.labels),
             }
-            for dataset, chosen in examples.items()
+            for run_name, chosen in examples.items()
             for example in chosen
         ],
         "pictures": pictures,
@@ -222,7 +225,8 @@ def _pictures(summary: dict[str, Any]) -> list[str]:
             dataset = name.split(".")[1]
             title = DATASETS.get(dataset, dataset)
             chosen = [example for example in summary["examples"] if example["dataset"] == dataset]
-            lines += [f"{title}: " + "; ".join(f"{example['rule']}: image {example['row']}" for example in chosen) + ".", ""]
+            rules = "; ".join(f"{example['rule']}: image {example['row']}" for example in chosen)
+            lines += [f"{title}, run {chosen[0]['run']}. Of the test split: {rules}.", ""]
             lines += [f"![Trajectories on {title}]({name})", ""]
     return lines
 
@@ -269,8 +273,8 @@ def _made_from(summary: dict[str, Any]) -> list[str]:
         images = " + ".join(f"{count:,} {split}" for split, count in made["images"].items())
         for what, file, digest in (("data", "scenes", "scenes_digest"), ("features", "features", "features_digest")):
             rows.append([made[file], images, f"`{made[digest][:12]}`", _spent(seconds, f"{what} {dataset}")])
-    known = [f"{backbone[name]:.2%} on {text}" for name, text in (("accuracy", "held-out"), ("test_accuracy", "test")) if name in backbone]
-    right = f", right on {' and '.join(known)} images of one object" if known else ""
+    known = [f"{backbone[name]:.2%} of {text}" for name, text in (("accuracy", "held-out"), ("test_accuracy", "test")) if name in backbone]
+    right = f", names {' and '.join(known)} images of one object rightly" if known else ""
     built = f"{backbone['arch']} at {backbone['input_size']} px{right}"
     rows.append([backbone["run"], built, f"`{backbone['digest'][:12]}`", _spent(seconds, "backbone")])
     environment = ", ".join(f"{key} {value}" for key, value in summary["environment"].items() if value is not None)

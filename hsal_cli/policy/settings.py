@@ -23,13 +23,13 @@ class PolicySettings:
     controller_hidden: int = setting(512, "Units of the controller's GRU (appendix A: 512).", low=1, high=8192)
     location_hidden: int = setting(64, "Hidden units of the location MLP (appendix A: 64).", low=1, high=8192)
     mask: Literal["learned", "anchored", "winner-take-all"] = setting(
-        "winner-take-all",
+        "anchored",
         "Where the Gaussians sit: learned freely as in the paper; anchored at the maximum of S_t plus a learned offset; or one fixed "
         "Gaussian at that maximum, nothing learned.",
     )
     beta: tuple[float, float] | None = setting(
         None,
-        "Range of the Gaussians' parameter beta, 1/cells^2; unset: 1.5-2.0 learned (appendix A), 0.1-1.0 anchored, 0.3 winner-take-all, "
+        "Range of the Gaussians' parameter beta, 1/cells^2; unset: 1.5-2.0 learned (appendix A), 0.3-1.0 anchored, 0.3 winner-take-all, "
         "on a map of 7 x 7 cells, and on a finer one what covers as much of the image.",
         above=0,
     )
@@ -76,7 +76,7 @@ class PolicySettings:
         """
         if self.beta is not None:
             return self.beta
-        low, high = {"learned": (1.5, 2.0), "anchored": (0.1, 1.0), "winner-take-all": (0.3, 0.3)}[self.mask]
+        low, high = {"learned": (1.5, 2.0), "anchored": (0.3, 1.0), "winner-take-all": (0.3, 0.3)}[self.mask]
         finer = height * width / (PAPER_SIDE * PAPER_SIDE)
         return low / finer, high / finer
 

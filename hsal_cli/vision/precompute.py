@@ -8,21 +8,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import h5py
 import torch
 from torch import Tensor
 
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.files import FORMAT_VERSION, cannot_write, digest_of
+from hsal_cli.files import FORMAT_VERSION, cannot_write, digest_of, format_of
 from hsal_cli.scenes.scene_file import SceneFile, SceneSplit, open_scenes
 from hsal_cli.settings import as_dict
-from hsal_cli.vision.backbone import CHANNELS, LoadedBackbone, fused, load_backbone
-from hsal_cli.vision.devices import autocast_gains, forward_context
+from hsal_cli.vision.backbone import CHANNELS, ActivationModel, LoadedBackbone, fused, load_backbone
+from hsal_cli.vision.devices import autocast_gains, fitting, forward_context
 from hsal_cli.vision.feature_file import FORMAT, FeatureFile, check_match, open_features
 from hsal_cli.vision.feature_writer import FeatureWriter, Origin, features_to_fill
 from hsal_cli.vision.images import to_input
@@ -105,6 +104,7 @@ def precompute(
         made_from = loaded.path, loaded.digest, todo.volume_shape, loaded.model.input_size, saliency.name, saliency.digest
         origin = Origin(source, *made_from, todo.digest, config)
         volumes = stack.enter_context(_volumes_of(volumes_from, source, loaded, saliency, out)) if volumes_from else None
+        stack.enter_context(fitting(device, settings.batch_size))
         writer, starts = stack.enter_context(features_to_fill(out, origin, settings.batch_size, reporter))
         _fill(writer, starts, source, loaded, saliency, volumes, settings.batch_size, device, reporter)
     return out
@@ -134,12 +134,7 @@ def _plan(scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, 
 
 def _is_there(out: Path, digest: str, scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, overwrite: bool) -> bool:
     """Whether `out` holds these features; refuses anything else than features, and other features unless they may be replaced."""
-    try:
-        with h5py.File(out, "r") as file:
-            ours = file.attrs.get("format") == FORMAT
-    except OSError:
-        ours = False
-    if not ours:
+    if format_of(out) != FORMAT:
         raise UsageError(f"{out} exists and is not a feature file, so it is not replaced", "name another file with --out")
     if overwrite:
         return False
@@ -197,17 +192,34 @@ def _fill(
         for name in scenes.splits:
             for start, images in _batches(scenes.split(name), starts[name], batch_size, device):
                 reporter.check_stop(AGAIN)
+                rows = slice(start, start + len(images))
                 images = images.to(device, non_blocking=True)
-                rows = range(start, start + len(images))
-                if copied is None:
-                    with forward_context(device):
-                        volumes = model(to_input(images, model.input_size)).float()
-                else:
-                    volumes = copied.table(name, slice(rows.start, rows.stop)).volumes.to(device)
-                # Volumes that are not finite are refused by the maps they give; a model that does not read them must show them too.
-                maps = saliency(images, volumes, [f"{name}/{row}" for row in rows]) + 0 * volumes.amax((1, 2, 3))[:, None, None]
-                writer.put(name, start, volumes.clamp_(max=LARGEST_HALF).half().contiguous(), maps)
+                volumes = volumes_of(model, images) if copied is None else copied.table(name, rows).volumes.to(device)
+                writer.put(name, start, *as_features(images, volumes, saliency, [f"{name}/{row}" for row in range(rows.start, rows.stop)]))
                 advance(len(images))
+
+
+def volumes_of(model: ActivationModel, images: Tensor) -> Tensor:
+    """Volumes (B, C, h, w), float32, of uint8 images (B, H, W) or (B, H, W, 3) on the model's device; to be called without gradients."""
+    with forward_context(images.device):
+        return model(to_input(images, model.input_size)).float()
+
+
+def as_features(images: Tensor, volumes: Tensor, saliency: SaliencyModel, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Volumes and raw saliency maps as the feature file holds them.
+
+    Args:
+        images: uint8 (B, H, W) or (B, H, W, 3).
+        volumes: (B, C, h, w), of any float type; overwritten.
+        saliency: makes the maps.
+        names: of each image, for the saliency model.
+
+    Returns:
+        volumes: float16 (B, C, h, w), contiguous; saliency: float32 (B, h, w), of the volumes before they were rounded.
+    """
+    # Volumes that are not finite are refused by the maps they give; a model that does not read them must show them too.
+    maps = saliency(images, volumes, names) + 0 * volumes.amax((1, 2, 3)).float()[:, None, None]
+    return volumes.clamp_(max=LARGEST_HALF).half().contiguous(), maps
 
 
 def _batches(split: SceneSplit, first: int, size: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
