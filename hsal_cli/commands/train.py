@@ -81,7 +81,7 @@ def train(
     target = resume or out or runs.fresh_path(f"{name}-{settings.objective}")
     settled = {"data": str(scenes), "train": as_dict(settings), "policy": as_dict(policy)}
     if resume is not None:
-        _check_alone(resume, backbone, init_from)
+        _check_alone(resume, {"--backbone": backbone, "--init-from": init_from, "--saliency": saliency})
         settled = check_resumed(resume, out, given, ("epochs",), train=settings, policy=policy)
     if dry_run:
         console.print_json({"out": str(target), "device": str(chosen), **settled})
@@ -92,7 +92,8 @@ def train(
             features, backbone = ensure_policy_data(scenes, backbone, recipe, chosen, reporter, saliency)
             run = train_policy(features, target, policy, settings, chosen, reporter, overwrite, backbone=backbone, init_from=init_from)
         else:
-            moved = data if data is None or data.name.endswith(".features.h5") else features_path(data)
+            trained_on = settled.get("saliency", "activation")
+            moved = data if data is None or data.name.endswith(".features.h5") else features_path(data, trained_on)
             epochs = settings.epochs if "epochs" in given["train"] else None
             run = train_policy(scenes, target, policy, settings, chosen, reporter, resume=True, moved=moved, epochs=epochs)
     best = run.status["exact_match"]
@@ -103,7 +104,7 @@ def train(
     console.print_line(f"run: {run.path}   next: hsal eval --run {run.path}")
 
 
-def _check_alone(resume: Path, backbone: Path | None, init_from: Path | None) -> None:
-    for option, value in (("--backbone", backbone), ("--init-from", init_from)):
+def _check_alone(resume: Path, given: dict[str, Path | str | None]) -> None:
+    for option, value in given.items():
         if value is not None:
             raise UsageError(f"{option} {value} and --resume {resume} exclude each other", f"leave {option} out, or train a new run")
