@@ -38,11 +38,10 @@ def whole(target: Path, folder: bool = False) -> Iterator[Path]:
     Raises:
         FileError: the place cannot be written, or the disk is full.
     """
-    temporary, mine = None, f".{target.name}.{_place_of_processes()}-"
+    temporary, mine = None, f"{_beginning_of_temporary(target)}{os.getpid()}."
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _clear_after_the_dead(target.parent, mine)
-        mine = f"{mine}{os.getpid()}."
+        clear_after_the_dead(target)
         if folder:
             temporary = Path(tempfile.mkdtemp(prefix=mine, suffix=".tmp", dir=target.parent))
             temporary.chmod(0o755)
@@ -56,6 +55,8 @@ def whole(target: Path, folder: bool = False) -> Iterator[Path]:
         for file in filter(Path.is_file, temporary.iterdir()) if folder else (temporary,):
             sync(file)
         os.replace(temporary, target)
+    except FileError as error:
+        raise FileError(error.message.replace(str(temporary), str(target)), error.hint) from error
     except OSError as error:
         raise cannot_write(target, error) from error
     finally:
@@ -73,11 +74,16 @@ def _place_of_processes() -> str:
     return digest_of([platform.node(), space])[:8]
 
 
-def _clear_after_the_dead(folder: Path, beginning: str) -> None:
-    """Removes temporary files of a target whose writers were killed."""
+def _beginning_of_temporary(target: Path) -> str:
+    return f".{target.name}.{_place_of_processes()}-"
+
+
+def clear_after_the_dead(target: Path) -> None:
+    """Removes temporary files beside a target whose writers were killed."""
     if os.name != "posix":
         return
-    for left in folder.glob(f"{glob.escape(beginning)}*.tmp"):
+    beginning = _beginning_of_temporary(target)
+    for left in target.parent.glob(f"{glob.escape(beginning)}*.tmp"):
         number = left.name.removeprefix(beginning).partition(".")[0]
         try:
             os.kill(int(number), 0)

@@ -36,7 +36,7 @@ class Nursery:
 
         Args:
             order: `hit_at`: number of the event at which the child is hit, with `signals` (default SIGKILL); `kill_after`: seconds;
-                `limit`: largest file that it may write, bytes; `stdin`, `stdout`: "closed"; `environment`.
+                `limit`: largest file that it may write, bytes; `stdin`, `stdout`: "closed"; `encoding`; `environment`.
 
         Returns:
             `code` (negative: the signal that ended it; "hang" if it did not end), `out`, `err`, `events`, `seconds`.
@@ -91,34 +91,45 @@ def make_small() -> None:
 
 
 def serve(order: dict[str, Any]) -> dict[str, Any]:
-    folder = Path(order["folder"])
-    said = {name: folder.parent / f".{folder.name}.{name}" for name in ("out", "err", "events")}
-    start = time.monotonic()
+    folder, start = Path(order["folder"]), time.monotonic()
+    # Pipes, for a limit on the size of files does not hold for them.
+    pipes = {name: os.pipe() for name in ("out", "err", "events")}
     child = os.fork()
     if child == 0:
-        live(order, folder, said)
-    watch = os.pidfd_open(child)
+        live(order, folder, {name: writing for name, (_, writing) in pipes.items()})
+    for _, writing in pipes.values():
+        os.close(writing)
+    said = {reading: b"" for reading, _ in pipes.values()}
     code: Any = None
-    if "kill_after" in order and not select.select([watch], [], [], order["kill_after"])[0]:
-        os.kill(child, signal.SIGKILL)
-    if not select.select([watch], [], [], HANG_S)[0]:
-        os.kill(child, signal.SIGKILL)
-        code = "hang"
-    os.close(watch)
+    still, deadline = set(said), start + order.get("kill_after", HANG_S)
+    while still:
+        ready = select.select([*still], [], [], max(0.0, deadline - time.monotonic()))[0]
+        if not ready:
+            code = code or (None if "kill_after" in order else "hang")
+            os.kill(child, signal.SIGKILL)
+            deadline = time.monotonic() + HANG_S
+        for reading in ready:
+            data = os.read(reading, 1 << 16)
+            said[reading] += data
+            if not data:
+                still.discard(reading)
     _, status = os.waitpid(child, 0)
-    found = {name: path.read_text(errors="replace") if path.exists() else "" for name, path in said.items()}
-    for path in said.values():
-        path.unlink(missing_ok=True)
+    found = {name: said[reading].decode(errors="replace") for name, (reading, _) in pipes.items()}
+    for reading in said:
+        os.close(reading)
     events = int(found.pop("events") or 0)
     return {"code": code or os.waitstatus_to_exitcode(status), "events": events, "seconds": time.monotonic() - start, **found}
 
 
-def live(order: dict[str, Any], folder: Path, said: dict[str, Path]) -> None:
+def live(order: dict[str, Any], folder: Path, said: dict[str, int]) -> None:
     """What the child does; it does not return."""
-    for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(said[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.dup2(said["out"], 1)
+    os.dup2(said["err"], 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+    os.close(said["out"])
+    os.close(said["err"])
+    encoding = order.get("encoding", "utf-8")
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False, encoding=encoding) for number in (1, 2))
     for number, name in ((0, "stdin"), (1, "stdout")):
         if order.get(name) == "closed":
             os.close(number)
@@ -137,21 +148,9 @@ def live(order: dict[str, Any], folder: Path, said: dict[str, Path]) -> None:
     except SystemExit as end:
         code = end.code or 0
     finally:
-        if "limit" in order:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        number = os.open(said["events"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.write(number, str(count[0]).encode())
+        os.write(said["events"], str(count[0]).encode())
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
-    leave(code)
-
-
-def leave(code: int) -> None:
-    """Ends the child as an interpreter ends: HDF5 closes its files at exit, and may crash there."""
-    import atexit
-
-    atexit._run_exitfuncs()
+            stream.flush()
     os._exit(code)
 
 

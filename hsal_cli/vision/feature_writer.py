@@ -25,7 +25,7 @@ from torch import Tensor
 
 from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError
-from hsal_cli.files import cannot_write, digest_of_array, seal, stamp, sync, whole
+from hsal_cli.files import cannot_write, clear_after_the_dead, digest_of_array, seal, stamp, sync, whole
 from hsal_cli.scenes.scene_file import SceneFile
 from hsal_cli.steady import SteadyFile
 from hsal_cli.vision.feature_file import FORMAT
@@ -80,6 +80,7 @@ def features_to_fill(out: Path, origin: Origin, batch_size: int, reporter: Repor
     """
     partial = partial_of(out)
     try:
+        clear_after_the_dead(partial)
         if not (partial.exists() and _can_continue(partial, origin, reporter)):
             with SteadyFile(partial, "w", libver=LAYOUT) as file:
                 _lay_out(file, origin)
