@@ -28,17 +28,17 @@ def data_figure(splits: Mapping[str, Measures], classes: list[str], saliency: np
     panels: list[Bars | Heat] = [_labels(splits, classes), _objects(splits)]
     boxed = {name: part for name, part in splits.items() if part.sides is not None and len(part.sides)}
     if boxed:
-        panels += [_sizes(boxed), _positions(boxed), *_overlap(boxed)]
+        panels += [_sizes(boxed), *_overlap(boxed), _positions(boxed)]
     if saliency is not None:
         height, width = next(iter(splits.values())).image_size
-        title, size = "mean saliency map, each min-max scaled", (float(width), float(height))
-        panels.append(Heat(title, "x, px", "y, px", saliency, "saliency", extent=size))
+        title, size = "Mean saliency map", (float(width), float(height))
+        panels.append(Heat(title, "x, px", "y, px", saliency, "mean of S, min-max scaled", extent=size))
     return draw_panels(panels, columns=3 if len(panels) > 4 else 2)
 
 
 def _labels(splits: Mapping[str, Measures], classes: list[str]) -> Bars:
     shares = {name: (part.classes / max(part.classes.sum(), 1)).tolist() for name, part in splits.items()}
-    return Bars("labels", "class", "share of the objects", classes, shares)
+    return Bars("Labels", "class", "share of the objects", classes, shares)
 
 
 def _objects(splits: Mapping[str, Measures]) -> Bars:
@@ -48,7 +48,7 @@ def _objects(splits: Mapping[str, Measures]) -> Bars:
         name: (np.bincount(part.objects, minlength=most + 1)[least : most + 1] / len(part.objects)).tolist()
         for name, part in splits.items()
     }
-    return Bars("objects an image", "objects", "share of the images", [str(number) for number in range(least, most + 1)], shares)
+    return Bars("Objects in an image", "objects", "share of the images", [str(number) for number in range(least, most + 1)], shares)
 
 
 def _sizes(splits: Mapping[str, Measures]) -> Bars:
@@ -57,7 +57,7 @@ def _sizes(splits: Mapping[str, Measures]) -> Bars:
     step = max(1, int(np.ceil((high - low + 1) / BINS)))
     names, shares = histogram(longer, np.arange(low, high + step + 1, step))
     wide = f", bins of {step} px" if step > 1 else ""
-    return Bars("size of the objects", f"longer side of the box, px{wide}", "share of the objects", names, shares, touching=True)
+    return Bars("Size of the objects", f"longer side of the box, px{wide}", "share of the objects", names, shares, touching=True)
 
 
 def _positions(splits: Mapping[str, Measures]) -> Heat:
@@ -67,7 +67,7 @@ def _positions(splits: Mapping[str, Measures]) -> Heat:
     centres = np.concatenate([part.centres for part in splits.values()])
     counts = np.histogram2d(centres[:, 1], centres[:, 0], bins=grid, range=((0, 1), (0, 1)))[0]
     size = (float(width), float(height))
-    return Heat("positions of the objects", "x, px", "y, px", counts, "box centres in a cell", extent=size)
+    return Heat("Positions of the objects", "x, px", "y, px", counts, "box centres in a cell", extent=size)
 
 
 def _overlap(splits: Mapping[str, Measures]) -> list[Bars]:
@@ -84,5 +84,5 @@ def _overlap(splits: Mapping[str, Measures]) -> list[Bars]:
     }
     names = ["none", *(f"to {high:g}" for high in bounds[1:])]
     touching = ", ".join(f"{splits[name].touching.mean():.1%} of {name}" for name in several)
-    label = "largest IoU of two boxes of an image"
-    return [Bars(f"overlap (boxes touch: {touching})", label, "share of images of 2 or more", names, shares, top=1.0)]
+    label = f"largest IoU of two boxes of an image\nboxes touch: {touching}"
+    return [Bars("Overlap", label, "share of images of 2 or more", names, shares, top=1.0)]

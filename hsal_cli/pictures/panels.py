@@ -140,7 +140,8 @@ def _draw_bars(axes: Axes, panel: Bars) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if len(panel.series) > 1:
-        axes.legend(fontsize=SMALL, framealpha=0.85, edgecolor="none", loc="best")
+        # Beside the title, where it covers no bar.
+        axes.legend(fontsize=SMALL, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(panel.series), borderaxespad=0.2)
 
 
 def _draw_heat(figure: Figure, axes: Axes, panel: Heat) -> None:
