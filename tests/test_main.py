@@ -65,6 +65,8 @@ def test_each_command_explains_itself(command: str) -> None:
         ("finetune", "--batch-size", "-3"),
         ("make-data", "mnist-multiset", "--seed", str(2**64)),
         ("make-data", "mnist-multiset", "--count", "4-1"),
+        ("make-data", "nonsense"),
+        ("make-data", "folder", "--images", "here"),
         ("eval", "--no-such-option"),
         ("train", "--preset", "nonsense"),
         ("train", "--device", "abacus"),

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 from PIL import Image
 
+from hsal_cli.pictures.marks import cell_box
 from hsal_cli.pictures.palette import ORANGE
 from hsal_cli.pictures.saliency_maps import BLACK, COVER, SaliencyView, draw_saliency, overlay, panel_boxes, panel_size
-from hsal_cli.pictures.trajectory import cell_box
 
 IMAGE = np.zeros((60, 90, 3), np.uint8)
 MAP = np.zeros((7, 7))

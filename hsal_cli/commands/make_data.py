@@ -143,6 +143,7 @@ def folder(
 
         return {"skipped": make_from_folder(settings, target, read_image, reporter)}
 
+    settings.check_named()
     plan = f"read the images in {settings.images} with the labels in {settings.labels}"
     _make("folder", settings, make, plan, out, preview, overwrite, dry_run, json)
 

@@ -83,10 +83,10 @@ def make_from_folder(settings: FolderSettings, out: Path, read_image: Reader, re
         What was skipped: a dict of `what` and `reason` each.
 
     Raises:
-        FileError: labels or images are missing, or nothing is left; UsageError: an unknown class; Interrupted: stopped on request.
+        FileError: labels or images are missing, or nothing is left; UsageError: an unknown class, or no folder is named; Interrupted:
+            stopped on request.
     """
-    if not settings.images or not settings.labels:
-        raise UsageError("the images or the labels are not named", "hsal make-data folder --images DIR --labels FILE")
+    settings.check_named()
     skipped = Skipped()
     images = ImageFolder(Path(settings.images).expanduser())
     labelled, names = read_labels(Path(settings.labels).expanduser(), settings.labels_format, skipped)

@@ -132,3 +132,12 @@ class FolderSettings:
 
     def __post_init__(self) -> None:
         check(self)
+
+    def check_named(self) -> None:
+        """Refuses to go on without a folder of images and labels.
+
+        Raises:
+            UsageError: one of the two is not named.
+        """
+        if not self.images or not self.labels:
+            raise UsageError("the images or the labels are not named", "hsal make-data folder --images DIR --labels FILE")
