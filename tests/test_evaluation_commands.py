@@ -189,6 +189,21 @@ def test_visualize_chooses_names_that_do_not_collide(here):
         assert picture.info["Software"].startswith("hsal ")
 
 
+def test_visualize_puts_an_animation_and_a_replay_beside_the_picture(here):
+    folder = here / "all"
+    for _ in range(2):  # what hsal made is made again
+        document = json.loads(call("visualize", "grey.png", "--gif", "--html", "--out", folder, "--json").stdout)[0]
+    assert [document[key] for key in ("picture", "animation", "replay")] == [str(folder / f"grey.hsal.{e}") for e in ("png", "gif", "html")]
+    with Image.open(folder / "grey.hsal.gif") as film:
+        assert film.n_frames == 4 * len(document["labels"]) + 1
+    assert f"predicted {{{', '.join(sorted(document['labels']))}}}" in (folder / "grey.hsal.html").read_text()
+    assert "no image left" in call("visualize", folder / "grey.hsal.gif", code=2).said
+    (folder / "mine.html").write_text("mine")
+    assert "was not made by hsal" in call("visualize", "grey.png", "--html", "--out", folder / "mine.html", code=1).said
+    assert (folder / "mine.html").read_text() == "mine" and not (folder / "mine.png").exists()
+    assert "neither a folder" in call("visualize", "grey.png", "--out", folder / "new.html", code=2).said
+
+
 def test_visualize_replaces_nothing_that_hsal_did_not_make(here):
     before = (here / "grey.png").read_bytes()
     found = call("visualize", "grey.png", "--out", "grey.png", code=1)

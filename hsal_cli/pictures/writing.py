@@ -97,7 +97,7 @@ def _reduced(frame: Image.Image, palette: Image.Image, fixed: Sequence[tuple[int
     nearest = order[np.searchsorted(wanted[order], codes).clip(max=len(order) - 1)]
     exact = wanted[nearest] == codes
     places[exact] = nearest[exact]
-    found.putdata(places.ravel().tolist())
+    found.frombytes(places.tobytes())
     return found
 
 
