@@ -18,7 +18,7 @@ from hsal_cli import checkpoints
 from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError, HsalError, Interrupted, TrainingError, UsageError
 from hsal_cli.evaluation.evaluate import evaluate_file
-from hsal_cli.evaluation.loading import load_policy
+from hsal_cli.evaluation.loading import load_model
 from hsal_cli.evaluation.summary import GridRun
 from hsal_cli.files import cannot_write, write_json
 from hsal_cli.learning import runs
@@ -124,7 +124,7 @@ def _run_cell(grid: Grid, cell: Cell, backbone: Path, device: torch.device, repo
         scores = evaluated(grid, cell)
         if scores is None:
             with _timed(grid, f"eval {cell.name}"):
-                scores = evaluate_file(load_policy(path, "best", device), features, grid.evaluation, device, reporter)
+                scores = evaluate_file(load_model(path, "best", device), features, grid.evaluation, device, reporter)
                 write_json(path / "eval.json", scores)
         digest = checkpoints.load(path / "checkpoints", "best").digest
     seconds = read_record(grid).get("seconds", {})
