@@ -148,5 +148,16 @@ def test_the_commands_take_it_in_turn(features, tmp_path, monkeypatch) -> None:
         "runs/easy-rl",
         "runs/easy-count",
     ]
+    call("check", "runs/easy-count")
     refused = CliRunner().invoke(app, ["visualize", "--data", "data/easy.features.h5", "--run", "runs/easy-count"])
     assert isinstance(refused.exception, FileError) and "looks nowhere" in refused.exception.message
+
+
+def test_its_verdicts_speak_of_the_loss_since_it_has_no_reward(trained) -> None:
+    from hsal_cli.evaluation.verdicts import verdicts
+
+    record = runs.read_record(trained.path)
+    scores = [0.5, 0.8, 0.9, 0.6, 0.5, 0.4]
+    rows = [{"epoch": place + 1, "exact_match": score, "loss": 3.0 - 0.4 * place} for place, score in enumerate(scores)]
+    said = verdicts(dataclasses.replace(record, rows=rows))[0].text
+    assert record.kind == "count" and "overfits since epoch 3" in said and "loss in training fell from 2.200 to 1.000" in said

@@ -13,7 +13,7 @@ from hsal_cli.checkpoints import Checkpoint
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.loading import policy_of
 from hsal_cli.files import read_json, read_sealed
-from hsal_cli.learning.runs import COMMAND_OF, FORMAT, Run
+from hsal_cli.learning.runs import COMMAND_OF, EVALUATED, FORMAT, Run
 from hsal_cli.learning.settings import FinetuneSettings, TrainSettings
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.settings import build
@@ -21,8 +21,12 @@ from hsal_cli.upkeep.report import Report
 from hsal_cli.vision.backbone import backbone_of
 
 STATES = ("running", "stopped", "failed", "finished")
-SCORES = {"policy": "exact_match", "backbone": "accuracy"}
-SETTINGS = {"policy": {"train": TrainSettings, "policy": PolicySettings}, "backbone": {"finetune": FinetuneSettings}}
+SCORES = {"policy": "exact_match", "count": "exact_match", "backbone": "accuracy"}
+SETTINGS = {
+    "policy": {"train": TrainSettings, "policy": PolicySettings},
+    "count": {"train": TrainSettings},
+    "backbone": {"finetune": FinetuneSettings},
+}
 
 
 def check_run(path: Path, report: Report) -> None:
@@ -129,7 +133,7 @@ def _check_agreement(
         score = SCORES.get(kind, "")
         if rows and status.get(score) != max(row.get(score, -math.inf) for row in rows):
             report.fault(f"status.json: {score} is not the best of metrics.jsonl")
-        epochs = config.get("train", {}).get("epochs") if kind == "policy" else None
+        epochs = config.get("train", {}).get("epochs") if kind in EVALUATED else None
         if epochs is not None and len(rows) != epochs:
             report.fault(f"it is finished after {len(rows)} of {epochs} epochs")
     elif status.get("state") in STATES:
@@ -138,9 +142,9 @@ def _check_agreement(
 
 def load_as_described(checkpoint: Checkpoint, report: Report) -> None:
     """Makes the model that a checkpoint describes, with its weights, and looks for values that are not finite."""
-    build_model = {"policy": policy_of, "backbone": backbone_of}.get(checkpoint.meta.get("kind"))
+    build_model = {"policy": policy_of, "count": policy_of, "backbone": backbone_of}.get(checkpoint.meta.get("kind"))
     if build_model is None:
-        report.fault(f"{checkpoint.path.name}: its kind is {checkpoint.meta.get('kind')!r}, neither policy nor backbone")
+        report.fault(f"{checkpoint.path.name}: its kind is {checkpoint.meta.get('kind')!r}, neither policy nor count nor backbone")
         return
     with report.noting():
         build_model(checkpoint)
