@@ -173,9 +173,9 @@ def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
     count = min(width, len(values))
     edges = [len(values) * place // count for place in range(count + 1)]
     means = [sum(values[low:high]) / (high - low) for low, high in itertools.pairwise(edges)]
-    least, most = min(means), max(means)
-    if not math.isfinite(most - least):
+    if not all(map(math.isfinite, means)):
         return "?" * count
+    least, most = min(means), max(means)
     scale = (len(BLOCKS) - 1) / (most - least) if most > least else 0.0
     return "".join(BLOCKS[round((mean - least) * scale)] for mean in means)
 

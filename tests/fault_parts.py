@@ -72,7 +72,7 @@ def fill_features(scenes: Path, out: Path, stop_after: int | None = None, batch:
 
     with open_scenes(scenes) as source:
         digest = digest_of({"scenes": source.digest, "backbone": "b" * 64, "format_version": FORMAT_VERSION})
-        origin = Origin(source, Path("backbone"), "b" * 64, SHAPE, 64, digest, {"batch_size": batch})
+        origin = Origin(source, Path("backbone"), "b" * 64, SHAPE, 64, "activation", "activation", digest, {"batch_size": batch})
         done = 0
         with features_to_fill(out, origin, batch, SILENT) as (writer, starts):
             for name in source.splits:

@@ -153,9 +153,10 @@ def find_local(settings: SceneSettings) -> Path | None:
     named = settings.mnist_dir or os.environ.get("HSAL_MNIST_DIR")
     if named:
         folder = Path(named).expanduser()
-        if not folder.is_dir():
+        images = find_idx(folder, "train", "images")
+        if images is None and not folder.is_dir():
             raise FileError(f"the digit folder {folder} {'is not a folder' if folder.exists() else 'does not exist'}", HINT)
-        if find_idx(folder, "train", "images") is None:
+        if images is None:
             raise FileError(f"{folder} has no train-images-idx3-ubyte or train-images-idx3-ubyte.gz", HINT)
         return folder
     for folder in (Path("data") / "MNIST" / "raw", cache_root() / "MNIST" / "raw"):
