@@ -83,7 +83,8 @@ def make_from_folder(settings: FolderSettings, out: Path, read_image: Reader, re
         What was skipped: a dict of `what` and `reason` each.
 
     Raises:
-        FileError: labels or images are missing, or nothing is left; UsageError: an unknown class, or no folder is named; Interrupted: stopped on request.
+        FileError: labels or images are missing, or nothing is left; UsageError: an unknown class, or no folder is named; Interrupted:
+            stopped on request.
     """
     settings.check_named()
     skipped = Skipped()
