@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
+import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hsal_cli.errors import HsalError, Interrupted
 
+BLOCKS = "▁▂▃▄▅▆▇█"
+SPARKS = 40  # blocks in a line, at most
 LINE_EVERY_S = 5.0  # without a terminal, long work says where it is this often
 
 
@@ -52,6 +56,12 @@ class Reporter:
         """
         yield lambda n, note="": None
 
+    def plot(self, curves: Mapping[str, Sequence[float]]) -> None:
+        """How work in progress has gone so far, name -> one value an epoch; a terminal shows it below the bar.
+
+        Called while a `track` runs; each call replaces the one before.
+        """
+
     def check_stop(self, hint: str) -> None:
         """Raises `Interrupted` with this hint if a signal asked for it."""
         if self.stop_signal:
@@ -68,6 +78,7 @@ class TerminalReporter(Reporter):
         from rich.console import Console
 
         self.console = Console(stderr=True, highlight=False, emoji=False)
+        self._curves: Mapping[str, Sequence[float]] = {}
 
     def say(self, message: str) -> None:
         self.console.print(message, markup=False, soft_wrap=True)
@@ -75,8 +86,12 @@ class TerminalReporter(Reporter):
     def warn(self, message: str) -> None:
         self.console.print(f"Note: {message}", markup=False, soft_wrap=True, style="yellow")
 
+    def plot(self, curves: Mapping[str, Sequence[float]]) -> None:
+        self._curves = curves
+
     @contextlib.contextmanager
     def track(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
+        self._curves = {}
         if self.console.is_terminal:
             with self._bar(what, total, unit, done) as advance:
                 yield advance
@@ -87,6 +102,16 @@ class TerminalReporter(Reporter):
     def _bar(self, what: str, total: int, unit: str, done: int) -> Iterator[Callable[..., None]]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        reporter = self
+
+        class Live(Progress):
+            """The bar, and below it the curves so far."""
+
+            def get_renderables(self) -> Iterator[Any]:
+                yield self.make_tasks_table(self.tasks)
+                if reporter._curves:
+                    yield reporter._sparklines()
+
         start, fresh = time.monotonic(), 0
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -96,7 +121,7 @@ class TerminalReporter(Reporter):
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
         )
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        with Live(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task(what, total=total, completed=done, rate="", note="")
 
             def advance(n: int, note: str = "") -> None:
@@ -106,6 +131,19 @@ class TerminalReporter(Reporter):
                 progress.update(task, advance=n, rate=f"{rate:,.0f} {unit}/s", note=note)
 
             yield advance
+
+    def _sparklines(self) -> Any:
+        """A line a curve: its name, its course, its last value."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 1))
+        drawn = self.console.encoding.lower().startswith("utf")  # elsewhere the blocks cannot be written
+        for name, values in self._curves.items():
+            if values:
+                shape = sparkline(values) if drawn else ""
+                table.add_row(Text(name, style="dim"), Text(shape, style="cyan"), Text(f"{values[-1]:.3f}"))
+        return table
 
     def _lines(self, what: str, total: int, unit: str, done: int) -> Callable[..., None]:
         start = last = time.monotonic()
@@ -125,6 +163,23 @@ class TerminalReporter(Reporter):
         return advance
 
 
+def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
+    """A curve in a line of blocks, from its lowest value to its highest.
+
+    Args:
+        values: at least one; of more than `width`, neighbours are averaged.
+        width: most blocks.
+    """
+    count = min(width, len(values))
+    edges = [len(values) * place // count for place in range(count + 1)]
+    means = [sum(values[low:high]) / (high - low) for low, high in itertools.pairwise(edges)]
+    least, most = min(means), max(means)
+    if not math.isfinite(most - least):
+        return "?" * count
+    scale = (len(BLOCKS) - 1) / (most - least) if most > least else 0.0
+    return "".join(BLOCKS[round((mean - least) * scale)] for mean in means)
+
+
 def clock(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss."""
     minutes, rest = divmod(round(max(seconds, 0)), 60)
@@ -132,9 +187,24 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def prepare_streams() -> None:
+    """Makes printing safe: closed streams swallow what is printed, and signs that an encoding lacks are shown as escapes."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, io.StringIO())
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _unicode() -> bool:
+    """Whether stdout can show every sign."""
+    return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
+
+
 def print_json(document: Any) -> None:
     """Writes the one JSON document of a `--json` call to stdout."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=not _unicode(), allow_nan=False) + "\n")
 
 
 def print_line(text: str = "") -> None:
@@ -144,11 +214,12 @@ def print_line(text: str = "") -> None:
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Draws a table on stdout: the first column to the left, the others to the right."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title=Text(title), title_justify="left", box=box.HEAVY_HEAD if _unicode() else box.ASCII)
     for place, name in enumerate(columns):
         table.add_column(Text(name), justify="left" if place == 0 else "right", overflow="fold")
     for row in rows:

@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 
 from hsal_cli import console
-from hsal_cli.console import SILENT, Reporter, TerminalReporter, clock, exit_code_of, print_json, print_line, print_table, stopping
+from hsal_cli.console import (
+    SILENT,
+    Reporter,
+    TerminalReporter,
+    clock,
+    exit_code_of,
+    print_json,
+    print_line,
+    print_table,
+    sparkline,
+    stopping,
+)
 from hsal_cli.errors import FileError, HsalError, Interrupted, TrainingError, UsageError
 
 
@@ -144,6 +155,55 @@ def test_on_a_terminal_progress_is_a_bar_that_goes_away(monkeypatch) -> None:
     said = text.getvalue()
     assert "reading [a]" in said and "10/10" in said and "images/s" in said and "loss [0.5]" in said
     assert said.rstrip().endswith("\x1b[2K") or "\x1b[1A" in said  # the bar's line is erased
+
+
+def on_a_terminal(encoding: str = "utf-8") -> tuple[TerminalReporter, io.TextIOWrapper]:
+    from rich.console import Console
+
+    reporter, stream = TerminalReporter(), io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    reporter.console = Console(file=stream, force_terminal=True, width=120, legacy_windows=False)
+    return reporter, stream
+
+
+def written(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    return stream.buffer.getvalue().decode(stream.encoding)
+
+
+def test_on_a_terminal_curves_stand_below_the_bar_while_it_is_there() -> None:
+    reporter, stream = on_a_terminal()
+    with reporter.track("training", 10, "steps") as advance:
+        reporter.plot({"reward": [-1.0, 0.0, 1.0], "exact [match]": [0.25], "none yet": []})
+        advance(10)
+    said = written(stream)
+    assert "▁▅█" in said and "1.000" in said and "exact [match]" in said and "0.250" in said and "none yet" not in said
+    reporter, stream = on_a_terminal()
+    reporter.plot({"reward": [0.0, 1.0]})
+    with reporter.track("reading", 10, "images") as advance:
+        advance(10)
+    assert "reward" not in written(stream)  # of work that is over
+
+
+def test_a_terminal_without_unicode_shows_numbers_alone() -> None:
+    reporter, stream = on_a_terminal("ascii")
+    with reporter.track("training", 10, "steps") as advance:
+        reporter.plot({"reward": [0.0, 0.5]})
+        advance(10)
+    assert "0.500" in written(stream)
+
+
+def test_without_a_terminal_curves_are_not_shown(capsys) -> None:
+    reporter = TerminalReporter()
+    with reporter.track("training", 10, "steps") as advance:
+        reporter.plot({"reward": [0.0, 1.0]})
+        advance(10)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_sparkline_runs_from_the_lowest_value_to_the_highest_and_averages_what_is_too_long() -> None:
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█" and sparkline([2.0, 2.0]) == "▁▁" and sparkline([5]) == "▁"
+    assert sparkline([0, 0, 7, 7, 0, 0], width=3) == "▁█▁" and len(sparkline(list(range(1000)))) == 40
+    assert sparkline([0.0, float("nan")]) == "??"
 
 
 @pytest.mark.parametrize(

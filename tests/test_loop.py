@@ -229,3 +229,21 @@ def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine() -> None:
 def test_rows_are_plain_json(whole) -> None:
     _, rows, run = whole
     assert [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()] == rows
+
+
+def test_after_each_epoch_its_curves_are_shown_with_those_of_a_resumed_run(run: runs.Run) -> None:
+    class Plotting(StoppingReporter):
+        def __init__(self, after: int | None = None):
+            super().__init__(after)
+            self.plotted = []
+
+        def plot(self, curves) -> None:
+            self.plotted.append({name: len(values) for name, values in curves.items()})
+
+    before = Plotting(after=6)
+    with pytest.raises(Interrupted):
+        train(LineTask(), run, before)
+    after = Plotting()
+    rows = train(LineTask(), run, after, checkpoints.load(run.checkpoints, "last"))
+    assert before.plotted == [{"loss": 0, "score": 0}, {"loss": 1, "score": 1}]
+    assert after.plotted == [{"loss": n, "score": n} for n in (1, 2, 3)] and len(rows) == 3

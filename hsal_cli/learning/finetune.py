@@ -20,13 +20,13 @@ from hsal_cli.learning import runs
 from hsal_cli.learning.crowds import crowd, object_regions
 from hsal_cli.learning.loop import one_cycle, train
 from hsal_cli.learning.many_objects import BoxedObjects, Shown, WholeImages, read_scenes, way_of
-from hsal_cli.learning.runs import Run
+from hsal_cli.learning.runs import Run, resume_from
 from hsal_cli.learning.settings import FinetuneSettings
 from hsal_cli.learning.views import cell_centres, crop_sides, views
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.settings import as_dict, build
 from hsal_cli.vision.backbone import ActivationModel, initial_weights
-from hsal_cli.vision.devices import forward_context
+from hsal_cli.vision.devices import fitting, forward_context
 from hsal_cli.vision.images import to_input
 
 FULL_AFTER_CROPS, FULL_ALONE, FULL_ALONE_CPU = 36_000, 600_000, 40_000
@@ -156,9 +156,7 @@ class FinetuneTask:
         self.model, self.settings, self.device = model, settings, device
         self._meta = meta
         self.held_out, self.data = data.hold_out(settings.validation, settings.seed)
-        as_crops = settings.crop_images if settings.mode == "crops" else 0
-        self.plan = _epochs_of("crops", as_crops, settings.epoch_images)
-        self.plan += _epochs_of("full", settings.full_images, settings.epoch_images)
+        self.plan = plan(settings)
         self.epochs = len(self.plan)
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.generator = torch.Generator()
@@ -200,8 +198,9 @@ class FinetuneTask:
         loss, right = self.data.loss(logits, labels)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        norm = torch.nn.utils.get_total_norm([weight.grad for weight in self.model.parameters() if weight.grad is not None])
         self.optimiser.step()
-        return len(rows), {"loss": loss, "train_accuracy": right}
+        return len(rows), {"loss": loss, "gradient_norm": norm, "train_accuracy": right}
 
     def validate(self) -> dict[str, float]:
         return {"accuracy": self.held_out.score(self.model, self.settings.batch_size, self.device)}
@@ -248,6 +247,31 @@ def settle(settings: FinetuneSettings, device: torch.device, has_boxes: bool) ->
     )
 
 
+def plan(settings: FinetuneSettings) -> list[tuple[str, int]]:
+    """What each epoch shows: ("crops" or "full", how many images)."""
+    as_crops = settings.crop_images if settings.mode == "crops" else 0
+    return _epochs_of("crops", as_crops, settings.epoch_images) + _epochs_of("full", settings.full_images, settings.epoch_images)
+
+
+def _lengthened(
+    settings: FinetuneSettings, longer: FinetuneSettings, before: Checkpoint | None, out: Path, reporter: Reporter
+) -> FinetuneSettings:
+    """The settings of a resumed run that is to show more images; refuses what would change epochs that it has trained already."""
+    if longer == settings:
+        return settings
+    progress = {"epoch": 0, "step": 0} if before is None else before.state["progress"]
+    done = progress["epoch"] + (progress["step"] > 0)
+    if longer.full_images < settings.full_images or plan(longer)[:done] != plan(settings)[:done]:
+        raise UsageError(
+            f"{out} shows {settings.full_images:,} full images; {longer.full_images:,} would change epochs that it has trained already",
+            f"give --full-images a larger multiple of {settings.epoch_images}",
+        )
+    reporter.say(
+        f"full images {settings.full_images:,} -> {longer.full_images:,}; the learning rate follows the longer schedule from here on"
+    )
+    return longer
+
+
 def _epochs_of(kind: str, images: int, size: int) -> list[tuple[str, int]]:
     """Splits `images` into epochs of about `size`."""
     count = max(1, round(images / size)) if images else 0
@@ -279,6 +303,8 @@ def finetune(
     reporter: Reporter = SILENT,
     overwrite: bool = False,
     resume: bool = False,
+    moved: Path | None = None,
+    full_images: int | None = None,
 ) -> Run:
     """Fine-tunes the activation model and keeps its best and last checkpoints.
 
@@ -290,6 +316,8 @@ def finetune(
         reporter: progress.
         overwrite: replace a run in `out`.
         resume: go on with the run in `out`.
+        moved: with `resume`, where the run's scene file is now; None: where it was.
+        full_images: with `resume`, how many images are shown in full in all, no fewer than the run has; None: as many as it has.
 
     Returns:
         The finished run.
@@ -301,19 +329,21 @@ def finetune(
     if resume:
         run = runs.open_run(out, "backbone")
         config = run.config
-        settings, scenes = build(FinetuneSettings, config["finetune"]), Path(config["scenes"])
-        if run.status.get("state") == "finished":
+        settings, scenes = build(FinetuneSettings, config["finetune"]), moved or Path(config["scenes"])
+        longer = dataclasses.replace(settings, full_images=settings.full_images if full_images is None else full_images)
+        if run.status.get("state") == "finished" and longer == settings:
             reporter.say(f"{out} is finished: nothing to do")
             return run
-        before = checkpoints.load(run.checkpoints, "last")
-        if before.note:
-            reporter.warn(before.note)
+        before = resume_from(run, reporter)
+        settings = _lengthened(settings, longer, before, out, reporter)
+        runs.say_changes(run, str(device), reporter)
     way = way_of(scenes, settings.objects)
     data = read_objects(scenes, "train", way)
     with open_scenes(scenes) as file:
-        classes, digest = file.classes, file.digest
-    if before is not None and before.meta["scenes_digest"] != digest:
+        classes, digest, labels = file.classes, file.digest, torch.from_numpy(file.split("train").labels)
+    if resume and config["scenes_digest"] != digest:
         raise FileError(f"{scenes} is not the scene file that {out} was trained on", "train a new run: hsal finetune")
+    runs.say_missing_classes(labels, classes, scenes, reporter)
     if way in ("counts", "random-label") and settings.mode == "crops":
         raise UsageError(f"mode = crops does not go with objects = {way}, which looks at whole images", "leave --mode out")
     if way != "single":
@@ -340,9 +370,13 @@ def finetune(
     if not resume:
         config = {"scenes": str(scenes), "scenes_digest": digest, "finetune": as_dict(settings), "weights_used": used}
         run = runs.create(out, "backbone", config, overwrite)
+    elif used != config["weights_used"]:
+        raise FileError(f"{out} started from {config['weights_used']} weights, now there are {used}", "train a new run: hsal finetune")
+    config |= {"scenes": str(scenes), "finetune": as_dict(settings)}
     shown = ", ".join(f"{sum(n for kind, n in task.plan if kind == part):,} {part}" for part in ("crops", "full"))
     reporter.say(f"fine-tuning {settings.arch} at {settings.input_size} px on {scenes}: {shown} images, starting from {used} weights")
-    rows = train(task, run, reporter, before)
+    with runs.being_trained(run, config, str(device)), fitting(device, settings.batch_size):
+        rows = train(task, run, reporter, before)
     best = checkpoints.load(run.checkpoints, "best")
     model.load_state_dict(best.weights)
     results: dict[str, float] = {"accuracy": max((row["accuracy"] for row in rows), default=math.nan)}

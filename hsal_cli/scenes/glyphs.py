@@ -132,18 +132,9 @@ def find_digits(settings: SceneSettings, reporter: Reporter) -> DigitSource:
         if settings.mnist_dir:
             raise UsageError("digits = strokes takes no mnist_dir", "leave one of --digits strokes and --mnist-dir out")
         return found("strokes")
-    named = settings.mnist_dir or os.environ.get("HSAL_MNIST_DIR")
-    if named:
-        folder = Path(named).expanduser()
-        images = find_idx(folder, "train", "images")
-        if images is None and not folder.is_dir():
-            raise FileError(f"the digit folder {folder} {'is not a folder' if folder.exists() else 'does not exist'}", HINT)
-        if images is None:
-            raise FileError(f"{folder} has no train-images-idx3-ubyte or train-images-idx3-ubyte.gz", HINT)
+    folder = find_local(settings)
+    if folder is not None:
         return found("mnist", folder)
-    for folder in (Path("data") / "MNIST" / "raw", cache_root() / "MNIST" / "raw"):
-        if all(find_idx(folder, split, what) for split in ("train", "test") for what in ("images", "labels")):
-            return found("mnist", folder)
     try:
         return found("mnist", download(reporter))
     except FileError:
@@ -151,6 +142,26 @@ def find_digits(settings: SceneSettings, reporter: Reporter) -> DigitSource:
             raise
         reporter.warn("MNIST is not at hand and cannot be downloaded: digits are drawn by pen strokes (--mnist-dir DIR takes real ones)")
         return found("strokes")
+
+
+def find_local(settings: SceneSettings) -> Path | None:
+    """The folder of MNIST's IDX files on this machine: the one named, else an earlier download; None where there is none.
+
+    Raises:
+        FileError: a folder that was named is missing or has no training images.
+    """
+    named = settings.mnist_dir or os.environ.get("HSAL_MNIST_DIR")
+    if named:
+        folder = Path(named).expanduser()
+        if not folder.is_dir():
+            raise FileError(f"the digit folder {folder} {'is not a folder' if folder.exists() else 'does not exist'}", HINT)
+        if find_idx(folder, "train", "images") is None:
+            raise FileError(f"{folder} has no train-images-idx3-ubyte or train-images-idx3-ubyte.gz", HINT)
+        return folder
+    for folder in (Path("data") / "MNIST" / "raw", cache_root() / "MNIST" / "raw"):
+        if all(find_idx(folder, split, what) for split in ("train", "test") for what in ("images", "labels")):
+            return folder
+    return None
 
 
 def download(reporter: Reporter) -> Path:

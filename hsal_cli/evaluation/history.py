@@ -1,0 +1,155 @@
+"""Training runs as they were left: what each was, how it went, and which of them differ by their seed alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+TABLE_OF = {"policy": "train", "count": "train", "backbone": "finetune"}  # the table of config.json that holds the seed and the epochs
+SCORE_OF = {"policy": "exact_match", "count": "exact_match", "backbone": "accuracy"}  # by which the best epoch is chosen
+PLACES = ("features", "backbone", "scenes")  # paths in config.json; what they hold is told by the digests beside them
+MOST_NAMED = 3  # settings that a name is made of; where more differ, folders serve as names
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A run as it was left.
+
+    Attributes:
+        path: its folder.
+        kind: "policy", "count" (the direct baseline) or "backbone".
+        state: running, stopped, failed or finished.
+        config: config.json.
+        rows: one row of metrics an epoch, in order; empty where none was finished.
+        status: status.json.
+        evaluation: eval.json, None where there is none.
+    """
+
+    path: Path
+    kind: str
+    state: str
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+    status: dict[str, Any]
+    evaluation: dict[str, Any] | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it was trained: the settings of `hsal train` or `hsal finetune`."""
+        return self.config.get(TABLE_OF[self.kind], {})
+
+    @property
+    def score(self) -> str:
+        """The metric by which its best epoch is chosen."""
+        return SCORE_OF[self.kind]
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The row of the best epoch, the first of equals; None where none was finished."""
+        scored = [row for row in self.rows if self.score in row]
+        return max(scored, key=lambda row: row[self.score]) if scored else None
+
+    @property
+    def flat(self) -> dict[str, Any]:
+        """config.json without its tables: `train.epochs`, `policy.mask` ..."""
+        flat: dict[str, Any] = {}
+        for key, value in self.config.items():
+            flat |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+        return flat
+
+    def curve(self, metric: str) -> list[tuple[int, float]]:
+        """(epoch, value) wherever a metric was logged and is finite."""
+        return [(row["epoch"], row[metric]) for row in self.rows if _is_number(row.get(metric)) and _is_number(row.get("epoch"))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ by their seed alone.
+
+    Attributes:
+        name: what sets them apart from the other groups, in words.
+        records: at least one.
+    """
+
+    name: str
+    records: list[Record]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def best_of(records: Sequence[Record]) -> Record:
+    """The run with the best score on held-out images, the first of equals."""
+    return max(records, key=lambda record: record.best[record.score] if record.best else -math.inf)
+
+
+def groups(records: list[Record]) -> list[Group]:
+    """Puts runs together that differ by their seed alone, in the order of their first one, and names each by what sets it apart."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(str(sorted(_identity(record).items())), []).append(record)
+    parts = list(found.values())
+    identities = [_identity(part[0]) for part in parts]
+    keys = list(dict.fromkeys(key for identity in identities for key in identity))
+    differing = [key for key in keys if len({str(identity.get(key)) for identity in identities}) > 1]
+    names = [_name(part[0], identity, differing) for part, identity in zip(parts, identities, strict=True)]
+    if len(differing) > MOST_NAMED or len(set(names)) < len(names):
+        names = _folders([part[0].path for part in parts])
+    return [Group(name, part) for name, part in zip(names, parts, strict=True)]
+
+
+def _identity(record: Record) -> dict[str, Any]:
+    """Everything that makes a run what it is, but for its seed, as flat settings; data are known by digest, not by place."""
+    known = {f"{TABLE_OF[record.kind]}.seed", *(place for place in PLACES if f"{place}_digest" in record.config)}
+    return {"kind": record.kind, **{key: value for key, value in record.flat.items() if key not in known}}
+
+
+def _name(record: Record, identity: dict[str, Any], differing: list[str]) -> str:
+    if not differing:
+        return str(identity.get("train.objective", record.path.resolve().name))
+    words = []
+    for key in differing:
+        place = key.removesuffix("_digest")
+        if place in PLACES:
+            words += [f"{place} {Path(record.config[place]).name}"] if record.config.get(place) else []
+        elif key == "train.objective":
+            words.append(str(identity.get(key)))
+        elif identity.get(key) is not None:
+            words.append(f"{key.rpartition('.')[2].replace('_', ' ')} {str(identity[key])[:24]}")
+    return ", ".join(words) or record.path.resolve().name
+
+
+def _folders(paths: list[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    whole = [path.resolve().parts for path in paths]
+    for length in range(1, max(map(len, whole)) + 1):
+        ends = ["/".join(parts[-length:]) for parts in whole]
+        if len(set(ends)) == len(ends):
+            return ends
+    return [f"{'/'.join(parts)} ({number + 1})" for number, parts in enumerate(whole)]
+
+
+def run_summary(record: Record) -> dict[str, Any]:
+    """A run in figures.
+
+    Returns:
+        Plain JSON types: `kind`, `state`, `started`, `updated`, `epochs`, `seconds` of training, `best` and `last`: the metrics of these
+        epochs (None where none was finished), `test`: scores of eval.json (None without), `config`.
+    """
+    wanted, said = ("dataset", "split", "examples", "exact_match", "macro_f1"), record.evaluation
+    return {
+        "kind": record.kind,
+        "state": record.state,
+        "started": record.status.get("started"),
+        "updated": record.status.get("updated"),
+        "epochs": len(record.rows),
+        "seconds": math.fsum(row.get("seconds", 0.0) for row in record.rows),
+        "best": record.best,
+        "last": record.rows[-1] if record.rows else None,
+        "test": {key: said.get(key) for key in wanted} if said else None,
+        "config": record.config,
+    }

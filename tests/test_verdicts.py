@@ -1,0 +1,194 @@
+"""Verdicts on training runs, and which runs belong together."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hsal_cli.errors import FileError
+from hsal_cli.evaluation.history import Record, best_of, groups, run_summary
+from hsal_cli.evaluation.verdicts import verdicts
+from hsal_cli.learning.runs import Run, read_record
+
+CALM = {
+    "reward": [0.2, 0.6, 0.8, 0.9, 0.93, 0.94, 0.94, 0.94],
+    "exact_match": [0.3, 0.5, 0.7, 0.8, 0.83, 0.84, 0.842, 0.843],
+    "early_stops": [0.1, 0.05, 0.02, 0.01, 0.01, 0.01, 0.01, 0.01],
+    "label_entropy": [1.0, 0.5, 0.2, 0.1, 0.05, 0.05, 0.05, 0.05],
+    "location_entropy": [3.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.1, 0.1],
+    "location_reward": [0.2, 0.4, 0.6, 0.7, 0.8, 0.8, 0.8, 0.8],
+    "glimpse_hit": [0.2, 0.4, 0.6, 0.7, 0.7, 0.7, 0.7, 0.7],
+    "explained_variance": [0.0, 0.1, 0.2, 0.3, 0.3, 0.3, 0.3, 0.3],
+    "loss": [3.0, 2.0, 1.0, 0.9, 0.8, 0.7, 0.7, 0.7],
+}
+
+
+def record(curves=CALM, kind="policy", state="finished", path="runs/a", config=None, **changes):
+    curves = {**curves, **changes}
+    length = max(map(len, curves.values()))
+    rows = [{"epoch": e + 1, **{key: values[e] for key, values in curves.items() if e < len(values)}} for e in range(length)]
+    table = "train" if kind == "policy" else "finetune"
+    config = config if config is not None else {table: {"objective": "rl", "epochs": length, "seed": 0}}
+    return Record(Path(path), kind, state, config, rows, {"state": state}, None)
+
+
+def said(*arguments, **more):
+    return [(verdict.kind, verdict.text, verdict.metric, verdict.epoch) for verdict in verdicts(record(*arguments, **more))]
+
+
+def test_a_run_that_went_well_has_no_problem_and_says_where_it_levelled_off():
+    found = said()
+    assert [kind for kind, *_ in found] == ["good", "good"]
+    assert any("levelled off at 0.843 from epoch 7 on" in text for _, text, *_ in found)
+    assert any("looks at what it names: 0.70" in text for _, text, *_ in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words", "metric", "epoch"),
+    [
+        (
+            {"location_reward": [0.2, 0.4, 0.6, 0.2, 0.1, 0.1, 0.1, 0.1], "location_entropy": [3.0, 2.0, 1.0, 0.9, 0.3, 0.1, 0.1, 0.1]},
+            "problem",
+            "the location policy collapsed at epoch 5: it chooses among effectively 1.1 cells",
+            "location_entropy",
+            5,
+        ),
+        ({"early_stops": [0.1, 0.3, 0.92, 0.5, 0.95, 0.97, 0.98, 0.98]}, "problem", "learned to stop at once: at 98%", "early_stops", 5),
+        (
+            {"exact_match": [0.3, 0.5, 0.7, 0.8, 0.79, 0.78, 0.77, 0.75]},
+            "problem",
+            "overfits since epoch 4: exact match fell from 0.800 to 0.750 while reward in training rose from 0.900 to 0.940",
+            "exact_match",
+            4,
+        ),
+        (
+            {"exact_match": [0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85]},
+            "note",
+            "still rising at the end (exact match +0.100 over the last 2 epochs, to 0.850): train longer",
+            "exact_match",
+            8,
+        ),
+        (
+            {"exact_match": [0.3, 0.6, 0.45, 0.7, 0.8, 0.842, 0.842, 0.843]},
+            "note",
+            "unstable: exact match fell from 0.600 to 0.450 in epoch 3",
+            "exact_match",
+            3,
+        ),
+        ({"glimpse_hit": [0.1] * 8}, "problem", "glimpses land beside the objects: 0.10", "glimpse_hit", 8),
+        (
+            {"exact_match": [0.0] * 8, "reward": [-0.8] * 8, "label_entropy": [2.0] * 8},
+            "problem",
+            "hardly anything was learned: exact match 0.000, reward -0.80",
+            "reward",
+            8,
+        ),
+        (
+            {"reward": [0.1] * 8, "label_entropy": [1.0, 0.5, 0.05, 0.2, 0.09, 0.05, 0.01, 0.01]},
+            "problem",
+            "stopped exploring labels at epoch 5: their entropy is 0.01 nats while the reward is only 0.10",
+            "label_entropy",
+            5,
+        ),
+        (
+            {"explained_variance": [-0.1] * 8},
+            "note",
+            "the baseline V explains nothing of the reward (explained variance -0.10)",
+            "explained_variance",
+            8,
+        ),
+    ],
+)
+def test_each_rule_says_what_happened_when_and_which_curve_tells(changes, kind, words, metric, epoch):
+    found = said(**changes)
+    assert any(k == kind and words in text and m == metric and e == epoch for k, text, m, e in found), found
+    assert not any(words.split(":")[0].split(" at epoch")[0].split(" since")[0] in text for _, text, *_ in said())
+
+
+def test_problems_stand_first():
+    kinds = [kind for kind, *_ in said(early_stops=[0.95] * 8, explained_variance=[0.0] * 8)]
+    assert kinds == sorted(kinds, key=("problem", "note", "good").index) and len(set(kinds)) == 3
+
+
+def test_a_sharp_glimpse_distribution_where_the_priority_is_high_is_no_collapse():
+    assert not any("collapsed" in text for _, text, *_ in said(location_entropy=[0.01] * 8))
+
+
+def test_glimpses_that_are_not_trained_are_not_blamed():
+    config = {"train": {"objective": "cross-entropy", "epochs": 8, "seed": 0}}
+    found = said(glimpse_hit=[0.1] * 8, location_entropy=[0.01] * 8, location_reward=[0.1] * 8, config=config)
+    assert any("not trained by this objective" in text for _, text, *_ in found)
+    assert not any(kind == "problem" for kind, *_ in found)
+
+
+def test_runs_that_failed_stopped_or_are_short_say_so():
+    assert ("problem", "training failed after epoch 8 of 8", "loss", 8) in said(state="failed")
+    assert any("training is not finished: 8 of 8 epochs, state stopped" in text for _, text, *_ in said(state="stopped"))
+    short = {key: values[:2] for key, values in CALM.items()}
+    assert any("2 epochs are too few" in text for _, text, *_ in said(short))
+    nothing = Record(Path("a"), "policy", "failed", {}, [], {}, None)
+    assert [verdict.text for verdict in verdicts(nothing)] == ["no epoch was finished: the run is failed"]
+
+
+def test_fine_tuning_is_judged_by_its_accuracy():
+    curves = {"loss": [2.0, 1.0, 0.5, 0.3, 0.1], "train_accuracy": [0.5, 0.7, 0.9, 0.95, 0.99], "accuracy": [0.5, 0.8, 0.9, 0.87, 0.86]}
+    found = said(curves, kind="backbone")
+    assert found[0][:3] == ("problem", found[0][1], "accuracy")
+    assert "overfits since epoch 3: accuracy fell from 0.900 to 0.860 while the loss in training fell from 0.500 to 0.100" in found[0][1]
+
+
+def config_of(seed=0, **changes):
+    return {
+        "features": f"data/{seed}.h5",
+        "features_digest": "f",
+        "train": {"objective": "rl", "seed": seed},
+        "policy": {"mask": "learned"},
+    } | changes
+
+
+def test_runs_that_differ_by_their_seed_alone_are_one_group_and_names_say_what_differs():
+    runs = [
+        record(path="runs/a", config=config_of(0)),
+        record(path="runs/b", config=config_of(0, policy={"mask": "anchored"})),
+        record(path="runs/c", config=config_of(1)),
+        record(path="runs/d", config=config_of(2)),
+    ]
+    found = groups(runs)
+    assert [(group.name, [run.path.name for run in group.records]) for group in found] == [
+        ("mask learned", ["a", "c", "d"]),
+        ("mask anchored", ["b"]),
+    ]
+    assert groups(runs[:1])[0].name == "rl"
+    other = [runs[0], record(path="runs/e", config=config_of(0, features_digest="g", features="data/other.h5"))]
+    assert [group.name for group in groups(other)] == ["features 0.h5", "features other.h5"]
+
+
+def test_where_too_much_differs_folders_are_the_names():
+    many = {f"x{number}": number for number in range(6)}
+    runs = [record(path=f"{where}/run", config=config_of(0, policy=policy)) for where, policy in (("one", {}), ("two", many))]
+    assert [group.name for group in groups(runs)] == ["one/run", "two/run"]
+    mixed = groups([record(path="runs/p"), record(path="runs/f", kind="backbone")])
+    assert len({group.name for group in mixed}) == 2
+
+
+def test_the_best_of_several_runs_is_that_with_the_best_epoch():
+    low, high = record(path="low"), record(path="high", exact_match=[0.1, 0.9, 0.2])
+    assert best_of([low, high]) is high and high.best["epoch"] == 2
+    assert best_of([Record(Path("none"), "policy", "failed", {}, [], {}, None), low]) is low
+
+
+def test_a_run_is_read_back_as_it_was_left(tmp_path):
+    run = Run(tmp_path)
+    (tmp_path / "status.json").write_text(json.dumps({"format": "hsal-run", "kind": "policy", "state": "running"}))
+    (tmp_path / "config.json").write_text(json.dumps({"train": {"objective": "rl"}}))
+    run.write_rows([{"epoch": 1, "exact_match": 0.5, "seconds": 2.0}, {"epoch": 2, "exact_match": 0.25, "seconds": 3.0}])
+    with (run.path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"epoch": 3, "exact')  # a crash
+    (run.path / "eval.json").write_text(json.dumps({"split": "test", "exact_match": 0.4}))
+    found = read_record(run.path)
+    assert found.curve("exact_match") == [(1, 0.5), (2, 0.25)] and found.state == "running" and found.settings == {"objective": "rl"}
+    summary = run_summary(found)
+    assert summary["best"]["epoch"] == 1 and summary["last"]["epoch"] == 2 and summary["seconds"] == 5.0
+    assert summary["test"]["exact_match"] == 0.4
+    with pytest.raises(FileError, match="is not a run"):
+        read_record(tmp_path / "elsewhere")
