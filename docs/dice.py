@@ -12,10 +12,10 @@ random.seed(0)
 with open("dice/labels.csv", "w", newline="") as file:
     csv.writer(file).writerow(["image", "label", "x0", "y0", "x1", "y1"])
     for number in range(1500):
-        table = Image.new("RGB", (160, 120), random.choice(["darkgreen", "sienna", "midnightblue", "dimgray"]))
-        for cell in random.sample(range(12), random.randint(1, 4)):
-            pips, side, draw = random.randint(1, 6), random.randint(24, 34), ImageDraw.Draw(table)
-            x, y = cell % 4 * 40 + random.randint(0, 40 - side), cell // 4 * 40 + random.randint(0, 40 - side)
+        table = Image.new("RGB", (120, 80), random.choice(["darkgreen", "sienna", "midnightblue", "dimgray"]))
+        for cell in random.sample(range(6), random.randint(1, 4)):
+            pips, side, draw = random.randint(1, 6), random.randint(26, 36), ImageDraw.Draw(table)
+            x, y = cell % 3 * 40 + random.randint(0, 40 - side), cell // 3 * 40 + random.randint(0, 40 - side)
             draw.rounded_rectangle((x, y, x + side - 1, y + side - 1), side // 5, random.choice(["white", "ivory", "gold", "tomato"]))
             for column, row in (divmod(int(place), 3)[::-1] for place in PIPS[pips]):
                 left, top = x + side * (0.14 + 0.28 * column), y + side * (0.14 + 0.28 * row)
