@@ -3,27 +3,28 @@
 checkpoints/
     index.json               {"last": NAME, "best": NAME}: which checkpoint is which
     NAME/
-        weights.safetensors  the model
+        weights.safetensors  the model, in float32; in float16 where it was exported, and float32 again once it is read
         state.pt             what resuming needs (tensors and plain types), absent in exported models
-        manifest.json        "meta" (kind, settings, classes, scores ...) and the sha256 of each file
+        manifest.json        "meta" (kind, settings, classes, scores ...), the sha256 of each file, and a digest of the manifest itself
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import io
 import pickle
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError
-from hsal_cli.files import digest_of_file, whole, write_json
+from hsal_cli.files import digest_of_file, read_sealed, whole, write_sealed
 
 if TYPE_CHECKING:
     import torch
 
+WEIGHTS, STATE, MANIFEST, INDEX = "weights.safetensors", "state.pt", "manifest.json", "index.json"
+SHOWN = 3  # parameters that an error names at most
 KEEP = 2  # the newest checkpoints that stay, beside the best one: if the newest is damaged, the one before still serves
 
 
@@ -55,18 +56,17 @@ def write_checkpoint(folder: Path, weights: dict[str, torch.Tensor], state: dict
         FileError: the place cannot be written.
     """
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     with whole(folder, folder=True) as temporary:
-        try:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, temporary / "weights.safetensors")
-            if state is not None:
-                torch.save(state, temporary / "state.pt")
-        except (SafetensorError, RuntimeError) as error:  # so they report a full disk
-            raise FileError(f"cannot write {folder}: {error}", "free some space, or name another place with --out") from error
+        # Written by Python: on a full disk torch and safetensors raise errors of many kinds, or end the process.
+        (temporary / WEIGHTS).write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
+        if state is not None:
+            stream = io.BytesIO()
+            torch.save(state, stream)
+            (temporary / STATE).write_bytes(stream.getbuffer())
         sums = {file.name: digest_of_file(file) for file in sorted(temporary.iterdir())}
-        (temporary / "manifest.json").write_text(json.dumps({"hsal_version": __version__, "sha256": sums, "meta": meta}, indent=2))
+        write_sealed(temporary / MANIFEST, {"hsal_version": __version__, "sha256": sums, "meta": meta})
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -81,19 +81,26 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
     hint = "train again, or name another checkpoint"
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_sealed(folder / MANIFEST, "hsal train")
         sums, meta = dict(manifest["sha256"]), dict(manifest["meta"])
         for name, expected in sums.items():
             if digest_of_file(folder / name) != expected:
                 raise FileError(f"checkpoint {folder} is damaged: {name} does not have the checksum its manifest gives", hint)
-        weights = load_file(folder / "weights.safetensors")
-        state = torch.load(folder / "state.pt", weights_only=True) if "state.pt" in sums else None
-        return Checkpoint(folder, weights, state, meta, sums["weights.safetensors"])
+        weights = {name: _in_full(tensor) for name, tensor in load_file(folder / WEIGHTS).items()}
+        state = torch.load(folder / STATE, weights_only=True) if STATE in sums else None
+        return Checkpoint(folder, weights, state, meta, sums[WEIGHTS])
+    except FileError as error:
+        raise FileError(error.message, hint) from error
     except pickle.PickleError as error:
         # torch's own message advises to load it all the same.
         raise FileError(f"checkpoint {folder} cannot be read: state.pt holds more than tensors and plain values", hint) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, RuntimeError, EOFError) as error:
         raise FileError(f"checkpoint {folder} cannot be read: {type(error).__name__}: {error}", hint) from error
+
+
+def _in_full(tensor: torch.Tensor) -> torch.Tensor:
+    """Weights stored in half the bytes, in the precision that they are computed with."""
+    return tensor.float() if str(tensor.dtype) == "torch.float16" else tensor
 
 
 def save(root: Path, name: str, weights: dict[str, torch.Tensor], state: dict[str, Any], meta: dict[str, Any], best: bool) -> None:
@@ -105,17 +112,50 @@ def save(root: Path, name: str, weights: dict[str, torch.Tensor], state: dict[st
         best: whether it is the best so far.
     """
     folder = root / name
-    if folder.exists():
-        shutil.rmtree(folder)
+    if folder.exists():  # of a run that went this far before, and was resumed from an older one
+        _remove(folder)
     write_checkpoint(folder, weights, state, meta)
-    index = _index(root)
-    index["last"] = name
-    if best:
-        index["best"] = name
-    write_json(root / "index.json", index)
-    for old in _names(root)[:-KEEP]:
+    index = write_index(root, last=name, best=name if best else index_of(root).get("best"))
+    for old in names(root)[:-KEEP]:
         if old not in index.values():
-            shutil.rmtree(root / old)
+            _remove(root / old)
+
+
+def write_index(root: Path, last: str, best: str | None) -> dict[str, str]:
+    """Notes which checkpoint is "last" and which "best"; None: none is yet. Returns the index."""
+    index = {"last": last} | ({"best": best} if best else {})
+    write_sealed(root / INDEX, index)
+    return index
+
+
+def clear(root: Path) -> None:
+    """Removes all checkpoints of a run, and nothing else."""
+    for name in names(root):
+        _remove(root / name)
+    (root / INDEX).unlink(missing_ok=True)
+
+
+def clear_temporary(root: Path) -> None:
+    """Removes what a writer that was killed left half done; only for the one process that writes there."""
+    for place in root.glob(".*.tmp"):
+        _remove(place) if place.is_dir() else place.unlink()
+
+
+def present(root: Path) -> bool:
+    """Whether a run has any checkpoint, good or damaged."""
+    return bool(names(root))
+
+
+def _remove(folder: Path) -> None:
+    """Removes a checkpoint, but no file that is not of one."""
+    for name in (MANIFEST, WEIGHTS, STATE):  # without its manifest it is none any more
+        (folder / name).unlink(missing_ok=True)
+    for place in folder.glob(".*.tmp"):
+        place.unlink()
+    try:
+        folder.rmdir()
+    except OSError:  # somebody keeps something of their own there
+        pass
 
 
 def load(root: Path, which: str) -> Checkpoint:
@@ -124,10 +164,10 @@ def load(root: Path, which: str) -> Checkpoint:
     Raises:
         FileError: there is no checkpoint, or none is good.
     """
-    names = _names(root)
-    wanted = _index(root).get(which)
-    order = ([wanted] if wanted in names else []) + [name for name in reversed(names) if name != wanted]
-    damaged = []
+    held, index = names(root), index_of(root)
+    wanted = index.get(which)
+    order = ([wanted] if wanted in held else []) + [name for name in reversed(held) if name != wanted]
+    damaged = [] if wanted in held or not held else [f"{root / INDEX} does not say which checkpoint is the {which} one"]
     for name in order:
         try:
             found = read_checkpoint(root / name)
@@ -135,9 +175,34 @@ def load(root: Path, which: str) -> Checkpoint:
             damaged.append(error.message)
             continue
         return dataclasses.replace(found, note=f"{damaged[0]}; using {name}" if damaged else "")
+    if held != names(root):  # a training that goes on meanwhile has removed them for newer ones
+        return load(root, which)
     if damaged:
-        raise FileError(damaged[0] + "; no other checkpoint is left", "train again")
+        raise FileError(damaged[-1] + "; no other checkpoint is left", "train again")
     raise FileError(f"there is no checkpoint in {root}", "train first: hsal finetune, hsal train")
+
+
+def differences(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> str:
+    """What keeps weights from being loaded, the first few: missing and unknown names, and shapes that differ; "" if nothing does.
+
+    Args:
+        wanted: the model's own.
+        found: the checkpoint's.
+    """
+    differing = []
+    for name in [*wanted, *(name for name in found if name not in wanted)]:
+        if name not in found:
+            differing.append(f"{name} is missing")
+        elif name not in wanted:
+            differing.append(f"{name} is unknown")
+        elif wanted[name].shape != found[name].shape:
+            differing.append(f"{name} is {_shape(found[name])}, not {_shape(wanted[name])}")
+    more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+    return "; ".join(differing[:SHOWN]) + more
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "one number"
 
 
 def load_from(path: Path, which: str, hint: str) -> Checkpoint:
@@ -146,20 +211,25 @@ def load_from(path: Path, which: str, hint: str) -> Checkpoint:
     Raises:
         FileError: it is neither, or no checkpoint is good; `hint` says how to make one.
     """
-    if (path / "manifest.json").is_file():
+    if (path / MANIFEST).is_file():
         return read_checkpoint(path)
     if (path / "checkpoints").is_dir():
         return load(path / "checkpoints", which)
     raise FileError(f"{path} is neither a run of hsal nor a checkpoint", hint)
 
 
-def _names(root: Path) -> list[str]:
-    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")) if root.is_dir() else []
+def names(root: Path) -> list[str]:
+    """The checkpoints of a run, those damaged included; a folder that holds nothing of a checkpoint is somebody else's."""
+    if not root.is_dir():
+        return []
+    ours = (MANIFEST, WEIGHTS, STATE)
+    folders = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    return sorted(folder.name for folder in folders if any((folder / name).exists() for name in ours))
 
 
-def _index(root: Path) -> dict[str, str]:
+def index_of(root: Path) -> dict[str, str]:
+    """Which checkpoint of a run is "last" and which "best"; empty where the index is missing or damaged."""
     try:
-        index = json.loads((root / "index.json").read_text(encoding="utf-8"))
-        return {key: value for key, value in index.items() if isinstance(value, str)} if isinstance(index, dict) else {}
-    except (OSError, ValueError):
+        return {key: value for key, value in read_sealed(root / INDEX, "").items() if isinstance(value, str)}
+    except FileError:
         return {}

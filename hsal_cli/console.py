@@ -186,9 +186,24 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def prepare_streams() -> None:
+    """Makes printing safe: closed streams swallow what is printed, and signs that an encoding lacks are shown as escapes."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, io.StringIO())
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _unicode() -> bool:
+    """Whether stdout can show every sign."""
+    return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
+
+
 def print_json(document: Any) -> None:
     """Writes the one JSON document of a `--json` call to stdout."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=not _unicode(), allow_nan=False) + "\n")
 
 
 def print_line(text: str = "") -> None:
@@ -198,11 +213,12 @@ def print_line(text: str = "") -> None:
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Draws a table on stdout: the first column to the left, the others to the right."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title=Text(title), title_justify="left", box=box.HEAVY_HEAD if _unicode() else box.ASCII)
     for place, name in enumerate(columns):
         table.add_column(Text(name), justify="left" if place == 0 else "right", overflow="fold")
     for row in rows:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hsal_cli import __version__
-from hsal_cli.errors import FileError
+from hsal_cli.errors import FileError, HsalError
 
 if TYPE_CHECKING:
     import h5py
+    import numpy as np
 
 FORMAT_VERSION = 1
 SPARE_BYTES = 1 << 23  # what HDF5 may hold back, and some more
@@ -34,24 +38,95 @@ def whole(target: Path, folder: bool = False) -> Iterator[Path]:
     Raises:
         FileError: the place cannot be written, or the disk is full.
     """
-    temporary = None
+    temporary, mine = None, f"{_beginning_of_temporary(target)}{os.getpid()}."
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        clear_after_the_dead(target)
         if folder:
-            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+            temporary = Path(tempfile.mkdtemp(prefix=mine, suffix=".tmp", dir=target.parent))
             temporary.chmod(0o755)
         else:
-            handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+            handle, name = tempfile.mkstemp(prefix=mine, suffix=".tmp", dir=target.parent)
             os.close(handle)
             temporary = Path(name)
             temporary.chmod(0o644)
         yield temporary
+        # Some disks (quotas, networks) say only now that there was no room, and a power cut must not leave an empty file under the name.
+        for file in filter(Path.is_file, temporary.iterdir()) if folder else (temporary,):
+            sync(file)
         os.replace(temporary, target)
+    except FileError as error:
+        raise FileError(error.message.replace(str(temporary), str(target)), error.hint) from error
     except OSError as error:
         raise cannot_write(target, error) from error
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary) if folder else temporary.unlink()
+
+
+@functools.cache
+def _place_of_processes() -> str:
+    """Names the set of processes whose numbers mean something here: this machine, and in it this container."""
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        space = 0
+    return digest_of([platform.node(), space])[:8]
+
+
+def _beginning_of_temporary(target: Path) -> str:
+    return f".{target.name}.{_place_of_processes()}-"
+
+
+def clear_after_the_dead(target: Path) -> None:
+    """Removes temporary files beside a target whose writers were killed."""
+    if os.name != "posix":
+        return
+    beginning = _beginning_of_temporary(target)
+    for left in target.parent.glob(f"{glob.escape(beginning)}*.tmp"):
+        number = left.name.removeprefix(beginning).partition(".")[0]
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        except (OSError, ValueError, OverflowError):  # somebody else's process, or somebody else's name
+            continue
+
+
+def sync(file: Path) -> None:
+    """Waits until what was written to a file is on the disk."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keeps every other process from entering a block of this kind for the same folder; the lock ends with the process, however it ends.
+
+    Raises:
+        FileError: another process is in such a block, or the folder cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    place = folder / ".lock"
+    try:
+        stream = place.open("a")
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(stream.fileno()).st_ino != place.stat().st_ino:  # the one before has just removed it, and another one made its own
+                raise BlockingIOError
+        except OSError as error:
+            raise FileError(f"{folder} is being written by another process", "wait for it, or name another place with --out") from error
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)
 
 
 def cannot_write(target: Path, error: OSError) -> FileError:
@@ -72,6 +147,34 @@ def write_json(target: Path, document: Any) -> None:
     write_text(target, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
+def write_sealed(target: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """Writes a JSON object with its own digest in it, whole or not at all; returns what was written."""
+    plain = json.loads(json.dumps(document))
+    sealed = {**plain, "digest": digest_of(plain)}
+    write_json(target, sealed)
+    return sealed
+
+
+def read_sealed(source: Path, made_by: str) -> dict[str, Any]:
+    """Reads a JSON object and verifies the digest in it, where it has one.
+
+    Returns:
+        The object without its digest.
+
+    Raises:
+        FileError: missing, not a JSON object, or its digest is not that of its content.
+    """
+    document = read_json(source, made_by)
+    if not isinstance(document, dict):
+        raise FileError(f"{source} does not hold a JSON object", f"make it again with: {made_by}")
+    digest = document.pop("digest", None)
+    if digest is not None and digest != digest_of(document):
+        raise FileError(
+            f"{source} is damaged or was changed by hand: its digest is not that of its content", f"make it again with: {made_by}"
+        )
+    return document
+
+
 def read_json(source: Path, made_by: str) -> Any:
     """Reads a JSON file.
 
@@ -86,7 +189,7 @@ def read_json(source: Path, made_by: str) -> Any:
         return json.loads(source.read_text(encoding="utf-8"))
     except OSError as error:
         raise FileError(f"cannot read {source}: {error.strerror}", f"make it with: {made_by}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{source} is not valid JSON: {error}", f"make it again with: {made_by}") from error
 
 
@@ -99,6 +202,11 @@ def digest_of_file(source: Path) -> str:
     """sha256 of a file's bytes, as hexadecimal."""
     with source.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest_of_array(values: np.ndarray) -> str:
+    """sha256 of an integer array's shape and values, whatever its integer type."""
+    return hashlib.sha256(f"{values.shape}".encode() + values.astype("<i8").tobytes()).hexdigest()
 
 
 def check_space(place: Path, needed: int) -> None:
@@ -127,9 +235,59 @@ def stamp(file: h5py.File, kind: str, config: dict[str, Any]) -> None:
 
 
 def seal(file: h5py.File, digest: str) -> None:
-    """Marks an HDF5 file as complete, with the digest of what it holds."""
+    """Marks an HDF5 file as complete, with the digest of what it holds; to be called last.
+
+    HDF5 keeps checksums of data, but none of strings in attributes: `attributes_digest` covers all of them, with shapes and types.
+    """
     file.attrs["digest"] = digest
+    file.attrs["attributes_digest"] = _attributes_digest(file)
     file.attrs["complete"] = True
+
+
+def _attributes_digest(file: h5py.File) -> str:
+    """sha256 of all attributes and of the shapes and types of all datasets, but for the attributes that change after sealing."""
+    found: dict[str, Any] = {}
+
+    def describe(name: str, thing: Any) -> None:
+        held = {key: _plain(value) for key, value in thing.attrs.items()}
+        if hasattr(thing, "dtype"):
+            held["."] = [list(thing.shape), thing.dtype.str]
+        found[name] = held
+
+    describe("/", file)
+    file.visititems(describe)
+    for changing in ("attributes_digest", "complete", "open"):
+        found["/"].pop(changing, None)
+    return digest_of(found)
+
+
+def _plain(value: Any) -> Any:
+    """An attribute as a JSON type."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+
+
+def format_of(source: Path) -> str | None:
+    """The `format` attribute of an HDF5 file; None where there is none, or no such file can be read."""
+    import h5py
+
+    try:
+        with h5py.File(source, "r") as file:
+            return str(file.attrs["format"])
+    except Exception:  # on damaged files h5py raises almost anything
+        return None
+
+
+@contextlib.contextmanager
+def reading(source: Path, what: str, hint: str) -> Iterator[None]:
+    """Turns whatever h5py raises in the block into a FileError: on damaged files it raises almost anything."""
+    try:
+        yield
+    except (HsalError, BlockingIOError, IndexError):  # an index is the caller's fault
+        raise
+    except Exception as error:
+        said = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise FileError(f"{source} is damaged: {what} cannot be read ({said})", hint) from error
 
 
 def open_hdf5(source: Path, kind: str, made_by: str) -> h5py.File:
@@ -153,16 +311,20 @@ def open_hdf5(source: Path, kind: str, made_by: str) -> h5py.File:
     except OSError as error:
         raise FileError(f"{source} is not a readable HDF5 file: {str(error).splitlines()[0]}", hint) from error
     try:
-        found = file.attrs.get("format")
-        if found != kind:
-            raise FileError(f"{source} is not a file of format {kind}: its format is {found or 'not given'}", hint)
-        if int(file.attrs.get("format_version", 1)) > FORMAT_VERSION:
-            raise FileError(
-                f"{source} has format version {file.attrs['format_version']}; this hsal reads up to {FORMAT_VERSION}",
-                "pip install --upgrade hsal",
-            )
-        if not file.attrs.get("complete", True):
-            raise FileError(f"{source} is not complete: its writer was interrupted", hint)
+        with reading(source, "its description", hint):
+            found = file.attrs.get("format")
+            if found != kind:
+                raise FileError(f"{source} is not a file of format {kind}: its format is {found or 'not given'}", hint)
+            if int(file.attrs.get("format_version", 1)) > FORMAT_VERSION:
+                raise FileError(
+                    f"{source} has format version {file.attrs['format_version']}; this hsal reads up to {FORMAT_VERSION}",
+                    "pip install --upgrade hsal",
+                )
+            if not file.attrs.get("complete", True):
+                raise FileError(f"{source} is not complete: its writer was interrupted", hint)
+            noted = file.attrs.get("attributes_digest")
+            if noted is not None and noted != _attributes_digest(file):
+                raise FileError(f"{source} is damaged: its attributes do not have the digest noted when they were written", hint)
     except BaseException:
         file.close()
         raise

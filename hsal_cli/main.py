@@ -8,14 +8,20 @@ from typing import Annotated
 import typer
 
 from hsal_cli import __version__, console
+from hsal_cli.commands.check import check
 from hsal_cli.commands.compare import compare
+from hsal_cli.commands.doctor import doctor
 from hsal_cli.commands.eval import eval_
+from hsal_cli.commands.export import export
 from hsal_cli.commands.finetune import finetune
 from hsal_cli.commands.inspect import inspect
 from hsal_cli.commands.make_data import make_data
 from hsal_cli.commands.precompute import precompute
 from hsal_cli.commands.predict import predict
 from hsal_cli.commands.report import report
+from hsal_cli.commands.reproduce import reproduce
+from hsal_cli.commands.saliency import saliency
+from hsal_cli.commands.sweep import sweep
 from hsal_cli.commands.train import train
 from hsal_cli.commands.visualize import visualize
 from hsal_cli.errors import UsageError
@@ -29,7 +35,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-app.command("make-data")(make_data)
+app.add_typer(make_data, name="make-data")
 app.command("finetune")(finetune)
 app.command("precompute")(precompute)
 app.command("train")(train)
@@ -37,8 +43,14 @@ app.command("eval")(eval_)
 app.command("compare")(compare)
 app.command("visualize")(visualize)
 app.command("predict")(predict)
+app.command("export")(export)
+app.command("reproduce")(reproduce)
 app.command("report")(report)
 app.command("inspect")(inspect)
+app.command("saliency")(saliency)
+app.command("sweep")(sweep)
+app.command("check")(check)
+app.command("doctor")(doctor)
 
 
 def _version(wanted: bool) -> None:
@@ -56,6 +68,7 @@ def hsal(
 
 def run() -> None:
     """The entry point of `hsal`: runs a command; errors become two lines and an exit code."""
+    console.prepare_streams()
     sys.exit(console.exit_code_of(_call))
 
 

@@ -75,7 +75,7 @@ def lies_in(cell, box):
 
 def slow_localization(episode, labels, boxes):
     cells = range(GRID[0] * GRID[1])
-    names = ("glimpse_hit", "mask_mass", "random", "area", "center", "saliency", "digits_once", "repeat_visits")
+    names = ("glimpse_hit", "mask_mass", "random", "area", "center", "saliency", "reachable", "digits_once", "repeat_visits")
     found = {name: [] for name in names}
     for b in range(labels.shape[0]):
         objects = [(int(label), box) for label, box in zip(labels[b], boxes[b].tolist(), strict=True) if label >= 0]
@@ -101,6 +101,7 @@ def slow_localization(episode, labels, boxes):
             found["area"].append(max((box[2] - box[0]) * (box[3] - box[1]) / (SIZE[0] * SIZE[1]) for box in mine))
             found["random"].append(mean([max(lies_in(c, box) for box in mine) for c in cells]))
             found["center"].append(max(lies_in(GRID[0] // 2 * GRID[1] + GRID[1] // 2, box) for box in mine))
+            found["reachable"].append(any(lies_in(c, box) for c in cells for box in mine))
             found["saliency"].append(max(lies_in(saliency.index(max(saliency)), box) for box in mine))
         found["digits_once"] += [visit == 1 for visit in visits]
     return {name: mean(values) for name, values in found.items()}
@@ -162,6 +163,7 @@ def test_a_score_written_out_by_hand():
         "area": 0.25,
         "center": 0,
         "saliency": 1,
+        "reachable": 1,
         "digits_once": 1,
         "repeat_visits": 0,
     }

@@ -111,13 +111,13 @@ def test_eval_of_a_scene_file_uses_the_features_of_the_policys_own_backbone(here
         file.attrs["format"] = "hsal-scenes"
     asked = []
 
-    def ensure_features(scenes, backbone, reporter, device):
-        asked.append((scenes.name, find_backbone(load_policy(here / "runs" / "policy").meta).path == backbone))
+    def ensure_features(scenes, backbone, reporter, device, settings):
+        asked.append((scenes.name, find_backbone(load_policy(here / "runs" / "policy").meta).path == backbone, settings.saliency))
         return here / "toy.features.h5"
 
     monkeypatch.setattr("hsal_cli.learning.pipeline.ensure_features", ensure_features)
     call("eval", "--data", "scenes.h5", "--resamples", 2)
-    assert asked == [("scenes.h5", True)]
+    assert asked == [("scenes.h5", True, "activation")]
 
 
 def test_without_a_policy_one_is_trained(here, monkeypatch):
@@ -128,6 +128,8 @@ def test_without_a_policy_one_is_trained(here, monkeypatch):
         return here / "runs" / "policy"
 
     monkeypatch.setattr("hsal_cli.learning.pipeline.ensure_policy", ensure_policy)
+    monkeypatch.setattr("hsal_cli.learning.runs.newest", lambda kind: None)
+    monkeypatch.setattr("hsal_cli.evaluation.shipped.own_folder", lambda: None)
     for words_ in (("eval", "--resamples", 2), ("predict", "grey.png"), ("visualize", "grey.png")):
         call(*words_)
     assert asked == ["rl"] * 3
@@ -185,6 +187,21 @@ def test_visualize_chooses_names_that_do_not_collide(here):
     call("visualize", "grey.png", "--out", here / "named.png", "--labels", "cat, owl")
     with Image.open(here / "named.png") as picture:
         assert picture.info["Software"].startswith("hsal ")
+
+
+def test_visualize_puts_an_animation_and_a_replay_beside_the_picture(here):
+    folder = here / "all"
+    for _ in range(2):  # what hsal made is made again
+        document = json.loads(call("visualize", "grey.png", "--gif", "--html", "--out", folder, "--json").stdout)[0]
+    assert [document[key] for key in ("picture", "animation", "replay")] == [str(folder / f"grey.hsal.{e}") for e in ("png", "gif", "html")]
+    with Image.open(folder / "grey.hsal.gif") as film:
+        assert film.n_frames == 4 * len(document["labels"]) + 1
+    assert f"predicted {{{', '.join(sorted(document['labels']))}}}" in (folder / "grey.hsal.html").read_text()
+    assert "no image left" in call("visualize", folder / "grey.hsal.gif", code=2).said
+    (folder / "mine.html").write_text("mine")
+    assert "was not made by hsal" in call("visualize", "grey.png", "--html", "--out", folder / "mine.html", code=1).said
+    assert (folder / "mine.html").read_text() == "mine" and not (folder / "mine.png").exists()
+    assert "neither a folder" in call("visualize", "grey.png", "--out", folder / "new.html", code=2).said
 
 
 def test_visualize_replaces_nothing_that_hsal_did_not_make(here):

@@ -14,7 +14,7 @@ import torch
 
 from hsal_cli.checkpoints import KEEP, load, read_checkpoint, save, write_checkpoint
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.files import digest_of, digest_of_file, open_hdf5, read_json, seal, stamp, whole, write_json, write_text
+from hsal_cli.files import digest_of, digest_of_file, open_hdf5, read_json, read_sealed, seal, stamp, whole, write_json, write_text
 from hsal_cli.learning import runs
 
 WEIGHTS = {"layer.weight": torch.arange(6.0).view(2, 3), "scale": torch.tensor(2.5), "count": torch.tensor(3)}
@@ -210,7 +210,7 @@ def test_best_and_last_are_found_and_only_the_newest_and_the_best_stay(tmp_path:
     assert load(tmp_path, "last").meta["epoch"] == 5 and load(tmp_path, "best").meta["epoch"] == 2
     kept = [f"epoch-{number}" for number in sorted({2, *range(6 - KEEP, 6)})]
     assert entries(tmp_path) == [*kept, "index.json"]
-    assert read_json(tmp_path / "index.json", "") == {"last": "epoch-5", "best": "epoch-2"}
+    assert read_sealed(tmp_path / "index.json", "") == {"last": "epoch-5", "best": "epoch-2"}
 
 
 def test_saving_under_the_same_name_replaces(tmp_path: Path) -> None:

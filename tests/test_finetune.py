@@ -164,7 +164,7 @@ def test_resuming_on_other_scenes_is_refused(tmp_path: Path) -> None:
 def test_an_image_of_several_objects_is_refused_by_name(tmp_path: Path) -> None:
     scenes = write_scenes(tmp_path / "squares.h5", extra_label=True)
     with pytest.raises(FileError, match="image 5 of train holds 2 objects") as caught:
-        finetune(scenes, tmp_path / "run", FAST, CPU)
+        finetune(scenes, tmp_path / "run", dataclasses.replace(FAST, objects="single"), CPU)
     assert "mnist-single" in caught.value.hint and not (tmp_path / "run").exists()
 
 

@@ -6,7 +6,22 @@ import time
 
 import pytest
 
-COMMANDS = ("make-data", "finetune", "precompute", "train", "eval", "compare", "visualize", "predict")
+COMMANDS = (
+    "make-data",
+    "finetune",
+    "precompute",
+    "train",
+    "eval",
+    "compare",
+    "visualize",
+    "predict",
+    "export",
+    "reproduce",
+    "check",
+    "doctor",
+    "saliency",
+    "sweep",
+)
 
 
 def hsal(*words: str) -> subprocess.CompletedProcess[str]:
@@ -14,7 +29,8 @@ def hsal(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys\nfrom hsal_cli import main\nprint(sorted({'torch', 'torchvision', 'h5py', 'numpy', 'PIL'} & set(sys.modules)))"
+    heavy = {"torch", "torchvision", "h5py", "numpy", "PIL", "matplotlib"}
+    code = f"import sys\nfrom hsal_cli import main\nprint(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
@@ -49,10 +65,16 @@ def test_each_command_explains_itself(command: str) -> None:
         ("finetune", "--batch-size", "-3"),
         ("make-data", "mnist-multiset", "--seed", str(2**64)),
         ("make-data", "mnist-multiset", "--count", "4-1"),
+        ("make-data", "nonsense"),
+        ("make-data", "folder", "--images", "here"),
         ("eval", "--no-such-option"),
         ("train", "--preset", "nonsense"),
         ("train", "--device", "abacus"),
         ("train", "--objective", "multiset", "--task", "list"),
+        ("reproduce", "--seeds", "2-1"),
+        ("reproduce", "--objectives", "rl,luck"),
+        ("saliency", "image.png", "--saliency", "iti"),
+        ("sweep", "--parts", "counts"),
     ],
 )
 def test_wrong_usage_is_two_lines_and_exit_code_2(words: tuple[str, ...], tmp_path, monkeypatch) -> None:

@@ -9,6 +9,7 @@ from hsal_cli.policy.choosing import draw, greedy, sampling
 from hsal_cli.policy.episode import Episode
 from hsal_cli.policy.gaussian import GaussianAttention
 from hsal_cli.policy.hsal import HSAL
+from hsal_cli.policy.meta_controller import WinnerTakeAll
 from hsal_cli.policy.settings import PolicySettings
 
 CLASSES, SHAPE = 3, (6, 4, 5)
@@ -260,7 +261,7 @@ def test_anchored_centres_stay_within_reach_of_the_highest_cell():
 
 
 def test_learned_mixtures_keep_to_appendix_a():
-    policy = make(mask="learned", spread=500.0)
+    policy = make(mask="learned", beta=(1.5, 2.0), spread=500.0)
     alpha, beta, row, column = policy(*data(8), choose=greedy, steps=torch.full((8,), 3)).gaussians.unbind(-1)
     torch.testing.assert_close(alpha.sum(-1), torch.ones_like(alpha[..., 0]))
     assert beta.min() >= 1.5 and beta.max() <= 2.0
@@ -271,6 +272,22 @@ def test_spread_enlarges_the_weights_of_the_attention_layer_only():
     usual, spread = ((torch.manual_seed(0), GaussianAttention(8, 5, 7, 7, (1.5, 2.0), factor, None))[1].layer for factor in (1.0, 8.0))
     torch.testing.assert_close(spread.weight, usual.weight * 8)
     torch.testing.assert_close(spread.bias, usual.bias)
+
+
+def test_a_finer_map_gets_masks_that_cover_as_much_of_the_image():
+    for mask in ("learned", "anchored", "winner-take-all"):
+        settings, given = PolicySettings(mask=mask), PolicySettings(mask=mask, beta=(0.5, 0.7), anchor_reach=2.0)
+        low, high = settings.beta_range(7, 7)
+        assert settings.beta_range(28, 28) == (low / 16, high / 16) and settings.reach(28, 28) == 4 * settings.reach(7, 7) == 12
+        assert given.beta_range(28, 28) == (0.5, 0.7) and given.reach(28, 28) == 2.0
+    # The same place of the image, a quarter of the way: each coarse cell is the mean of the 4 x 4 fine cells in it.
+    coarse, fine = (WinnerTakeAll(PolicySettings(mask="winner-take-all"), side, side) for side in (7, 28))
+    saliency = torch.zeros(1, 7, 7).index_put((torch.tensor(0), torch.tensor(2), torch.tensor(4)), torch.tensor(1.0))
+    blown_up = saliency.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    blown_up[0, 10, 18] += 1  # its maximum lies near the middle of the coarse cell
+    wide, narrow = fine(blown_up, saliency, None)[0], coarse(saliency, saliency, None)[0]
+    assert abs(wide.mean() / narrow.mean() - 1) < 0.02
+    assert (wide[0].unfold(0, 4, 4).unfold(1, 4, 4).mean((2, 3)) - narrow[0]).abs().max() < 0.1
 
 
 def test_winner_take_all_learns_nothing_of_where_to_look():

@@ -64,7 +64,7 @@ def part(policy, prefix):
 def attention(policy, hidden, saliency):
     """The mixture's parameters [(alpha, beta, kappa1, kappa2)]."""
     settings = policy.settings
-    low, high = settings.beta_range
+    low, high = settings.beta_range(H, W)
     top = CELLS[saliency.index(max(saliency))]
     if settings.mask == "winner-take-all":
         return [(1.0, (low + high) / 2, *map(float, top))]
@@ -77,7 +77,8 @@ def attention(policy, hidden, saliency):
         if settings.mask == "learned":
             centre = (sigmoid(y) * H, sigmoid(x) * W)
         else:
-            centre = (top[0] + settings.anchor_reach * math.tanh(y), top[1] + settings.anchor_reach * math.tanh(x))
+            reach = settings.reach(H, W)
+            centre = (top[0] + reach * math.tanh(y), top[1] + reach * math.tanh(x))
         gaussians.append((alpha, low + (high - low) * sigmoid(b), *centre))
     return gaussians
 

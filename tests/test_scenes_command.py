@@ -3,17 +3,13 @@
 import json
 
 import pytest
-import typer
 from idx_files import write_idx_set
 from PIL import Image
 from typer.testing import CliRunner
 
-from hsal_cli.commands.make_data import make_data
+from hsal_cli.commands.make_data import make_data as APP
 from hsal_cli.errors import UsageError
 from hsal_cli.scenes.scene_file import open_scenes
-
-APP = typer.Typer()
-APP.command("make-data")(make_data)
 
 
 @pytest.fixture
@@ -78,9 +74,29 @@ def test_a_wrong_value_is_named_and_nothing_is_made(run, tmp_path, arguments, pa
 def test_unknown_words_are_wrong_usage(run):
     for arguments in (["svhn"], ["mnist-set", "--placement", "nowhere"], ["mnist-set", "--digits", "roman"]):
         result = run(*arguments)
-        assert result.exit_code == 2 and "is not one of" in result.stderr
+        assert result.exit_code == 2 and ("is not one of" in result.stderr or "No such command 'svhn'" in result.stderr)
+
+
+def test_options_may_stand_before_the_name_as_before_there_were_commands(run, tmp_path):
+    result = CliRunner().invoke(APP, ["--train", "7", "--json", "mnist-set", "--dry-run"])
+    assert json.loads(result.stdout)["settings"]["train"] == 7 and json.loads(result.stdout)["dataset"] == "mnist-set"
+
+
+def test_any_idx_set_has_names_of_its_own_and_some_of_its_classes(run, tmp_path):
+    result = run("multiset", "--classes", "7,2", "--json")
+    assert result.exit_code == 0, result.exception
+    with open_scenes(tmp_path / "data" / "multiset.h5") as scenes:
+        assert scenes.classes == ["7", "2"] and scenes.config["dataset"] == "multiset"
 
 
 def test_help_names_every_setting(run):
-    text = run("--help").stdout
+    text = CliRunner().invoke(APP, ["mnist-set", "--help"]).stdout
     assert all(option in text for option in ("--count", "--digit-size", "--clutter", "--placement", "--mnist-dir", "--preview", "--seed"))
+
+
+def test_each_name_is_offered_only_what_belongs_to_it():
+    assert all(
+        name in CliRunner().invoke(APP, ["--help"]).stdout for name in ("mnist-multiset", "svhn-multiset", "street-numbers", "folder")
+    )
+    street, own = (CliRunner().invoke(APP, [name, "--help"]).stdout for name in ("street-numbers", "folder"))
+    assert "--svhn-labels" in street and "--clutter" not in street and "--labels-format" in own and "--typefaces" not in own

@@ -7,11 +7,12 @@ from typing import Literal
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
-from hsal_cli.commands.options import DryRun, check_resumed, known_tables, one_of, options, settings_for
+from hsal_cli.commands.options import DryRun, Given, check_resumed, known_tables, one_of, options, settings_for
 from hsal_cli.console import exit_code_of
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.files import write_json
+from hsal_cli.files import write_sealed
 from hsal_cli.learning.settings import FinetuneSettings, TrainSettings
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.settings import SEED_LIMIT, as_dict, build, check, check_tables, parse, preset_names, read_tables, setting
@@ -241,12 +242,37 @@ def test_one_of_takes_its_words_alone() -> None:
 
 def test_settings_beside_resume_are_refused_where_they_are_not_the_runs(tmp_path: Path) -> None:
     held = TrainSettings(epochs=30, seed=2)
-    write_json(tmp_path / "config.json", {"train": as_dict(held), "policy": as_dict(PolicySettings())})
-    for fine in (TrainSettings(), held, TrainSettings(epochs=30)):
-        assert check_resumed(tmp_path, None, train=fine, policy=PolicySettings())["train"]["epochs"] == 30
+    write_sealed(tmp_path / "config.json", {"train": as_dict(held), "policy": as_dict(PolicySettings())})
+    for asked, given in ((TrainSettings(), set()), (held, {"epochs", "seed"}), (TrainSettings(epochs=30), {"epochs"})):
+        assert check_resumed(tmp_path, None, {"train": given}, train=asked, policy=PolicySettings())["train"]["epochs"] == 30
+    changed = TrainSettings(epochs=40, seed=3)
     with pytest.raises(UsageError, match="epochs is 30, not 40; seed is 2, not 3"):
-        check_resumed(tmp_path, None, train=TrainSettings(epochs=40, seed=3))
+        check_resumed(tmp_path, None, {"train": {"epochs", "seed"}}, train=changed)
+    with pytest.raises(UsageError, match="settings: seed is 2, not 3"):
+        check_resumed(tmp_path, None, {"train": {"epochs", "seed"}}, ("epochs",), train=changed)
+    with pytest.raises(UsageError, match="seed is 2, not 0"):  # the default, but asked for
+        check_resumed(tmp_path, None, {"train": {"seed"}}, train=TrainSettings())
     with pytest.raises(UsageError, match="exclude each other"):
-        check_resumed(tmp_path, tmp_path, train=held)
+        check_resumed(tmp_path, tmp_path, {}, train=held)
     with pytest.raises(FileError, match="cannot read"):
-        check_resumed(tmp_path / "nowhere", None)
+        check_resumed(tmp_path / "nowhere", None, {})
+
+
+def test_the_authors_grid_is_the_papers_recipe_on_a_grid() -> None:
+    paper, theirs = read_tables("paper", None), read_tables("authors-grid", None)
+    assert (paper["make-data"].pop("placement"), theirs["make-data"].pop("placement")) == ("free", "grid")
+    assert theirs == {table: values for table, values in paper.items() if table in theirs}
+    assert set(theirs) == {"make-data", "finetune", "policy", "train"}
+
+
+def test_a_command_learns_which_settings_the_user_gave(tmp_path: Path) -> None:
+    app, found = typer.Typer(), []
+
+    @app.command()
+    @options(settings=TrainSettings, policy=PolicySettings)
+    def go(settings: TrainSettings, policy: PolicySettings, *, given: Given) -> None:
+        found.append(given)
+
+    (tmp_path / "s.toml").write_text("[train]\nepochs = 12\n[finetune]\ncrowd = 2\n")
+    CliRunner().invoke(app, ["--seed", "0", "--mask", "learned", "--config", str(tmp_path / "s.toml")])
+    assert found[0]["train"] == {"epochs", "seed"} and found[0]["policy"] == {"mask"} and found[0]["finetune"] == set()

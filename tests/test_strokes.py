@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hsal_cli.scenes.stroke_shapes import WAYS
-from hsal_cli.scenes.strokes import MOST_POINTS, SAMPLES, _ink, _parse, draw_pool
+from hsal_cli.scenes.strokes import MOST_POINTS, SAMPLES, _ink, draw_pool, parse_way
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_ink_has_the_size_and_the_place_of_mnist(pool):
 @pytest.mark.parametrize("digit", range(10))
 def test_the_pen_passes_the_control_points_in_order_evenly_and_lifts(digit):
     for _, text in WAYS[digit]:
-        points, curve, along = _parse(text)
+        points, curve, along = parse_way(text)
         assert len(points) <= MOST_POINTS and curve.shape == (SAMPLES, len(points))
         path = curve @ points
         nearest = np.linalg.norm(path[:, None] - points[None], axis=2)

@@ -118,6 +118,7 @@ def test_resuming_on_other_features_is_refused(features, tmp_path, monkeypatch) 
 
     with h5py.File(copy, "r+") as file:
         file.attrs["digest"] = "e" * 64
+        del file.attrs["attributes_digest"]
     with pytest.raises(FileError, match="is not the feature file"):
         train_policy(copy, tmp_path / "run", SMALL, FAST, CPU, resume=True)
 

@@ -5,9 +5,11 @@ import pytest
 from PIL import Image
 
 from hsal_cli.evaluation.look import Look, LookStep
-from hsal_cli.pictures import trajectory
+from hsal_cli.pictures import writing
+from hsal_cli.pictures.marks import cell_box
 from hsal_cli.pictures.palette import GREEN, ORANGE, RED, heat
-from hsal_cli.pictures.trajectory import MARGIN, cell_box, draw_trajectory, hits, is_ours, layout_of, trajectories, write_picture
+from hsal_cli.pictures.trajectory import MARGIN, draw_trajectory, hits, layout_of, trajectories
+from hsal_cli.pictures.writing import is_ours, write_picture
 
 
 def a_look(labels=("3", "5"), glimpses=((0, 1), (2, 0)), size=(60, 90), grid=(3, 4), name="scene.png"):
@@ -130,7 +132,7 @@ def test_several_trajectories_share_one_picture():
 
 def test_a_picture_that_is_too_large_is_reduced_and_one_of_ours_is_known(tmp_path, monkeypatch):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
-    monkeypatch.setattr(trajectory, "BYTES", 60_000)
+    monkeypatch.setattr(writing, "BYTES", 60_000)
     write_picture(noise, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size < 60_000
     assert is_ours(tmp_path / "a.png")

@@ -8,10 +8,12 @@ from typing import Annotated, Any, Optional
 import typer
 
 from hsal_cli import console
-from hsal_cli.commands.options import Config, Device, Json, Preset, options
-from hsal_cli.commands.policies import RunOption, load, policy_run
+from hsal_cli.commands.options import Config, Device, Json, Preset, options, settings_for
+from hsal_cli.commands.policies import PretrainedOption, RunOption, check_one, load, policy_run
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.settings import EvalSettings
+from hsal_cli.scenes.settings import SceneSettings
+from hsal_cli.vision.settings import PrecomputeSettings, saliency_kind
 
 
 @options(settings=EvalSettings)
@@ -19,12 +21,13 @@ def eval_(
     settings: EvalSettings,
     *,
     run: RunOption = None,
+    pretrained: PretrainedOption = None,
     data: Annotated[
         Optional[Path],
         typer.Option(
             "--data",
             help="Feature file, or scene file whose features are computed if missing.",
-            show_default="the features that the policy was trained on",
+            show_default="what the policy was trained on; with --pretrained data/DATASET.h5",
         ),
     ] = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="JSON file to write.", show_default="eval.json in the run")] = None,
@@ -33,57 +36,123 @@ def eval_(
     preset: Preset = None,
     config: Config = None,
 ) -> None:
-    """Evaluate a policy: multiset metrics with 95% intervals, attention scores, localization, and trivial baselines."""
+    """Evaluate a policy: multiset metrics with 95% intervals, attention scores, localization, and trivial baselines.
+
+    With --pretrained a scene file is enough: its features are computed on the way and not kept.
+    """
     from hsal_cli.evaluation.evaluate import evaluate_file
-    from hsal_cli.files import write_json
+    from hsal_cli.files import write_sealed
     from hsal_cli.vision.devices import choose_device
 
+    check_one(run, pretrained)
     reporter = console.TerminalReporter()
     chosen = choose_device(device)
+    target = out
     with console.stopping(reporter):
-        place = policy_run(run, chosen, reporter, preset, config)
-        loaded = load(place, chosen, reporter)
-        features = _features(data, loaded.meta, chosen, reporter)
-        found = evaluate_file(loaded, features, settings, chosen, reporter)
-    target = out or (place / "eval.json" if (place / "status.json").is_file() else None)
+        if pretrained is not None:
+            found = _evaluate_shipped(pretrained, data, settings, settings_for(SceneSettings, preset, config), chosen, reporter)
+        else:
+            place = policy_run(run, chosen, reporter, preset, config, counts=True)
+            loaded = load(place, chosen, reporter, counts=True)
+            features = _features(data, loaded.meta, chosen, reporter)
+            found = evaluate_file(loaded, features, settings, chosen, reporter)
+            target = out or (place / "eval.json" if (place / "status.json").is_file() else None)
     if target is not None:
-        write_json(target, found)
+        found = write_sealed(target, found)
     if json:
         console.print_json(found)
         return
     for title, columns, rows in tables(found):
         console.print_table(title, columns, rows)
+    if pretrained is not None:
+        console.print_line(_stated(found))
     if target is not None:
-        console.print_line(f"written to {target}   next: hsal visualize IMAGE --run {place}")
+        looks = pretrained is None and found["attn_saliency"]["raw"] is not None
+        console.print_line(f"written to {target}" + (f"   next: hsal visualize IMAGE --run {place}" if looks else ""))
+
+
+def _evaluate_shipped(
+    name: str, data: Path | None, settings: EvalSettings, scenes: SceneSettings, device: Any, reporter: console.Reporter
+) -> dict[str, Any]:
+    """Evaluates a policy that comes with hsal, on a scene file or on features by its backbone; adds `pretrained` and `stated`."""
+    from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
+    from hsal_cli.evaluation.shipped import load_shipped
+    from hsal_cli.learning.pipeline import DATA, ensure_scenes
+
+    shipped = load_shipped(name, device, counts=True)
+    source = data or DATA / f"{shipped.dataset}.h5"
+    if data is None:
+        ensure_scenes(source, scenes, reporter)
+    if _is_scene_file(source):
+        found = evaluate_scenes(shipped.policy, shipped.backbone, source, settings, device, reporter)
+    else:
+        found = evaluate_file(shipped.policy, source, settings, device, reporter)
+    return {**found, "pretrained": shipped.name, "stated": shipped.stated.get("result")}
+
+
+def _stated(found: dict[str, Any]) -> str:
+    """What the manifest says of a pretrained policy, beside what was found."""
+    stated = found["stated"] or {}
+    figures = [
+        f"{text} {stated[name]:.4f}, here {found[name]:.4f}"
+        for name, text in (("exact_match", "exact match"), ("macro_f1", "macro F1"))
+        if name in stated
+    ]
+    where = f"{stated.get('dataset')}, {stated.get('split')} split, {stated.get('examples', 0):,} images"
+    return (
+        f"{found['pretrained']}: stated for {where}: {'; '.join(figures)}" if figures else f"{found['pretrained']}: no figures are stated"
+    )
 
 
 def _features(data: Path | None, meta: dict[str, Any], device: Any, reporter: console.Reporter) -> Path:
     """The feature file that is meant; for a scene file its features by the policy's own backbone, computed if missing."""
-    import h5py
-
     if data is None:
         recorded = Path(meta["features"])
         if not recorded.is_file():
             raise FileError(f"the features the policy was trained on are not at {recorded}", "name a scene or feature file with --data")
         return recorded
+    if not _is_scene_file(data):
+        return data
+    from hsal_cli.evaluation.loading import find_backbone
+    from hsal_cli.learning.pipeline import ensure_features
+    from hsal_cli.vision.feature_file import features_path
+
+    saliency = meta.get("saliency", "activation")
+    if saliency_kind(saliency) == "file":  # the maps of other scenes are not where those of the training scenes are
+        found = features_path(data, saliency)
+        if not found.is_file():
+            raise FileError(
+                f"the policy was trained on {saliency}, and {found} is missing",
+                f"make it with the maps of these scenes: hsal precompute --data {data} --saliency file:PATH",
+            )
+        return found
+    settings = PrecomputeSettings(saliency=saliency)
+    return ensure_features(data, find_backbone(meta).path, reporter, device, settings)
+
+
+def _is_scene_file(data: Path) -> bool:
+    """Whether an HDF5 file holds scenes; what else it may be is for its reader to say.
+
+    Raises:
+        FileError: it is missing, or no HDF5 file.
+    """
+    import h5py
+
+    from hsal_cli.files import format_of
+
     if not data.is_file():
         raise FileError(f"{data} is missing", "make it with: hsal make-data")
     if not h5py.is_hdf5(data):
         raise FileError(f"{data} is not an HDF5 file", "make one with: hsal make-data")
-    with h5py.File(data, "r") as file:
-        is_scenes = file.attrs.get("format") == "hsal-scenes"
-    if not is_scenes:
-        return data
-    from hsal_cli.evaluation.loading import find_backbone
-    from hsal_cli.learning.pipeline import ensure_features
-
-    return ensure_features(data, find_backbone(meta).path, reporter, device)
+    return format_of(data) == "hsal-scenes"
 
 
 def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     """An evaluation as tables for the terminal: (title, columns, rows) each."""
     interval = found["ci95"]
     how = f"{found['sample']} sampled roll-outs an image" if found["sample"] else "greedy"
+    if found.get("objective") == "count":
+        how = f"count classifier, {found['parameters']:,} parameters"
     main = [
         [text, number(found[name]), " to ".join(map(number, interval[name])) if name in interval else ""]
         for name, text in (
@@ -105,9 +174,10 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
         rows = [[name.replace("_", " "), number(scores["exact_match"]), number(scores["macro_f1"])] for name, scores in compared.items()]
         made.append(("Against predictors that never look", ["predictor", "exact match", "macro F1"], rows))
     salient = found["attn_saliency"]
-    rows = [["raw scale, as in the paper", number(salient["raw"], 1), "", ""]]
-    rows += [["normalised map", *(number(salient[name]) for name in ("normalized", "random", "best"))]]
-    made.append(("attn_saliency", ["scale", "glimpses", "random cells", "k highest cells"], rows))
+    if salient["raw"] is not None:  # a count classifier takes no glimpses
+        rows = [["raw scale, as in the paper", number(salient["raw"], 1), "", ""]]
+        rows += [["normalised map", *(number(salient[name]) for name in ("normalized", "random", "best"))]]
+        made.append(("attn_saliency", ["scale", "glimpses", "random cells", "k highest cells"], rows))
     if "localization" in found:
         made.append(_localization(found["localization"]))
     rows = [
@@ -126,6 +196,7 @@ def _localization(local: dict[str, Any]) -> tuple[str, list[str], list[list[str]
     rows = [["glimpses on the object (glimpse_hit)", number(local.get("glimpse_hit"))]]
     rows += [[f"  {text}", number(local[name])] for name, text in (("random", "a random cell"), ("center", "the middle cell"))]
     rows += [["  the maximum of the saliency map", number(local["saliency"])]]
+    rows += [["  the best cell, as far as a cell's centre lies on the object", number(local["reachable"])]]
     rows += [["mask on the object (mask_mass)", number(local["mask_mass"])], ["  the object's share of the area", number(local["area"])]]
     rows += [["objects visited exactly once", number(local.get("digits_once"))]]
     rows += [["meta-steps that visit an object again", number(local.get("repeat_visits"))]]

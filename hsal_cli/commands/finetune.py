@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from hsal_cli import console
-from hsal_cli.commands.options import Config, Device, DryRun, Json, Overwrite, Preset, check_resumed, options, settings_for
+from hsal_cli.commands.options import Config, Device, DryRun, Given, Json, Overwrite, Preset, Resume, check_resumed, options, settings_for
 from hsal_cli.learning.settings import FinetuneSettings
 from hsal_cli.settings import as_dict
 
@@ -17,38 +17,48 @@ from hsal_cli.settings import as_dict
 def finetune(
     settings: FinetuneSettings,
     *,
-    data: Annotated[Path, typer.Option("--data", help="Scene file of single-object images; made if missing.")] = Path(
-        "data/mnist-single.h5"
-    ),
+    data: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--data",
+            help="Scene file, of single objects or of several, made if missing; with --resume: where the run's own is now.",
+            show_default="data/mnist-single.h5",
+        ),
+    ] = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="Run directory to make.", show_default="runs/finetune")] = None,
-    resume: Annotated[Optional[Path], typer.Option("--resume", help="Go on with this run.", show_default=False)] = None,
+    resume: Resume = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     json: Json = False,
     preset: Preset = None,
     config: Config = None,
+    given: Given,
 ) -> None:
-    """Fine-tune the ResNet-34 activation model on single-object images."""
+    """Fine-tune the ResNet-34 activation model, on single objects where there are such images."""
     from hsal_cli.learning import runs
     from hsal_cli.learning.finetune import finetune as finetune_run
-    from hsal_cli.learning.pipeline import ensure_scenes
+    from hsal_cli.learning.pipeline import SINGLE, ensure_scenes
     from hsal_cli.scenes.settings import SceneSettings
     from hsal_cli.vision.devices import choose_device
 
     reporter = console.TerminalReporter()
     chosen = choose_device(device)
     target = resume or out or runs.fresh_path("finetune")
-    settled = {"data": str(data), "finetune": as_dict(settings)}
+    settled = {"data": str(data or SINGLE), "finetune": as_dict(settings)}
     if resume is not None:
-        settled = check_resumed(resume, out, finetune=settings)
+        settled = check_resumed(resume, out, given, ("full_images",), finetune=settings)
     if dry_run:
         console.print_json({"out": str(target), "device": str(chosen), **settled})
         return
     with console.stopping(reporter):
+        scenes = data or SINGLE
         if resume is None:
-            ensure_scenes(data, settings_for(SceneSettings, preset, config), reporter)
-        run = finetune_run(data, target, settings, chosen, reporter, overwrite, resume is not None)
+            ensure_scenes(scenes, settings_for(SceneSettings, preset, config), reporter)
+            run = finetune_run(scenes, target, settings, chosen, reporter, overwrite)
+        else:
+            more = settings.full_images if "full_images" in given["finetune"] else None
+            run = finetune_run(scenes, target, settings, chosen, reporter, resume=True, moved=data, full_images=more)
     status = run.status
     if json:
         console.print_json({"run": str(run.path), **{key: status[key] for key in ("accuracy", "test_accuracy") if key in status}})

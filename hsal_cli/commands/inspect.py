@@ -45,11 +45,11 @@ def inspect(
         document, made = contents.document, _file_tables(contents.document)
         if out is not None:
             from hsal_cli.pictures.data_figure import data_figure
-            from hsal_cli.pictures.trajectory import is_ours, write_png
+            from hsal_cli.pictures.writing import is_ours, write_bytes
 
             if out.exists() and not is_ours(out):
                 raise FileError(f"{out} exists and was not made by hsal, so it is not replaced", "name another place with --out")
-            write_png(data_figure(contents.measures, document["classes"], contents.saliency), out)
+            write_bytes(data_figure(contents.measures, document["classes"], contents.saliency), out)
             document = {**document, "picture": str(out)}
     if json:
         console.print_json(document)

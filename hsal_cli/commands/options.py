@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from hsal_cli.errors import UsageError
-from hsal_cli.files import read_json
+from hsal_cli.files import format_of, read_sealed
 from hsal_cli.settings import SEED_LIMIT, as_dict, build, check_tables, kind_of, read_tables
 
 if TYPE_CHECKING:
@@ -30,25 +30,36 @@ Workers = Annotated[Optional[int], typer.Option("--workers", min=1, help="How ma
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if hsal made it.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout, all else to stderr.")]
-Preset = Annotated[Optional[str], typer.Option("--preset", help="Settings that come with hsal: paper or quick.", show_default=False)]
+Preset = Annotated[
+    Optional[str], typer.Option("--preset", help="Settings that come with hsal: paper, authors-grid or quick.", show_default=False)
+]
+Resume = Annotated[
+    Optional[Path],
+    typer.Option("--resume", help="Go on with this run; only device, data folder and more epochs may differ.", show_default=False),
+]
+Given = dict[str, set[str]]  # TOML table -> the settings that the user gave, on the command line or in a settings file
 Config = Annotated[Optional[Path], typer.Option("--config", help="A TOML file of settings.", show_default=False)]
 
 
 def known_tables() -> dict[str, list[type]]:
     """TOML table -> the settings dataclasses it may hold; none of these imports torch."""
     from hsal_cli.evaluation.settings import EvalSettings
-    from hsal_cli.learning.settings import FinetuneSettings, TrainSettings
+    from hsal_cli.learning.settings import FinetuneSettings, SweepSettings, TrainSettings
     from hsal_cli.policy.settings import PolicySettings
-    from hsal_cli.scenes.settings import SceneSettings
+    from hsal_cli.scenes.settings import FolderSettings, SceneSettings, StreetSettings, SvhnSettings
     from hsal_cli.vision.settings import PrecomputeSettings
 
     return {
         "make-data": [SceneSettings],
+        "street-numbers": [StreetSettings],
+        "svhn-multiset": [SvhnSettings],
+        "folder": [FolderSettings],
         "finetune": [FinetuneSettings],
         "precompute": [PrecomputeSettings],
         "policy": [PolicySettings],
         "train": [TrainSettings],
         "eval": [EvalSettings],
+        "sweep": [SweepSettings],
     }
 
 
@@ -78,6 +89,8 @@ def options(**kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
     Args:
         kinds: parameter name -> settings dataclass. Where two share a field name, one option sets both.
+
+    A command that has a parameter `given: Given` learns by it which settings the user gave.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,7 +99,7 @@ def options(**kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]
             for name, annotation in _field_options(kind).items():
                 fields.setdefault(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
         wants = inspect.signature(command, eval_str=True).parameters
-        own = [parameter for name, parameter in wants.items() if name not in kinds]
+        own = [parameter for name, parameter in wants.items() if name not in kinds and name != "given"]
         shared = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
             for name, annotation in (("preset", Preset), ("config", Config))
@@ -101,6 +114,8 @@ def options(**kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]
                 values.pop(parameter.name)
             for name, kind in kinds.items():
                 values[name] = settings_for(kind, preset, config, **given)
+            if "given" in wants:
+                values["given"] = _given(kinds, preset, config, given)
             return command(**values)
 
         own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
@@ -111,6 +126,16 @@ def options(**kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         return call
 
     return decorate
+
+
+def _given(kinds: dict[str, type], preset: str | None, config: Path | None, options: dict[str, Any]) -> Given:
+    tables = read_tables(preset, config)
+    found: Given = {}
+    for table, known in known_tables().items():
+        names = {field.name for kind in kinds.values() if kind in known for field in dataclasses.fields(kind)}
+        chosen = {name for name, value in options.items() if value is not None} | set(tables.get(table, {}))
+        found[table] = names & chosen
+    return found
 
 
 def one_of(choices: tuple[str, ...]) -> type[enum.Enum]:
@@ -154,31 +179,33 @@ def _range_of(metadata: Any) -> str:
     return ""
 
 
-def check_resumed(run: Path, out: Path | None, **given: Any) -> dict[str, Any]:
+def check_resumed(run: Path, out: Path | None, given: Given, may_change: tuple[str, ...] = (), **settings: Any) -> dict[str, Any]:
     """Refuses settings that a run to be resumed does not have, instead of ignoring them.
 
     Args:
         run: the run directory.
         out: the value of --out.
-        given: TOML table -> settings object of this call.
+        given: which settings the user gave, on the command line or in a settings file.
+        may_change: names of those that may differ from the run's.
+        settings: TOML table -> settings object of this call.
 
     Returns:
         The run's config.
 
     Raises:
-        UsageError: --out is given too, or a setting that is neither the default nor the run's.
+        UsageError: --out is given too, or a setting that is not the run's.
         FileError: the run's config cannot be read.
     """
     if out is not None:
         raise UsageError(f"--out {out} and --resume {run} exclude each other", "leave --out out: a resumed run stays where it is")
-    config = read_json(run / "config.json", "hsal finetune, hsal train")
+    config = read_sealed(run / "config.json", "hsal finetune, hsal train")
     wrong = []
-    for table, settings in given.items():
-        held, default = config.get(table, {}), as_dict(type(settings)())
+    for table, asked in settings.items():
+        held = config.get(table, {})
         wrong += [
             f"{key} is {held[key]}, not {value}"
-            for key, value in as_dict(settings).items()
-            if key in held and value not in (default[key], held[key])
+            for key, value in as_dict(asked).items()
+            if key in given.get(table, ()) and key in held and value != held[key] and key not in may_change
         ]
     if wrong:
         raise UsageError(f"{run} goes on with its own settings: {'; '.join(wrong)}", "leave these settings out, or train a new run")
@@ -202,12 +229,5 @@ def check_out(out: Path, overwrite: bool, marker: str) -> None:
         raise UsageError(f"{out} is not a file", "name a file with --out")
     if not overwrite:
         raise UsageError(f"{out} exists", "add --overwrite to replace it, or name another file with --out")
-    import h5py
-
-    try:
-        with h5py.File(out, "r") as file:
-            ours = file.attrs.get("format") == marker
-    except OSError:
-        ours = False
-    if not ours:
+    if format_of(out) != marker:
         raise UsageError(f"{out} was not made by hsal, so it is not replaced", "name another file with --out")

@@ -22,7 +22,18 @@ Backbone = Annotated[
     Optional[Path],
     typer.Option("--backbone", help="A run of hsal finetune, or one of its checkpoints.", show_default="the newest finished run"),
 ]
-Out = Annotated[Optional[Path], typer.Option("--out", help="The feature file to write.", show_default="DATA.features.h5")]
+VolumesFrom = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--volumes-from",
+        help="Feature file of the same scenes and backbone, whose volumes are copied; only the saliency maps are computed.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Optional[Path],
+    typer.Option("--out", help="The feature file to write.", show_default="DATA.features.h5 or DATA.MODEL.features.h5"),
+]
 
 
 @options(settings=PrecomputeSettings)
@@ -30,6 +41,7 @@ def precompute(
     settings: PrecomputeSettings,
     data: Data = DEFAULT_DATA,
     backbone: Backbone = None,
+    volumes_from: VolumesFrom = None,
     out: Out = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -44,17 +56,17 @@ def precompute(
         if newest is None:
             raise FileError("there is no finished backbone in runs", "make one with: hsal finetune")
         backbone = newest.path
-    out = out or features_beside(data)
 
     from hsal_cli.vision.devices import choose_device
-    from hsal_cli.vision.feature_file import open_features
+    from hsal_cli.vision.feature_file import features_path, open_features
     from hsal_cli.vision.precompute import plan
     from hsal_cli.vision.precompute import precompute as compute
 
+    out = out or features_path(data, settings.saliency)
     chosen = choose_device(device)
-    report = {"data": str(data), "backbone": str(backbone), "out": str(out), "device": str(chosen)}
+    report = {"data": str(data), "backbone": str(backbone), "saliency": settings.saliency, "out": str(out), "device": str(chosen)}
     if dry_run:
-        todo = plan(data, backbone, out, overwrite)
+        todo = plan(data, backbone, out, overwrite, settings.saliency)
         report |= {"dry_run": True, "images": todo.images, "bytes": todo.size, "exists": todo.exists, "settings": as_dict(settings)}
         words = f"{out} holds these features already" if todo.exists else f"Would write {out}"
         text = f"{words}: {todo.images:,} images, {todo.size / 1e9:.2f} GB"
@@ -63,7 +75,7 @@ def precompute(
     reporter = console.TerminalReporter()
     start = time.monotonic()
     with console.stopping(reporter):
-        compute(data, backbone, out, settings, chosen, reporter, overwrite)
+        compute(data, backbone, out, settings, chosen, reporter, overwrite, volumes_from)
     seconds = time.monotonic() - start
     with open_features(out) as features:
         report |= {
@@ -78,8 +90,3 @@ def precompute(
         return
     size = "x".join(map(str, report["volume_shape"]))
     console.print_line(f"{report['images']:,} volumes of {size} in {out} ({report['bytes'] / 1e9:.2f} GB, {console.clock(seconds)})")
-
-
-def features_beside(data: Path) -> Path:
-    """Where the features of a scene file go: data/mnist-multiset.h5 -> data/mnist-multiset.features.h5."""
-    return data.with_suffix(".features.h5")

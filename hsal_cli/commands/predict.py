@@ -9,7 +9,7 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.options import Device, Json
-from hsal_cli.commands.policies import RunOption, looks
+from hsal_cli.commands.policies import LookRunOption, PretrainedOption, looks
 from hsal_cli.errors import HsalError
 
 MaxSteps = Annotated[
@@ -20,7 +20,8 @@ MaxSteps = Annotated[
 
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Images in any format that Pillow reads, of any size.", show_default=False)],
-    run: RunOption = None,
+    run: LookRunOption = None,
+    pretrained: PretrainedOption = None,
     max_steps: MaxSteps = None,
     device: Device = "auto",
     json: Json = False,
@@ -29,7 +30,7 @@ def predict(
     reporter = console.TerminalReporter()
     documents, failed = [], False
     with console.stopping(reporter):
-        for path, found in looks(images, run, device, max_steps, reporter):
+        for path, found in looks(images, run, device, max_steps, reporter, pretrained):
             if isinstance(found, HsalError):
                 failed = True
                 console.print_error(found.message, found.hint)

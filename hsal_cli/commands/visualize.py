@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -10,16 +11,16 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.options import Device, Json
-from hsal_cli.commands.policies import RunOption, load_with_backbone, looks
+from hsal_cli.commands.policies import LookRunOption, PretrainedOption, load_with_backbone, looks
 from hsal_cli.commands.predict import MaxSteps, words
-from hsal_cli.errors import FileError, HsalError, UsageError
+from hsal_cli.errors import HsalError, UsageError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from hsal_cli.evaluation.look import Look
 
 ENDING = ".hsal.png"
+OURS = (ENDING, ".hsal.gif")  # images that hsal writes beside those it is shown
+KEYS = {".png": "picture", ".gif": "animation", ".html": "replay"}  # of a document on stdout
 MOST_ROWS = 50  # in one picture
 ACROSS = 3  # trajectories beside each other
 
@@ -28,7 +29,8 @@ def visualize(
     images: Annotated[
         Optional[list[Path]], typer.Argument(help="Images in any format that Pillow reads, of any size.", show_default=False)
     ] = None,
-    run: RunOption = None,
+    run: LookRunOption = None,
+    pretrained: PretrainedOption = None,
     out: Annotated[
         Optional[Path],
         typer.Option(
@@ -44,39 +46,47 @@ def visualize(
     ] = None,
     split: Annotated[str, typer.Option("--split", help="With --data: the split.")] = "test",
     rows: Annotated[str, typer.Option("--rows", help="With --data: which images, such as 0-2,17.")] = "0-2",
+    gif: Annotated[bool, typer.Option("--gif", help="Also an animation that plays the episode, IMAGE.hsal.gif.")] = False,
+    html: Annotated[
+        bool, typer.Option("--html", help="Also a replay to step through in a browser, IMAGE.hsal.html: one file, no network.")
+    ] = False,
     max_steps: MaxSteps = None,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Draw where the policy looked in images: glimpses, saliency, covert mask and priority map at each meta-step."""
+    kinds = tuple(kind for kind, wanted in ((".png", True), (".gif", gif), (".html", html)) if wanted)
     reporter = console.TerminalReporter()
     images = images or []
     if data is not None:
         if images or labels is not None:
             raise UsageError("--data goes without images and without --labels", "name either images or a scene file")
-        _scenes(data, split, parse_rows(rows), run, out, max_steps, device, json, reporter)
+        target = targets([Path(data.name)], out, kinds)[0]
+        _scenes(data, split, parse_rows(rows), run, target, kinds, max_steps, device, json, reporter, pretrained)
         return
     if not images:
         raise UsageError("there is no image to look at", "hsal visualize image.png, or hsal visualize --data data/mnist-multiset.h5")
     # Pictures of ours lie beside the images and would be met again by a second `hsal visualize *.png`.
-    wanted = [path for path in images if not path.name.endswith(ENDING)]
+    wanted = [path for path in images if not path.name.endswith(OURS)]
     if len(wanted) < len(images):
-        reporter.warn(f"passing over {len(images) - len(wanted)} pictures that hsal made (*{ENDING})")
+        reporter.warn(f"passing over {len(images) - len(wanted)} pictures that hsal made ({', '.join(f'*{ending}' for ending in OURS)})")
     if not wanted:
-        raise UsageError("there is no image left to look at", f"name images whose names do not end in {ENDING}")
+        raise UsageError("there is no image left to look at", f"name images whose names do not end in {' or '.join(OURS)}")
     truth = None if labels is None else [label.strip() for label in labels.split(",") if label.strip()]
     if truth is not None and len(wanted) > 1:
         raise UsageError(f"--labels goes with one image, not with {len(wanted)}", "call hsal visualize once an image")
-    targets = _targets(wanted, out)
+    places = targets(wanted, out, kinds)
     documents, failed = [], False
     with console.stopping(reporter):
-        for number, (path, found) in enumerate(looks(wanted, run, device, max_steps, reporter)):
+        for number, (path, found) in enumerate(looks(wanted, run, device, max_steps, reporter, pretrained)):
             try:
                 if isinstance(found, HsalError):
                     raise found
-                documents.append(_draw(found, truth, targets[number], json))
-                if not json:
-                    console.print_line(f"{path}: {words(found.labels)}   {targets[number]}")
+                made = _draw([found], [truth], places[number], kinds)
+                if json:
+                    documents.append({**_document(found), **made})
+                else:
+                    console.print_line(f"{path}: {words(found.labels)}   {'   '.join(made.values())}")
             except HsalError as error:
                 failed = True
                 console.print_error(error.message, error.hint)
@@ -109,56 +119,75 @@ def _scenes(
     split: str,
     rows: list[int],
     run: Path | None,
-    out: Path | None,
+    target: Path,
+    kinds: Sequence[str],
     max_steps: int | None,
     device: str,
     json: bool,
     reporter: console.Reporter,
+    pretrained: str | None,
 ) -> None:
-    """Draws images of a scene file, whose labels are known, into one picture."""
-    from hsal_cli.evaluation.look import look_at_scenes, to_json
-    from hsal_cli.pictures.trajectory import trajectories
+    """Draws images of a scene file, whose labels are known, into one picture, one animation and one replay."""
+    from hsal_cli.evaluation.look import look_at_scenes
 
-    loaded, backbone = load_with_backbone(run, device, reporter)
+    loaded, backbone = load_with_backbone(run, device, reporter, pretrained)
     found = look_at_scenes(data, split, rows, backbone, loaded, max_steps)
-    target = out or Path(data.stem + ENDING)
-    _write(trajectories([look for look, _ in found], [truth for _, truth in found], columns=min(len(found), ACROSS)), target)
+    made = _draw([look for look, _ in found], [truth for _, truth in found], target, kinds)
     if json:
-        console.print_json([{**to_json(look), "true_labels": truth, "picture": str(target)} for look, truth in found])
+        console.print_json([{**_document(look), "true_labels": truth, **made} for look, truth in found])
         return
     for look, truth in found:
         console.print_line(f"{look.name}: {words(look.labels)}   true: {words(truth)}")
-    console.print_line(str(target))
+    console.print_line("   ".join(made.values()))
 
 
-def _draw(look: Look, truth: list[str] | None, target: Path, json: bool) -> dict[str, Any] | None:
+def _document(look: Look) -> dict[str, Any]:
     from hsal_cli.evaluation.look import to_json
-    from hsal_cli.pictures.trajectory import draw_trajectory
 
-    _write(draw_trajectory(look, truth), target)
-    return {**to_json(look), "picture": str(target)} if json else None
+    return to_json(look)
 
 
-def _write(picture: Image, target: Path) -> None:
-    from hsal_cli.pictures.trajectory import is_ours, write_picture
+def _draw(looks_: Sequence[Look], truths: Sequence[list[str] | None], target: Path, kinds: Sequence[str]) -> dict[str, str]:
+    """Writes the picture, and what else is wanted beside it; none is written if one would replace what hsal did not make.
 
-    if target.exists() and not is_ours(target):
-        raise FileError(f"{target} exists and was not made by hsal, so it is not replaced", "name another place with --out")
-    write_picture(picture, target)
+    Returns:
+        What is where, by the words of KEYS.
+    """
+    from hsal_cli.pictures.film import film
+    from hsal_cli.pictures.replay import replay_page
+    from hsal_cli.pictures.trajectory import trajectories
+    from hsal_cli.pictures.writing import refuse_foreign, write_bytes, write_picture
+
+    places = {kind: target.with_suffix(kind) for kind in kinds}
+    for place in places.values():
+        refuse_foreign(place)
+    for kind, place in places.items():
+        if kind == ".png":
+            write_picture(trajectories(looks_, truths, columns=min(len(looks_), ACROSS)), place)
+        else:
+            write_bytes(film(looks_, truths) if kind == ".gif" else replay_page(looks_, truths).encode(), place)
+    return {KEYS[kind]: str(place) for kind, place in places.items()}
 
 
-def _targets(images: list[Path], out: Path | None) -> list[Path]:
-    """Where each picture goes; images that differ in their endings alone keep them, so that no picture replaces another."""
-    if out is not None and out.suffix.lower() == ".png":
+def targets(images: list[Path], out: Path | None, kinds: Sequence[str], ending: str = ENDING) -> list[Path]:
+    """Where each picture goes; images that differ in their endings alone keep them, so that no picture replaces another.
+
+    Args:
+        images: what is drawn.
+        out: a folder, or for one image a file of one of the kinds, whose name the others share; None: beside each image.
+        kinds: the endings of what is written.
+        ending: put behind the image's name, with .png at its end.
+    """
+    if out is not None and out.suffix.lower() in kinds and not out.is_dir():
         if len(images) > 1:
             raise UsageError(f"--out {out} is one file, for {len(images)} images", "name a folder with --out")
-        return [out]
-    if out is not None and out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is neither a folder nor a .png file", "name another place with --out")
-    places = [(out if out is not None else path.parent) / (path.stem + ENDING) for path in images]
+        return [out.with_suffix(".png") if out.suffix.lower() != ".png" else out]
+    if out is not None and (out.suffix.lower() in KEYS or out.exists()) and not out.is_dir():
+        raise UsageError(f"--out {out} is neither a folder nor a {' or '.join(kinds)} file", "name another place with --out")
+    places = [(out if out is not None else path.parent) / (path.stem + ending) for path in images]
     often = Counter(places)
-    places = [place.with_name(path.name + ENDING) if often[place] > 1 else place for path, place in zip(images, places, strict=True)]
+    places = [place.with_name(path.name + ending) if often[place] > 1 else place for path, place in zip(images, places, strict=True)]
     twice = next((place for place, count in Counter(places).items() if count > 1), None)
     if twice is not None:
-        raise UsageError(f"the pictures of two images would both be {twice}", "rename one, or call hsal visualize once for each folder")
+        raise UsageError(f"the pictures of two images would both be {twice}", "rename one, or run the command once for each folder")
     return places

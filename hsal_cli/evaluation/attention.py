@@ -78,7 +78,8 @@ def add_localization(tally: Tally, episode: Episode, labels: torch.Tensor, boxes
         tally: gets, for each such meta-step,
             `glimpse_hit`: the share of its k glimpses that lie in the box; `mask_mass`: the share of M_t in it;
             and controls: `area`: the box's share of the image's area; and, for one glimpse in place of the k,
-            `random`: a uniformly random cell, `center`: the cell in the middle, `saliency`: the maximum of S_t;
+            `random`: a uniformly random cell, `center`: the cell in the middle, `saliency`: the maximum of S_t, `reachable`: the
+            best cell there is, which misses an object so small or thin that no cell's centre lies in its box;
             for each object of the images `digits_once`: whether it was visited at exactly one meta-step, and for each meta-step
             that names a label, right or wrong, `repeat_visits`: whether it visited an object visited before. The object visited
             is the one, of any class, whose box holds most glimpses, at least one; on a tie, the box of the earlier glimpse.
@@ -136,6 +137,7 @@ def _add_fit(
     total = mask.sum(1)  # M_t is a mixture of unnormalised Gaussians, so its sum is not 1
     tally.add("mask_mass", np.divide(mass, total, out=np.zeros_like(mass), where=total > 0))
     tally.add("random", anywhere)
+    tally.add("reachable", anywhere.any(1))
     tally.add("area", (share * mine).max(1, initial=0))
     tally.add("center", anywhere[:, middle])
     tally.add("saliency", np.take_along_axis(anywhere, saliency.argmax(1)[:, None], 1))

@@ -13,15 +13,20 @@ from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.attention import Tally, add_attn_saliency, add_localization
 from hsal_cli.evaluation.baselines import trivial_baselines
+from hsal_cli.evaluation.count_classifier import CountClassifier
+from hsal_cli.evaluation.evaluate_counts import evaluate_counts
 from hsal_cli.evaluation.loading import LoadedPolicy
 from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, multiset_metrics
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.policy.choosing import greedy, sampling
 from hsal_cli.policy.episode import Episode
 from hsal_cli.policy.hsal import HSAL
+from hsal_cli.vision.settings import saliency_kind
 
 if TYPE_CHECKING:
+    from hsal_cli.vision.backbone import LoadedBackbone
     from hsal_cli.vision.feature_file import FeatureTable
+    from hsal_cli.vision.scene_features import SceneFeatures
 
 STOPPED_HINT = "run the same command again"
 
@@ -49,7 +54,7 @@ def evaluate(
 
     Returns:
         Plain JSON types: all of `metrics.multiset_metrics`; `attn_saliency` (`raw`, `normalized`, `random`, `best`); where boxes are
-        known `localization` (`glimpse_hit`, `mask_mass`, controls `random`, `area`, `center`, `saliency`, and `digits_once`,
+        known `localization` (`glimpse_hit`, `mask_mass`, controls `random`, `area`, `center`, `saliency`, `reachable`, and `digits_once`,
         `repeat_visits`; see `attention`); `baselines`, with train_labels (see `baselines`); `sample` and `max_steps` as used.
         A score of which there is no case, such as `glimpse_hit` of a policy without glimpses, is None.
 
@@ -81,11 +86,11 @@ def evaluate(
 def evaluate_file(
     loaded: LoadedPolicy, features: Path, settings: EvalSettings, device: torch.device | str = "cpu", reporter: Reporter = SILENT
 ) -> dict[str, Any]:
-    """Evaluates a loaded policy on a split of a feature file.
+    """Evaluates a loaded policy, or count classifier, on a split of a feature file.
 
     Returns:
         What `evaluate` gives, with baselines if the file has a training split, and `dataset` (the file's name without endings),
-        `split`, `features`, `checkpoint`, `objective`.
+        `split`, `features`, `checkpoint`, `objective`, `parameters` (how many numbers were learned).
 
     Raises:
         FileError: the file is unusable, has no such split, or holds features of another backbone, other classes or another shape.
@@ -95,26 +100,96 @@ def evaluate_file(
 
     with open_features(features) as file:
         check_match(file, backbone_digest=loaded.meta.get("backbone_digest"))
-        for what, found, wanted in (
-            ("classes", file.classes, loaded.classes),
-            ("volumes of shape", list(file.volume_shape), list(loaded.policy.volume_shape)),
-        ):
-            if found != wanted:
-                raise FileError(f"{features} has {what} {found}, the policy was trained with {wanted}", "name another file with --data")
+        _check_fits(features, loaded, file.classes, file.volume_shape, file.saliency)
         reporter.say(f"reading {features}")
         table = file.table(settings.split)
         if not len(table):
             raise FileError(f"split {settings.split} of {features} holds no image", "name another one with --split")
         train_labels = file.labels("train") if "train" in file.splits else None
-    found = evaluate(loaded.policy, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels)
+    found = _evaluate(loaded, table, settings, device, reporter, train_labels)
+    return _documented(loaded, features, settings.split, found, {"features": str(features)})
+
+
+def evaluate_scenes(
+    loaded: LoadedPolicy,
+    backbone: LoadedBackbone,
+    scenes: Path,
+    settings: EvalSettings,
+    device: torch.device | str = "cpu",
+    reporter: Reporter = SILENT,
+) -> dict[str, Any]:
+    """Evaluates a loaded policy, or count classifier, on a split of a scene file, whose features are computed on the way and not kept.
+
+    Memory is bounded by one batch; sampled roll-outs take the images several times, so their features are held in memory, in float16.
+
+    Args:
+        backbone: the one the policy was trained with, on `device`.
+
+    Returns:
+        What `evaluate_file` gives, with `scenes` in place of `features`.
+
+    Raises:
+        FileError: the file is unusable, has no such split, or has other classes; or the backbone does not fit the policy.
+        Interrupted: a signal asked to stop.
+    """
+    from hsal_cli.scenes.scene_file import open_scenes
+    from hsal_cli.vision.backbone import CHANNELS
+    from hsal_cli.vision.saliency import saliency_model
+    from hsal_cli.vision.scene_features import SceneFeatures
+
+    side = backbone.model.resolution
+    with open_scenes(scenes) as file:
+        saliency = loaded.meta.get("saliency", "activation")
+        _check_fits(scenes, loaded, file.classes, (CHANNELS, side, side), saliency)
+        table = SceneFeatures(file.split(settings.split), settings.split, backbone, saliency_model(saliency))
+        train_labels = torch.from_numpy(file.split("train").labels) if "train" in file.splits else None
+        if settings.sample > 1:
+            table = table.in_memory(settings.batch_size, reporter)
+        found = _evaluate(loaded, table, settings, device, reporter, train_labels)
+    return _documented(loaded, scenes, settings.split, found, {"scenes": str(scenes)})
+
+
+def _evaluate(
+    loaded: LoadedPolicy,
+    table: FeatureTable | SceneFeatures,
+    settings: EvalSettings,
+    device: torch.device | str,
+    reporter: Reporter,
+    train_labels: torch.Tensor | None,
+) -> dict[str, Any]:
+    from hsal_cli.vision.devices import fitting
+
+    model = loaded.policy
+    with fitting(device, settings.batch_size):
+        if isinstance(model, CountClassifier):
+            return evaluate_counts(model, table, loaded.classes, settings, device, reporter, train_labels)
+        return evaluate(model, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels)
+
+
+def _documented(loaded: LoadedPolicy, source: Path, split: str, found: dict[str, Any], made_from: dict[str, str]) -> dict[str, Any]:
+    """Scores, and what they are scores of."""
+    from hsal_cli.vision.feature_file import dataset_of
+
     return {
-        "dataset": features.name.removesuffix(".h5").removesuffix(".features"),
-        "split": settings.split,
+        "dataset": dataset_of(source),
+        "split": split,
         **found,
-        "features": str(features),
+        **made_from,
         "checkpoint": str(loaded.checkpoint.path),
         "objective": loaded.meta.get("objective"),
+        "parameters": sum(parameter.numel() for parameter in loaded.policy.parameters()),
+        "saliency": loaded.meta.get("saliency", "activation"),
     }
+
+
+def _check_fits(source: Path, loaded: LoadedPolicy, classes: list[str], shape: tuple[int, int, int], saliency: str) -> None:
+    for what, found, wanted in (
+        ("classes", classes, loaded.classes),
+        ("saliency of kind", saliency_kind(saliency), saliency_kind(loaded.meta.get("saliency", "activation"))),
+        ("volumes of shape", list(shape), list(loaded.policy.volume_shape)),
+    ):
+        if found != wanted:
+            raise FileError(f"{source} has {what} {found}, the policy was trained with {wanted}", "name another file with --data")
 
 
 def quick_scores(
@@ -124,7 +199,7 @@ def quick_scores(
 
     Returns:
         `exact_match`, `macro_f1`, `attn_saliency` (raw scale, as in the paper's figure 5), `attn_saliency_normalized`, and where boxes
-        are known `glimpse_hit` and `mask_mass`. Those of which there is no case are left out.
+        are known `glimpse_hit`, `mask_mass`, `digits_once` and `repeat_visits`. Those of which there is no case are left out.
     """
     predicted, attention, localization = [], Tally(), Tally()
     for part, episode in roll_outs(policy, table, max_steps, batch_size, device):
@@ -134,8 +209,7 @@ def quick_scores(
     found = {
         "attn_saliency": salient.get("raw"),
         "attn_saliency_normalized": salient.get("normalized"),
-        "glimpse_hit": local.get("glimpse_hit"),
-        "mask_mass": local.get("mask_mass"),
+        **{name: local.get(name) for name in ("glimpse_hit", "mask_mass", "digits_once", "repeat_visits")},
     }
     return {"exact_match": exact, "macro_f1": macro_f1, **{name: value for name, value in found.items() if value is not None}}
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-TABLE_OF = {"policy": "train", "backbone": "finetune"}  # the table of config.json that holds the seed and the epochs
-SCORE_OF = {"policy": "exact_match", "backbone": "accuracy"}  # by which the best epoch is chosen
+TABLE_OF = {"policy": "train", "count": "train", "backbone": "finetune"}  # the table of config.json that holds the seed and the epochs
+SCORE_OF = {"policy": "exact_match", "count": "exact_match", "backbone": "accuracy"}  # by which the best epoch is chosen
 PLACES = ("features", "backbone", "scenes")  # paths in config.json; what they hold is told by the digests beside them
 MOST_NAMED = 3  # settings that a name is made of; where more differ, folders serve as names
 
@@ -20,7 +20,7 @@ class Record:
 
     Attributes:
         path: its folder.
-        kind: "policy" or "backbone".
+        kind: "policy", "count" (the direct baseline) or "backbone".
         state: running, stopped, failed or finished.
         config: config.json.
         rows: one row of metrics an epoch, in order; empty where none was finished.

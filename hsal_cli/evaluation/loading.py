@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hsal_cli import checkpoints
 from hsal_cli.checkpoints import Checkpoint
 from hsal_cli.errors import FileError
+from hsal_cli.evaluation.count_classifier import CountClassifier
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.settings import build
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
 
     from hsal_cli.vision.backbone import LoadedBackbone
 
-SHOWN = 3  # parameters that an error names at most
+
+TRAIN_HINT = "train one with: hsal train"
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedPolicy:
-    """A trained policy.
+    """A trained policy, or the count classifier that it is compared with.
 
     Attributes:
         policy: in evaluation mode, on the device asked for.
@@ -32,7 +34,7 @@ class LoadedPolicy:
         checkpoint: where it came from; its `note` says if a damaged checkpoint was passed over.
     """
 
-    policy: HSAL
+    policy: HSAL | CountClassifier
     meta: dict[str, Any]
     checkpoint: Checkpoint
 
@@ -58,41 +60,46 @@ def load_policy(path: Path, which: str = "best", device: torch.device | str = "c
     Raises:
         FileError: missing, damaged, not a policy, or weights that do not fit the settings; names the first that differ.
     """
-    hint = "train one with: hsal train"
-    checkpoint = checkpoints.load_from(path, which, hint)
+    loaded = load_model(path, which, device)
+    if isinstance(loaded.policy, CountClassifier):
+        raise FileError(
+            f"{path} holds a count classifier, the direct baseline: it looks nowhere, so there is no trajectory",
+            "name the run of a policy with --run; hsal eval takes count classifiers too",
+        )
+    return loaded
+
+
+def load_model(path: Path, which: str = "best", device: torch.device | str = "cpu") -> LoadedPolicy:
+    """Loads whatever can be evaluated, a policy or a count classifier; arguments and errors are those of `load_policy`."""
+    checkpoint = checkpoints.load_from(path, which, TRAIN_HINT)
+    policy = policy_of(checkpoint)
+    return LoadedPolicy(policy.to(device).eval(), checkpoint.meta, checkpoint)
+
+
+def policy_of(checkpoint: Checkpoint) -> HSAL | CountClassifier:
+    """The policy, or count classifier, that a checkpoint holds, on the CPU.
+
+    Raises:
+        FileError: not a policy, or weights that do not fit the settings; names the first that differ.
+    """
     meta = checkpoint.meta
-    if not isinstance(meta, dict) or meta.get("kind") != "policy":
+    if not isinstance(meta, dict) or meta.get("kind") not in ("policy", "count"):
         found = meta.get("kind", "unknown") if isinstance(meta, dict) else "unknown"
-        raise FileError(f"{checkpoint.path} is a checkpoint of kind {found}, not policy", hint)
+        raise FileError(f"{checkpoint.path} is a checkpoint of kind {found}, not policy", TRAIN_HINT)
     try:
-        settings = build(PolicySettings, meta["policy"])
-        policy = HSAL(settings, len(meta["classes"]), tuple(meta["volume_shape"]), float(meta["volume_scale"]))
+        classes, shape, scale = len(meta["classes"]), tuple(meta["volume_shape"]), float(meta["volume_scale"])
+        if meta["kind"] == "count":
+            policy = CountClassifier(classes, shape, meta["count"]["most"], scale, meta["count"]["hidden"])
+        else:
+            policy = HSAL(build(PolicySettings, meta["policy"]), classes, shape, scale)
         int(meta["max_labels"])
     except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"checkpoint {checkpoint.path} does not describe its policy: {type(error).__name__} {error}", hint) from error
-    differing = _differences(policy.state_dict(), checkpoint.weights)
+        raise FileError(f"checkpoint {checkpoint.path} does not describe its policy: {type(error).__name__} {error}", TRAIN_HINT) from error
+    differing = checkpoints.differences(policy.state_dict(), checkpoint.weights)
     if differing:
-        more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-        raise FileError(f"the weights of {checkpoint.path} do not fit its settings: {'; '.join(differing[:SHOWN])}{more}", hint)
+        raise FileError(f"the weights of {checkpoint.path} do not fit its settings: {differing}", TRAIN_HINT)
     policy.load_state_dict(checkpoint.weights, strict=True)
-    return LoadedPolicy(policy.to(device).eval(), meta, checkpoint)
-
-
-def _differences(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> list[str]:
-    """What keeps weights from being loaded: missing and unknown names, and shapes that differ."""
-    differing = []
-    for name in [*wanted, *(name for name in found if name not in wanted)]:
-        if name not in found:
-            differing.append(f"{name} is missing")
-        elif name not in wanted:
-            differing.append(f"{name} is unknown")
-        elif wanted[name].shape != found[name].shape:
-            differing.append(f"{name} is {_shape(found[name])}, not {_shape(wanted[name])}")
-    return differing
-
-
-def _shape(tensor: torch.Tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "one number"
+    return policy
 
 
 def find_backbone(meta: dict[str, Any], root: Path = Path("runs"), device: torch.device | str = "cpu") -> LoadedBackbone:

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 BATCH = 16  # images a forward pass
 DIGITS = 5  # decimals of numbers in JSON
+STOP = "stop"  # what the label that ends an episode is called
 
 
 @dataclasses.dataclass(frozen=True)
 class LookStep:
-    """One meta-step that names a label.
+    """One meta-step, which names a label, or stop.
 
     Attributes:
         label: its name.
@@ -34,6 +35,7 @@ class LookStep:
         glimpses: k pairs (row, column), in cells from 0, in the order they were taken.
         mask, priority, saliency: (h, w) float64: M_t, and P_t and S_t in [0, 1].
         gaussians: (G, 4) float64: alpha, beta (1/cells^2), kappa row, kappa column (cells, the first one is 1).
+        classes: (name, probability) of every class in their order, then of stop; empty where not known.
     """
 
     label: str
@@ -43,6 +45,7 @@ class LookStep:
     priority: np.ndarray
     saliency: np.ndarray
     gaussians: np.ndarray
+    classes: Sequence[tuple[str, float]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +57,14 @@ class Look:
         image: uint8 (H, W, 3).
         steps: the meta-steps that name a label, in order.
         stop_probability: of stop at the last meta-step, which names it unless the cap on meta-steps came first.
+        end: the meta-step that named stop; None where the cap came first.
     """
 
     name: str
     image: np.ndarray
     steps: list[LookStep]
     stop_probability: float
+    end: LookStep | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -73,6 +78,7 @@ def look(
     policy: LoadedPolicy,
     max_steps: int | None = None,
     names: Sequence[str | Path] | None = None,
+    places: Sequence[str] | None = None,
 ) -> list[Look]:
     """Shows images to a policy.
 
@@ -82,20 +88,26 @@ def look(
         policy: a loaded policy.
         max_steps: cap on meta-steps; None: the policy's.
         names: one an image; None: their numbers from 1.
+        places: where each image stands, "SPLIT/ROW" in a scene file, by which maps from files are found; None: the names.
     """
     from hsal_cli.vision.images import to_input
-    from hsal_cli.vision.saliency import activation_saliency
+    from hsal_cli.vision.saliency import saliency_model
 
     device = policy.policy.volume_scale.device
-    pictures = [_as_rgb(image) for image in images]
+    pictures = [as_rgb(image) for image in images]
     names = [str(number + 1) for number in range(len(pictures))] if names is None else [str(name) for name in names]
+    places = names if places is None else places
+    saliency = saliency_model(policy.meta.get("saliency", "activation"))
     looks = []
     for start in range(0, len(pictures), BATCH):
         batch = pictures[start : start + BATCH]
         with torch.inference_mode():
             inputs = torch.cat([to_input(picture[None].to(device), backbone.model.input_size) for picture in batch])
             volumes = backbone.model(inputs).float()
-            episode = policy.policy(volumes, activation_saliency(volumes), choose=greedy, max_steps=max_steps or policy.max_steps)
+            # One by one: pictures may differ in size.
+            shown = zip(batch, volumes.split(1), places[start : start + BATCH], strict=True)
+            maps = torch.cat([saliency(picture[None].to(device), volume, [place]) for picture, volume, place in shown])
+            episode = policy.policy(volumes, maps, choose=greedy, max_steps=max_steps or policy.max_steps)
         for place, picture in enumerate(batch):
             looks.append(look_at(episode, place, names[start + place], picture.numpy(), policy.classes))
     return looks
@@ -133,14 +145,18 @@ def look_at_scenes(
         (look, names of the true labels) for each row.
 
     Raises:
-        FileError: the file is unusable or has no such split.
+        FileError: the file is unusable or has no such split, or the policy takes saliency maps from files made for other scenes.
         UsageError: it has no such row.
     """
     from hsal_cli.scenes.scene_file import open_scenes
+    from hsal_cli.vision.settings import saliency_kind
 
     with open_scenes(scenes) as file:
         if split not in file.splits:
             raise FileError(f"{scenes} has no split {split}", f"take one of: {', '.join(file.splits)}")
+        saliency = policy.meta.get("saliency", "activation")
+        if saliency_kind(saliency) == "file" and file.digest != policy.meta.get("scenes_digest"):
+            raise FileError(f"the policy takes its maps from {saliency}, made for other scenes than {scenes}", "name its own scene file")
         part = file.split(split)
         wrong = [row for row in rows if not 0 <= row < len(part)]
         if wrong:
@@ -148,7 +164,8 @@ def look_at_scenes(
         images = [torch.from_numpy(part.read(row, row + 1)) for row in rows]
         truths = [[file.classes[label] for label in part.labels[row] if label >= 0] for row in rows]
     images = [image if image.dim() == 4 else image[0] for image in images]
-    return list(zip(look(images, backbone, policy, max_steps, [f"{split} image {row}" for row in rows]), truths, strict=True))
+    names, places = [f"{split} image {row}" for row in rows], [f"{split}/{row}" for row in rows]
+    return list(zip(look(images, backbone, policy, max_steps, names, places), truths, strict=True))
 
 
 def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes: list[str]) -> Look:
@@ -163,16 +180,16 @@ def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes:
     """
     probabilities = episode.logits[:, place].softmax(-1).double().cpu()  # (T, K+1)
     width = episode.masks.shape[-1]
+    names = [*classes, STOP]
     steps = []
     for step in range(int(episode.lengths[place])):
         label = int(episode.labels[step, place])
-        if label == len(classes):
-            continue
         maps = (part[step, place].double().cpu().numpy() for part in (episode.masks, episode.priority, episode.saliency, episode.gaussians))
-        mask, priority, saliency, gaussians = maps
         cells = [divmod(cell, width) for cell in episode.glimpses[step, place].tolist()]
-        steps.append(LookStep(classes[label], float(probabilities[step, label]), cells, mask, priority, saliency, gaussians))
-    return Look(name, image, steps, float(probabilities[int(episode.lengths[place]) - 1, -1]))
+        scores = list(zip(names, probabilities[step].tolist(), strict=True))
+        steps.append(LookStep(names[label], scores[label][1], cells, *maps, scores))
+    stopped = label == len(classes)
+    return Look(name, image, steps[:-1] if stopped else steps, scores[-1][1], steps[-1] if stopped else None)
 
 
 def to_json(look: Look) -> dict[str, Any]:
@@ -190,8 +207,8 @@ def to_json(look: Look) -> dict[str, Any]:
     return {"image": look.name, "labels": look.labels, "steps": steps, "stop_probability": round(look.stop_probability, DIGITS)}
 
 
-def _as_rgb(image: torch.Tensor | Image) -> torch.Tensor:
-    """uint8 (H, W, 3) on the CPU."""
+def as_rgb(image: torch.Tensor | Image) -> torch.Tensor:
+    """A picture as uint8 (H, W, 3) on the CPU; grey is repeated, and a batch of one taken out of its batch."""
     if isinstance(image, torch.Tensor):
         image = image.cpu()
         image = image[0] if image.dim() == 4 else image

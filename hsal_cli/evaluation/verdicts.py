@@ -58,7 +58,7 @@ def verdicts(record: Record) -> list[Verdict]:
 def _unfinished(record: Record) -> Iterator[Verdict]:
     done = record.rows[-1]["epoch"]
     planned = record.settings.get("epochs")
-    of = f" of {planned}" if planned and record.kind == "policy" else ""
+    of = f" of {planned}" if planned and record.kind != "backbone" else ""
     if record.state == "failed":
         yield Verdict(f"training failed after epoch {done}{of}", "problem", "loss", done)
     elif record.state != "finished":
@@ -87,7 +87,7 @@ def _course(record: Record) -> Iterator[Verdict]:
     recent = values[-third:]
     if values[best] - values[-1] >= FALL and goes_on:
         fit = f"reward in training rose from {dict(training)[peak]:.3f} to {dict(training)[last]:.3f}"
-        if record.kind == "backbone":
+        if record.kind != "policy":
             fit = f"the loss in training fell from {-dict(training)[peak]:.3f} to {-dict(training)[last]:.3f}"
         text = f"overfits since epoch {peak}: {name} fell from {values[best]:.3f} to {values[-1]:.3f} while {fit}"
         yield Verdict(text, "problem", record.score, peak)

@@ -19,17 +19,23 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.learning import runs
 from hsal_cli.learning.crowds import crowd, object_regions
 from hsal_cli.learning.loop import one_cycle, train
-from hsal_cli.learning.runs import Run
+from hsal_cli.learning.many_objects import BoxedObjects, Shown, WholeImages, read_scenes, way_of
+from hsal_cli.learning.runs import Run, resume_from
 from hsal_cli.learning.settings import FinetuneSettings
 from hsal_cli.learning.views import cell_centres, crop_sides, views
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.settings import as_dict, build
 from hsal_cli.vision.backbone import ActivationModel, initial_weights
-from hsal_cli.vision.devices import forward_context
+from hsal_cli.vision.devices import fitting, forward_context
 from hsal_cli.vision.images import to_input
 
 FULL_AFTER_CROPS, FULL_ALONE, FULL_ALONE_CPU = 36_000, 600_000, 40_000
 CROWD = 4  # objects in an image, as many as in MNIST Multiset
+MEANING = {
+    "crops": "each is learned by its box",
+    "random-label": "one of its labels is drawn each time",
+    "counts": "the number of each class is learned",
+}
 TEST_IMAGES = 2_000  # of the test split, scored once at the end
 
 
@@ -51,6 +57,36 @@ class SingleObjects:
         """The images at `rows`."""
         return SingleObjects(self.images[rows], self.labels[rows], None if self.boxes is None else self.boxes[rows])
 
+    def hold_out(self, count: int, seed: int) -> tuple[SingleObjects, SingleObjects]:
+        """Splits off `count` images, at most half of them: (held out, the rest)."""
+        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
+        count = min(count, len(self.labels) // 2)
+        return self.select(order[:count]), self.select(order[count:].sort().values)
+
+    def show(
+        self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, generator: torch.Generator
+    ) -> Shown:
+        """What a step shows: crops or full views of one object, labels (B,); or, with `crowd`, full views of crowds, labels (B, M) padded
+        with -1 and each object's region (B, M, h, w)."""
+        if crops or settings.crowd == 1:
+            batch = self.select(picked)
+            inputs, _ = views(batch.images, batch.boxes if crops else None, side, model.input_size, settings.augment, generator)
+            return inputs, batch.labels, None
+        together = crowd(self.images, self.boxes, self.labels, picked, settings.crowd, generator)
+        inputs, seen = views(together.images, None, model.input_size, model.input_size, settings.augment, generator)
+        centres = cell_centres(seen, model.resolution, tuple(self.images.shape[1:3]))
+        return inputs, together.labels, object_regions(together.boxes, centres)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy over the objects, and the share of them that are named rightly."""
+        if labels.dim() == 2:
+            logits, labels = logits[labels >= 0], labels[labels >= 0]
+        return F.cross_entropy(logits, labels), (logits.argmax(1) == labels).float().mean()
+
+    def score(self, model: ActivationModel, batch_size: int, device: torch.device) -> float:
+        """Share of the images, shown in full, that are classified correctly."""
+        return accuracy(model, self, batch_size, device)
+
 
 def read_single_objects(scenes: Path, split: str, most: int | None = None) -> SingleObjects:
     """Reads a split of a scene file whose images hold one object each.
@@ -69,7 +105,7 @@ def read_single_objects(scenes: Path, split: str, most: int | None = None) -> Si
         if len(crowded):
             raise FileError(
                 f"{scenes}: image {crowded[0]} of {split} holds {objects[crowded[0]]} objects; fine-tuning takes one",
-                "make such images with: hsal make-data mnist-single",
+                "make such images with: hsal make-data mnist-single, or learn from several: --objects auto",
             )
         column = (labels >= 0).argmax(axis=1)
         rows = np.arange(stop)
@@ -79,8 +115,24 @@ def read_single_objects(scenes: Path, split: str, most: int | None = None) -> Si
         return SingleObjects(torch.from_numpy(part.read(0, stop)), torch.from_numpy(labels[rows, column].astype(np.int64)), boxes)
 
 
+def read_objects(scenes: Path, split: str, way: str, most: int | None = None) -> SingleObjects | BoxedObjects | WholeImages:
+    """Reads a split of a scene file, to be learned from in one of the ways of `way_of`.
+
+    Raises:
+        FileError: there is no such split, or it does not fit the way.
+    """
+    if way == "single":
+        return read_single_objects(scenes, split, most)
+    found = read_scenes(scenes, split, most)
+    if way != "crops":
+        return WholeImages.of(found, counts=way == "counts")
+    if found.corners is None:
+        raise FileError(f"{scenes}: {split} has no boxes", "take --objects counts")
+    return BoxedObjects.of(found)
+
+
 class FinetuneTask:
-    """Fine-tuning as a task of the loop: crops first, full images last, of one object or a crowd, validated on full images of one.
+    """Fine-tuning as a task of the loop: crops first, full images last, of one object or several, validated on full images.
 
     Args:
         model: the network, on `device`.
@@ -96,20 +148,15 @@ class FinetuneTask:
     def __init__(
         self,
         model: ActivationModel,
-        data: SingleObjects,
+        data: SingleObjects | BoxedObjects | WholeImages,
         settings: FinetuneSettings,
         device: torch.device,
         meta: dict[str, Any],
     ):
         self.model, self.settings, self.device = model, settings, device
         self._meta = meta
-        order = torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(settings.seed))
-        held_out = min(settings.validation, len(data.labels) // 2)
-        self.held_out = data.select(order[:held_out])
-        self.data = data.select(order[held_out:].sort().values)
-        as_crops = settings.crop_images if settings.mode == "crops" else 0
-        self.plan = _epochs_of("crops", as_crops, settings.epoch_images)
-        self.plan += _epochs_of("full", settings.full_images, settings.epoch_images)
+        self.held_out, self.data = data.hold_out(settings.validation, settings.seed)
+        self.plan = plan(settings)
         self.epochs = len(self.plan)
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.generator = torch.Generator()
@@ -137,40 +184,26 @@ class FinetuneTask:
 
     def step(self, step: int) -> tuple[int, dict[str, Tensor]]:
         rows, side = self.batches[step]
-        batch = self.data.select(rows)
         # Each batch has its own seed, so that a resumed epoch sees what an uninterrupted one would.
         self.generator.manual_seed(_mix(self.settings.seed + 1, self.first_step + step))
-        if self.kind == "full" and self.settings.crowd > 1:
-            inputs, labels, regions = self._crowded(rows)
-        else:
-            boxes = batch.boxes if self.kind == "crops" else None
-            inputs, _ = views(batch.images, boxes, side, self.model.input_size, self.settings.augment, self.generator)
-            labels, regions = batch.labels, None
+        inputs, labels, regions = self.data.show(rows, self.kind == "crops", side, self.model, self.settings, self.generator)
         inputs, labels = inputs.to(self.device), labels.to(self.device)
         self.model.train()
         rate = one_cycle(self.first_step + step, self.all_steps, self.settings.learning_rate)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         with forward_context(self.device):
+            regions = None if regions is None else regions.to(self.device)
             logits = self.model.classify(inputs.contiguous(memory_format=torch.channels_last), regions).float()
-        if regions is not None:
-            logits, labels = logits[labels >= 0], labels[labels >= 0]
-        loss = F.cross_entropy(logits, labels)
+        loss, right = self.data.loss(logits, labels)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        norm = torch.nn.utils.get_total_norm([weight.grad for weight in self.model.parameters() if weight.grad is not None])
         self.optimiser.step()
-        return len(rows), {"loss": loss, "train_accuracy": (logits.argmax(1) == labels).float().mean()}
-
-    def _crowded(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Views (B, 3, s, s) of crowds, their labels (B, M) padded with -1, and each object's region (B, M, h, w)."""
-        data, model = self.data, self.model
-        together = crowd(data.images, data.boxes, data.labels, rows, self.settings.crowd, self.generator)
-        inputs, seen = views(together.images, None, model.input_size, model.input_size, self.settings.augment, self.generator)
-        centres = cell_centres(seen, model.resolution, tuple(data.images.shape[1:3]))
-        return inputs, together.labels, object_regions(together.boxes, centres).to(self.device)
+        return len(rows), {"loss": loss, "gradient_norm": norm, "train_accuracy": right}
 
     def validate(self) -> dict[str, float]:
-        return {"accuracy": accuracy(self.model, self.held_out, self.settings.batch_size, self.device)}
+        return {"accuracy": self.held_out.score(self.model, self.settings.batch_size, self.device)}
 
     def check(self, row: dict[str, Any]) -> None:
         """Fine-tuning has no collapse to guard against beyond the loop's check of the loss."""
@@ -214,6 +247,31 @@ def settle(settings: FinetuneSettings, device: torch.device, has_boxes: bool) ->
     )
 
 
+def plan(settings: FinetuneSettings) -> list[tuple[str, int]]:
+    """What each epoch shows: ("crops" or "full", how many images)."""
+    as_crops = settings.crop_images if settings.mode == "crops" else 0
+    return _epochs_of("crops", as_crops, settings.epoch_images) + _epochs_of("full", settings.full_images, settings.epoch_images)
+
+
+def _lengthened(
+    settings: FinetuneSettings, longer: FinetuneSettings, before: Checkpoint | None, out: Path, reporter: Reporter
+) -> FinetuneSettings:
+    """The settings of a resumed run that is to show more images; refuses what would change epochs that it has trained already."""
+    if longer == settings:
+        return settings
+    progress = {"epoch": 0, "step": 0} if before is None else before.state["progress"]
+    done = progress["epoch"] + (progress["step"] > 0)
+    if longer.full_images < settings.full_images or plan(longer)[:done] != plan(settings)[:done]:
+        raise UsageError(
+            f"{out} shows {settings.full_images:,} full images; {longer.full_images:,} would change epochs that it has trained already",
+            f"give --full-images a larger multiple of {settings.epoch_images}",
+        )
+    reporter.say(
+        f"full images {settings.full_images:,} -> {longer.full_images:,}; the learning rate follows the longer schedule from here on"
+    )
+    return longer
+
+
 def _epochs_of(kind: str, images: int, size: int) -> list[tuple[str, int]]:
     """Splits `images` into epochs of about `size`."""
     count = max(1, round(images / size)) if images else 0
@@ -245,17 +303,21 @@ def finetune(
     reporter: Reporter = SILENT,
     overwrite: bool = False,
     resume: bool = False,
+    moved: Path | None = None,
+    full_images: int | None = None,
 ) -> Run:
     """Fine-tunes the activation model and keeps its best and last checkpoints.
 
     Args:
-        scenes: a scene file of single-object images.
+        scenes: a scene file, of single objects or of several (`FinetuneSettings.objects`).
         out: the run directory to make, or with `resume` to go on with.
         settings: how; ignored with `resume`, where the run's own settings hold.
         device: where to compute.
         reporter: progress.
         overwrite: replace a run in `out`.
         resume: go on with the run in `out`.
+        moved: with `resume`, where the run's scene file is now; None: where it was.
+        full_images: with `resume`, how many images are shown in full in all, no fewer than the run has; None: as many as it has.
 
     Returns:
         The finished run.
@@ -267,19 +329,27 @@ def finetune(
     if resume:
         run = runs.open_run(out, "backbone")
         config = run.config
-        settings, scenes = build(FinetuneSettings, config["finetune"]), Path(config["scenes"])
-        if run.status.get("state") == "finished":
+        settings, scenes = build(FinetuneSettings, config["finetune"]), moved or Path(config["scenes"])
+        longer = dataclasses.replace(settings, full_images=settings.full_images if full_images is None else full_images)
+        if run.status.get("state") == "finished" and longer == settings:
             reporter.say(f"{out} is finished: nothing to do")
             return run
-        before = checkpoints.load(run.checkpoints, "last")
-        if before.note:
-            reporter.warn(before.note)
-    data = read_single_objects(scenes, "train")
+        before = resume_from(run, reporter)
+        settings = _lengthened(settings, longer, before, out, reporter)
+        runs.say_changes(run, str(device), reporter)
+    way = way_of(scenes, settings.objects)
+    data = read_objects(scenes, "train", way)
     with open_scenes(scenes) as file:
-        classes, digest = file.classes, file.digest
-    if before is not None and before.meta["scenes_digest"] != digest:
+        classes, digest, labels = file.classes, file.digest, torch.from_numpy(file.split("train").labels)
+    if resume and config["scenes_digest"] != digest:
         raise FileError(f"{scenes} is not the scene file that {out} was trained on", "train a new run: hsal finetune")
-    if settings.mode == "auto" and device.type == "cpu" and data.boxes is None:
+    runs.say_missing_classes(labels, classes, scenes, reporter)
+    if way in ("counts", "random-label") and settings.mode == "crops":
+        raise UsageError(f"mode = crops does not go with objects = {way}, which looks at whole images", "leave --mode out")
+    if way != "single":
+        reporter.say(f"{scenes} has several objects an image: {MEANING[way]} (--objects {way})")
+        settings = dataclasses.replace(settings, objects=way, crowd=1)  # they are crowds already
+    elif settings.mode == "auto" and device.type == "cpu" and data.boxes is None:
         reporter.warn(f"{scenes} has no boxes to crop by: full images only, which is slow on a CPU")
     settings = settle(settings, device, has_boxes=data.boxes is not None)
     torch.manual_seed(settings.seed)
@@ -300,15 +370,19 @@ def finetune(
     if not resume:
         config = {"scenes": str(scenes), "scenes_digest": digest, "finetune": as_dict(settings), "weights_used": used}
         run = runs.create(out, "backbone", config, overwrite)
+    elif used != config["weights_used"]:
+        raise FileError(f"{out} started from {config['weights_used']} weights, now there are {used}", "train a new run: hsal finetune")
+    config |= {"scenes": str(scenes), "finetune": as_dict(settings)}
     shown = ", ".join(f"{sum(n for kind, n in task.plan if kind == part):,} {part}" for part in ("crops", "full"))
     reporter.say(f"fine-tuning {settings.arch} at {settings.input_size} px on {scenes}: {shown} images, starting from {used} weights")
-    rows = train(task, run, reporter, before)
+    with runs.being_trained(run, config, str(device)), fitting(device, settings.batch_size):
+        rows = train(task, run, reporter, before)
     best = checkpoints.load(run.checkpoints, "best")
     model.load_state_dict(best.weights)
     results: dict[str, float] = {"accuracy": max((row["accuracy"] for row in rows), default=math.nan)}
     with open_scenes(scenes) as file:
         tested = "test" in file.splits
     if tested:
-        results["test_accuracy"] = accuracy(model, read_single_objects(scenes, "test", TEST_IMAGES), settings.batch_size, device)
+        results["test_accuracy"] = read_objects(scenes, "test", way, TEST_IMAGES).score(model, settings.batch_size, device)
     run.set_status("finished", **results)
     return run

@@ -45,7 +45,8 @@ class Task(Protocol):
         """Takes one step of the current epoch.
 
         Returns:
-            (number of examples, scalars averaged over the epoch; "loss" is among them). The tensors may stay on the device.
+            (number of examples, scalars averaged over the epoch; "loss" is among them, and may be "gradient_norm", both of which must be
+            finite). The tensors may stay on the device.
         """
 
     def validate(self) -> dict[str, float]:
@@ -97,13 +98,15 @@ def train(task: Task, run: Run, reporter: Reporter, resume: Checkpoint | None = 
 
     Raises:
         Interrupted: asked to stop; a checkpoint was saved.
-        TrainingError: the loss is not finite, or the task says that it has collapsed; the last good checkpoint stays.
+        TrainingError: the loss or the gradient is not finite, or the task says that it has collapsed; the last good checkpoint stays.
     """
     progress = {"epoch": 0, "step": 0, "sums": {}, "count": 0, "seconds": 0.0, "rows": [], "best": -math.inf}
     if resume is not None:
         progress = dict(resume.state["progress"])
         task.load(resume.weights, resume.state["task"])
         run.write_rows(progress["rows"])
+        # A kill may have come between a checkpoint and the index that names it.
+        checkpoints.write_index(run.checkpoints, last=resume.path.name, best=progress.get("best_name"))
     run.set_status("running")
     try:
         return _epochs(task, run, reporter, progress)
@@ -130,11 +133,11 @@ def _epochs(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any]) 
             progress["rows"] = [*progress["rows"], row]
             progress.update(epoch=epoch + 1, step=0, sums={}, count=0, seconds=0.0)
             run.write_rows(progress["rows"])
+            task.check(row)  # before saving: a policy that has collapsed does not take the place of one that has not
             _plot(task, reporter, progress["rows"])
             _save(task, run, progress, best)
             shown = "  ".join(f"{key} {row[key]:.3f}" for key in task.headline if key in row)
             reporter.say(f"epoch {epoch + 1}/{task.epochs}: {shown}  ({row['examples_per_s']:,.0f} examples/s)")
-            task.check(row)
             if reporter.stop_signal and epoch + 1 < task.epochs:
                 _stop(task, run, reporter)
     return progress["rows"]
@@ -159,8 +162,9 @@ def _steps(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any], e
         progress.update(step=step + 1, count=progress["count"] + count, seconds=before + time.monotonic() - start)
         note = ""
         if sums["loss"].device.type == "cpu" or step % CHECK_EVERY == CHECK_EVERY - 1 or step + 1 == steps:
-            if not torch.isfinite(sums["loss"]):
-                raise _not_finite("the loss is", progress, run)
+            for key, what in (("loss", "the loss is"), ("gradient_norm", "the gradient is")):
+                if key in sums and not torch.isfinite(sums[key]):
+                    raise _not_finite(what, progress, run)
             rate = progress["count"] / max(progress["seconds"], 1e-9)
             note = f"epoch {epoch + 1}/{task.epochs}, loss {metrics['loss'].item():.3f}, {rate:,.0f} examples/s"
         advance(1, note)
@@ -195,6 +199,8 @@ def _check_weights(task: Task, run: Run, progress: dict[str, Any]) -> None:
 
 def _save(task: Task, run: Run, progress: dict[str, Any], best: bool) -> None:
     name = f"epoch-{progress['epoch']:05d}-step-{progress['step']:07d}"
+    if best:
+        progress["best_name"] = name
     state = {"progress": progress, "task": task.state()}
     meta = {**task.meta(), "epoch": progress["epoch"], task.score_name: progress["rows"][-1][task.score_name] if progress["rows"] else None}
     checkpoints.save(run.checkpoints, name, task.weights(), state, meta, best)

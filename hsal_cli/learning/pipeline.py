@@ -19,8 +19,9 @@ from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.vision.backbone import load_backbone
-from hsal_cli.vision.feature_file import check_match, open_features
+from hsal_cli.vision.feature_file import check_match, features_path, open_features
 from hsal_cli.vision.precompute import precompute
+from hsal_cli.vision.saliency import saliency_model
 from hsal_cli.vision.settings import PrecomputeSettings
 
 DATA = Path("data")
@@ -39,11 +40,6 @@ class Recipe:
     train: TrainSettings
 
 
-def features_path(scenes: Path) -> Path:
-    """Where the features of a scene file go: data/x.h5 -> data/x.features.h5."""
-    return scenes.with_name(scenes.name.removesuffix(".h5") + ".features.h5")
-
-
 def ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> Path:
     """The scene file, made by the default recipe of its name if it is missing.
 
@@ -58,13 +54,14 @@ def ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> 
     return make_dataset(scenes.stem, settings, scenes, None, reporter)
 
 
-def ensure_backbone(recipe: Recipe, device: torch.device, reporter: Reporter) -> Path:
-    """The newest finished backbone run, fine-tuned on the single-object set if there is none."""
+def ensure_backbone(recipe: Recipe, device: torch.device, reporter: Reporter, scenes: Path = DEFAULT_SCENES) -> Path:
+    """The newest finished backbone run; if there is none, one fine-tuned on single digits for MNIST's sets, else on the scenes."""
     found = runs.newest("backbone")
     if found is not None:
         return found.path
     reporter.say("there is no fine-tuned backbone in runs/: making one (hsal finetune)")
-    single = ensure_scenes(SINGLE, recipe.scenes, reporter)
+    own = scenes.exists() and not scenes.name.startswith("mnist-")
+    single = scenes if own else ensure_scenes(SINGLE, recipe.scenes, reporter)
     return finetune(single, runs.fresh_path("finetune"), recipe.finetune, device, reporter).path
 
 
@@ -73,22 +70,24 @@ def ensure_features(
 ) -> Path:
     """The features of a scene file by a backbone, computed if they are missing.
 
-    Features of another backbone or another scene file are refused by name, not replaced.
+    Features of another backbone, scene file or saliency model are refused by name, not replaced.
 
     Raises:
-        FileError: the feature file that is there belongs to another backbone or scene file.
+        FileError: the feature file that is there belongs to another backbone, scene file or saliency model.
     """
-    out = features_path(scenes)
+    settings = settings or PrecomputeSettings()
+    out = features_path(scenes, settings.saliency)
     if out.exists():
         with open_scenes(scenes) as scene_file, open_features(out) as file:
-            check_match(file, scenes_digest=scene_file.digest, backbone_digest=load_backbone(backbone).digest)
+            check_match(file, scene_file.digest, load_backbone(backbone).digest, saliency_model(settings.saliency).digest)
         return out
-    reporter.say(f"{out} is missing: computing it (hsal precompute)")
-    return precompute(scenes, backbone, out, settings or PrecomputeSettings(), device, reporter)
+    words = "" if settings.saliency == "activation" else f" --saliency {settings.saliency}"
+    reporter.say(f"{out} is missing: computing it (hsal precompute{words})")
+    return precompute(scenes, backbone, out, settings, device, reporter)
 
 
 def ensure_policy_data(
-    data: Path, backbone: Path | None, recipe: Recipe, device: torch.device, reporter: Reporter
+    data: Path, backbone: Path | None, recipe: Recipe, device: torch.device, reporter: Reporter, saliency: str | None = None
 ) -> tuple[Path, Path | None]:
     """What training a policy needs, whatever of it is missing being made.
 
@@ -98,15 +97,21 @@ def ensure_policy_data(
         recipe: settings for what has to be made.
         device: where to compute.
         reporter: progress.
+        saliency: the saliency model that was asked for; None: the recipe's, or whatever a feature file has.
 
     Returns:
         (feature file, backbone run); the run is None where a feature file was given and its backbone is not in runs/.
+
+    Raises:
+        FileError: something that is there was made from other things than it is to be used with.
     """
     if data.name.endswith(".features.h5"):
         with open_features(data) as file:
+            if saliency is not None:
+                check_match(file, saliency_digest=saliency_model(saliency).digest)
             return data, backbone or backbone_folder(file.backbone_digest)
     scenes = ensure_scenes(data, recipe.scenes, reporter)
-    backbone = backbone or ensure_backbone(recipe, device, reporter)
+    backbone = backbone or ensure_backbone(recipe, device, reporter, scenes)
     return ensure_features(scenes, backbone, reporter, device, recipe.precompute), backbone
 
 

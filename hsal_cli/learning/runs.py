@@ -1,7 +1,7 @@
 """Run directories: what a training run writes beside its checkpoints, and finding the newest run of a kind.
 
 RUN/
-    config.json    every setting, and what the run was trained on
+    config.json    every setting, and what the run was trained on; it and status.json hold a digest of themselves
     command.txt    the command line
     env.json       versions, device, threads
     status.json    kind, state (running, stopped, failed, finished), times
@@ -12,25 +12,33 @@ RUN/
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import io
 import json
 import platform
 import shlex
-import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from hsal_cli import __version__
+from hsal_cli import __version__, checkpoints
+from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.history import Record
-from hsal_cli.files import cannot_write, read_json, write_json, write_text
+from hsal_cli.files import cannot_write, only_writer, read_json, read_sealed, whole, write_json, write_sealed, write_text
 
-Kind = Literal["backbone", "policy"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hsal_cli.checkpoints import Checkpoint
+
+Kind = Literal["backbone", "policy", "count"]
 FORMAT = "hsal-run"
-COMMAND_OF = {"backbone": "hsal finetune", "policy": "hsal train"}
+COMMAND_OF = {"backbone": "hsal finetune", "policy": "hsal train", "count": "hsal train --objective count"}
+EVALUATED: tuple[Kind, ...] = ("policy", "count")  # the kinds that `hsal eval` takes
 
 
 class Run:
@@ -55,27 +63,36 @@ class Run:
         return self._document("config.json")
 
     def _document(self, name: str) -> dict[str, Any]:
-        found = read_json(self.path / name, "hsal train")
-        if not isinstance(found, dict):
-            raise FileError(f"{self.path / name} does not hold a JSON object", "train again, or name another run")
-        return found
+        return read_sealed(self.path / name, "hsal train")
 
     def set_status(self, state: str, **more: Any) -> None:
         """Updates status.json: the state, the time, and whatever else is given."""
-        write_json(self.path / "status.json", {**self.status, **more, "state": state, "updated": _now()})
+        write_sealed(self.path / "status.json", {**self.status, **more, "state": state, "updated": _now()})
+
+    def set_config(self, config: dict[str, Any]) -> None:
+        """Replaces config.json."""
+        write_sealed(self.path / "config.json", config)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, in order; a last line that a crash cut short is left out."""
+        """The lines of metrics.jsonl, in order; a last line that a crash cut short is left out.
+
+        Raises:
+            FileError: an earlier line cannot be read.
+        """
         try:
-            lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return []
         rows = []
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("no JSON object")
+                rows.append(row)
+            except (ValueError, RecursionError) as error:
+                if number < len(lines):
+                    raise FileError(f"{self.path / 'metrics.jsonl'} is damaged in line {number}: {error}", "train again") from error
         return rows
 
     def write_rows(self, rows: list[dict[str, Any]]) -> None:
@@ -96,27 +113,49 @@ def create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool = Fal
         UsageError: the place is taken by something else, or by a run and `overwrite` is not set.
         FileError: it cannot be written.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    run = Run(path)
+    if not path.exists():
+        with whole(path, folder=True) as temporary:  # a kill leaves all of it or nothing
+            _fill(temporary, kind, config)
+        return run
+    if path.is_dir() and any(path.iterdir()):
         if not _is_run(path):
             raise UsageError(f"{path} exists and is not a run of hsal", "name another place with --out")
         if not overwrite:
             raise UsageError(
                 f"{path} holds a run already", f"go on with --resume {path}, replace it with --overwrite, or name another --out"
             )
-        for name in ("status.json", "config.json", "command.txt", "env.json", "metrics.jsonl", "results.csv", "eval.json"):
-            (path / name).unlink(missing_ok=True)
-        for name in ("checkpoints", "plots"):
-            shutil.rmtree(path / name, ignore_errors=True)
-    run = Run(path)
+        with only_writer(path):
+            run.set_status("failed")  # so that a kill leaves a run that may be overwritten, and that nobody takes for finished
+            _empty(path)
+            _fill(path, kind, config)
+    elif path.is_dir():
+        _fill(path, kind, config)
+    else:
+        raise UsageError(f"{path} exists and is not a run of hsal", "name another place with --out")
+    return run
+
+
+def _fill(path: Path, kind: Kind, config: dict[str, Any]) -> None:
+    """Writes what a new run holds; status.json, which makes the folder a run, last."""
     try:
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        (path / "checkpoints").mkdir(exist_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
-    write_json(path / "status.json", {"format": FORMAT, "kind": kind, "state": "running", "started": _now(), "updated": _now()})
-    write_json(path / "config.json", config)
+    write_sealed(path / "config.json", config)
     write_text(path / "command.txt", shlex.join(sys.argv) + "\n")
     write_json(path / "env.json", environment())
-    return run
+    write_sealed(path / "status.json", {"format": FORMAT, "kind": kind, "state": "running", "started": _now(), "updated": _now()})
+
+
+def _empty(path: Path) -> None:
+    """Removes what hsal wrote into a run but its status, and nothing else."""
+    checkpoints.clear(path / "checkpoints")
+    for name in ("config.json", "command.txt", "env.json", "metrics.jsonl", "results.csv", "eval.json"):
+        (path / name).unlink(missing_ok=True)
+    for picture in path.glob("plots/*.png"):
+        if b"Software\x00hsal " in picture.read_bytes()[:4096]:  # as hsal marks its pictures
+            picture.unlink()
 
 
 def _is_run(path: Path) -> bool:
@@ -150,30 +189,90 @@ def environment() -> dict[str, Any]:
     }
 
 
-def open_run(path: Path, kind: Kind) -> Run:
-    """Opens an existing run of a kind.
+@contextlib.contextmanager
+def being_trained(run: Run, config: dict[str, Any], device: str) -> Iterator[None]:
+    """Makes this process, for the time of the block, the only one that trains a run, and notes with which settings and where.
+
+    Raises:
+        FileError: another process is training it.
+    """
+    with only_writer(run.path):
+        for place in (run.path, run.checkpoints):
+            checkpoints.clear_temporary(place)
+        if config != run.config:
+            run.set_config(config)
+        run.set_status("running", device=device)
+        yield
+
+
+def say_changes(run: Run, device: str, reporter: Reporter) -> None:
+    """Names what differs between where a run was before and where it is resumed, such as "torch 2.6.0 -> 2.7.1"."""
+    try:
+        before = {**read_json(run.path / "env.json", "hsal train"), "device": run.status.get("device")}
+    except (FileError, TypeError):
+        return
+    now = {**environment(), "device": device}
+    names = ("hsal", "python", "torch", "torchvision", "numpy", "h5py", "cuda", "threads", "device")
+    differing = [f"{name} {before[name]} -> {now[name]}" for name in names if before.get(name) not in (None, now[name])]
+    if differing:
+        reporter.say(f"differs from before: {', '.join(differing)}; so may the last digits of the numbers")
+
+
+def resume_from(run: Run, reporter: Reporter) -> Checkpoint | None:
+    """The checkpoint to go on from; None where training was ended before it saved any. A damaged one that was passed over is said.
+
+    Raises:
+        FileError: there are checkpoints, and none is good.
+    """
+    if not checkpoints.present(run.checkpoints):
+        reporter.say(f"{run.path} has no checkpoint yet: starting from the beginning")
+        return None
+    found = checkpoints.load(run.checkpoints, "last")
+    if found.note:
+        reporter.warn(found.note)
+    if found.state is None:
+        raise FileError(f"checkpoint {found.path} holds weights only, nothing to resume from", "start a new run from it: --init-from")
+    return found
+
+
+def say_missing_classes(labels: Tensor, classes: list[str], source: Path, reporter: Reporter) -> None:
+    """Warns of classes that no training image holds: they cannot be learned.
+
+    Args:
+        labels: integers, -1 pads.
+    """
+    missing = sorted(set(range(len(classes))) - set(labels.unique().tolist()))
+    if missing:
+        shown = ", ".join(classes[place] for place in missing[:5]) + (" ..." if len(missing) > 5 else "")
+        reporter.warn(f"no training image of {source} holds {shown}: {'it' if len(missing) == 1 else 'they'} cannot be learned")
+
+
+def open_run(path: Path, kind: Kind | tuple[Kind, ...]) -> Run:
+    """Opens an existing run of a kind, or of one of several.
 
     Raises:
         FileError: there is no run, or one of another kind.
     """
+    kinds = kind if isinstance(kind, tuple) else (kind,)
     if not (path / "status.json").is_file():
-        raise FileError(f"{path} is not a run of hsal", f"make one with: {COMMAND_OF[kind]}")
+        raise FileError(f"{path} is not a run of hsal", f"make one with: {COMMAND_OF[kinds[0]]}")
     run = Run(path)
     found = run.status.get("kind")
-    if found != kind:
-        raise FileError(f"{path} is a run of kind {found}, not {kind}", f"make one with: {COMMAND_OF[kind]}")
+    if found not in kinds:
+        raise FileError(f"{path} is a run of kind {found}, not {' or '.join(kinds)}", f"make one with: {COMMAND_OF[kinds[0]]}")
     return run
 
 
-def newest(kind: Kind, root: Path = Path("runs")) -> Run | None:
-    """The newest finished run of a kind in a folder, or None."""
+def newest(kind: Kind | tuple[Kind, ...], root: Path = Path("runs")) -> Run | None:
+    """The newest finished run of a kind, or of one of several, in a folder, or None."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
     runs = []
     for status_file in root.glob("*/status.json"):
         try:
             status = Run(status_file.parent).status
         except FileError:  # some other run is damaged; that must not stop this one
             continue
-        if status.get("kind") == kind and status.get("state") == "finished":
+        if status.get("kind") in kinds and status.get("state") == "finished":
             runs.append((status.get("updated", ""), status_file.parent))
     return Run(max(runs)[1]) if runs else None
 
@@ -197,7 +296,12 @@ def evaluations(paths: list[Path]) -> list[dict[str, Any]]:
     Raises:
         FileError: a run was not evaluated, or two were evaluated on different data.
     """
-    found = [{"run": str(path), **read_json(open_run(path, "policy").path / "eval.json", f"hsal eval --run {path}")} for path in paths]
+    found = [{"run": str(path), **read_sealed(open_run(path, EVALUATED).path / "eval.json", f"hsal eval --run {path}")} for path in paths]
+    for document in found:
+        missing = [key for key in ("dataset", "split", "examples", "exact_match", "macro_f1", "ci95", "baselines") if key not in document]
+        if missing:
+            again = f"evaluate it again: hsal eval --run {document['run']}"
+            raise FileError(f"{document['run']}/eval.json lacks {', '.join(missing)}", again)
     for document in found[1:]:
         for key in ("dataset", "split", "examples"):
             if document[key] != found[0][key]:

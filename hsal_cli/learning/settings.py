@@ -26,6 +26,12 @@ class FinetuneSettings:
         "auto",
         "crops: train on crops that just contain the object first, on full images last; full: on full images only; auto: crops on a CPU.",
     )
+    objects: Literal["auto", "single", "crops", "random-label", "counts"] = setting(
+        "auto",
+        "What images of several objects teach: crops: each object by its box, from its own cells; random-label: one of an image's labels, "
+        "drawn anew each time, as section 5 does with SVHN; counts: how many there are of each class; single: they are refused; auto: "
+        "single, crops or counts, by what the data has.",
+    )
     crop_images: int = setting(48_000, "Training images shown as crops (mode crops).", low=0, high=1_000_000_000)
     full_images: int | None = setting(
         None, "Training images shown in full; unset: 36,000 after crops; in mode full 600,000, on a CPU 40,000.", low=0, high=1_000_000_000
@@ -53,10 +59,11 @@ class FinetuneSettings:
 class TrainSettings:
     """How the policy is trained (section 4)."""
 
-    objective: Literal["rl", "cross-entropy", "multiset"] = setting(
+    objective: Literal["rl", "cross-entropy", "multiset", "count"] = setting(
         "rl",
         "rl: REINFORCE on the multiset reward; cross-entropy: on randomly ordered labels, the paper's baseline; multiset: "
-        "cross-entropy to the uniform distribution over the remaining multiset.",
+        "cross-entropy to the uniform distribution over the remaining multiset; count: no policy, but a convolutional classifier of how "
+        "often each class occurs, as a direct baseline.",
     )
     task: Literal["multiset", "list"] = setting(
         "multiset", "multiset: any label still to be named earns the reward; list: only the label whose turn it is, left to right."
@@ -83,5 +90,37 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.objective == "multiset" and self.task == "list":
-            raise UsageError("objective multiset with task list: a list has an order", "take --objective cross-entropy or rl for lists")
+        if self.objective in ("multiset", "count") and self.task == "list":
+            raise UsageError(
+                f"objective {self.objective} with task list: a list has an order", "take --objective cross-entropy or rl for lists"
+            )
+
+
+SWEEP_PARTS = ("count", "size", "clutter", "spacing", "contrast", "glimpses", "saliency")
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepSettings:
+    """What a generalisation sweep measures."""
+
+    parts: str = setting(
+        "count,size,clutter,spacing,contrast,glimpses",
+        "What is varied: number of digits (1 to 8), their size, clutter, spacing (down to touching) and contrast of the test images; "
+        "glimpses: the number k a meta-step; saliency: the saliency model. The last two train short runs.",
+    )
+    images: int = setting(1000, "Test images composed for each condition.", low=1, high=1_000_000)
+    budgets: tuple[int, int] = setting((0, 4), "Fewest and most glimpses a meta-step, k, of the part glimpses.", low=0, high=16)
+    epochs: int = setting(4, "Epochs of each short run.", low=1, high=100_000)
+
+    def __post_init__(self) -> None:
+        check(self)
+        wrong = [part for part in self.part_names if part not in SWEEP_PARTS]
+        if wrong or not self.part_names:
+            raise UsageError(
+                f"parts = {self.parts}: there is no part {wrong[0] if wrong else self.parts!r}", f"take of: {','.join(SWEEP_PARTS)}"
+            )
+
+    @property
+    def part_names(self) -> list[str]:
+        """The parts, one by one."""
+        return list(dict.fromkeys(part.strip() for part in self.parts.split(",") if part.strip()))

@@ -1,4 +1,4 @@
-"""Training the hierarchical policy on precomputed features (section 4)."""
+"""Training the hierarchical policy, or the count classifier that it is compared with, on precomputed features (section 4)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from torch import Tensor
 from hsal_cli import checkpoints
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, TrainingError, UsageError
+from hsal_cli.evaluation.count_classifier import CountClassifier
 from hsal_cli.evaluation.evaluate import quick_scores
 from hsal_cli.learning import runs
+from hsal_cli.learning.count_task import CountTask
 from hsal_cli.learning.loop import one_cycle, train
 from hsal_cli.learning.objectives import Namer, losses, make_targets
-from hsal_cli.learning.runs import Run
+from hsal_cli.learning.rewards import count_labels
+from hsal_cli.learning.runs import Run, resume_from, say_missing_classes
 from hsal_cli.learning.settings import TrainSettings
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.settings import as_dict, build
+from hsal_cli.vision.devices import fitting
 from hsal_cli.vision.feature_file import FeatureTable, open_features
 
 VALIDATION_MOST = 2_000  # held-out images; more would only slow the epochs down
@@ -169,6 +173,9 @@ def train_policy(
     overwrite: bool = False,
     resume: bool = False,
     backbone: Path | None = None,
+    init_from: Path | None = None,
+    moved: Path | None = None,
+    epochs: int | None = None,
 ) -> Run:
     """Trains a policy and keeps its best and last checkpoints.
 
@@ -181,6 +188,9 @@ def train_policy(
         overwrite: replace a run in `out`.
         resume: go on with the run in `out`.
         backbone: the run that the features come from, recorded so that pictures can be looked at later.
+        init_from: a run or checkpoint whose weights a new run starts from; nothing else of it is taken.
+        moved: with `resume`, where the run's features are now; None: where they were.
+        epochs: with `resume`, how many epochs in all, no fewer than the run has; None: as many as it has.
 
     Returns:
         The finished run.
@@ -190,18 +200,24 @@ def train_policy(
     """
     before = None
     if resume:
-        run = runs.open_run(out, "policy")
+        run = runs.open_run(out, runs.EVALUATED)
         config = run.config
-        features, backbone = Path(config["features"]), Path(config["backbone"]) if config["backbone"] else None
+        features, backbone = moved or Path(config["features"]), Path(config["backbone"]) if config["backbone"] else None
         policy_settings, settings = build(PolicySettings, config["policy"]), build(TrainSettings, config["train"])
-        if run.status.get("state") == "finished":
+        init_from = Path(config["init_from"]["path"]) if config.get("init_from") else None
+        if (epochs or settings.epochs) < settings.epochs:
+            raise UsageError(f"{out} has {settings.epochs} epochs, which is more than {epochs}", "leave --epochs out, or give a larger one")
+        longer = dataclasses.replace(settings, epochs=epochs or settings.epochs)
+        if run.status.get("state") == "finished" and longer == settings:
             reporter.say(f"{out} is finished: nothing to do")
             return run
-        before = checkpoints.load(run.checkpoints, "last")
-        if before.note:
-            reporter.warn(before.note)
+        if longer != settings:
+            reporter.say(f"epochs {settings.epochs} -> {longer.epochs}; the learning rate follows the longer schedule from here on")
+            settings = longer
+        before = resume_from(run, reporter)
+        runs.say_changes(run, str(device), reporter)
     with open_features(features) as file:
-        if before is not None and before.meta["features_digest"] != file.digest:
+        if resume and config["features_digest"] != file.digest:
             raise FileError(f"{features} is not the feature file that {out} was trained on", "train a new run: hsal train")
         reporter.say(f"reading {features}")
         table = left_to_right(file.table("train")) if settings.task == "list" else file.table("train")
@@ -210,14 +226,22 @@ def train_policy(
             "features_digest": file.digest,
             "scenes_digest": file.scenes_digest,
             "backbone_digest": file.backbone_digest,
+            "saliency": file.saliency,
         }
     rows, held_out = hold_out(len(table), settings.validation, settings.seed)
     scale = before.meta["volume_scale"] if before else volume_scale(table.volumes)
     torch.manual_seed(settings.seed)
-    policy = HSAL(policy_settings, len(classes), shape, scale).to(device)
+    if settings.objective == "count":
+        kind, most = "count", int(count_labels(table.labels, len(classes)).max())
+        model = CountClassifier(len(classes), shape, most, scale).to(device)
+        described = {"count": {"most": most, "hidden": model.hidden}}
+    else:
+        kind, model = "policy", HSAL(policy_settings, len(classes), shape, scale).to(device)
+        described = {"policy": as_dict(policy_settings)}
+    started = start_from(model, kind, init_from, classes) if init_from and before is None else None
     meta = {
-        "kind": "policy",
-        "policy": as_dict(policy_settings),
+        "kind": kind,
+        **described,
         "objective": settings.objective,
         "classes": classes,
         "volume_shape": list(shape),
@@ -227,19 +251,50 @@ def train_policy(
         "features": str(features),
         **digests,
     }
-    if before is None:
+    say_missing_classes(table.labels, classes, features, reporter)
+    if not resume:
         config = {
             "features": str(features),
             "backbone": str(backbone) if backbone else None,
-            "policy": as_dict(policy_settings),
+            "policy": described.get("policy", {}),
             "train": as_dict(settings),
             **digests,
+            "init_from": started,
         }
-        run = runs.create(out, "policy", config, overwrite)
+        run = runs.create(out, kind, config, overwrite)
+    elif started is not None and started["digest"] != config["init_from"]["digest"]:
+        raise FileError(f"{init_from} does not hold the weights that {out} started from", "train a new run: hsal train")
+    config |= {"features": str(features), "train": as_dict(settings)}
     reporter.say(
         f"training by {settings.objective} on {len(rows):,} images, {len(held_out):,} held out, {settings.epochs} epochs, on {device}"
     )
-    task = PolicyTask(policy, table, rows, table.select(held_out), settings, device, meta)
-    history = train(task, run, reporter, before)
+    make_task = CountTask if kind == "count" else PolicyTask
+    task = make_task(model, table, rows, table.select(held_out), settings, device, meta)
+    with runs.being_trained(run, config, str(device)), fitting(device, settings.batch_size):
+        history = train(task, run, reporter, before)
     run.set_status("finished", exact_match=max(row["exact_match"] for row in history))
     return run
+
+
+def start_from(model: HSAL | CountClassifier, kind: str, source: Path, classes: list[str]) -> dict[str, str]:
+    """Gives a new policy, or count classifier, the weights of another one; the scale of its volumes stays its own.
+
+    Returns:
+        `path` and `digest` of the checkpoint.
+
+    Raises:
+        FileError: no checkpoint of a policy, of other classes, or weights that do not fit; names the first that differ.
+    """
+    hint = "name a policy of the same settings and classes with --init-from, or leave it out"
+    checkpoint = checkpoints.load_from(source, "best", hint)
+    if checkpoint.meta.get("kind") != kind:
+        raise FileError(f"{checkpoint.path} is a checkpoint of kind {checkpoint.meta.get('kind')}, not {kind}", hint)
+    differing = checkpoints.differences(model.state_dict(), checkpoint.weights)
+    if differing:
+        raise FileError(f"the weights of {checkpoint.path} do not fit these settings and data: {differing}", hint)
+    theirs = checkpoint.meta.get("classes")
+    if theirs != classes:
+        place = next((place for place, pair in enumerate(zip(theirs or [], classes, strict=False)) if pair[0] != pair[1]), 0)
+        raise FileError(f"{checkpoint.path} is for other classes: class {place} is {(theirs or ['?'])[place]}, not {classes[place]}", hint)
+    model.load_state_dict({**checkpoint.weights, "volume_scale": model.volume_scale})
+    return {"path": str(source), "digest": checkpoint.digest}

@@ -53,8 +53,8 @@ def views(
         generator: the source of all that is random (on the CPU).
 
     Returns:
-        The views, float (B, 3, side, side), normalised for the network; and where they look, (B, 2, 3): the affine maps from a place in a view
-        to the place in its image that is seen there, both in [-1, 1], x before y.
+        The views, float (B, 3, side, side), normalised for the network; and where they look, (B, 2, 3): the affine maps from a place in a
+        view to the place in its image that is seen there, both in [-1, 1], x before y.
     """
     count, height, width = images.shape[:3]
     if not augment and boxes is None:
@@ -85,18 +85,19 @@ def views(
     return seen, theta
 
 
-def cell_centres(theta: Tensor, cells: int, image_size: tuple[int, int]) -> Tensor:
+def cell_centres(theta: Tensor, cells: int, image_size: tuple[int, int], covered: float = 1.0) -> Tensor:
     """Where the cells of a view's volume look.
 
     Args:
         theta: (B, 2, 3) as `views` returns.
         cells: cells along a side of the volume.
         image_size: (H, W) in px.
+        covered: the cells' reach over the view's side; above 1 where the last cell looks past its border.
 
     Returns:
         (B, cells, cells, 2) x and y of each cell's centre, px of the image.
     """
-    along = (torch.arange(cells) * 2 + 1) / cells - 1
+    along = (torch.arange(cells) * 2 + 1) * (covered / cells) - 1
     y, x = torch.meshgrid(along, along, indexing="ij")
     seen = torch.einsum("bij,hwj->bhwi", theta, torch.stack([x, y, torch.ones_like(x)], -1))
     return (seen + 1) / 2 * torch.tensor([image_size[1], image_size[0]])

@@ -1,6 +1,6 @@
 """Curves over training (figures 5 and 6): a line a series, the mean over its runs, in a band of its 95% interval.
 
-Sizes are those of a paper's column: a panel is 3.4 x 2.5 inches with letters of 8 points, and stays legible at that size, in grey, and
+Sizes are those of a paper's column: a panel is 3.4 x 2.8 inches with letters of 8 points, and stays legible at that size, in grey, and
 to colour-blind eyes: series differ by colour, dash and marker.
 """
 
@@ -28,7 +28,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.5, 1.5)))
 LEVELS, GREY = ((0, (1, 1.6)), (0, (4, 2)), (0, (4, 2, 1, 2))), "#555555"  # of the lines drawn across
-WIDTH, HEIGHT, DPI = 3.4, 2.5, 200  # of a panel, inches; dots an inch
+WIDTH, HEIGHT, DPI = 3.4, 2.8, 200  # of a panel, inches; dots an inch
 WORDS, SMALL = 8.0, 7.0  # points
 MARKED = 15  # markers on a line, about
 TICKS = 6
@@ -120,8 +120,10 @@ def _draw_panel(axes: Axes, panel: Panel, order: list[str]) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[1]:
+        # Below the panel, where it hides no line however the lines run.
         said = "bands: 95% interval of the mean" if axes.collections else None
-        axes.legend(fontsize=SMALL, title=said, title_fontsize=SMALL, framealpha=0.85, edgecolor="none", handlelength=2.6, loc="best")
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2}
+        axes.legend(fontsize=SMALL, title=said, title_fontsize=SMALL, frameon=False, handlelength=2.6, columnspacing=1.2, **below)
 
 
 def _draw_series(axes: Axes, panel: Panel, name: str, runs: Sequence[Curve], number: int) -> None:

@@ -14,6 +14,7 @@ Colour = tuple[int, int, int]
 
 INK: Colour = (32, 32, 36)
 FAINT: Colour = (120, 120, 126)
+PALE: Colour = (228, 228, 232)
 PAPER: Colour = (255, 255, 255)
 ORANGE: Colour = (240, 160, 0)
 SKY: Colour = (90, 190, 250)

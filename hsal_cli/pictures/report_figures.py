@@ -13,7 +13,8 @@ from hsal_cli.evaluation.intervals import NORMAL, mean_of_runs
 from hsal_cli.pictures.curves import Curve, Panel, draw_curves
 from hsal_cli.pictures.panels import Bars, Heat, draw_panels
 from hsal_cli.pictures.report_page import PageFigure
-from hsal_cli.pictures.trajectory import encoded, trajectories
+from hsal_cli.pictures.trajectory import trajectories
+from hsal_cli.pictures.writing import encoded
 
 if TYPE_CHECKING:
     from hsal_cli.evaluation.look import Look
@@ -57,6 +58,12 @@ METRICS = {
         ),
         "loss": Metric("Loss", "loss", None, None, "The sum of all terms, in training; of REINFORCE only its course means something."),
     },
+    "count": {
+        "exact_match": Metric("Exact match", "exact match", 0, 1, "Share of held-out images whose counts are all right."),
+        "macro_f1": Metric("Macro-F1", "macro-F1", 0, 1, "On held-out images."),
+        "train_exact_match": Metric("Exact match in training", "exact match", 0, 1, "On the training images, with dropout."),
+        "loss": Metric("Loss", "cross-entropy", 0, None, "In training, summed over the classes."),
+    },
     "backbone": {
         "accuracy": Metric("Accuracy", "accuracy", 0, 1, "On held-out images of one object, shown in full."),
         "train_accuracy": Metric("Accuracy in training", "accuracy", 0, 1, "On the augmented views that it is trained on."),
@@ -74,7 +81,7 @@ def curve_figures(kind: str, curves: Mapping[str, Mapping[str, Sequence[Curve]]]
     """Draws the curves of runs of one kind.
 
     Args:
-        kind: "policy" or "backbone".
+        kind: "policy", "count" or "backbone".
         curves: metric -> group of runs that differ by their seed -> a curve a run. Metrics without any point are left out.
     """
     figures = []

@@ -16,7 +16,11 @@ from hsal_cli.evaluation.verdicts import Verdict, verdicts
 from hsal_cli.pictures.report_figures import METRICS, confusion_figure, count_figure, curve_figures, curve_name, gallery_figure
 from hsal_cli.pictures.report_page import Finding, Page, Section
 
-TITLES = {"policy": "Training of the policy", "backbone": "Fine-tuning of the activation model"}
+TITLES = {
+    "policy": "Training of the policy",
+    "count": "Training of the count classifier",
+    "backbone": "Fine-tuning of the activation model",
+}
 COLUMNS = ["run", "group", "state", "epochs", "best epoch", "held-out score", "test images", "exact match", "macro-F1"]
 LEAD = "Held-out images come from the training split and choose the best epoch; test images do not. Bands and bars are 95% intervals."
 

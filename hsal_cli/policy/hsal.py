@@ -35,7 +35,9 @@ class HSAL(nn.Module):
         self.volume_shape = tuple(volume_shape)
         channels, height, width = self.volume_shape
         self.meta_controller = (
-            WinnerTakeAll(settings) if settings.mask == "winner-take-all" else MetaController(settings, classes + 1, height, width)
+            WinnerTakeAll(settings, height, width)
+            if settings.mask == "winner-take-all"
+            else MetaController(settings, classes + 1, height, width)
         )
         self.controller = Controller(settings, classes + 1, height * width, channels)
         self.register_buffer("volume_scale", torch.tensor(float(volume_scale)))

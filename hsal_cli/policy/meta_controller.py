@@ -26,9 +26,9 @@ class MetaController(nn.Module):
         super().__init__()
         self.encode = nn.Linear(height * width + labels, settings.meta_encode)
         self.gru = GRU(settings.meta_encode, settings.meta_hidden)
-        reach = settings.anchor_reach if settings.mask == "anchored" else None
+        reach = settings.reach(height, width) if settings.mask == "anchored" else None
         self.attention = GaussianAttention(
-            settings.meta_hidden, settings.gaussians, height, width, settings.beta_range, settings.initial_spread, reach
+            settings.meta_hidden, settings.gaussians, height, width, settings.beta_range(height, width), settings.initial_spread, reach
         )
 
     def forward(self, saliency: Tensor, memory: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -52,11 +52,12 @@ class WinnerTakeAll(nn.Module):
 
     Args:
         settings: the architecture; the width is the middle of `beta_range`.
+        height, width: cells of the maps.
     """
 
-    def __init__(self, settings: PolicySettings) -> None:
+    def __init__(self, settings: PolicySettings, height: int, width: int) -> None:
         super().__init__()
-        low, high = settings.beta_range
+        low, high = settings.beta_range(height, width)
         self.beta = (low + high) / 2
 
     def forward(self, saliency: Tensor, memory: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

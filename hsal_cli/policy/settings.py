@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 from hsal_cli.settings import check, setting
+
+PAPER_SIDE = 7  # cells along a side of the paper's maps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,16 +23,21 @@ class PolicySettings:
     controller_hidden: int = setting(512, "Units of the controller's GRU (appendix A: 512).", low=1, high=8192)
     location_hidden: int = setting(64, "Hidden units of the location MLP (appendix A: 64).", low=1, high=8192)
     mask: Literal["learned", "anchored", "winner-take-all"] = setting(
-        "winner-take-all",
+        "anchored",
         "Where the Gaussians sit: learned freely as in the paper; anchored at the maximum of S_t plus a learned offset; or one fixed "
         "Gaussian at that maximum, nothing learned.",
     )
     beta: tuple[float, float] | None = setting(
         None,
-        "Range of the Gaussians' parameter beta, 1/cells^2; unset: 1.5-2.0 learned (appendix A), 0.1-1.0 anchored, 0.3 winner-take-all.",
+        "Range of the Gaussians' parameter beta, 1/cells^2; unset: 1.5-2.0 learned (appendix A), 0.3-1.0 anchored, 0.3 winner-take-all, "
+        "on a map of 7 x 7 cells, and on a finer one what covers as much of the image.",
         above=0,
     )
-    anchor_reach: float = setting(3.0, "Largest offset of an anchored centre from the maximum of S_t, in cells.", above=0)
+    anchor_reach: float | None = setting(
+        None,
+        "Largest offset of an anchored centre from the maximum of S_t, in cells; unset: 3, and on a finer map as much of the image.",
+        above=0,
+    )
     spread: float | None = setting(
         None,
         "How many times the usual the attention layer's weights start at; unset: 8 for a learned mask, so that its centres start apart, "
@@ -60,9 +68,18 @@ class PolicySettings:
         """The spread in force."""
         return self.spread if self.spread is not None else 8.0 if self.mask == "learned" else 1.0
 
-    @property
-    def beta_range(self) -> tuple[float, float]:
-        """The range of beta in force."""
+    def beta_range(self, height: int, width: int) -> tuple[float, float]:
+        """The range of beta in force on a map of so many cells, 1/cells^2.
+
+        The defaults belong to 7 x 7 cells. Those of a finer map are smaller, and a coarser one's larger, so that a Gaussian covers the
+        same share of the image.
+        """
         if self.beta is not None:
             return self.beta
-        return {"learned": (1.5, 2.0), "anchored": (0.1, 1.0), "winner-take-all": (0.3, 0.3)}[self.mask]
+        low, high = {"learned": (1.5, 2.0), "anchored": (0.3, 1.0), "winner-take-all": (0.3, 0.3)}[self.mask]
+        finer = height * width / (PAPER_SIDE * PAPER_SIDE)
+        return low / finer, high / finer
+
+    def reach(self, height: int, width: int) -> float:
+        """The largest offset of an anchored centre in force on a map of so many cells, in cells."""
+        return self.anchor_reach if self.anchor_reach is not None else 3.0 * math.sqrt(height * width) / PAPER_SIDE

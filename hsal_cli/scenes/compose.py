@@ -32,6 +32,8 @@ class Composer:
         self.settings = settings
         self.distinct = distinct
         self.stream = stream
+        self.shape: tuple[int, ...] = (settings.image_size, settings.image_size)
+        self.most = settings.count[1]
 
     def compose(self, index: int) -> tuple[np.ndarray, list[int], list[Box]]:
         """Composes one image.

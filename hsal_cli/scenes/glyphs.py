@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 import socket
@@ -14,6 +15,7 @@ import numpy as np
 
 from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError, UsageError
+from hsal_cli.scenes.class_names import known_names, pick, split_names
 from hsal_cli.scenes.idx import HINT, find_idx, read_idx, read_pair
 from hsal_cli.scenes.settings import SceneSettings
 
@@ -45,10 +47,14 @@ class DigitSource:
     Attributes:
         name: "mnist" or "strokes".
         folder: the folder of IDX files; None for strokes.
+        classes, class_names, transpose: as in `SceneSettings`.
     """
 
     name: str
     folder: Path | None = None
+    classes: str | None = None
+    class_names: str | None = None
+    transpose: str = "auto"
 
     def glyphs(self, split: str, seed: int) -> Glyphs:
         """The glyphs of a split: train digits come only from the training split, test digits only from the test split.
@@ -59,17 +65,31 @@ class DigitSource:
 
         Raises:
             FileError: the IDX files are missing or damaged, or a class has no glyph.
+            UsageError: a class that there is not, or a wrong number of names.
         """
         if self.folder is None:
             from hsal_cli.scenes.strokes import draw_pool
 
             images, labels = draw_pool(split, seed)
-            return gather(images, labels, [str(digit) for digit in range(10)], "the strokes")
-        images, labels = read_pair(self.folder, split)
-        numbers = np.unique(labels if split == "train" else self._train_labels(self.folder))
-        if not np.isin(labels, numbers).all():
-            raise FileError(f"{self.folder}: the test split has labels that the training split has not", HINT)
-        return gather(images, np.searchsorted(numbers, labels), [str(number) for number in numbers], str(self.folder))
+            numbers, where = np.arange(10), "the strokes"
+        else:
+            images, labels = read_pair(self.folder, split, self.transpose)
+            numbers, where = np.unique(labels if split == "train" else self._train_labels(self.folder)), str(self.folder)
+            if not np.isin(labels, numbers).all():
+                raise FileError(f"{self.folder}: the test split has labels that the training split has not", HINT)
+        names = split_names(self.class_names, "class_names") if self.class_names else known_names(self.folder, numbers.tolist())
+        if len(names) != len(numbers):
+            raise UsageError(
+                f"class_names names {len(names)} classes, {where} has {len(numbers)}", "give each class one name, in their order"
+            )
+        labels = np.searchsorted(numbers, labels)
+        if self.classes:
+            chosen = pick(names, self.classes)
+            place = np.full(len(names), -1)
+            place[chosen] = np.arange(len(chosen))
+            kept = place[labels] >= 0
+            images, labels, names = images[kept], place[labels[kept]], [names[index] for index in chosen]
+        return gather(images, labels, names, where)
 
     @staticmethod
     def _train_labels(folder: Path) -> np.ndarray:
@@ -107,10 +127,29 @@ def find_digits(settings: SceneSettings, reporter: Reporter) -> DigitSource:
     Raises:
         FileError: a folder that was named is missing or has no training images, or MNIST cannot be had.
     """
+    found = functools.partial(DigitSource, classes=settings.classes, class_names=settings.class_names, transpose=settings.transpose)
     if settings.digits == "strokes":
         if settings.mnist_dir:
             raise UsageError("digits = strokes takes no mnist_dir", "leave one of --digits strokes and --mnist-dir out")
-        return DigitSource("strokes")
+        return found("strokes")
+    folder = find_local(settings)
+    if folder is not None:
+        return found("mnist", folder)
+    try:
+        return found("mnist", download(reporter))
+    except FileError:
+        if settings.digits == "mnist":
+            raise
+        reporter.warn("MNIST is not at hand and cannot be downloaded: digits are drawn by pen strokes (--mnist-dir DIR takes real ones)")
+        return found("strokes")
+
+
+def find_local(settings: SceneSettings) -> Path | None:
+    """The folder of MNIST's IDX files on this machine: the one named, else an earlier download; None where there is none.
+
+    Raises:
+        FileError: a folder that was named is missing or has no training images.
+    """
     named = settings.mnist_dir or os.environ.get("HSAL_MNIST_DIR")
     if named:
         folder = Path(named).expanduser()
@@ -118,17 +157,11 @@ def find_digits(settings: SceneSettings, reporter: Reporter) -> DigitSource:
             raise FileError(f"the digit folder {folder} {'is not a folder' if folder.exists() else 'does not exist'}", HINT)
         if find_idx(folder, "train", "images") is None:
             raise FileError(f"{folder} has no train-images-idx3-ubyte or train-images-idx3-ubyte.gz", HINT)
-        return DigitSource("mnist", folder)
+        return folder
     for folder in (Path("data") / "MNIST" / "raw", cache_root() / "MNIST" / "raw"):
         if all(find_idx(folder, split, what) for split in ("train", "test") for what in ("images", "labels")):
-            return DigitSource("mnist", folder)
-    try:
-        return DigitSource("mnist", download(reporter))
-    except FileError:
-        if settings.digits == "mnist":
-            raise
-        reporter.warn("MNIST is not at hand and cannot be downloaded: digits are drawn by pen strokes (--mnist-dir DIR takes real ones)")
-        return DigitSource("strokes")
+            return folder
+    return None
 
 
 def download(reporter: Reporter) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import math
 import zlib
@@ -20,7 +21,7 @@ def find_idx(folder: Path, split: str, what: str) -> Path | None:
     """Finds the images or the labels of a split.
 
     Args:
-        folder: where to look, not below it.
+        folder: where to look, not below it; or a folder and the beginning of the files' names, as in emnist/emnist-letters.
         split: "train" or "test" (called t10k by MNIST).
         what: "images" or "labels".
 
@@ -31,11 +32,15 @@ def find_idx(folder: Path, split: str, what: str) -> Path | None:
         FileError: several sets lie in the folder.
     """
     rank = 3 if what == "images" else 1
+    root, start = (folder, "") if folder.is_dir() else (folder.parent, glob.escape(folder.name))
     for ending in ("", ".gz"):
-        names = [f"*{word}-{what}{mark}idx{rank}-ubyte{ending}" for word in SPLIT_WORDS[split] for mark in "-."]
-        found = sorted({path for name in names for path in folder.glob(name)})
+        names = [f"{start}*{word}-{what}{mark}idx{rank}-ubyte{ending}" for word in SPLIT_WORDS[split] for mark in "-."]
+        found = sorted({path for name in names for path in root.glob(name)})
         if len(found) > 1:
-            raise FileError(f"{folder} holds several sets: {', '.join(path.name for path in found)}", "give each set a folder of its own")
+            raise FileError(
+                f"{folder} holds several sets: {', '.join(path.name for path in found)}",
+                f"say which, by the beginning of its files' names: --mnist-dir {root / found[0].name.split('-train')[0].split('-test')[0]}",
+            )
         if found:
             return found[0]
     return None
@@ -70,8 +75,13 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
-def read_pair(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+def read_pair(folder: Path, split: str, transpose: str = "auto") -> tuple[np.ndarray, np.ndarray]:
     """Reads the images and labels of a split.
+
+    Args:
+        folder: as in `find_idx`.
+        split: "train" or "test".
+        transpose: "yes", "no", or "auto": whether the files are EMNIST's, whose glyphs lie on their side.
 
     Returns:
         images uint8 (N, 28, 28) and labels uint8 (N,).
@@ -89,4 +99,6 @@ def read_pair(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         raise FileError(f"{found['images']} holds glyphs of {images.shape[1]}x{images.shape[2]} px, not {GLYPH}x{GLYPH}", HINT)
     if len(images) != len(labels) or not len(images):
         raise FileError(f"{found['images']} holds {len(images):,} glyphs, {found['labels'].name} {len(labels):,} labels", HINT)
+    if transpose == "yes" or (transpose == "auto" and found["images"].name.startswith("emnist-")):
+        images = np.ascontiguousarray(images.transpose(0, 2, 1))
     return images, labels

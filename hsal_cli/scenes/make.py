@@ -5,14 +5,16 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,21 +23,39 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.scenes.compose import Composer
 from hsal_cli.scenes.glyphs import find_digits
 from hsal_cli.scenes.scene_file import write_scenes
-from hsal_cli.scenes.settings import DATASETS, SceneSettings
+from hsal_cli.scenes.settings import DATASETS, RECIPES, SceneSettings
 from hsal_cli.settings import as_dict
 
 PART = 250  # images that a worker composes at a time
 PART_BYTES = 1 << 24  # or fewer, if they are large
 
 Part = tuple[np.ndarray, np.ndarray, np.ndarray]
-_composers: dict[str, Composer] = {}  # a worker's own, set when it starts
+
+
+class Composes(Protocol):
+    """What composes the images of a split, image i from its number alone.
+
+    Attributes:
+        shape: of an image, (H, W) or (H, W, 3).
+        most: the largest number of labels in an image.
+    """
+
+    shape: tuple[int, ...]
+    most: int
+
+    def compose(self, index: int) -> tuple[np.ndarray, list[int], list[tuple[int, int, int, int]]]:
+        """Image `index`: uint8 pixels, labels, and for each a box x0, y0, x1, y1 in px, half-open."""
+
+
+_composers: dict[str, Composes] = {}  # a worker's own, set when it starts
 
 
 def make_dataset(name: str, settings: SceneSettings, out: Path, workers: int | None = None, reporter: Reporter = SILENT) -> Path:
     """Makes a scene file.
 
     Args:
-        name: "mnist-single" (one digit an image), "mnist-set" (labels differ) or "mnist-multiset" (labels may repeat).
+        name: "mnist-single" (one digit an image), "mnist-set" (labels differ) or "mnist-multiset" (labels may repeat); "single", "set"
+            and "multiset" are the same under a name that fits any digit source.
         settings: the recipe.
         out: the file to write; one that exists is replaced.
         workers: processes that compose; None: one a core. What is composed does not depend on it.
@@ -49,9 +69,10 @@ def make_dataset(name: str, settings: SceneSettings, out: Path, workers: int | N
         FileError: the digits cannot be had, or the file cannot be written.
         Interrupted: stopped on request.
     """
-    if name not in DATASETS:
-        raise UsageError(f"there is no data set {name!r}", f"take one of: {', '.join(DATASETS)}")
-    if name == "mnist-single":
+    if name not in RECIPES:
+        raise UsageError(f"there is no data set {name!r}", f"take one of: {', '.join(RECIPES)}")
+    recipe = RECIPES[name]
+    if recipe == "mnist-single":
         settings = dataclasses.replace(settings, count=(1, 1))
     source = find_digits(settings, reporter)
     reporter.say(f"Digits: {source.name}{f' from {source.folder}' if source.folder else ''}")
@@ -60,18 +81,48 @@ def make_dataset(name: str, settings: SceneSettings, out: Path, workers: int | N
     composers = {}
     for split in sizes:
         glyphs = source.glyphs(split, settings.seed)
-        if name == "mnist-set" and settings.count[1] > len(glyphs.classes):
+        if recipe == "mnist-set" and settings.count[1] > len(glyphs.classes):
             raise UsageError(
                 f"count = {settings.count[0]}-{settings.count[1]}: a set of different labels has at most {len(glyphs.classes)}",
-                "take fewer digits an image, or mnist-multiset",
+                "take fewer digits an image, or a multiset",
             )
-        stream = 2 * DATASETS.index(name) + (split == "test")
-        composers[split] = Composer(glyphs, settings, name == "mnist-set", stream)
+        stream = 2 * DATASETS.index(recipe) + (split == "test")
+        composers[split] = Composer(glyphs, settings, recipe == "mnist-set", stream)
     classes = next(iter(composers.values())).glyphs.classes
+    return write_composed(out, {"dataset": name, **as_dict(settings)}, classes, composers, sizes, workers, reporter)
+
+
+def write_composed(
+    out: Path,
+    config: dict[str, Any],
+    classes: list[str],
+    composers: Mapping[str, Composes],
+    sizes: dict[str, int],
+    workers: int | None = None,
+    reporter: Reporter = SILENT,
+) -> Path:
+    """Composes all images and writes them to a scene file.
+
+    Args:
+        out: the file to write; one that exists is replaced.
+        config: every setting, as JSON types; "dataset" is the data set's name.
+        classes: the class names.
+        composers: split -> what composes its images.
+        sizes: split -> how many images.
+        workers: processes; None: one a core.
+        reporter: progress; asked to stop, nothing is left behind.
+
+    Returns:
+        `out`.
+
+    Raises:
+        FileError: the file cannot be written, or a worker died; Interrupted: stopped on request.
+    """
+    parts_most = max(len(_ranges(count, composers[split].shape)) for split, count in sizes.items())
     with (
-        crew(composers, min(workers or cores(), max(len(_ranges(count, settings.image_size)) for count in sizes.values()))) as compose,
-        write_scenes(out, {"dataset": name, **as_dict(settings)}, classes) as writer,
-        reporter.track(f"Composing {name}", sum(sizes.values()), "images") as advance,
+        crew(composers, min(workers or cores(), parts_most)) as compose,
+        write_scenes(out, config, classes) as writer,
+        reporter.track(f"Composing {config['dataset']}", sum(sizes.values()), "images") as advance,
     ):
         for split, count in sizes.items():
 
@@ -81,13 +132,12 @@ def make_dataset(name: str, settings: SceneSettings, out: Path, workers: int | N
                     yield part
                     advance(len(part[0]))
 
-            parts = counted(compose(split, count))
-            writer.write_split(split, parts, (count, settings.image_size, settings.image_size))
+            writer.write_split(split, counted(compose(split, count)), (count, *composers[split].shape))
     return out
 
 
 @contextlib.contextmanager
-def crew(composers: dict[str, Composer], workers: int) -> Iterator[Callable[[str, int], Iterator[Part]]]:
+def crew(composers: Mapping[str, Composes], workers: int) -> Iterator[Callable[[str, int], Iterator[Part]]]:
     """Starts the processes that compose, and ends them with the block.
 
     Args:
@@ -102,9 +152,7 @@ def crew(composers: dict[str, Composer], workers: int) -> Iterator[Callable[[str
         FileError: a worker died.
     """
     if workers == 1:
-        yield lambda split, count: (
-            compose_part(composers[split], *bounds) for bounds in _ranges(count, composers[split].settings.image_size)
-        )
+        yield lambda split, count: (compose_part(composers[split], *bounds) for bounds in _ranges(count, composers[split].shape))
         return
     # A fork shares the glyphs without a copy; elsewhere each worker is sent them once.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
@@ -112,7 +160,7 @@ def crew(composers: dict[str, Composer], workers: int) -> Iterator[Callable[[str
 
     def compose(split: str, count: int) -> Iterator[Part]:
         waiting: deque[concurrent.futures.Future[Part]] = deque()
-        for bounds in _ranges(count, composers[split].settings.image_size):
+        for bounds in _ranges(count, composers[split].shape):
             waiting.append(pool.submit(_work, split, *bounds))
             if len(waiting) > 3 * workers:  # no more than this in memory, however slow the disk
                 yield waiting.popleft().result()
@@ -128,17 +176,16 @@ def crew(composers: dict[str, Composer], workers: int) -> Iterator[Callable[[str
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ranges(count: int, side: int) -> list[tuple[int, int]]:
-    step = max(1, min(PART, PART_BYTES // side**2))
+def _ranges(count: int, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    step = max(1, min(PART, PART_BYTES // math.prod(shape)))
     return [(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def compose_part(composer: Composer, start: int, stop: int) -> Part:
+def compose_part(composer: Composes, start: int, stop: int) -> Part:
     """Composes images start to stop (exclusive) into arrays, labels and boxes padded with -1."""
-    side, most = composer.settings.image_size, composer.settings.count[1]
-    images = np.empty((stop - start, side, side), np.uint8)
-    labels = np.full((stop - start, most), -1, np.int16)
-    boxes = np.full((stop - start, most, 4), -1, np.int16)
+    images = np.empty((stop - start, *composer.shape), np.uint8)
+    labels = np.full((stop - start, composer.most), -1, np.int16)
+    boxes = np.full((stop - start, composer.most, 4), -1, np.int16)
     for place in range(stop - start):
         images[place], names, found = composer.compose(start + place)
         labels[place, : len(names)] = names
@@ -151,7 +198,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start_worker(composers: dict[str, Composer]) -> None:
+def _start_worker(composers: Mapping[str, Composes]) -> None:
     _composers.update(composers)
     # Ctrl-C reaches the whole group; only the parent decides what to do about it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

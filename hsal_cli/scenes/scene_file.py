@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ import h5py
 import numpy as np
 
 from hsal_cli.errors import FileError
-from hsal_cli.files import check_space, digest_of, open_hdf5, seal, stamp, whole
+from hsal_cli.files import check_space, digest_of, open_hdf5, reading, seal, stamp, whole
+from hsal_cli.steady import SteadyFile
 
 FORMAT = "hsal-scenes"
 MADE_BY = "hsal make-data mnist-multiset"
@@ -60,10 +61,8 @@ class SceneSplit:
         Raises:
             FileError: the data does not fit its checksum.
         """
-        try:
+        with reading(self.images.file.filename, f"{self.name}, images {start} to {stop - 1},", HINT):
             return self.images[start:stop]
-        except OSError as error:
-            raise FileError(f"{self.images.file.filename} is damaged: {self.name}, images {start} to {stop - 1}", HINT) from error
 
 
 class SceneFile:
@@ -107,18 +106,34 @@ class SceneFile:
             raise FileError(f"{self.path} has no split {name!r}", f"it has: {', '.join(self.splits)}")
         return self._splits[name]
 
+    def __len__(self) -> int:
+        return sum(map(len, self._splits.values()))
+
+    @property
+    def noted_digest(self) -> str | None:
+        """The digest that the file's writer noted; None where it noted none."""
+        noted = self._file.attrs.get("digest")
+        return str(noted) if noted else None
+
     @functools.cached_property
     def digest(self) -> str:
         """sha256 of what the file holds: as its writer noted it, else computed from all images, labels and boxes."""
-        noted = self._file.attrs.get("digest")
-        if noted:
-            return str(noted)
+        return self.noted_digest or self.computed_digest()
+
+    def computed_digest(self, advance: Callable[[int], None] = lambda images: None) -> str:
+        """sha256 of what the file holds, computed from all images, labels and boxes.
+
+        Args:
+            advance: told after each block how many images it held.
+        """
         sums: dict[str, dict[str, str]] = {}
         for name, split in self._splits.items():
             images = hashlib.sha256()
-            step = max(1, BLOCK_BYTES // max(1, split.images[0].nbytes))
+            step = max(1, BLOCK_BYTES // max(1, int(np.prod(split.images.shape[1:]))))
             for start in range(0, len(split), step):
-                images.update(split.read(start, min(start + step, len(split))))
+                some = split.read(start, min(start + step, len(split)))
+                images.update(some)
+                advance(len(some))
             sums[name] = _sums(images, split.images.shape, split.labels, split.boxes)
         return _digest(self.classes, sums)
 
@@ -132,28 +147,29 @@ def open_scenes(path: Path) -> SceneFile:
     path = Path(path)
     file = open_hdf5(path, FORMAT, MADE_BY)
     try:
-        return SceneFile(path, file)
-    except BaseException as error:
+        with reading(path, "its content", HINT):
+            return SceneFile(path, file)
+    except BaseException:
         file.close()
-        if isinstance(error, (OSError, KeyError, json.JSONDecodeError)):
-            raise FileError(f"{path} is damaged: {error}", HINT) from error
         raise
 
 
 class SceneWriter:
     """Writes the splits of a scene file one after the other; made by `write_scenes`."""
 
-    def __init__(self, file: h5py.File, classes: list[str]):
+    def __init__(self, file: SteadyFile, place: Path, classes: list[str]):
         self._file = file
+        self._place = place
         self._classes = classes
         self._sums: dict[str, dict[str, str]] = {}
 
-    def write_split(self, name: str, parts: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]], shape: tuple[int, ...]) -> None:
+    def write_split(self, name: str, parts: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]], shape: tuple[int, ...]) -> None:
         """Writes a split.
 
         Args:
             name: "train" or "test".
-            parts: images uint8 (n, H, W[, 3]), labels int16 (n, L) and boxes int16 (n, L, 4), in order.
+            parts: images uint8 (n, H, W[, 3]), labels int16 (n, L) and boxes int16 (n, L, 4), in order; boxes are None in all of them
+                where they are unknown.
             shape: of all the images: (N, H, W) or (N, H, W, 3).
         """
         group = self._file.create_group(name)
@@ -161,15 +177,18 @@ class SceneWriter:
         images = group.create_dataset("images", shape, np.uint8, chunks=(block, *shape[1:]), compression="lzf", fletcher32=True)
         seen, labels, boxes, place = hashlib.sha256(), [], [], 0
         for some_images, some_labels, some_boxes in parts:
-            check_space(Path(self._file.filename), some_images.nbytes)
+            check_space(self._place, some_images.nbytes)
+            self._file.check()
             images[place : place + len(some_images)] = some_images
             seen.update(np.ascontiguousarray(some_images))
             place += len(some_images)
             labels.append(some_labels)
             boxes.append(some_boxes)
-        all_labels, all_boxes = np.concatenate(labels), np.concatenate(boxes)
+        all_labels = np.concatenate(labels)
+        all_boxes = None if boxes[0] is None else np.concatenate(boxes)
         group.create_dataset("labels", data=all_labels, compression="lzf", chunks=True, fletcher32=True)
-        group.create_dataset("boxes", data=all_boxes, compression="lzf", chunks=True, fletcher32=True)
+        if all_boxes is not None:
+            group.create_dataset("boxes", data=all_boxes, compression="lzf", chunks=True, fletcher32=True)
         self._sums[name] = _sums(seen, shape, all_labels, all_boxes)
 
     @property
@@ -190,10 +209,11 @@ def write_scenes(target: Path, config: dict[str, Any], classes: list[str]) -> It
     Raises:
         FileError: the place cannot be written.
     """
-    with whole(target) as temporary, h5py.File(temporary, "w") as file:
+    # The newer layout has checksums of HDF5's own bookkeeping too.
+    with whole(target) as temporary, SteadyFile(temporary, "w", libver=("v110", "latest")) as file:
         stamp(file, FORMAT, config)
         file.attrs["classes"] = json.dumps(classes)
-        writer = SceneWriter(file, classes)
+        writer = SceneWriter(file, temporary, classes)
         yield writer
         seal(file, writer.digest)
 
@@ -252,14 +272,29 @@ def _split(path: Path, name: str, group: h5py.Group, classes: int) -> SceneSplit
         boxes = _integers(group["boxes"])
         if boxes is None or boxes.shape != (*labels.shape, 4):
             raise refuse(f"boxes are {_described(group['boxes'])}, not integers of shape {(*labels.shape, 4)}")
-        x0, y0, x1, y1 = np.moveaxis(boxes, 2, 0)
         height, width = images.shape[1:3]
-        wrong = ((labels >= 0) & ((x0 < 0) | (y0 < 0) | (x1 <= x0) | (y1 <= y0) | (x1 > width) | (y1 > height))).any(axis=1)
+        wrong = box_faults(boxes, labels, (height, width))
         if wrong.any():
             row = int(wrong.argmax())
             raise refuse(f"row {row} has a box that is empty or leaves the image of {width}x{height} px: {boxes[row].tolist()}")
         boxes = boxes.astype(np.int16)
     return SceneSplit(name, images, labels.astype(np.int16), boxes)
+
+
+def box_faults(boxes: np.ndarray, labels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """Which rows have a box that is empty or leaves the image.
+
+    Args:
+        boxes: integers (N, L, 4) x0, y0, x1, y1 in px, half-open; those of the padding do not count.
+        labels: integers (N, L), padded with -1.
+        image_size: height and width, px.
+
+    Returns:
+        bool (N,).
+    """
+    x0, y0, x1, y1 = np.moveaxis(boxes, 2, 0)
+    height, width = image_size
+    return ((labels >= 0) & ((x0 < 0) | (y0 < 0) | (x1 <= x0) | (y1 <= y0) | (x1 > width) | (y1 > height))).any(axis=1)
 
 
 def _integers(data: Any) -> np.ndarray | None:

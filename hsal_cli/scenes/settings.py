@@ -1,4 +1,4 @@
-"""Settings of a scene file (section 5, "Datasets"); importing this needs no numpy."""
+"""Settings of scene files (section 5, "Datasets"); importing this needs no numpy."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hsal_cli.errors import UsageError
 from hsal_cli.settings import SEED_LIMIT, check, setting
 
 DATASETS = ("mnist-multiset", "mnist-set", "mnist-single")
+RECIPES = {**{name: name for name in DATASETS}, "multiset": "mnist-multiset", "set": "mnist-set", "single": "mnist-single"}
 
 
 def board_side(cells: int) -> int:
@@ -36,7 +37,14 @@ class SceneSettings:
     digits: Literal["auto", "mnist", "strokes"] = setting(
         "auto", "Where digits come from: MNIST's IDX files, digits drawn by embedded pen strokes, or MNIST where it can be had."
     )
-    mnist_dir: str | None = setting(None, "Folder of IDX files, gzipped or not (also the environment variable HSAL_MNIST_DIR).")
+    mnist_dir: str | None = setting(
+        None,
+        "Folder of IDX files, gzipped or not (also the environment variable HSAL_MNIST_DIR); where it holds several sets, the folder and "
+        "the beginning of the files' names, such as emnist/emnist-letters.",
+    )
+    classes: str | None = setting(None, "The classes to take, names or indices, with commas between them; unset: all.")
+    class_names: str | None = setting(None, "Names of all classes of the digit source, with commas between them; unset: found out.")
+    transpose: Literal["auto", "yes", "no"] = setting("auto", "Swap rows and columns of the glyphs; auto: for files named emnist-*.")
     seed: int = setting(0, "Seed of all that is random.", low=0, high=SEED_LIMIT)
 
     def __post_init__(self) -> None:
@@ -60,3 +68,76 @@ class SceneSettings:
                 f"{self.count[1]} digits of {self.digit_size[0]} px do not fit into image_size = {self.image_size} without overlap",
                 f"take at most {(self.image_size // self.digit_size[0]) ** 2} digits, or digits from {self.image_size // across} px",
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class StreetSettings:
+    """How synthetic street numbers are drawn; they stand in for SVHN (section 5) where its images are not at hand."""
+
+    train: int = setting(33_402, "Training images, by default as many as SVHN has.", low=0, high=100_000_000)
+    test: int = setting(13_068, "Test images, likewise.", low=0, high=100_000_000)
+    image_size: int = setting(112, "Side that the images are squashed to, px.", low=16, high=1024)
+    svhn_labels: str | None = setting(
+        None,
+        "A JSON file, gzipped or not, of SVHN's labels, boxes and image sizes: image i shows the number of SVHN's image i at its place; "
+        "unset: numbers and places are drawn from a model of theirs.",
+    )
+    typefaces: Literal["auto", "bundled"] = setting(
+        "auto",
+        "bundled: Pillow's own and the pen strokes, the same everywhere; auto: the system's TrueType fonts too, recorded in the file.",
+    )
+    seed: int = setting(0, "Seed of all that is random.", low=0, high=SEED_LIMIT)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.train + self.test == 0:
+            raise UsageError("train = 0 and test = 0: no image to make", "ask for at least one image")
+
+
+@dataclasses.dataclass(frozen=True)
+class SvhnSettings:
+    """How SVHN is read (section 5, "Datasets")."""
+
+    svhn_dir: str = setting("data/svhn", "Folder with train, test (and extra): folders as unpacked, or the .tar.gz archives as published.")
+    train: int | None = setting(None, "Training images, the first ones; unset: all.", low=0, high=100_000_000)
+    test: int | None = setting(None, "Test images, the first ones; unset: all.", low=0, high=100_000_000)
+    extra: bool = setting(False, "Add the images of extra to the training split.")
+    image_size: int = setting(112, "Side that the images are brought to, px; the paper's network sees 224.", low=16, high=1024)
+    fit: Literal["squash", "pad"] = setting("squash", "squash: the aspect ratio gives way to the square, as in the paper; pad: it is kept.")
+    download: bool = setting(False, "Fetch the archives that are missing into svhn_dir; an interrupted download goes on where it was.")
+    url: str = setting("http://ufldl.stanford.edu/housenumbers/", "Where the archives are fetched from.")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.train == 0 and self.test == 0:
+            raise UsageError("train = 0 and test = 0: no image to read", "ask for at least one image")
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSettings:
+    """How images and labels of one's own become a scene file."""
+
+    images: str | None = setting(None, "Folder of the images.")
+    labels: str | None = setting(None, "The labels: a CSV, JSONL or COCO JSON file, or a folder of YOLO text files or Pascal VOC XML.")
+    labels_format: Literal["auto", "csv", "jsonl", "coco", "yolo", "voc"] = setting("auto", "What the labels are; auto: by their names.")
+    test_images: str | None = setting(None, "Folder of the test images, if they lie elsewhere.")
+    test_labels: str | None = setting(None, "The labels of the test images, if they stand elsewhere.")
+    test_list: str | None = setting(None, "A text file that names the test images, one a line.")
+    test_share: float = setting(0.2, "Share of the images that are set apart for testing where nothing else says which.", low=0, high=0.9)
+    classes: str | None = setting(None, "The classes to take, with commas between them; unset: all, in the order of the labels' own list.")
+    image_size: int = setting(112, "Side that the images are brought to, px.", low=16, high=1024)
+    fit: Literal["squash", "pad"] = setting("squash", "squash: the aspect ratio gives way to the square; pad: it is kept.")
+    boxes: bool = setting(True, "Keep the boxes where every object has one.")
+    seed: int = setting(0, "Seed of the choice of test images.", low=0, high=SEED_LIMIT)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def check_named(self) -> None:
+        """Refuses to go on without a folder of images and labels.
+
+        Raises:
+            UsageError: one of the two is not named.
+        """
+        if not self.images or not self.labels:
+            raise UsageError("the images or the labels are not named", "hsal make-data folder --images DIR --labels FILE")

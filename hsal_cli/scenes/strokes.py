@@ -69,10 +69,10 @@ def _draw(seed: int, split: str, indices: np.ndarray) -> np.ndarray:
 def _ways(digit: int) -> tuple[list[tuple[np.ndarray, np.ndarray, np.ndarray]], np.ndarray]:
     """The ways of writing a digit, parsed, and the upper bounds of their shares in [0, 1]."""
     weights = np.array([weight for weight, _ in WAYS[digit]], dtype=float)
-    return [_parse(text) for _, text in WAYS[digit]], np.cumsum(weights)[:-1] / weights.sum()
+    return [parse_way(text) for _, text in WAYS[digit]], np.cumsum(weights)[:-1] / weights.sum()
 
 
-def _parse(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def parse_way(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Makes a way of writing ready to draw.
 
     Returns:

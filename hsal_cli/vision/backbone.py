@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hsal_cli import checkpoints
+from hsal_cli.checkpoints import Checkpoint
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, HsalError, UsageError
 from hsal_cli.vision.pretrained import WAYS_OUT, CannotDownload, cached_download, read_weights
@@ -24,6 +25,7 @@ from hsal_cli.vision.pretrained import WAYS_OUT, CannotDownload, cached_download
 ARCHITECTURES = ("resnet34", "resnet18")
 CHANNELS = 512  # of layer4's output, in both
 STRIDES = (32, 16, 8)
+MAKE_HINT = "make one with: hsal finetune"
 
 
 def torchvision_resnet() -> ModuleType:
@@ -244,19 +246,32 @@ def load_backbone(path: Path, which: str = "best", device: torch.device | str = 
     Raises:
         FileError: missing, damaged, not a backbone, or weights that do not fit what the checkpoint says of itself.
     """
-    hint = "make one with: hsal finetune"
     if not path.is_dir():
-        raise FileError(f"there is no backbone at {path}: {'it is not a folder' if path.exists() else 'it is missing'}", hint)
-    checkpoint = checkpoints.load_from(path, which, hint)
+        raise FileError(f"there is no backbone at {path}: {'it is not a folder' if path.exists() else 'it is missing'}", MAKE_HINT)
+    checkpoint = checkpoints.load_from(path, which, MAKE_HINT)
+    model = backbone_of(checkpoint).to(device=device, memory_format=torch.channels_last).eval()
+    return LoadedBackbone(model, checkpoint.meta, checkpoint.digest, checkpoint.path, checkpoint.note)
+
+
+def backbone_of(checkpoint: Checkpoint) -> ActivationModel:
+    """The activation model that a checkpoint holds, on the CPU.
+
+    Raises:
+        FileError: not a backbone, or weights that do not fit what the checkpoint says of itself; names the first that differ.
+    """
     meta = checkpoint.meta
     if meta.get("kind") != "backbone":
-        raise FileError(f"{checkpoint.path} is a checkpoint of kind {meta.get('kind')}, not backbone", hint)
+        raise FileError(f"{checkpoint.path} is a checkpoint of kind {meta.get('kind')}, not backbone", MAKE_HINT)
     torchvision_resnet()  # imported before, not under, the meta device
     try:
         with torch.device("meta"):  # no time, and no random numbers, spent on weights that are replaced at once
             model = ActivationModel(meta["arch"], len(meta["classes"]), meta["input_size"], meta["resolution"], meta.get("dilate", True))
-        model.load_state_dict(checkpoint.weights, assign=True)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise FileError(f"checkpoint {checkpoint.path} does not hold the backbone that it describes: {error}", hint) from error
-    model = model.to(device=device, memory_format=torch.channels_last).eval()
-    return LoadedBackbone(model, meta, checkpoint.digest, checkpoint.path, checkpoint.note)
+        raise FileError(
+            f"checkpoint {checkpoint.path} does not describe its backbone: {type(error).__name__} {error}", MAKE_HINT
+        ) from error
+    differing = checkpoints.differences(model.state_dict(), checkpoint.weights)
+    if differing:
+        raise FileError(f"the weights of {checkpoint.path} do not fit its settings: {differing}", MAKE_HINT)
+    model.load_state_dict(checkpoint.weights, assign=True)
+    return model

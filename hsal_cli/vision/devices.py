@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from hsal_cli.errors import UsageError
+from hsal_cli.errors import HsalError, UsageError
 
 CPU_FLAGS = Path("/proc/cpuinfo")
 
@@ -59,6 +60,24 @@ def autocast_gains(device: torch.device) -> bool:
 def forward_context(device: torch.device) -> contextlib.AbstractContextManager:
     """bfloat16 autocast where it gains, else a context that changes nothing."""
     return torch.autocast(device.type, torch.bfloat16) if autocast_gains(device) else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def fitting(device: torch.device | str, batch_size: int) -> Iterator[None]:
+    """Turns running out of memory in the block into an error that names the batch size used and one to try.
+
+    Raises:
+        HsalError: out of memory.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        said = str(error).partition("\n")[0]
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in said or "out of memory" in said
+        if not known:
+            raise
+        hint = f"try --batch-size {batch_size // 2}" if batch_size > 1 else "take a device with more memory, or smaller images"
+        raise HsalError(f"out of memory on {device} with a batch size of {batch_size}: {said or 'no more to be had'}", hint) from error
 
 
 def _cpu_flags() -> set[str]:

@@ -1,9 +1,10 @@
 """The feature file: volumes and raw saliency maps of a scene file, computed once by a fine-tuned activation model.
 
 Root attributes: those of `files.stamp` and `files.seal`, `classes` (JSON list), `backbone_digest`, `scenes_digest`, `image_size`
-(H, W in px, of the first split), `input_size` (px), `volume_shape` (C, h, w). A group a split, with attribute `image_size` and
+(H, W in px, of the first split), `input_size` (px), `volume_shape` (C, h, w), `saliency` and `saliency_digest` (see
+`saliency.SaliencyModel`; absent in files of before there was a choice). A group a split, with attribute `image_size` and
     volumes   float16 (N, C, h, w)
-    saliency  float32 (N, h, w), raw: the sum of squares of the volume before it was rounded to float16
+    saliency  float32 (N, h, w), raw: for "activation" the sum of squares of the volume before it was rounded to float16
     labels    int16 (N, L), padded with -1, copied from the scene file
     boxes     int16 (N, L, 4) x0, y0, x1, y1 in px, half-open, padded with -1, copied; absent where the scene file has none
 """
@@ -22,10 +23,12 @@ import torch
 from torch import Tensor
 
 from hsal_cli.errors import FileError
-from hsal_cli.files import open_hdf5
+from hsal_cli.files import digest_of_array, open_hdf5, reading
+from hsal_cli.vision.settings import SALIENCY, saliency_kind
 
 FORMAT = "hsal-features"
 MADE_BY = "hsal precompute"
+AGAIN = f"make it again with: {MADE_BY} --overwrite"
 BLOCK_ROWS = 512  # rows read at a time when scattered rows are picked
 
 
@@ -68,7 +71,8 @@ class FeatureFile:
         input_size: side that they were resized to, px.
         digest: sha256 of what the features were made from.
         backbone_digest, scenes_digest: of the activation model and of the scene file.
-        config: every setting they were made with, and where backbone and scene file were.
+        config: every setting it was made with, the scene file's under "scenes_config", and where backbone and scene file were.
+        saliency, saliency_digest: name of the saliency model, and what tells it from others (see `saliency.SaliencyModel`).
 
     Raises:
         FileError: something in it is not as it must be.
@@ -77,21 +81,31 @@ class FeatureFile:
     def __init__(self, path: Path, file: h5py.File):
         self.path = path
         self._file = file
+        with reading(path, "its description", AGAIN):
+            self._describe(file)
+
+    def _describe(self, file: h5py.File) -> None:
+        path = self.path
         try:
             self.classes: list[str] = json.loads(file.attrs["classes"])
+            if not isinstance(self.classes, list) or not self.classes or not all(isinstance(name, str) for name in self.classes):
+                raise ValueError("its classes are not a list of names")
             self.digest, self.backbone_digest, self.scenes_digest = (
                 str(file.attrs[name]) for name in ("digest", "backbone_digest", "scenes_digest")
             )
+            self.config: dict[str, Any] = json.loads(file.attrs.get("config", "{}"))
+            # Files older than the choice of saliency models have the activation model's own.
+            self.saliency = str(file.attrs.get("saliency", "activation"))
+            self.saliency_digest = str(file.attrs.get("saliency_digest", self.saliency))
             channels, height, width = (int(side) for side in file.attrs["volume_shape"])
             rows, columns = (int(side) for side in file.attrs["image_size"])
             self.input_size = int(file.attrs["input_size"])
-            self.config: dict[str, Any] = json.loads(file.attrs.get("config", "{}"))
             self.volume_shape, self.image_size = (channels, height, width), (rows, columns)
             self.splits = sorted(file, key=lambda name: (name != "train", name != "test", name))
             for name in self.splits:
                 self._check_split(name, file[name])
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise FileError(f"{path} is not a whole feature file: {error}", f"make it again with: {MADE_BY} --overwrite") from error
+            raise FileError(f"{path} is not a whole feature file: {error}", AGAIN) from error
 
     def _check_split(self, name: str, group: h5py.Group) -> None:
         count, longest = group["labels"].shape
@@ -126,19 +140,20 @@ class FeatureFile:
             FileError: there is no such split, or the data does not fit its checksums.
             IndexError: a row that the split does not have.
         """
-        if split not in self.splits:
-            raise FileError(f"{self.path} has no split {split!r}", f"it has: {', '.join(self.splits)}")
-        group = self._file[split]
-
-        def read(name: str, dtype: torch.dtype) -> Tensor:
-            return torch.from_numpy(_read(group[name], rows)).to(dtype)
-
-        try:
-            boxes = read("boxes", torch.int64) if "boxes" in group else None
-            volumes, saliency, labels = read("volumes", torch.float16), read("saliency", torch.float32), read("labels", torch.int64)
+        group = self._group(split)
+        with reading(self.path, split, AGAIN):
+            volumes, saliency = _read(group["volumes"], rows), _read(group["saliency"], rows)
+            boxes = self.boxes(split)
+            labels = self.labels(split)
+            places = (
+                np.arange(len(labels)) if rows is None else np.arange(len(labels))[rows if isinstance(rows, slice) else rows.cpu().numpy()]
+            )
+            self._check_finite(split, volumes, saliency, places)
+            if rows is not None:
+                chosen = torch.from_numpy(places.copy())  # torch has no reversed slices
+                labels, boxes = labels[chosen], None if boxes is None else boxes[chosen]
+            volumes, saliency = torch.from_numpy(volumes).to(torch.float16), torch.from_numpy(saliency).to(torch.float32)
             return FeatureTable(volumes, saliency, labels, boxes, self.size_of(split))
-        except OSError as error:
-            raise FileError(f"{self.path} is damaged: {split} cannot be read", f"make it again with: {MADE_BY} --overwrite") from error
 
     def labels(self, split: str) -> Tensor:
         """A split's labels alone, int64 (N, L), padded with -1.
@@ -146,7 +161,19 @@ class FeatureFile:
         Raises:
             FileError: there is no such split, or the data does not fit its checksums.
         """
-        return self._whole(split, "labels")
+        self._group(split)
+        with reading(self.path, f"{split}/labels", AGAIN):
+            labels = self._copied(split, "labels")
+            named = labels >= 0
+            for wrong, what in (
+                ((labels < -1) | (labels >= len(self.classes)), f"a label outside 0 to {len(self.classes) - 1} (-1 pads)"),
+                (~named.any(1, keepdim=True), "an empty label set"),
+                (named[:, 1:] & ~named[:, :-1], "a label behind the padding"),
+            ):
+                if wrong.any():
+                    row = int(wrong.any(1).nonzero()[0])
+                    raise FileError(f"{self.path}: {split}: row {row} has {what}: {labels[row].tolist()}", AGAIN)
+            return labels
 
     def boxes(self, split: str) -> Tensor | None:
         """A split's boxes alone, int64 (N, L, 4) in px, padded with -1; None where unknown.
@@ -154,20 +181,48 @@ class FeatureFile:
         Raises:
             FileError: there is no such split, or the data does not fit its checksums.
         """
-        return self._whole(split, "boxes") if split not in self.splits or "boxes" in self._file[split] else None
+        if "boxes" not in self._group(split):
+            return None
+        with reading(self.path, f"{split}/boxes", AGAIN):
+            return self._copied(split, "boxes")
 
     def size_of(self, split: str) -> tuple[int, int]:
         """Height and width of a split's images, px."""
         height, width = (int(side) for side in self._file[split].attrs.get("image_size", self.image_size))
         return height, width
 
-    def _whole(self, split: str, name: str) -> Tensor:
+    def _group(self, split: str) -> h5py.Group:
         if split not in self.splits:
             raise FileError(f"{self.path} has no split {split!r}", f"it has: {', '.join(self.splits)}")
-        try:
-            return torch.from_numpy(self._file[split][name][()]).to(torch.int64)
-        except OSError as error:
-            raise FileError(f"{self.path} is damaged: {split} cannot be read", f"make it again with: {MADE_BY} --overwrite") from error
+        return self._file[split]
+
+    def _copied(self, split: str, part: str) -> Tensor:
+        """Labels or boxes of a split, int64, of the digest that was noted when they were copied from the scene file."""
+        group = self._file[split]
+        values = group[part][()]
+        if values.dtype.kind not in "iu":
+            raise FileError(f"{self.path}: {split}/{part} has type {values.dtype}, not integers", AGAIN)
+        noted = group.attrs.get(f"{part}_digest")
+        if noted is not None and noted != digest_of_array(values):
+            raise FileError(f"{self.path} is damaged: {split}/{part} does not have the digest noted when it was written", AGAIN)
+        return torch.from_numpy(values).to(torch.int64)
+
+    def _check_finite(self, split: str, volumes: np.ndarray, saliency: np.ndarray, rows: np.ndarray) -> None:
+        """Refuses values that are not finite. `hsal precompute` writes none, so of its volumes one a row tells that the row was written."""
+        sealed = "attributes_digest" in self._file.attrs
+        for part, values in (("volumes", volumes[:, 0, 0, 0] if sealed else volumes), ("saliency", saliency)):
+            for start in range(0, len(values), BLOCK_ROWS):
+                finite = finite_rows(values[start : start + BLOCK_ROWS])
+                if not finite.all():
+                    row = rows[start + int(finite.argmin())]
+                    raise FileError(f"{self.path}: {split}: row {row} of {part} has values that are not finite", AGAIN)
+
+
+def finite_rows(values: np.ndarray) -> np.ndarray:
+    """Which rows hold finite numbers only."""
+    if values.dtype == np.float16:  # NumPy's own test is an order of magnitude slower here
+        return (np.ascontiguousarray(values).view(np.uint16) & 0x7C00).reshape(len(values), -1).max(1) < 0x7C00
+    return np.isfinite(values).reshape(len(values), -1).all(1)
 
 
 def open_features(path: Path) -> FeatureFile:
@@ -185,12 +240,14 @@ def open_features(path: Path) -> FeatureFile:
         raise
 
 
-def check_match(features: FeatureFile, scenes_digest: str | None = None, backbone_digest: str | None = None) -> None:
-    """Refuses features that were made from other scenes or by another backbone.
+def check_match(
+    features: FeatureFile, scenes_digest: str | None = None, backbone_digest: str | None = None, saliency_digest: str | None = None
+) -> None:
+    """Refuses features that were made from other scenes, by another backbone or with another saliency model.
 
     Args:
         features: the file to be used.
-        scenes_digest, backbone_digest: what it should have been made from; None: whatever it was.
+        scenes_digest, backbone_digest, saliency_digest: what it should have been made from; None: whatever it was.
 
     Raises:
         FileError: it is stale; names the file and both digests.
@@ -202,6 +259,26 @@ def check_match(features: FeatureFile, scenes_digest: str | None = None, backbon
                 f"{features.path} holds features of another {what}: digest {found[:12]}, not {wanted[:12]}",
                 f"make them again with: {MADE_BY} --overwrite --out {features.path}",
             )
+    if saliency_digest is not None and features.saliency_digest != saliency_digest:
+        wanted = saliency_digest[:17] if saliency_digest.startswith("file:") else saliency_digest
+        others = " of other files" if features.saliency.startswith("file:") and saliency_digest.startswith("file:") else ""
+        raise FileError(
+            f"{features.path} holds features of another saliency model: {features.saliency}{others}, not {wanted}",
+            f"name another file, or make them again with: {MADE_BY} --saliency MODEL --overwrite --out {features.path}",
+        )
+
+
+def features_path(scenes: Path, saliency: str = "activation") -> Path:
+    """Where the features of a scene file go: data/x.h5 -> data/x.features.h5, with another saliency model data/x.itti.features.h5."""
+    kind = saliency_kind(saliency)
+    return scenes.with_name(scenes.name.removesuffix(".h5") + ("" if kind == "activation" else f".{kind}") + ".features.h5")
+
+
+def dataset_of(features: Path) -> str:
+    """The name of the data set in a feature file's name: data/x.features.h5 and data/x.itti.features.h5 are of x."""
+    name = features.name.removesuffix(".h5").removesuffix(".features")
+    ending = name.rpartition(".")[2]
+    return name.removesuffix(f".{ending}") if ending in (*SALIENCY, "file") else name
 
 
 def _read(data: h5py.Dataset, rows: slice | Tensor | None) -> np.ndarray:

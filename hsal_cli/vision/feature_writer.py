@@ -25,14 +25,17 @@ from torch import Tensor
 
 from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError
-from hsal_cli.files import cannot_write, seal, stamp, whole
+from hsal_cli.files import cannot_write, clear_after_the_dead, digest_of_array, seal, stamp, sync, whole
 from hsal_cli.scenes.scene_file import SceneFile
+from hsal_cli.steady import SteadyFile
 from hsal_cli.vision.feature_file import FORMAT
 
 BLOCK_BYTES = 1 << 20  # size of an HDF5 chunk of volumes, about
 CACHE_BYTES = 64 << 20  # chunks that a batch fills in part stay in memory until they are full
 SAVE_EVERY_S = 10.0  # a killed run loses at most this much work
 WAITING = 4  # batches that may wait to be written
+# The newest layout whose files can be read after their writer was killed; it has checksums of almost all of HDF5's own bookkeeping.
+LAYOUT = ("v108", "latest")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Origin:
         backbone_digest: sha256 of its weights.
         volume_shape: (C, h, w).
         input_size: side that images are resized to, px.
+        saliency, saliency_digest: name and digest of the saliency model.
         digest: of the features.
         config: every setting, for the record.
     """
@@ -54,8 +58,15 @@ class Origin:
     backbone_digest: str
     volume_shape: tuple[int, int, int]
     input_size: int
+    saliency: str
+    saliency_digest: str
     digest: str
     config: dict[str, Any]
+
+
+def partial_of(out: Path) -> Path:
+    """What a feature file is called until it is whole."""
+    return out.with_name(out.name + ".partial")
 
 
 @contextlib.contextmanager
@@ -67,12 +78,14 @@ def features_to_fill(out: Path, origin: Origin, batch_size: int, reporter: Repor
     Raises:
         FileError: it cannot be written, or another process is writing it.
     """
-    partial = out.with_name(out.name + ".partial")
+    partial = partial_of(out)
     try:
+        clear_after_the_dead(partial)
         if not (partial.exists() and _can_continue(partial, origin, reporter)):
-            with h5py.File(partial, "w") as file:
+            with SteadyFile(partial, "w", libver=LAYOUT) as file:
                 _lay_out(file, origin)
-        with h5py.File(partial, "r+", rdcc_nbytes=CACHE_BYTES) as file:
+        with SteadyFile(partial, "r+", libver=LAYOUT, rdcc_nbytes=CACHE_BYTES) as file:
+            _describe(file, origin)
             starts = {name: _first_row(group, batch_size) for name, group in file.items()}
             for name, group in file.items():
                 group.attrs["done"] = _whole_chunks(group, starts[name])
@@ -81,13 +94,14 @@ def features_to_fill(out: Path, origin: Origin, batch_size: int, reporter: Repor
             if any(starts.values()):
                 reporter.say(f"continuing after {sum(starts.values()):,} images")
             try:
-                with FeatureWriter(file, origin.backbone) as writer:
+                with FeatureWriter(file, partial, origin.backbone) as writer:
                     yield writer, starts
+                file.check()
                 seal(file, origin.digest)
             finally:
                 file.flush()
                 file.attrs["open"] = False
-        _sync(partial)
+        sync(partial)
         os.replace(partial, out)
     except BlockingIOError as error:
         raise FileError(f"{partial} is being written by another process", "wait for it, or name another file with --out") from error
@@ -112,9 +126,10 @@ def _can_continue(partial: Path, origin: Origin, reporter: Reporter) -> bool:
     try:
         with h5py.File(partial, "r") as old:
             if old.attrs["digest"] != origin.digest:
-                reporter.say(f"{partial} belongs to other scenes or another backbone; starting over")
+                reporter.say(f"{partial} belongs to other scenes, another backbone or saliency model; starting over")
                 return False
             if not old.attrs["open"]:
+                _check_copies(old, origin)
                 return True
             size, free = partial.stat().st_size, shutil.disk_usage(partial.parent).free
             if free >= size:
@@ -122,8 +137,9 @@ def _can_continue(partial: Path, origin: Origin, reporter: Reporter) -> bool:
                 return True
     except BlockingIOError:
         raise
-    except (OSError, FileError, KeyError, ValueError, RuntimeError) as error:
-        reporter.say(f"{partial} cannot be continued ({str(error).splitlines()[0]}); starting over")
+    except Exception as error:  # h5py raises almost anything on damaged files
+        said = (str(error).splitlines() or [""])[0] or type(error).__name__
+        reporter.say(f"{partial} cannot be continued ({said}); starting over")
         return False
     raise FileError(
         f"no room to rescue {partial}, whose writer was killed: it needs {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free",
@@ -131,8 +147,19 @@ def _can_continue(partial: Path, origin: Origin, reporter: Reporter) -> bool:
     )
 
 
+def _check_copies(old: h5py.File, origin: Origin) -> None:
+    """Raises ValueError if what a partial file copied from the scene file is not what stands there."""
+    for name in origin.scenes.splits:
+        split, group = origin.scenes.split(name), old[name]
+        if len(group["volumes"]) != len(split) or group["volumes"].shape[1:] != origin.volume_shape:
+            raise ValueError(f"{name}/volumes has another shape")
+        for part, values in (("labels", split.labels), ("boxes", split.boxes)):
+            if values is not None and not np.array_equal(group[part][()], values):
+                raise ValueError(f"{name}/{part} differs")
+
+
 def _rescue(old: h5py.File, partial: Path, origin: Origin) -> None:
-    with whole(partial) as temporary, h5py.File(temporary, "w") as new:
+    with whole(partial) as temporary, SteadyFile(temporary, "w", libver=LAYOUT) as new:
         _lay_out(new, origin)
         for name, group in old.items():
             done, block = int(group.attrs["done"]), group["volumes"].chunks[0]
@@ -148,24 +175,31 @@ def _rescue(old: h5py.File, partial: Path, origin: Origin) -> None:
 
 def _lay_out(file: h5py.File, origin: Origin) -> None:
     """Writes all but the volumes and saliency maps."""
-    scenes = origin.scenes
-    stamp(file, FORMAT, origin.config)
-    file.attrs["digest"], file.attrs["open"] = origin.digest, True
-    file.attrs["classes"] = json.dumps(scenes.classes)
-    file.attrs["backbone_digest"], file.attrs["scenes_digest"] = origin.backbone_digest, scenes.digest
-    file.attrs["input_size"], file.attrs["volume_shape"] = origin.input_size, origin.volume_shape
-    file.attrs["image_size"] = scenes.split(scenes.splits[0]).image_size
+    _describe(file, origin)
+    file.attrs["open"] = True
     block = max(1, BLOCK_BYTES // (2 * int(np.prod(origin.volume_shape))))
-    for name in scenes.splits:
-        split, group = scenes.split(name), file.create_group(name)
+    for name in origin.scenes.splits:
+        split, group = origin.scenes.split(name), file.create_group(name)
         group.attrs["image_size"], group.attrs["done"] = split.image_size, 0
         for part, kind, shape in (("volumes", np.float16, origin.volume_shape), ("saliency", np.float32, origin.volume_shape[1:])):
             chunk = (min(block, len(split)), *shape)
             group.create_dataset(part, (len(split), *shape), kind, chunks=chunk, fletcher32=True, fillvalue=np.nan)
-        group.create_dataset("labels", data=split.labels, chunks=True, fletcher32=True)
-        if split.boxes is not None:
-            group.create_dataset("boxes", data=split.boxes, chunks=True, fletcher32=True)
+        for part, values in (("labels", split.labels), ("boxes", split.boxes)):
+            if values is not None:
+                group.create_dataset(part, data=values, chunks=True, fletcher32=True)
+                group.attrs[f"{part}_digest"] = digest_of_array(values)
     file.attrs["open"] = False
+
+
+def _describe(file: h5py.File, origin: Origin) -> None:
+    """Writes the root attributes; again where a file is continued, for HDF5 keeps no checksum of them."""
+    scenes = origin.scenes
+    stamp(file, FORMAT, origin.config)
+    file.attrs["digest"], file.attrs["classes"] = origin.digest, json.dumps(scenes.classes)
+    file.attrs["backbone_digest"], file.attrs["scenes_digest"] = origin.backbone_digest, scenes.digest
+    file.attrs["saliency"], file.attrs["saliency_digest"] = origin.saliency, origin.saliency_digest
+    file.attrs["input_size"], file.attrs["volume_shape"] = origin.input_size, origin.volume_shape
+    file.attrs["image_size"] = scenes.split(scenes.splits[0]).image_size
 
 
 class FeatureWriter:
@@ -173,11 +207,12 @@ class FeatureWriter:
 
     Args:
         file: the partial file. No other thread may use it meanwhile.
+        path: where it is.
         backbone: where the activation model came from, to be named if it gives values that are not finite.
     """
 
-    def __init__(self, file: h5py.File, backbone: Path):
-        self._file = file
+    def __init__(self, file: SteadyFile, path: Path, backbone: Path):
+        self._file, self._path = file, path
         self._backbone = backbone
         self._queue: queue.Queue[tuple[str, int, Tensor, Tensor, torch.cuda.Event | None] | None] = queue.Queue(WAITING)
         self._done: dict[str, int] = {}
@@ -242,12 +277,14 @@ class FeatureWriter:
         stop = start + len(volumes)
         self._file[split]["volumes"][start:stop] = volumes.cpu().numpy()
         self._file[split]["saliency"][start:stop] = saliency.numpy()
+        self._file.check()
         self._done[split] = stop
 
     def _save(self, exactly: bool) -> None:
         """Counts rows as done, but only when they are on the disk; `exactly`: the file is closed next, so no chunk can be torn."""
         self._file.flush()
-        _sync(Path(self._file.filename))
+        self._file.check()
+        sync(self._path)
         for split, rows in self._done.items():
             self._file[split].attrs["done"] = rows if exactly else _whole_chunks(self._file[split], rows)
         self._file.flush()
@@ -255,9 +292,3 @@ class FeatureWriter:
 
 def _to_pinned(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-
-
-def _sync(path: Path) -> None:
-    """Waits until what was written to a file is on the disk."""
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())

@@ -5,27 +5,27 @@ Reading, the forward pass and writing run side by side: images are read ahead in
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import h5py
 import torch
 from torch import Tensor
 
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.files import FORMAT_VERSION, cannot_write, digest_of
+from hsal_cli.files import FORMAT_VERSION, cannot_write, digest_of, format_of
 from hsal_cli.scenes.scene_file import SceneFile, SceneSplit, open_scenes
 from hsal_cli.settings import as_dict
-from hsal_cli.vision.backbone import CHANNELS, LoadedBackbone, fused, load_backbone
-from hsal_cli.vision.devices import autocast_gains, forward_context
-from hsal_cli.vision.feature_file import FORMAT, check_match, open_features
+from hsal_cli.vision.backbone import CHANNELS, ActivationModel, LoadedBackbone, fused, load_backbone
+from hsal_cli.vision.devices import autocast_gains, fitting, forward_context
+from hsal_cli.vision.feature_file import FORMAT, FeatureFile, check_match, open_features
 from hsal_cli.vision.feature_writer import FeatureWriter, Origin, features_to_fill
 from hsal_cli.vision.images import to_input
-from hsal_cli.vision.saliency import activation_saliency
+from hsal_cli.vision.saliency import SaliencyModel, saliency_model
 from hsal_cli.vision.settings import PrecomputeSettings
 
 AGAIN = "run the same command again to continue"
@@ -60,6 +60,7 @@ def precompute(
     device: torch.device,
     reporter: Reporter = SILENT,
     overwrite: bool = False,
+    volumes_from: Path | None = None,
 ) -> Path:
     """Computes volumes and saliency maps of all splits of a scene file; continues an interrupted run of the same inputs.
 
@@ -70,7 +71,8 @@ def precompute(
         settings: how.
         device: where to compute.
         reporter: told the size before the work starts.
-        overwrite: replace a feature file of other scenes or another backbone, and make one of the same anew.
+        overwrite: replace a feature file of other scenes, another backbone or saliency model, and make one of the same anew.
+        volumes_from: a feature file of the same scenes and backbone with another saliency model, whose volumes are copied.
 
     Returns:
         `out`.
@@ -83,8 +85,10 @@ def precompute(
     loaded = load_backbone(backbone, device=device)
     if loaded.note:
         reporter.warn(loaded.note)
-    with open_scenes(scenes) as source:
-        todo = _plan(source, loaded, out, overwrite)
+    saliency = saliency_model(settings.saliency)
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(open_scenes(scenes))
+        todo = _plan(source, loaded, saliency, out, overwrite)
         if todo.exists:
             reporter.say(f"{out} holds these features already")
             return out
@@ -97,45 +101,46 @@ def precompute(
             "precision": "bfloat16" if autocast_gains(device) else "float32",
             "scenes_config": source.config,
         }
-        origin = Origin(source, loaded.path, loaded.digest, todo.volume_shape, loaded.model.input_size, todo.digest, config)
-        with features_to_fill(out, origin, settings.batch_size, reporter) as (writer, starts):
-            _fill(writer, starts, source, loaded, settings.batch_size, device, reporter)
+        made_from = loaded.path, loaded.digest, todo.volume_shape, loaded.model.input_size, saliency.name, saliency.digest
+        origin = Origin(source, *made_from, todo.digest, config)
+        volumes = stack.enter_context(_volumes_of(volumes_from, source, loaded, saliency, out)) if volumes_from else None
+        stack.enter_context(fitting(device, settings.batch_size))
+        writer, starts = stack.enter_context(features_to_fill(out, origin, settings.batch_size, reporter))
+        _fill(writer, starts, source, loaded, saliency, volumes, settings.batch_size, device, reporter)
     return out
 
 
-def plan(scenes: Path, backbone: Path, out: Path, overwrite: bool = False) -> Plan:
+def plan(scenes: Path, backbone: Path, out: Path, overwrite: bool = False, saliency: str = "activation") -> Plan:
     """What `precompute` would write; it raises what `precompute` would refuse, and writes nothing."""
     loaded = load_backbone(backbone)
     with open_scenes(scenes) as source:
-        return _plan(source, loaded, out, overwrite)
+        return _plan(source, loaded, saliency_model(saliency), out, overwrite)
 
 
-def _plan(scenes: SceneFile, backbone: LoadedBackbone, out: Path, overwrite: bool) -> Plan:
+def _plan(scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, out: Path, overwrite: bool) -> Plan:
     side = backbone.model.resolution
     splits = [scenes.split(name) for name in scenes.splits]
     size = 0
     for split in splits:
         copied = split.labels.nbytes + (0 if split.boxes is None else split.boxes.nbytes)
         size += len(split) * side * side * (2 * CHANNELS + 4) + copied
-    digest = digest_of({"scenes": scenes.digest, "backbone": backbone.digest, "format_version": FORMAT_VERSION})
-    exists = out.exists() and _is_there(out, digest, scenes, backbone, overwrite)
+    made_from = {"scenes": scenes.digest, "backbone": backbone.digest, "format_version": FORMAT_VERSION}
+    if saliency.digest != "activation":  # left out there, so that features made before there was a choice keep their digest
+        made_from["saliency"] = saliency.digest
+    digest = digest_of(made_from)
+    exists = out.exists() and _is_there(out, digest, scenes, backbone, saliency, overwrite)
     return Plan(sum(map(len, splits)), size, (CHANNELS, side, side), digest, exists)
 
 
-def _is_there(out: Path, digest: str, scenes: SceneFile, backbone: LoadedBackbone, overwrite: bool) -> bool:
+def _is_there(out: Path, digest: str, scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, overwrite: bool) -> bool:
     """Whether `out` holds these features; refuses anything else than features, and other features unless they may be replaced."""
-    try:
-        with h5py.File(out, "r") as file:
-            ours = file.attrs.get("format") == FORMAT
-    except OSError:
-        ours = False
-    if not ours:
+    if format_of(out) != FORMAT:
         raise UsageError(f"{out} exists and is not a feature file, so it is not replaced", "name another file with --out")
     if overwrite:
         return False
     try:
         with open_features(out) as features:
-            check_match(features, scenes.digest, backbone.digest)
+            check_match(features, scenes.digest, backbone.digest, saliency.digest)
             same = features.digest == digest
     except FileError as error:
         raise FileError(error.message, "replace it with --overwrite, or name another file with --out") from error
@@ -158,11 +163,25 @@ def _check_room(out: Path, size: int) -> None:
         )
 
 
+@contextlib.contextmanager
+def _volumes_of(features: Path, scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, out: Path) -> Iterator[FeatureFile]:
+    """Opens the feature file whose volumes are to be copied."""
+    if saliency.name == "activation":
+        raise UsageError("saliency = activation is computed from unrounded volumes, not from a file's", "leave --volumes-from out")
+    if features.resolve() == out.resolve():
+        raise UsageError(f"volumes_from = {features} is the file to write", "name another file with --out")
+    with open_features(features) as file:
+        check_match(file, scenes.digest, backbone.digest)
+        yield file
+
+
 def _fill(
     writer: FeatureWriter,
     starts: dict[str, int],
     scenes: SceneFile,
     backbone: LoadedBackbone,
+    saliency: SaliencyModel,
+    copied: FeatureFile | None,
     batch_size: int,
     device: torch.device,
     reporter: Reporter,
@@ -173,12 +192,34 @@ def _fill(
         for name in scenes.splits:
             for start, images in _batches(scenes.split(name), starts[name], batch_size, device):
                 reporter.check_stop(AGAIN)
+                rows = slice(start, start + len(images))
                 images = images.to(device, non_blocking=True)
-                with forward_context(device):
-                    volumes = model(to_input(images, model.input_size)).float()
-                saliency = activation_saliency(volumes)
-                writer.put(name, start, volumes.clamp_(max=LARGEST_HALF).half().contiguous(), saliency)
+                volumes = volumes_of(model, images) if copied is None else copied.table(name, rows).volumes.to(device)
+                writer.put(name, start, *as_features(images, volumes, saliency, [f"{name}/{row}" for row in range(rows.start, rows.stop)]))
                 advance(len(images))
+
+
+def volumes_of(model: ActivationModel, images: Tensor) -> Tensor:
+    """Volumes (B, C, h, w), float32, of uint8 images (B, H, W) or (B, H, W, 3) on the model's device; to be called without gradients."""
+    with forward_context(images.device):
+        return model(to_input(images, model.input_size)).float()
+
+
+def as_features(images: Tensor, volumes: Tensor, saliency: SaliencyModel, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Volumes and raw saliency maps as the feature file holds them.
+
+    Args:
+        images: uint8 (B, H, W) or (B, H, W, 3).
+        volumes: (B, C, h, w), of any float type; overwritten.
+        saliency: makes the maps.
+        names: of each image, for the saliency model.
+
+    Returns:
+        volumes: float16 (B, C, h, w), contiguous; saliency: float32 (B, h, w), of the volumes before they were rounded.
+    """
+    # Volumes that are not finite are refused by the maps they give; a model that does not read them must show them too.
+    maps = saliency(images, volumes, names) + 0 * volumes.amax((1, 2, 3)).float()[:, None, None]
+    return volumes.clamp_(max=LARGEST_HALF).half().contiguous(), maps
 
 
 def _batches(split: SceneSplit, first: int, size: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import pickle
 import re
 import urllib.error
 import urllib.request
@@ -39,16 +38,16 @@ def cached_download(url: str, reporter: Reporter) -> Path:
         FileError: the cached file is damaged.
     """
     name = url.rsplit("/", 1)[-1]
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / name
+    cached = cached_path(url)
     if cached.is_file():
-        if not _has_digest_of_name(cached, name):
+        if not is_whole(cached):
             raise FileError(f"{cached} is damaged: its sha256 is not the one in its name", "delete that file and run again")
         return cached
     reporter.say(f"downloading {url}")
     try:
         with whole(cached) as temporary:
             _download(url, temporary, reporter)
-            if not _has_digest_of_name(temporary, name):  # such as the login page of a network
+            if not _has_digest_of(name, temporary):  # such as the login page of a network
                 raise CannotDownload(f"{url} did not send the weights: their sha256 is not the one in their name", WAYS_OUT)
     except FileError as error:
         raise CannotDownload(error.message, WAYS_OUT) from error
@@ -76,7 +75,17 @@ def _download(url: str, target: Path, reporter: Reporter) -> None:
                 advance(len(data))
 
 
-def _has_digest_of_name(file: Path, name: str) -> bool:
+def cached_path(url: str) -> Path:
+    """Where the cached copy of a weights file is, or would be."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+
+
+def is_whole(cached: Path) -> bool:
+    """Whether a cached file has the sha256 in its name."""
+    return _has_digest_of(cached.name, cached)
+
+
+def _has_digest_of(name: str, file: Path) -> bool:
     expected = re.search(r"-([0-9a-f]{8,64})\.", name)
     return expected is None or digest_of_file(file).startswith(expected[1])
 
@@ -93,7 +102,6 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     Raises:
         FileError: missing, a folder, damaged, or something else than named tensors.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     hint = "give --weights a .pth or .safetensors file in torchvision's layout, or: auto, imagenet, none"
@@ -102,7 +110,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     try:
         safe = source.suffix == ".safetensors"
         weights = load_file(source) if safe else torch.load(source, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, IndexError, pickle.UnpicklingError, SafetensorError) as error:
+    except Exception as error:  # on damaged files torch and its unpickler raise almost anything
         lines = str(error).splitlines() or [type(error).__name__]
         raise FileError(f"weights file {source} cannot be read: {lines[0]}", hint) from error
     if not isinstance(weights, dict) or not weights or not all(isinstance(value, Tensor) for value in weights.values()):

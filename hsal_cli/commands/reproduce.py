@@ -1,0 +1,157 @@
+"""hsal reproduce."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from hsal_cli import console
+from hsal_cli.commands.options import Config, Device, DryRun, Json, Preset, recipe_for, settings_for
+from hsal_cli.errors import UsageError
+from hsal_cli.evaluation.settings import EvalSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from hsal_cli.evaluation.examples import Example
+    from hsal_cli.evaluation.summary import GridRun
+    from hsal_cli.learning.grid import Grid, Step
+
+MOST_SEEDS = 100
+WORDS = {"done": "there", "resume": "begun: would go on", "missing": "would be made"}
+
+
+def reproduce(
+    datasets: Annotated[str, typer.Option("--datasets", help="Data sets, each at data/NAME.h5, made if missing.")] = (
+        "mnist-set,mnist-multiset"
+    ),
+    objectives: Annotated[str, typer.Option("--objectives", help="Objectives of hsal train.")] = "rl,cross-entropy,multiset",
+    seeds: Annotated[str, typer.Option("--seeds", help="Seeds of the policies, such as 0-2 or 0,7.")] = "0-2",
+    out: Annotated[Path, typer.Option("--out", help="Folder of the runs and of the report.")] = Path("runs/reproduce"),
+    backbone: Annotated[
+        Optional[Path], typer.Option("--backbone", help="Fine-tuned run for all.", show_default="the newest in runs/, made if missing")
+    ] = None,
+    device: Device = "auto",
+    dry_run: DryRun = False,
+    json: Json = False,
+    preset: Preset = None,
+    config: Config = None,
+) -> None:
+    """Reproduce Table 1: run whatever is missing of a grid of data sets, objectives and seeds, and write a report folder."""
+    from hsal_cli.learning.grid import Grid, plan
+
+    settled = [word for name, value in (("preset", preset), ("config", config)) if value is not None for word in (f"--{name}", str(value))]
+    grid = Grid(
+        parse_names("--datasets", datasets),
+        parse_names("--objectives", objectives),
+        parse_seeds(seeds),
+        out,
+        recipe_for(preset, config),
+        settings_for(EvalSettings, preset, config),
+        backbone,
+        options=tuple(settled),
+    )
+    steps = plan(grid)
+    if dry_run:
+        _show_plan(steps, json)
+        return
+    from hsal_cli.vision.devices import choose_device
+
+    typed = ["hsal", "reproduce", "--datasets", datasets, "--objectives", objectives, "--seeds", seeds, "--out", str(out)]
+    typed += [] if backbone is None else ["--backbone", str(backbone)]
+    summary = _run(grid, steps, shlex.join([*typed, *settled]), choose_device(device))
+    if json:
+        console.print_json(summary)
+    else:
+        _show(summary, out / "report")
+    if any(run["failure"] for run in summary["runs"]):
+        raise typer.Exit(1)
+
+
+def _run(grid: Grid, steps: list[Step], command: str, device: torch.device) -> dict[str, Any]:
+    from hsal_cli.learning.grid_run import provenance, run_grid
+    from hsal_cli.pictures.grid_report import write_report
+
+    reporter = console.TerminalReporter()
+    done = sum(step.state == "done" for step in steps)
+    reporter.say(f"{len(steps)} steps, {done} of them done before")
+    with console.stopping(reporter):
+        runs = run_grid(grid, device, reporter)
+        reporter.say("choosing test images, and writing the report")
+        examples = _examples(grid, runs, device, reporter)
+        commands = [step.command for step in steps if step.what.split(" ")[0] in ("data", "backbone", "features")]
+        return write_report(grid.out / "report", runs, {"commands": commands, **provenance(grid)}, examples, command)
+
+
+def _examples(grid: Grid, runs: list[GridRun], device: torch.device, reporter: console.Reporter) -> dict[str, list[Example]]:
+    """Test images chosen by rule, for the first run of each data set that is a policy, and not a classifier that takes no steps."""
+    from hsal_cli.evaluation.examples import choose_examples
+    from hsal_cli.evaluation.loading import load_policy
+
+    found: dict[str, list[Example]] = {}
+    shown: set[str] = set()
+    for run in runs:
+        takes_steps = run.evaluation is not None and run.evaluation.get("max_steps") is not None
+        if takes_steps and run.dataset not in shown:
+            shown.add(run.dataset)
+            loaded, scenes = load_policy(Path(run.path), "best", device), grid.scenes(run.dataset)
+            split, size = grid.evaluation.split, grid.evaluation.batch_size
+            found[run.name] = choose_examples(loaded, grid.features(run.dataset), scenes, split, size, device, reporter)
+    return found
+
+
+def parse_names(option: str, text: str) -> tuple[str, ...]:
+    """Names written as "a,b", each once.
+
+    Raises:
+        UsageError: there is none, or one that could not be a file's name.
+    """
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names or any("/" in name or name.startswith(".") for name in names):
+        raise UsageError(f"{option} {text!r} is not a list of names", f"write names as in {option} a,b")
+    return names
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Seeds written as "0-2,7", each once.
+
+    Raises:
+        UsageError: it is not written so, or there are more than 100.
+    """
+    seeds: dict[int, None] = {}
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        last = last or first
+        if not first.isdecimal() or not last.isdecimal() or int(last) < int(first):
+            raise UsageError(f"--seeds {text} is not a list of seeds", "write seeds as 0-2 or 0,7")
+        if int(last) - int(first) >= MOST_SEEDS or len(seeds) >= MOST_SEEDS:
+            raise UsageError(f"--seeds {text} are more than {MOST_SEEDS}", "take fewer seeds")
+        seeds |= dict.fromkeys(range(int(first), int(last) + 1))
+    return tuple(seeds)
+
+
+def _show_plan(steps: list[Step], json: bool) -> None:
+    if json:
+        plan = [{"step": step.what, "path": str(step.path), "state": step.state, "command": step.command} for step in steps]
+        console.print_json({"dry_run": True, "steps": plan})
+        return
+    rows = [[step.what, WORDS[step.state], str(step.path)] for step in steps]
+    console.print_table(f"{sum(step.state != 'done' for step in steps)} of {len(steps)} steps to do", ["step", "state", "path"], rows)
+
+
+def _show(summary: dict[str, Any], folder: Path) -> None:
+    from hsal_cli.pictures.grid_report import shown_score
+
+    rows = []
+    for row in summary["table"]:
+        paper, scores = row["paper"] or {}, row["scores"]
+        cells = [row["dataset"], row["objective"]]
+        for name in ("macro_f1", "exact_match"):
+            cells += [shown_score(scores.get(name)), f"{paper[name]:.3f}" if name in paper else "-"]
+        rows.append([*cells, *(shown_score(scores.get(name)) for name in ("glimpse_hit", "mask_mass"))])
+    columns = ["data set", "objective", "macro F1", "paper", "exact match", "paper", "glimpse_hit", "mask_mass"]
+    console.print_table("Table 1, reproduced", columns, rows)
+    console.print_line(f"report: {folder / 'summary.md'}")

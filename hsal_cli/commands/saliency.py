@@ -1,0 +1,131 @@
+"""hsal saliency."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from hsal_cli import console
+from hsal_cli.commands.options import Device, Json
+from hsal_cli.commands.visualize import targets
+from hsal_cli.errors import FileError, HsalError, UsageError
+from hsal_cli.vision.settings import SALIENCY, SALIENCY_HELP, saliency_kind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hsal_cli.vision.backbone import LoadedBackbone
+    from hsal_cli.vision.saliency import SaliencyModel
+
+ENDING = ".saliency.hsal.png"
+WORDS = {
+    "activation": "activation model (paper)",
+    "itti": "Itti, Koch and Niebur",
+    "spectral-residual": "spectral residual",
+    "center": "centre prior",
+    "file": "from file",
+}
+DIGITS = 5  # decimals of numbers in JSON
+
+
+def saliency(
+    images: Annotated[list[Path], typer.Argument(help="Images in any format that Pillow reads, of any size.", show_default=False)],
+    model: Annotated[
+        Optional[list[str]],
+        typer.Option("--saliency", help=f"{SALIENCY_HELP} Several times: side by side.", show_default="activation"),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every saliency model side by side.")] = False,
+    backbone: Annotated[
+        Optional[Path],
+        typer.Option("--backbone", help="A run of hsal finetune, for activation.", show_default="the newest finished run"),
+    ] = None,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--out", help="Folder for the pictures, or for one image a .png file.", show_default=f"IMAGE{ENDING} beside each image"
+        ),
+    ] = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Lay saliency maps over images: what stands out to the activation model, and to other saliency models."""
+    names = list(dict.fromkeys([*(model or []), *(SALIENCY if every else ())])) or ["activation"]
+    for name in names:
+        saliency_kind(name)
+    places = targets(images, out, [".png"], ENDING)
+    reporter = console.TerminalReporter()
+
+    from hsal_cli.vision.devices import choose_device
+    from hsal_cli.vision.saliency import saliency_model
+
+    loaded = _backbone(backbone, "activation" in names, bool(model and "activation" in model) or not every, choose_device(device))
+    if loaded is None and "activation" in names:
+        reporter.warn("there is no finished backbone in runs/, so the activation model is left out (hsal finetune makes one)")
+        names.remove("activation")
+    models = [saliency_model(name) for name in names]
+    documents, failed = [], False
+    with console.stopping(reporter):
+        for path, target in zip(images, places, strict=True):
+            try:
+                documents.append(_draw(path, models, loaded, target))
+                if not json:
+                    _say(documents[-1])
+            except HsalError as error:
+                failed = True
+                console.print_error(error.message, error.hint)
+            reporter.check_stop("run the same command again")
+    if json:
+        console.print_json(documents)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _backbone(path: Path | None, wanted: bool, needed: bool, device: Any) -> LoadedBackbone | None:
+    """The activation model that is meant; None where none is wanted, or none is there and none needed."""
+    from hsal_cli.learning import runs
+    from hsal_cli.vision.backbone import load_backbone
+
+    if not wanted:
+        if path is not None:
+            raise UsageError(f"--backbone {path} goes with --saliency activation or --all", "leave one of the two out")
+        return None
+    if path is None:
+        newest = runs.newest("backbone")
+        if newest is None:
+            if needed:
+                raise FileError("there is no finished backbone in runs", "make one with: hsal finetune, or take --saliency itti")
+            return None
+        path = newest.path
+    return load_backbone(path, device=device)
+
+
+def _draw(path: Path, models: Sequence[SaliencyModel], backbone: LoadedBackbone | None, target: Path) -> dict[str, Any]:
+    from hsal_cli.pictures.saliency_maps import SaliencyView, draw_saliency
+    from hsal_cli.pictures.writing import refuse_foreign, write_picture
+    from hsal_cli.vision.images import from_pil, read_image
+    from hsal_cli.vision.saliency import maps_of_image
+
+    image = from_pil(read_image(path))
+    maps = maps_of_image(image, str(path), models, backbone)
+    views = [SaliencyView(WORDS[saliency_kind(name)], found) for name, found in maps.items()]
+    refuse_foreign(target)
+    write_picture(draw_saliency(str(path), image[0].numpy(), views), target)
+    return {
+        "image": str(path),
+        "picture": str(target),
+        "maps": {
+            name: {"maximum": None if view.maximum is None else list(view.maximum), "map": view.map.round(DIGITS).tolist()}
+            for name, view in zip(maps, views, strict=True)
+        },
+    }
+
+
+def _say(document: dict[str, Any]) -> None:
+    where = [f"{name} {_cell(found['maximum'])}" for name, found in document["maps"].items()]
+    console.print_line(f"{document['image']}: highest cell (row, column): {', '.join(where)}   {document['picture']}")
+
+
+def _cell(maximum: list[int] | None) -> str:
+    return "none, the map is flat" if maximum is None else f"({maximum[0] + 1}, {maximum[1] + 1})"

@@ -1,0 +1,170 @@
+"""hsal sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from hsal_cli import console
+from hsal_cli.commands.options import Device, DryRun, Json, options
+from hsal_cli.commands.policies import RunOption, load, policy_run
+from hsal_cli.errors import FileError
+from hsal_cli.learning.settings import SweepSettings
+from hsal_cli.settings import as_dict
+
+if TYPE_CHECKING:
+    from hsal_cli.evaluation.loading import LoadedPolicy
+    from hsal_cli.learning.sweep import Recipe
+    from hsal_cli.pictures.curves import Panel
+    from hsal_cli.vision.backbone import LoadedBackbone
+
+TITLES = {
+    "trained": "Images like those trained on",
+    "count": "More objects than were trained on",
+    "size": "Size of the digits",
+    "clutter": "Clutter",
+    "spacing": "Spacing of the digits",
+    "contrast": "Contrast",
+    "glimpses": "Glimpse budget, short runs",
+    "saliency": "Saliency models, short runs",
+}
+SCORES = {"exact_match": "exact match", "macro_f1": "macro F1", "glimpse_hit": "glimpse on the digit"}
+
+
+@options(settings=SweepSettings)
+def sweep(
+    settings: SweepSettings,
+    *,
+    run: RunOption = None,
+    data: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--data",
+            help="Feature file the policy was trained on; without the parts that train, a scene file will do.",
+            show_default="as the policy noted",
+        ),
+    ] = None,
+    scenes: Annotated[
+        Optional[Path],
+        typer.Option("--scenes", help="Scene file of those features, for the part saliency.", show_default="as the features noted"),
+    ] = None,
+    backbone: Annotated[
+        Optional[Path], typer.Option("--backbone", help="The fine-tuned run behind them.", show_default="as the policy noted, or in runs/")
+    ] = None,
+    out: Annotated[Optional[Path], typer.Option("--out", help="Folder for the results.", show_default="sweep in the run")] = None,
+    device: Device = "auto",
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Test a policy on scenes unlike its own: more, smaller, fainter or touching digits, clutter; and vary its glimpses."""
+    from hsal_cli.files import write_json
+    from hsal_cli.learning.sweep import conditions, recipe_of, shifts
+    from hsal_cli.vision.devices import choose_device
+
+    reporter = console.TerminalReporter()
+    chosen = choose_device(device)
+    with console.stopping(reporter):
+        place = policy_run(run, chosen, reporter)
+        loaded = load(place, chosen, reporter)
+        source = data or Path(loaded.meta["features"])
+        recipe = recipe_of(source, settings.images)
+        out = out or place / "sweep"
+        if dry_run:
+            todo = [f"{condition.part}: {condition.value}" for condition in conditions(recipe, settings.part_names, reporter)]
+            console.print_json({"out": str(out), "conditions": todo, "settings": as_dict(settings)})
+            return
+        found = shifts(loaded, _backbone(backbone, loaded, chosen), recipe, settings, out, chosen, reporter)
+        found |= _trained(place, loaded, backbone, recipe, scenes, settings, out, chosen, reporter)
+    document = {"run": str(place), "data": str(source), "settings": as_dict(settings), "parts": found}
+    write_json(out / "sweep.json", document)
+    drawn = _draw(found, out / "sweep.png")
+    if json:
+        console.print_json(document)
+        return
+    for part, rows in found.items():
+        console.print_table(TITLES[part], *table(rows))
+    console.print_line(f"written to {out / 'sweep.json'}{f', {out}/sweep.png' if drawn else ''}")
+
+
+def _backbone(path: Path | None, loaded: LoadedPolicy, device: Any) -> LoadedBackbone:
+    from hsal_cli.evaluation.loading import find_backbone
+    from hsal_cli.vision.backbone import load_backbone
+
+    if path is None:
+        return find_backbone(loaded.meta, device=device)
+    backbone, wanted = load_backbone(path, device=device), loaded.meta.get("backbone_digest")
+    if wanted and backbone.digest != wanted:
+        raise FileError(
+            f"{path} is not the backbone the policy was trained with: {backbone.digest[:12]}, not {wanted[:12]}", "name that one"
+        )
+    return backbone
+
+
+def _trained(
+    run: Path,
+    loaded: LoadedPolicy,
+    backbone: Path | None,
+    recipe: Recipe,
+    scenes: Path | None,
+    settings: SweepSettings,
+    out: Path,
+    device: Any,
+    reporter: console.Reporter,
+) -> dict[str, list[dict[str, Any]]]:
+    """The parts that train short runs."""
+    from hsal_cli.learning.sweep_trained import bench_for, glimpse_budgets, saliency_models
+    from hsal_cli.vision.feature_file import open_features
+
+    wanted = [part for part in settings.part_names if part in ("glimpses", "saliency")]
+    if not wanted:
+        return {}
+    bench = bench_for(loaded, run, recipe.file, _backbone(backbone, loaded, device), settings, out, device, reporter)
+    found = {}
+    for part in wanted:
+        if part == "glimpses":
+            found[part] = glimpse_budgets(bench, settings.budgets)
+            continue
+        with open_features(recipe.file) as file:
+            noted = Path(file.config.get("scenes", "unknown"))
+        found[part] = saliency_models(bench, scenes or noted)
+    return found
+
+
+def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Columns and cells of one part's table."""
+    columns = ["", "images", "exact match", "95% interval", "macro F1", "cardinality error", "glimpse_hit", "max of S on it"]
+    cells = []
+    for row in rows:
+        low, high = row["exact_match_ci95"]
+        scores = [row[name] for name in ("macro_f1", "cardinality_error", "glimpse_hit", "saliency_hit")]
+        shown = ["-" if score is None else f"{score:.3f}" for score in scores]
+        cells.append([row["value"], f"{row['examples']:,}", f"{row['exact_match']:.3f}", f"{low:.3f} to {high:.3f}", *shown])
+    return columns, cells
+
+
+def panels(found: dict[str, list[dict[str, Any]]]) -> list[Panel]:
+    """A panel for each part that has an order; saliency models have none."""
+    from hsal_cli.learning.sweep import AXES
+    from hsal_cli.pictures.curves import Panel
+
+    made = []
+    level = {"exact match as trained": found["trained"][0]["exact_match"]}
+    for part, rows in found.items():
+        if part in ("trained", "saliency") or not rows:
+            continue
+        series = {text: [[(row["x"], row[name]) for row in rows if row[name] is not None]] for name, text in SCORES.items()}
+        series = {text: runs for text, runs in series.items() if runs[0]}
+        levels = {} if part == "glimpses" else level
+        made.append(Panel(TITLES[part], "share", series, AXES[part], 0.0, 1.0, levels))
+    return made
+
+
+def _draw(found: dict[str, list[dict[str, Any]]], target: Path) -> bool:
+    from hsal_cli.pictures.curves import write_curves
+
+    made = panels(found)
+    if made:
+        write_curves(made, target, columns=3)
+    return bool(made)

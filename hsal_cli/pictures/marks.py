@@ -1,0 +1,136 @@
+"""What is drawn on a panel of figures 2 and 12: a map's cells, glimpses, the covert mask's outline, its centres, class probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from hsal_cli.pictures.palette import FAINT, INK, ORANGE, PALE, PAPER, SKY, font, heat
+
+if TYPE_CHECKING:
+    from hsal_cli.evaluation.look import LookStep
+
+PLATE = 13  # height of a glimpse's number, px
+BAR = 16  # height of a class probability, px
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in px, half-open
+
+
+def cell_box(box: Box, cell: tuple[int, int], grid: tuple[int, int]) -> Box:
+    """Where a cell (row, column) of an h x w grid lies in a panel."""
+    x0, y0, x1, y1 = box
+    (row, column), (height, width) = cell, grid
+    xs = [x0 + round((x1 - x0) * place / width) for place in (column, column + 1)]
+    ys = [y0 + round((y1 - y0) * place / height) for place in (row, row + 1)]
+    return xs[0], ys[0], xs[1], ys[1]
+
+
+def to_maximum(mask: np.ndarray) -> np.ndarray:
+    """A mask in units of its maximum, as it is coloured."""
+    top = mask.max()
+    return mask / top if top > 0 else mask
+
+
+def draw_map(draw: ImageDraw.ImageDraw, box: Box, values: np.ndarray) -> None:
+    """Colours the cells of a panel by a map (h, w) in [0, 1]."""
+    colours = heat(values)
+    for cell in np.ndindex(*values.shape):
+        x0, y0, x1, y1 = cell_box(box, cell, values.shape)
+        draw.rectangle((x0, y0, x1 - 1, y1 - 1), tuple(int(part) for part in colours[cell]))
+
+
+def draw_glimpses(draw: ImageDraw.ImageDraw, box: Box, step: LookStep, taken: int | None = None) -> None:
+    """Outlines the glimpsed cells and numbers them beside the cell, which may be small; glimpses of one cell share a plate.
+
+    Args:
+        draw: of the picture.
+        box: the panel.
+        step: the meta-step.
+        taken: only the first so many glimpses; None: all.
+    """
+    numbers: dict[tuple[int, int], list[int]] = {}
+    for number, cell in enumerate(step.glimpses[:taken]):
+        numbers.setdefault(tuple(cell), []).append(number + 1)
+    places = {cell: cell_box(box, cell, step.mask.shape) for cell in numbers}
+    for x0, y0, x1, y1 in places.values():
+        draw.rectangle((x0 - 1, y0 - 1, x1, y1), outline=INK, width=4)
+        draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=ORANGE, width=2)
+    for cell, (x0, y0, _, y1) in places.items():
+        draw_plate(draw, box, (x0, y0, y1), ",".join(map(str, numbers[cell])))
+
+
+def draw_plate(draw: ImageDraw.ImageDraw, box: Box, cell: tuple[int, int, int], text: str) -> None:
+    """A word on a plate above a cell (x0, y0, y1), or below where the panel ends."""
+    x0, y0, y1 = cell
+    width = 5 + round(font(12).getlength(text))
+    x = max(box[0], min(x0, box[2] - width))
+    y = y0 - PLATE if y0 - PLATE >= box[1] else y1
+    draw.rectangle((x, y, x + width - 1, y + PLATE - 1), ORANGE)
+    draw.text((x + 3, y + 11), text, INK, font(12), anchor="ls")
+
+
+def draw_centres(draw: ImageDraw.ImageDraw, box: Box, step: LookStep) -> None:
+    """A ring at each Gaussian's centre, its area as alpha."""
+    x0, y0, x1, y1 = box
+    height, width = step.mask.shape
+    for alpha, _, row, column in step.gaussians:
+        # Coordinates count cells from 1 at their centres, so the centre of the first one is half a cell from the edge.
+        x = x0 + (column - 0.5) / width * (x1 - x0)
+        y = y0 + (row - 0.5) / height * (y1 - y0)
+        radius = 2 + 5 * math.sqrt(min(max(alpha, 0), 1))
+        x, y = (min(max(value, low + radius), high - 1 - radius) for value, low, high in ((x, x0, x1), (y, y0, y1)))
+        draw.ellipse((x - radius - 1, y - radius - 1, x + radius + 1, y + radius + 1), outline=INK, width=3)
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=PAPER, width=2)
+
+
+def outlined(photo: Image.Image, step: LookStep) -> Image.Image:
+    """The image with a line where the covert mask, as a function of place, has half its maximum."""
+    width, height = photo.size
+    rows = (np.arange(height) + 0.5) / height * step.mask.shape[0] + 0.5
+    columns = (np.arange(width) + 0.5) / width * step.mask.shape[1] + 0.5
+    mask = np.zeros((height, width))
+    for alpha, beta, row, column in step.gaussians:
+        mask += alpha * np.exp(-beta * ((rows - row) ** 2))[:, None] * np.exp(-beta * ((columns - column) ** 2))
+    if min(mask.shape) < 2 or mask.max() <= 0:
+        return photo
+    slope = np.hypot(*np.gradient(mask))
+    distance = np.abs(mask - mask.max() / 2) / np.maximum(slope, mask.max() * 1e-4)  # px from the line, to first order
+    pixels = np.asarray(photo, dtype=np.float64)
+    for colour, reach in ((INK, 2.6), (SKY, 1.6)):
+        cover = np.clip(reach - distance, 0, 1)[..., None]
+        pixels = pixels * (1 - cover) + np.array(colour) * cover
+    return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def likeliest(classes: Sequence[tuple[str, float]], most: int) -> list[tuple[str, float]]:
+    """The classes of the highest probabilities, highest first; of equals, the first."""
+    return sorted(classes, key=lambda scored: -scored[1])[:most]
+
+
+def draw_classes(draw: ImageDraw.ImageDraw, box: Box, classes: Sequence[tuple[str, float]]) -> None:
+    """The likeliest classes as bars from 0 to 1, as many as there is room for: name, bar, probability."""
+    x0, y0, x1, y1 = box
+    shown = likeliest(classes, (y1 - y0) // BAR)
+    small = font(12)
+    figures = round(small.getlength("0.00"))
+    # The room for all names, not those shown alone, so that the bars of all steps begin at one place.
+    names = min(max((round(small.getlength(name)) for name, _ in classes), default=0), (x1 - x0) * 2 // 5)
+    left, right = x0 + names + 6, x1 - figures - 6
+    for place, (name, probability) in enumerate(shown):
+        y = y0 + place * BAR
+        colour = INK if place == 0 else FAINT
+        draw.text((x0 + names, y + 12), shortened(name, 12, names), colour, small, anchor="rs")
+        draw.rectangle((left, y + 3, right - 1, y + 12), PALE)
+        if (length := round((right - left) * probability)) > 0:
+            draw.rectangle((left, y + 3, left + length - 1, y + 12), colour)
+        draw.text((x1, y + 12), f"{probability:.2f}", colour, small, anchor="rs")
+
+
+def shortened(text: str, size: int, room: float) -> str:
+    """A word that fits into so many px, its end cut where it must be."""
+    while font(size).getlength(text) > room and len(text) > 1:
+        text = text.rstrip("…")[:-1] + "…"
+    return text

@@ -1,0 +1,85 @@
+"""A replay: episodes as one self-contained HTML page that steps forward and back and reads S_t, M_t and P_t under the pointer."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from hsal_cli.pictures.palette import SCALE
+from hsal_cli.pictures.trajectory import hits, remaining, titles
+from hsal_cli.pictures.writing import MARK
+
+if TYPE_CHECKING:
+    from hsal_cli.evaluation.look import Look
+
+LONGEST = 1200  # side of an embedded image, px; larger ones are reduced
+LOSSLESS = 100_000  # images of more pixels than this are embedded as JPEG
+DIGITS = 4  # decimals of numbers
+
+
+def replay_page(looks: Sequence[Look], truths: Sequence[Sequence[str] | None] | None = None) -> str:
+    """The HTML page.
+
+    Args:
+        looks: at least one; with more, the page lets the reader choose.
+        truths: the true multisets, or None for those not known; with them, the page has the remaining multiset and hits and misses.
+    """
+    truths = [None] * len(looks) if truths is None else truths
+    found = [_document(look, truth) for look, truth in zip(looks, truths, strict=True)]
+    # "<" is escaped, so that no class name can end the script that holds the data.
+    data = json.dumps({"scale": SCALE.tolist(), "looks": found}, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    page = files("hsal_cli.pictures").joinpath("replay.html").read_text(encoding="utf-8")
+    before, after = page.split("@DATA@")
+    shown = (part.replace("@TITLE@", html.escape(found[0]["title"])).replace("@GENERATOR@", MARK) for part in (before, after))
+    return data.join(shown)
+
+
+def _document(look: Look, truth: Sequence[str] | None) -> dict[str, Any]:
+    """What the page shows of one look; the meta-step that named stop is its last step."""
+    title, subtitle = titles(look, truth)
+    meta_steps = [*look.steps, *([look.end] if look.end is not None else [])]
+    right = hits(look.labels, truth) if truth is not None else [None] * len(look.steps)
+    left = remaining(look.labels, truth) if truth is not None else [[]] * (len(look.steps) + 1)
+    steps = [
+        {
+            "label": step.label,
+            "stop": place == len(look.steps),
+            "probability": round(step.probability, DIGITS),
+            "hit": right[place] if place < len(right) else None,
+            "remaining": left[place],
+            "glimpses": [list(map(int, cell)) for cell in step.glimpses],
+            "classes": [round(probability, DIGITS) for _, probability in step.classes],
+            **{name: getattr(step, name).round(DIGITS).tolist() for name in ("saliency", "mask", "priority", "gaussians")},
+        }
+        for place, step in enumerate(meta_steps)
+    ]
+    return {
+        "name": Path(look.name).name,
+        "title": title,
+        "subtitle": subtitle,
+        "known": truth is not None,
+        "image": data_uri(look.image),
+        "size": [look.image.shape[1], look.image.shape[0]],
+        "grid": list(meta_steps[0].mask.shape) if meta_steps else [1, 1],
+        "classes": [name for name, _ in meta_steps[0].classes] if meta_steps else [],
+        "steps": steps,
+    }
+
+
+def data_uri(image: np.ndarray) -> str:
+    """An image (H, W, 3) uint8 as a data URI, reduced to what a screen shows; small ones as PNG, others as JPEG."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    kind = "png" if picture.width * picture.height <= LOSSLESS else "jpeg"
+    stream = io.BytesIO()
+    picture.save(stream, kind, quality=88)
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"

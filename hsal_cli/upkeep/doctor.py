@@ -1,0 +1,196 @@
+"""Whether this machine has what hsal needs: versions, devices, disk, caches and MNIST, each with a hint where it falls short."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from hsal_cli import __version__
+from hsal_cli.errors import HsalError
+
+PACKAGES = ("numpy", "h5py", "pillow", "safetensors", "typer", "rich")
+OLDEST_PYTHON, OLDEST_TORCH = (3, 11), (2, 6)
+TOGETHER = "install both together from one place: pip install --force-reinstall torch torchvision"
+# Features of 70,000 images at 7x7 cells are 3.5 GB, on the disk and in memory while the policy trains.
+SMALL_DISK, SMALL_MEMORY = 8e9, 6e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: its name.
+        state: "ok"; "note": hsal works, but something falls short; "fault": hsal does not work before it is mended.
+        found: what there is.
+        hint: what helps; "" where nothing falls short.
+    """
+
+    what: str
+    state: Literal["ok", "note", "fault"]
+    found: str
+    hint: str = ""
+
+
+def examine() -> list[Finding]:
+    """Looks at everything; takes a few seconds, for torch is imported."""
+    findings = [_python(), Finding("hsal", "ok", __version__), *_torch(), *_packages()]
+    # Without torch, torchvision or NumPy nothing below can be asked.
+    if not any(finding.state == "fault" for finding in findings):
+        for look in (_cpu, _cuda, _mps, _imagenet, _mnist):
+            findings.append(look())
+    return [*findings, _memory(), _disk(), _folder(), _terminal()]
+
+
+def _python() -> Finding:
+    old = sys.version_info[:2] < OLDEST_PYTHON
+    wanted = ".".join(map(str, OLDEST_PYTHON))
+    hint = f"install Python {wanted} or newer" if old else ""
+    return Finding("python", "fault" if old else "ok", f"{platform.python_version()} on {platform.platform()}", hint)
+
+
+def _torch() -> Iterator[Finding]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Finding("torch", "fault", f"cannot be imported: {_first_line(error)}", TOGETHER)
+        return
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < OLDEST_TORCH:
+        yield Finding("torch", "fault", torch.__version__, f"hsal needs {'.'.join(map(str, OLDEST_TORCH))} or newer: {TOGETHER}")
+    else:
+        yield Finding("torch", "ok", torch.__version__)
+    from hsal_cli.vision.backbone import torchvision_resnet
+
+    try:
+        torchvision_resnet()
+    except HsalError as error:
+        yield Finding("torchvision", "fault", error.message, error.hint)
+        return
+    import torchvision
+
+    yield Finding("torchvision", "ok", f"{torchvision.__version__}, matches torch")
+
+
+def _packages() -> Iterator[Finding]:
+    for name in PACKAGES:
+        try:
+            yield Finding(name, "ok", importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, "fault", "not installed", f"pip install {name}")
+
+
+def _cpu() -> Finding:
+    import torch
+
+    from hsal_cli.scenes.make import cores
+    from hsal_cli.vision.devices import autocast_gains
+
+    usable, threads = cores(), torch.get_num_threads()
+    precision = "bfloat16 (it gains here)" if autocast_gains(torch.device("cpu")) else "float32 (bfloat16 gains nothing here)"
+    found = f"{usable} cores, {threads} threads, computes in {precision}"
+    if threads > usable:
+        return Finding("cpu", "note", found, f"more threads than cores slow each other down: export OMP_NUM_THREADS={usable}")
+    return Finding("cpu", "ok", found)
+
+
+def _cuda() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        names = []
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            names.append(f"cuda:{index} {properties.name}, {properties.total_memory / 1e9:.0f} GB")
+        return Finding("cuda", "ok", "; ".join(names))
+    driver = shutil.which("nvidia-smi") is not None
+    if torch.version.cuda is None:
+        hint = "install a torch built for CUDA (https://pytorch.org/get-started)" if driver else ""
+        return Finding(
+            "cuda", "note" if driver else "ok", f"none: this torch was built without CUDA{', but there is a driver' * driver}", hint
+        )
+    hint = "see whether nvidia-smi lists it, and whether the driver is new enough for this torch" if driver else ""
+    return Finding("cuda", "note" if driver else "ok", f"none: torch for CUDA {torch.version.cuda} finds no GPU", hint)
+
+
+def _mps() -> Finding:
+    import torch
+
+    return Finding("mps", "ok", "available" if torch.backends.mps.is_available() else "none: no Apple GPU")
+
+
+def _imagenet() -> Finding:
+    from hsal_cli.vision.backbone import imagenet_url
+    from hsal_cli.vision.pretrained import cached_path, is_whole
+
+    cached = cached_path(imagenet_url("resnet34"))
+    what = "ImageNet weights"
+    if cached.is_file():
+        if is_whole(cached):
+            return Finding(what, "ok", f"{cached}")
+        return Finding(what, "fault", f"{cached} is damaged: its sha256 is not the one in its name", f"delete it: rm '{cached}'")
+    partial = sorted(cached.parent.glob(f"{cached.name}.*")) + sorted(cached.parent.glob(f".{cached.name}.*"))
+    if partial:
+        return Finding(what, "note", f"not there; a download that broke off left {partial[0]}", "it is not used, and may be deleted")
+    hint = "they are downloaded when needed; without a network fine-tuning starts from random weights, or from --weights FILE"
+    return Finding(what, "note", f"not in {cached.parent}", hint)
+
+
+def _mnist() -> Finding:
+    from hsal_cli.scenes.glyphs import DigitSource, find_local
+    from hsal_cli.scenes.settings import SceneSettings
+
+    hint = "name a folder of IDX files with --mnist-dir or HSAL_MNIST_DIR; without, it is downloaded, else digits are drawn"
+    try:
+        folder = find_local(SceneSettings())
+        if folder is None:
+            return Finding("MNIST", "note", "not found here", hint)
+        for split in ("train", "test"):
+            DigitSource("mnist", folder).glyphs(split, 0)
+    except HsalError as error:
+        return Finding("MNIST", "fault", error.message, error.hint)
+    source = "HSAL_MNIST_DIR" if os.environ.get("HSAL_MNIST_DIR") else "an earlier download"
+    return Finding("MNIST", "ok", f"{folder} ({source})")
+
+
+def _memory() -> Finding:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return Finding("memory", "ok", "unknown: this system does not say")
+    low = free < SMALL_MEMORY
+    hint = "training keeps all features in memory, 3.5 GB for 70,000 images: take fewer with make-data --train N" if low else ""
+    return Finding("memory", "note" if low else "ok", f"{free / 1e9:.1f} GB available", hint)
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free
+    low = free < SMALL_DISK
+    hint = "features of 70,000 images take 3.5 GB: free some space, or work on another disk" if low else ""
+    return Finding("disk", "note" if low else "ok", f"{free / 1e9:.1f} GB free at {Path.cwd()}", hint)
+
+
+def _folder() -> Finding:
+    here = Path.cwd()
+    if os.access(here, os.W_OK | os.X_OK):
+        return Finding("this folder", "ok", f"{here} can be written")
+    return Finding("this folder", "note", f"{here} cannot be written", "go to another folder, or name places with --out")
+
+
+def _terminal() -> Finding:
+    encoding = (sys.stdout.encoding if sys.stdout else None) or "none"
+    if encoding.lower().replace("-", "") == "utf8":
+        return Finding("terminal", "ok", encoding)
+    return Finding("terminal", "note", f"encoding {encoding}: other signs are shown as \\u....", "export PYTHONUTF8=1")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

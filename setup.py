@@ -1,0 +1,24 @@
+"""What pyproject.toml cannot say: data/pretrained of the checkout goes into the wheel as hsal_cli/pretrained."""
+
+import shutil
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+PRETRAINED = Path("data", "pretrained")
+
+
+class BuildWithPretrained(build_py):
+    """Copies the trained policies beside the modules. An editable install reads them where they are, in the checkout."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode or not (PRETRAINED / "manifest.json").is_file():
+            return
+        target = Path(self.build_lib, "hsal_cli", "pretrained")
+        shutil.rmtree(target, ignore_errors=True)  # a wheel built here before may have held other policies
+        shutil.copytree(PRETRAINED, target, ignore=shutil.ignore_patterns(".*"))
+
+
+setup(cmdclass={"build_py": BuildWithPretrained})

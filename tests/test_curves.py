@@ -1,0 +1,88 @@
+"""Means over runs with their intervals, and the curves drawn of them."""
+
+import io
+import statistics
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import t
+
+from hsal_cli.evaluation.intervals import mean_of_runs, t_quantile
+from hsal_cli.pictures.curves import COLOURS, DPI, HEIGHT, WIDTH, Panel, draw_curves, mean_curve, write_curves
+
+
+def rgb(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def pixels_of(picture: np.ndarray, colour: str) -> int:
+    """Pixels of exactly this colour."""
+    wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+    return int((picture == wanted).all(axis=2).sum())
+
+
+def blended(picture: np.ndarray, colour: str) -> int:
+    """Pixels of a band of this colour: 18% of it on white."""
+    wanted = np.array([0.18 * int(colour[place : place + 2], 16) + 0.82 * 255 for place in (1, 3, 5)])
+    return int((np.abs(picture - wanted) < 1.5).all(axis=2).sum())
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 7, 12, 13, 14, 20, 50, 1000])
+def test_quantiles_are_those_of_students_t(freedom: int) -> None:
+    assert t_quantile(freedom) == pytest.approx(t.ppf(0.975, freedom), abs=2e-5)
+
+
+def test_the_interval_over_seeds_is_students() -> None:
+    values = [0.962, 0.955, 0.971]
+    low, high = t.interval(0.95, 2, loc=statistics.mean(values), scale=statistics.stdev(values) / 3**0.5)
+    found = mean_of_runs(values)
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high), abs=1e-6)
+    assert found.runs == 3 and mean_of_runs([0.5]).half is None
+
+
+def test_a_mean_curve_takes_the_runs_that_have_an_epoch_and_leaves_out_what_is_not_finite() -> None:
+    runs = [[(1, 0.2), (2, 0.4), (3, 0.9)], [(1, 0.4), (2, float("nan"))], []]
+    curve = mean_curve(runs)
+    assert [(x, round(found.mean, 9), found.runs) for x, found in curve] == [(1, 0.3, 2), (2, 0.4, 1), (3, 0.9, 1)]
+
+
+def test_each_panel_has_the_size_of_a_papers_column_and_series_keep_their_colours() -> None:
+    a, b = [[(1, 0.1), (2, 0.9)]], [[(1, 0.5), (2, 0.6)]]
+    panels = [Panel("both", "score", {"a": a, "b": b}), Panel("b alone", "score", {"b": b}), Panel("a alone", "score", {"a": a})]
+    picture = rgb(draw_curves(panels))
+    height, width = round(HEIGHT * DPI), round(WIDTH * DPI)
+    assert picture.shape == (2 * height, 2 * width, 3)
+    below = picture[height:]
+    assert pixels_of(below[:, :width], COLOURS[0]) > 200 and pixels_of(below[:, :width], COLOURS[1]) == 0
+    second = picture[:height, width:]
+    assert pixels_of(second, COLOURS[1]) > 200 and pixels_of(second, COLOURS[0]) == 0
+
+
+def test_a_band_is_drawn_where_several_runs_give_an_interval_and_nowhere_else() -> None:
+    runs = [[(1, 0.2), (2, 0.5), (3, 0.8)], [(1, 0.3), (2, 0.6), (3, 0.9)]]
+    assert blended(rgb(draw_curves([Panel("two", "score", {"a": runs})])), COLOURS[0]) > 5_000
+    assert blended(rgb(draw_curves([Panel("one", "score", {"a": runs[:1]})])), COLOURS[0]) < 200
+
+
+def test_a_share_is_never_shown_beyond_one() -> None:
+    runs = [[(1, 0.90), (2, 0.99)], [(1, 0.99), (2, 0.90)]]  # the interval reaches far beyond 1
+    free, bounded = (Panel("s", "score", {"a": runs}, low=0, high=high) for high in (None, 1.0))
+    areas = [blended(rgb(draw_curves([panel])), COLOURS[0]) for panel in (free, bounded)]
+    assert areas[1] > 0
+    from matplotlib.figure import Figure
+
+    from hsal_cli.pictures.curves import _draw_panel
+
+    axes = Figure().subplots()
+    _draw_panel(axes, bounded, ["a"])
+    assert axes.get_ylim()[1] <= 1.02 and max(path.vertices[:, 1].max() for path in axes.collections[0].get_paths()) <= 1.0
+
+
+def test_a_series_without_values_and_a_level_are_drawn_without_ado(tmp_path) -> None:
+    panel = Panel("t", "score", {"nothing yet": [[], []], "a": [[(1, 10_000.0), (2, 20_000.0)]]}, levels={"chance": 12_000.0})
+    write_curves([panel], tmp_path / "c.png", columns=1)
+    first = (tmp_path / "c.png").read_bytes()
+    write_curves([panel], tmp_path / "c.png", columns=1)
+    assert (tmp_path / "c.png").read_bytes() == first  # the same panels, the same file
+    assert [entry.name for entry in tmp_path.iterdir()] == ["c.png"]

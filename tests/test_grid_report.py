@@ -1,0 +1,89 @@
+"""The report of a reproduction, from runs made up for it: what its tables and curves say."""
+
+import json
+import statistics
+
+import pytest
+
+from hsal_cli.evaluation.summary import GridRun
+from hsal_cli.pictures.grid_report import curve_panels, shown_score, write_report
+
+PROVENANCE = {
+    "commands": ["hsal make-data mnist-set --out data/mnist-set.h5"],
+    "backbone": {"run": "runs/b", "digest": "b" * 64, "arch": "resnet34", "input_size": 112, "accuracy": 0.985},
+    "data": {
+        "mnist-set": {
+            "scenes": "data/mnist-set.h5",
+            "scenes_digest": "5" * 64,
+            "features": "data/mnist-set.features.h5",
+            "features_digest": "f" * 64,
+            "images": {"train": 60_000, "test": 10_000},
+        }
+    },
+    "seconds": {"data mnist-set": 75.0, "backbone": 3600.0},
+    "settings": {},
+    "environment": {"torch": "2.6", "cuda": None},
+}
+BASELINES = {"count_only": {"exact_match": 0.029, "macro_f1": 0.211}}
+
+
+def run_of(objective: str, seed: int, exact: float | None, looks: bool = True) -> GridRun:
+    rows = [{"epoch": epoch, "exact_match": 0.31 * epoch, "macro_f1": 0.31 * epoch + 0.05 * seed} for epoch in (1, 2, 3)]
+    evaluation = None
+    if exact is not None:
+        evaluation = {"exact_match": exact, "macro_f1": 0.9, "ci95": {"exact_match": [exact - 0.01, exact + 0.01]}, "baselines": BASELINES}
+        evaluation["attn_saliency"] = {"raw": 26_734.7, "random": 0.1} if looks else {"raw": None, "random": None}
+        if looks:
+            evaluation["localization"] = {"glimpse_hit": 0.95, "mask_mass": 0.5, "digits_once": 0.9, "repeat_visits": 0.05, "center": 0.11}
+            rows = [{**row, "attn_saliency": 100.0 * row["epoch"], "glimpse_hit": 0.2} for row in rows]
+    failure = "" if exact is not None else "the policy has collapsed"
+    name = f"mnist-set.{objective}.seed{seed}"
+    return GridRun(name, "mnist-set", objective, seed, f"runs/{name}", evaluation, rows, 61.0, "d" * 64, [f"hsal train {name}"], failure)
+
+
+@pytest.fixture
+def runs() -> list[GridRun]:
+    return [run_of("rl", 0, 0.97), run_of("rl", 1, 0.95), run_of("count", 0, 0.88, looks=False), run_of("cross-entropy", 0, None)]
+
+
+def row_of(text: str, heading: str, *names: str) -> list[str]:
+    """The cells of the first row under a heading that begins with these names."""
+    part = text.split(f"## {heading}\n")[1]
+    line = next(line for line in part.splitlines() if line.startswith(f"| {' | '.join(names)} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")][len(names) :]
+
+
+def test_the_tables_say_what_the_runs_say(runs, tmp_path) -> None:
+    summary = write_report(tmp_path, runs, PROVENANCE, {}, "hsal reproduce")
+    assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(json.dumps(summary, allow_nan=False))
+    text = (tmp_path / "summary.md").read_text()
+    half = 12.706205 * statistics.stdev([0.97, 0.95]) / 2**0.5
+    heading = "Results on the test split"
+    assert row_of(text, heading, "MNIST Set", "HSAL-RL") == ["0.900 ± 0.000", "0.990", f"0.960 ± {half:.3f}", "0.960", "0, 1"]
+    assert row_of(text, heading, "MNIST Set", "Count classifier") == ["0.900", "-", "0.880 (0.870 to 0.890)", "-", "0"]
+    assert row_of(text, heading, "MNIST Set", "Cross-entropy") == ["-", "0.735", "-", "0.478", "failed: 0"]
+    assert row_of(text, heading, "MNIST Set", "count only") == ["0.211", "0.029"]
+    where = row_of(text, "Where it looks", "MNIST Set", "HSAL-RL")
+    assert [cell.split(" ")[0] for cell in where] == ["0.950", "0.500", "0.900", "0.050", "26,735"]
+    assert "Count classifier" not in text.split("## Where it looks")[1].split("## Over training")[0]
+    assert row_of(text, "Runs", "mnist-set.rl.seed0")[2:5] == ["3", "3", "1:01"]
+    assert "the policy has collapsed" in text and "1:01:15" in text and "0.9" in row_of(text, "Runs", "mnist-set.rl.seed0")[0]
+    for command in (*PROVENANCE["commands"], *(run.commands[0] for run in runs)):
+        assert f"    {command}\n" in text + "\n"
+    assert summary["pictures"] == ["macro-f1.png", "attn-saliency.png", "attention.png"]
+    assert {path.name for path in tmp_path.iterdir()} == {"summary.md", "summary.json", *summary["pictures"]}
+
+
+def test_curves_hold_every_run_of_an_objective_that_has_the_score(runs) -> None:
+    [macro] = curve_panels(runs, ["macro_f1"])
+    assert {name: len(curves) for name, curves in macro.series.items()} == {"HSAL-RL": 2, "Count classifier": 1, "Cross-entropy": 1}
+    assert macro.series["HSAL-RL"][1] == [(1.0, pytest.approx(0.36)), (2.0, pytest.approx(0.67)), (3.0, pytest.approx(0.98))]
+    [salient] = curve_panels(runs, ["attn_saliency"])
+    assert list(salient.series) == ["HSAL-RL"] and (salient.low, salient.high) == (0.0, None)
+    assert curve_panels(runs, ["mask_mass"]) == []
+
+
+def test_a_score_shows_its_interval_or_none() -> None:
+    assert shown_score({"mean": 0.5, "low": 0.4, "high": 0.6, "interval": "seeds"}) == "0.500 ± 0.100"
+    assert shown_score({"mean": 0.5, "low": None, "high": None, "interval": None}) == "0.500"
+    assert shown_score(None) == "-"

@@ -1,0 +1,251 @@
+"""Fine-tuning on images of several objects: whose cells teach what, which label is drawn, what counts cost, and how all is scored."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from learning_parts import StoppingReporter, assert_equal, without
+from torch import nn
+
+from hsal_cli import checkpoints
+from hsal_cli.errors import FileError, Interrupted, UsageError
+from hsal_cli.learning.finetune import FinetuneTask, finetune, read_objects
+from hsal_cli.learning.many_objects import BoxedObjects, Scenes, WholeImages, own_cells, read_scenes, way_of
+from hsal_cli.learning.settings import FinetuneSettings
+from hsal_cli.learning.views import cell_centres
+
+CPU = torch.device("cpu")
+FAST = FinetuneSettings(input_size=32, crop_images=160, full_images=160, epoch_images=160, batch_size=8, validation=6, learning_rate=0.05)
+
+
+class OneLayer(nn.Module):
+    """What fine-tuning needs of the activation model."""
+
+    def __init__(self, arch: str, classes: int, input_size: int = 224, resolution: int = 7, dilate: bool = False):
+        super().__init__()
+        self.input_size, self.resolution, self.stride = input_size, input_size // 4, 4
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 6, 3, stride=4, padding=1), nn.BatchNorm2d(6), nn.Linear(6, classes)
+
+    def classify(self, images: torch.Tensor, regions: torch.Tensor | None = None) -> torch.Tensor:
+        volumes = torch.relu(self.norm(self.conv(images)))
+        summed = volumes.sum((2, 3)) if regions is None else torch.einsum("bmhw,bchw->bmc", regions, volumes)
+        return self.fc(summed / (self.input_size / self.stride) ** 2)
+
+
+@pytest.fixture(autouse=True)
+def one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hsal_cli.learning.finetune.ActivationModel", OneLayer)
+    monkeypatch.setattr("hsal_cli.learning.finetune.initial_weights", lambda model, weights, reporter: "random")
+
+
+def write_scenes(path: Path, boxes: bool = True, most: int = 3, train: int = 30, test: int = 8) -> Path:
+    """Red, green and blue squares in the quarters of a dim image, 1 to `most` of them."""
+    draw = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        file.attrs["format"], file.attrs["classes"] = "hsal-scenes", json.dumps(["red", "green", "blue"])
+        for split, size in (("train", train), ("test", test)):
+            images = draw.integers(0, 20, (size, 48, 48, 3), dtype=np.uint8)
+            labels, placed = np.full((size, 3), -1, np.int16), np.full((size, 3, 4), -1, np.int16)
+            for row in range(size):
+                for place, quarter in enumerate(draw.permutation(4)[: draw.integers(1, most + 1)]):
+                    side, label = draw.integers(10, 20), draw.integers(3)
+                    x, y = 24 * (quarter % 2) + draw.integers(0, 24 - side), 24 * (quarter // 2) + draw.integers(0, 24 - side)
+                    images[row, y : y + side, x : x + side, label] = 230
+                    labels[row, place], placed[row, place] = label, (x, y, x + side, y + side)
+            file[f"{split}/images"], file[f"{split}/labels"] = images, labels
+            if boxes:
+                file[f"{split}/boxes"] = placed
+    return path
+
+
+@pytest.fixture(scope="module")
+def boxed(tmp_path_factory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("scenes") / "boxed.h5")
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("scenes") / "bare.h5", boxes=False)
+
+
+@pytest.mark.parametrize(("objects", "least", "mode"), [("crops", 0.9, "crops"), ("counts", 0.5, "full"), ("random-label", 0.7, "full")])
+def test_each_way_learns_and_says_what_it_does(objects, least, mode, boxed, bare, tmp_path):
+    reporter = StoppingReporter()
+    settings = dataclasses.replace(FAST, augment=False, full_images=160 if objects == "crops" else 800)
+    wanted = "auto" if objects != "random-label" else objects
+    run = finetune(boxed if objects == "crops" else bare, tmp_path / "run", dataclasses.replace(settings, objects=wanted), CPU, reporter)
+    assert run.status["test_accuracy"] >= least, run.status
+    assert run.config["finetune"]["objects"] == objects and run.config["finetune"]["mode"] == mode
+    assert any(f"--objects {objects}" in line for line in reporter.said)
+    assert checkpoints.load(run.checkpoints, "best").meta["classes"] == ["red", "green", "blue"]
+
+
+@pytest.mark.parametrize("objects", ["crops", "random-label"])
+def test_a_stopped_run_resumes_to_exactly_what_it_would_have_been(objects, boxed, tmp_path):
+    settings = dataclasses.replace(FAST, objects=objects, crop_images=24, full_images=24, epoch_images=24)
+    whole = finetune(boxed, tmp_path / "whole", settings, CPU)
+    with pytest.raises(Interrupted):
+        finetune(boxed, tmp_path / "run", settings, CPU, StoppingReporter(2))
+    torch.manual_seed(9)
+    resumed = finetune(Path("nowhere"), tmp_path / "run", FinetuneSettings(), CPU, resume=True)
+    mine, theirs = (checkpoints.load(run.checkpoints, "last") for run in (resumed, whole))
+    assert_equal(mine.weights, theirs.weights, "weights")
+    assert [without(row) for row in resumed.rows()] == [without(row) for row in whole.rows()]
+
+
+def test_the_way_is_found_from_what_the_data_has(boxed, bare, tmp_path):
+    single = write_scenes(tmp_path / "single.h5", most=1)
+    assert [way_of(path, "auto") for path in (single, boxed, bare)] == ["single", "crops", "counts"]
+    assert way_of(boxed, "random-label") == "random-label"
+    with pytest.raises(UsageError, match="has no boxes"):
+        way_of(bare, "crops")
+    with pytest.raises(UsageError, match="does not go with objects = random-label"):
+        finetune(boxed, tmp_path / "run", dataclasses.replace(FAST, objects="random-label", mode="crops"), CPU)
+    with pytest.raises(FileError, match=r"holds [23] objects"):
+        finetune(boxed, tmp_path / "run", dataclasses.replace(FAST, objects="single"), CPU)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_object_is_an_example_and_no_image_is_on_both_sides(boxed):
+    scenes = read_scenes(boxed, "train")
+    data = BoxedObjects.of(scenes)
+    assert len(data.labels) == int((scenes.multisets >= 0).sum()) and (data.labels >= 0).all()
+    assert (data.boxes[:, 2] > data.boxes[:, 0]).all()
+    held, rest = data.hold_out(6, 0)
+    assert len(held.rows.unique()) == 6 and len(held.rows) + len(rest.rows) == len(data.rows)
+    assert not set(held.rows.tolist()) & set(rest.rows.tolist())
+    assert len(WholeImages.of(scenes, True).hold_out(100, 0)[0].rows) == 15, "at most half"
+
+
+def test_cells_belong_to_the_nearest_object_and_each_object_has_one():
+    corners = torch.tensor([[[0.0, 0, 40, 40], [10, 10, 12, 12], [50, 0, 60, 60]], [[5, 5, 20, 20], [-1, -1, -1, -1], [-1, -1, -1, -1]]])
+    centres = cell_centres(torch.eye(2, 3).expand(2, 2, 3), 4, (64, 64))
+    regions = own_cells(corners, centres)
+    for image in range(2):
+        objects = [place for place in range(3) if corners[image, place, 0] >= 0]
+        for row in range(4):
+            for column in range(4):
+                x, y = 16 * column + 8, 16 * row + 8
+                gaps = []
+                for place in objects:
+                    x0, y0, x1, y1 = corners[image, place].tolist()
+                    gaps.append(math.hypot(max(x0 - x, x - x1, 0), max(y0 - y, y - y1, 0)))
+                nearest = objects[gaps.index(min(gaps))]
+                assert regions[image, nearest, row, column] == 1
+    # The small object lies inside the first one's box, which is nearest everywhere; it keeps the cell at its middle.
+    assert regions[0, 1].nonzero().tolist() == [[0, 0]]
+    assert regions[1, 1:].sum() == 0 and regions[1, 0].sum() == 16
+
+
+def test_the_cells_of_a_crop_look_where_they_do_in_the_network():
+    # 3.5 cells of 16 px in a view of 56 px: the network has 4, the last of which looks past the border.
+    centres = cell_centres(torch.eye(2, 3)[None], 4, (56, 56), 4 * 16 / 56)
+    assert torch.allclose(centres[0, 0, :, 0], torch.tensor([8.0, 24.0, 40.0, 56.0]))
+
+
+def test_a_crop_teaches_its_own_object_although_a_larger_neighbour_is_in_it():
+    image = torch.zeros(1, 48, 48, 3, dtype=torch.uint8)
+    image[0, 20:28, 16:24, 0], image[0, 17:31, 26:40, 2] = 230, 230
+    corners = torch.tensor([[[16.0, 20, 24, 28], [26, 17, 40, 31]]])
+    data = BoxedObjects.of(Scenes(image, torch.tensor([[0, 2]]), corners, 3))
+    settings = dataclasses.replace(FAST, augment=False)
+    picked = torch.zeros(200, dtype=torch.int64)
+    inputs, labels, regions = data.show(picked, True, 16, OneLayer("", 3, 32), settings, torch.Generator().manual_seed(0))
+    assert inputs.shape == (200, 3, 16, 16) and labels.tolist() == [[0]] * 200 and regions.shape == (200, 1, 4, 4)
+    pixels = inputs * torch.tensor([0.229, 0.224, 0.225])[:, None, None] + torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    cells = nn.functional.avg_pool2d(pixels, 4)
+    own = torch.einsum("bmhw,bchw->bmc", regions, cells)[:, 0].argmax(1)
+    assert (own == 0).float().mean() > 0.95 and (cells.sum((2, 3)).argmax(1) == 0).float().mean() < 0.8
+
+
+def test_full_images_teach_all_their_objects(boxed):
+    data = BoxedObjects.of(read_scenes(boxed, "train"))
+    model = OneLayer("", 3, 32)
+    inputs, labels, regions = data.show(torch.tensor([0, 5]), False, 32, model, FAST, torch.Generator())
+    assert inputs.shape == (2, 3, 32, 32) and torch.equal(labels, data.scenes.multisets[data.rows[[0, 5]]]) and regions.shape[:2] == (2, 3)
+    logits = torch.zeros(2, 3, 3)
+    logits[..., 1] = math.log(2.0)  # probabilities 1/4, 1/2, 1/4
+    true = labels[labels >= 0]
+    loss, right = data.loss(logits, labels)
+    assert loss.item() == pytest.approx(np.mean([-math.log(0.5 if label == 1 else 0.25) for label in true.tolist()]))
+    assert right.item() == pytest.approx((true == 1).float().mean().item())
+
+
+def test_one_label_is_drawn_anew_each_time_and_each_as_often_as_it_stands_there():
+    scenes = Scenes(torch.zeros(1, 8, 8, dtype=torch.uint8), torch.tensor([[2, 0, 2, 1, -1]]), None, 3)
+    data, generator = WholeImages.of(scenes, counts=False), torch.Generator().manual_seed(0)
+    settings = dataclasses.replace(FAST, augment=False)
+    drawn = data.show(torch.zeros(2000, dtype=torch.int64), False, 32, OneLayer("", 3, 32), settings, generator)[1]
+    shares = torch.bincount(drawn, minlength=3) / 2000
+    assert torch.allclose(shares, torch.tensor([0.25, 0.25, 0.5]), atol=0.04)
+
+
+def test_counts_cost_poissons_likelihood_and_are_scored_by_their_overlap():
+    scenes = Scenes(torch.zeros(2, 8, 8, dtype=torch.uint8), torch.tensor([[0, 0, 1], [2, -1, -1]]), None, 3)
+    data = WholeImages.of(scenes, counts=True)
+    logits = torch.tensor([[2.0, 1.5, -3.0], [0.1, -2.0, 0.7]])
+    counts = torch.tensor([[2, 1, 0], [0, 0, 1]])
+    loss, accuracy = data.loss(logits, counts)
+    rates = [[math.log(1 + math.exp(logit)) for logit in row] for row in logits.tolist()]
+    slow = [
+        rate - count * math.log(rate) for own, row in zip(counts.tolist(), rates, strict=True) for rate, count in zip(row, own, strict=True)
+    ]
+    assert loss.item() == pytest.approx(np.mean(slow), rel=1e-5)
+    # Rounded: 2, 2, 0 against 2, 1, 0 and 1, 0, 1 against 0, 0, 1.
+    assert accuracy.item() == pytest.approx((3 / 4 + 1 / 2) / 2)
+
+    class Says(nn.Module):
+        input_size = 8
+
+        def classify(self, images: torch.Tensor) -> torch.Tensor:
+            return logits
+
+    assert data.score(Says(), 2, CPU) == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert WholeImages.of(scenes, counts=False).score(Says(), 2, CPU) == 1.0  # it names 0 and 2
+
+
+def test_the_score_of_boxed_objects_is_the_share_named_from_their_own_cells(boxed):
+    data = read_objects(boxed, "test", "crops")
+    torch.manual_seed(3)
+    model = OneLayer("", 3, 32).eval()
+    right = 0
+    centres = cell_centres(torch.eye(2, 3)[None], 8, (48, 48))
+    with torch.no_grad():
+        for row, column in zip(data.rows.tolist(), data.columns.tolist(), strict=True):
+            from hsal_cli.vision.images import to_input
+
+            regions = own_cells(data.scenes.corners[row][None], centres)[:, column][:, None]
+            logits = model.classify(to_input(data.scenes.images[row][None], 32), regions)[0, 0]
+            right += int(logits.argmax() == data.labels[(data.rows == row) & (data.columns == column)])
+    assert data.score(model, 3, CPU) == pytest.approx(right / len(data.rows))
+
+
+def test_an_epoch_of_crops_is_planned_by_objects(boxed):
+    settings = dataclasses.replace(FAST, mode="crops", crowd=1, objects="crops")
+    task = FinetuneTask(OneLayer("", 3, 32), read_objects(boxed, "train", "crops"), settings, CPU, {})
+    task.start_epoch(0)
+    shown = torch.cat([rows for rows, _ in task.batches])
+    assert len(shown) == 160 and shown.max() < len(task.data.labels)
+    assert {side for _, side in task.batches} <= {16, 20, 24, 28, 32}
+
+
+def test_a_missing_backbone_is_made_from_the_scenes_themselves_where_they_are_not_mnists(boxed, tmp_path, monkeypatch):
+    from hsal_cli.learning import pipeline
+
+    monkeypatch.chdir(tmp_path)
+    taken = []
+
+    class Made:
+        path = Path("made")
+
+    monkeypatch.setattr(pipeline, "finetune", lambda scenes, *_: taken.append(scenes) or Made)
+    monkeypatch.setattr(pipeline, "make_dataset", lambda name, settings, out, *_: out)
+    recipe = pipeline.Recipe(None, None, None, None, None)
+    for scenes in (boxed, Path("data/mnist-multiset.h5")):
+        pipeline.ensure_backbone(recipe, CPU, StoppingReporter(), scenes)
+    assert taken == [boxed, pipeline.SINGLE]

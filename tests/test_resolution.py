@@ -1,0 +1,78 @@
+"""Finer maps: fine-tuning, precomputing, training, evaluation and pictures at 14 and 28 cells a side, at toy size."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from hsal_cli.evaluation.evaluate import evaluate_file
+from hsal_cli.evaluation.loading import load_policy
+from hsal_cli.evaluation.look import look_at_scenes
+from hsal_cli.evaluation.settings import EvalSettings
+from hsal_cli.learning.finetune import finetune
+from hsal_cli.learning.settings import FinetuneSettings, TrainSettings
+from hsal_cli.learning.train_policy import train_policy
+from hsal_cli.pictures.trajectory import draw_trajectory
+from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.vision.backbone import load_backbone
+from hsal_cli.vision.feature_file import open_features
+from hsal_cli.vision.precompute import precompute
+from hsal_cli.vision.settings import PrecomputeSettings
+
+CPU = torch.device("cpu")
+
+
+def write_scenes(path: Path) -> Path:
+    """Bright squares, one an image, of two classes: large and small."""
+    with h5py.File(path, "w") as file:
+        file.attrs["format"], file.attrs["classes"] = "hsal-scenes", json.dumps(["large", "small"])
+        for split, count in (("train", 6), ("test", 2)):
+            images, boxes = np.zeros((count, 56, 56), np.uint8), np.zeros((count, 1, 4), np.int16)
+            for row in range(count):
+                side = 20 if row % 2 == 0 else 10
+                x, y = 4 + 5 * row, 30 - 4 * row
+                images[row, y : y + side, x : x + side] = 230
+                boxes[row, 0] = x, y, x + side, y + side
+            group = file.create_group(split)
+            group["images"], group["boxes"], group["labels"] = images, boxes, (np.arange(count) % 2)[:, None].astype(np.int16)
+    return path
+
+
+@pytest.mark.parametrize("side", [14, pytest.param(28, marks=pytest.mark.slow)])
+def test_the_whole_pipeline_works_on_finer_maps(side, tmp_path):
+    scenes = write_scenes(tmp_path / "s.h5")
+    settings = FinetuneSettings(
+        arch="resnet18",
+        input_size=8 * side,
+        resolution=str(side),
+        weights="none",
+        crop_images=2,
+        full_images=2,
+        epoch_images=2,
+        crowd=2,
+        batch_size=2,
+        validation=2,
+    )
+    run = finetune(scenes, tmp_path / "backbone", settings, CPU)
+    features = precompute(scenes, run.path, tmp_path / "s.features.h5", PrecomputeSettings(batch_size=2), CPU)
+    with open_features(features) as file:
+        assert file.volume_shape == (512, side, side)
+        assert file.table("test").saliency.shape == (2, side, side)
+    for mask in ("winner-take-all", "anchored"):
+        policy = PolicySettings(mask=mask, controller_encode=8, controller_hidden=8, location_hidden=4, meta_encode=8, meta_hidden=8)
+        train_policy(features, tmp_path / mask, policy, TrainSettings(epochs=1, batch_size=4), CPU, backbone=run.path)
+    loaded = load_policy(tmp_path / "winner-take-all")
+    scores = evaluate_file(loaded, features, EvalSettings(resamples=2))
+    assert scores["examples"] == 2
+    loaded.policy.controller.label.bias.data[-1] = -100  # never stop, so that there is something to draw
+    shown, truth = look_at_scenes(scenes, "test", [1], load_backbone(run.path), loaded, max_steps=2)[0]
+    assert shown.steps[0].mask.shape == (side, side) and truth == ["small"]
+    # The mask covers what it covers on 7 x 7 cells, exp(-0.3 d^2) with d in cells of that size, to within the finer cells' width.
+    row, column = np.unravel_index(shown.steps[0].saliency.argmax(), (side, side))
+    rows, columns = np.indices((side, side))
+    wanted = np.exp(-0.3 * (7 / side) ** 2 * ((rows - row) ** 2 + (columns - column) ** 2))
+    np.testing.assert_allclose(shown.steps[0].mask, wanted, atol=1e-5)
+    assert draw_trajectory(shown, truth).width > 2 * 168
