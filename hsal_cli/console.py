@@ -167,17 +167,16 @@ def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
     """A curve in a line of blocks, from its lowest value to its highest.
 
     Args:
-        values: at least one; of more than `width`, neighbours are averaged.
+        values: at least one; of more than `width`, neighbours are averaged. Those that are not finite show as "?".
         width: most blocks.
     """
     count = min(width, len(values))
     edges = [len(values) * place // count for place in range(count + 1)]
     means = [sum(values[low:high]) / (high - low) for low, high in itertools.pairwise(edges)]
-    if not all(map(math.isfinite, means)):
-        return "?" * count
-    least, most = min(means), max(means)
+    known = [mean for mean in means if math.isfinite(mean)]
+    least, most = min(known, default=0.0), max(known, default=0.0)
     scale = (len(BLOCKS) - 1) / (most - least) if most > least else 0.0
-    return "".join(BLOCKS[round((mean - least) * scale)] for mean in means)
+    return "".join(BLOCKS[round((mean - least) * scale)] if math.isfinite(mean) else "?" for mean in means)
 
 
 def clock(seconds: float) -> str:

@@ -203,7 +203,7 @@ def test_without_a_terminal_curves_are_not_shown(capsys) -> None:
 def test_a_sparkline_runs_from_the_lowest_value_to_the_highest_and_averages_what_is_too_long() -> None:
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█" and sparkline([2.0, 2.0]) == "▁▁" and sparkline([5]) == "▁"
     assert sparkline([0, 0, 7, 7, 0, 0], width=3) == "▁█▁" and len(sparkline(list(range(1000)))) == 40
-    assert sparkline([0.0, float("nan")]) == "??"
+    assert sparkline([0.0, float("nan"), 1.0]) == "▁?█" and sparkline([float("inf")]) == "?"
 
 
 @pytest.mark.parametrize(

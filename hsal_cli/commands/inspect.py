@@ -64,7 +64,8 @@ def _file_tables(found: dict[str, Any]) -> list[Table]:
     """A scene or feature file as tables: (title, columns, rows) each."""
     splits: dict[str, Any] = found["splits"]
     overview = [["format", found["format"]], ["size", f"{found['bytes'] / 1e6:,.1f} MB"], ["classes", str(len(found["classes"]))]]
-    overview += [[key.replace("_", " "), _shown(found[key])] for key in ("volume_shape", "input_size") if key in found]
+    overview += [["volume shape", " x ".join(map(str, found["volume_shape"]))]] if "volume_shape" in found else []
+    overview += [["input size", f"{found['input_size']} px"]] if "input_size" in found else []
     overview += [[key.replace("_", " "), found[key]] for key in ("digest", "scenes_digest", "backbone_digest") if key in found]
     made = [
         (found["file"], ["what", "value"], overview),
@@ -164,5 +165,6 @@ def _number(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = " x ".join(map(str, value)) if isinstance(value, list) else "-" if value is None else str(value)
+    # Settings that are lists are ranges, written as the command line takes them.
+    text = "-".join(map(str, value)) if isinstance(value, list) else "-" if value is None else str(value)
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

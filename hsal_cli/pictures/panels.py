@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NUMBERED = 12  # rows up to which a heat map's numbers are legible
 NAMED = 30  # bars or rows up to which each has its name
 BRIGHT = 0.6  # of the scale, from where dark numbers read better than light ones
+KEYS = 2  # names of series on a line
 LONG = 18  # letters of a name that are shown
 
 
@@ -132,16 +133,17 @@ def _draw_bars(axes: Axes, panel: Bars) -> None:
     axes.set_xticks(groups[::every], [short(name) for name in panel.names[::every]])
     if max((len(name) for name in panel.names), default=0) * len(groups[::every]) > 55:
         axes.tick_params(axis="x", rotation=90)
-    axes.set_title(panel.title, fontsize=WORDS + 0.5, loc="left")
+    keys = len(panel.series) if len(panel.series) > 1 else 0
+    if keys:
+        # Between the title and the axes, where it covers no bar.
+        axes.legend(fontsize=SMALL, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=KEYS, borderpad=0.2, borderaxespad=0)
+    axes.set_title(panel.title, fontsize=WORDS + 0.5, loc="left", pad=6 + 11 * -(-keys // KEYS))
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
     axes.set_ylim(0, panel.top)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.5)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(panel.series) > 1:
-        # Beside the title, where it covers no bar.
-        axes.legend(fontsize=SMALL, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(panel.series), borderaxespad=0.2)
 
 
 def _draw_heat(figure: Figure, axes: Axes, panel: Heat) -> None:

@@ -36,6 +36,7 @@ ul.verdicts li { display: grid; grid-template-columns: 5.2rem 1fr 9rem; gap: .2r
 .kind { font-weight: 600; } .problem { color: var(--problem); } .good { color: var(--good); } .note { color: var(--note); }
 a { color: inherit; } li svg { display: block; } li a { font-size: .85rem; color: var(--faint); }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1.2rem; }
+.figures.large { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
 .figures.wide { grid-template-columns: 1fr; }
 figure { margin: 0; } figure img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 .wide .scroll img { min-width: 44rem; } figcaption { margin-top: .4rem; } figcaption b { color: var(--ink); }
@@ -82,11 +83,12 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Figures under one heading; `wide` ones stand below each other, at their own size."""
+    """Figures under one heading; `large` ones stand two beside each other, `wide` ones below each other."""
 
     title: str
     note: str
     figures: Sequence[PageFigure]
+    large: bool = False
     wide: bool = False
 
 
@@ -171,8 +173,8 @@ def render(page: Page) -> str:
     for section in page.sections:
         figures = "".join(_figure(figure, section.wide) for figure in section.figures)
         note = f'<p class="faint">{_text(section.note)}</p>' if section.note else ""
-        wide = " wide" if section.wide else ""
-        parts.append(f'<h2>{_text(section.title)}</h2>{note}<div class="figures{wide}">{figures}</div>')
+        size = " wide" if section.wide else " large" if section.large else ""
+        parts.append(f'<h2>{_text(section.title)}</h2>{note}<div class="figures{size}">{figures}</div>')
     if page.left_out:
         parts.append("<h2>Left out</h2><ul>" + "".join(f"<li>{_text(line)}</li>" for line in page.left_out) + "</ul>")
     parts.append("<h2>Settings</h2>")

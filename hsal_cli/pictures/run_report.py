@@ -127,7 +127,7 @@ def _on_test(parts: Sequence[Group], tested: Mapping[Path, Tested]) -> list[Sect
         for number, (name, runs) in enumerate(found.items(), 1)
     ]
     counts = count_figure({name: [run.detail for run in runs] for name, runs in found.items()})
-    return [Section("On test images", "", [counts, *confusions])]
+    return [Section("On test images", "", [counts, *confusions], large=True)]
 
 
 def _gallery(shown: tuple[Path, Mapping[str, Sequence[tuple[Look, list[str]]]]] | None, names: Mapping[Path, str]) -> list[Section]:
