@@ -74,7 +74,10 @@ def test_pointer_and_keyboard_read_the_maps_in_a_cell(page):
     step = page.looks[0].steps[0]
 
     def reading(row, column):
-        return f"row {row + 1}, column {column + 1}: S {step.saliency[row, column]:.2f}, M {step.mask[row, column]:.2f}, P {step.priority[row, column]:.2f}"
+        values = (
+            f"{symbol} {values[row, column]:.2f}" for symbol, values in zip("SMP", (step.saliency, step.mask, step.priority), strict=True)
+        )
+        return f"row {row + 1}, column {column + 1}: {', '.join(values)}"
 
     for selector, cell in (("#cells", (1, 3)), ("[data-map=mask]", (2, 2))):
         element = page.find_element(By.CSS_SELECTOR, f"{selector} [data-cell='{cell[0]},{cell[1]}']")
