@@ -82,6 +82,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     hint = "train again, or name another checkpoint"
     try:
         manifest = read_sealed(folder / MANIFEST, "hsal train")
+    except FileError as error:
+        raise FileError(f"checkpoint {folder} cannot be read: {error.message}", hint) from error
+    try:
         sums, meta = dict(manifest["sha256"]), dict(manifest["meta"])
         for name, expected in sums.items():
             if digest_of_file(folder / name) != expected:
@@ -89,8 +92,6 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         weights = {name: _in_full(tensor) for name, tensor in load_file(folder / WEIGHTS).items()}
         state = torch.load(folder / STATE, weights_only=True) if STATE in sums else None
         return Checkpoint(folder, weights, state, meta, sums[WEIGHTS])
-    except FileError as error:
-        raise FileError(error.message, hint) from error
     except pickle.PickleError as error:
         # torch's own message advises to load it all the same.
         raise FileError(f"checkpoint {folder} cannot be read: state.pt holds more than tensors and plain values", hint) from error

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError
-from hsal_cli.files import cannot_write, clear_after_the_dead, digest_of_array, seal, stamp, sync, whole
+from hsal_cli.files import cannot_write, clear_after_the_dead, digest_of_array, reading, seal, stamp, sync, whole
 from hsal_cli.scenes.scene_file import SceneFile
 from hsal_cli.steady import SteadyFile
 from hsal_cli.vision.feature_file import FORMAT
@@ -148,11 +148,17 @@ def _can_continue(partial: Path, origin: Origin, reporter: Reporter) -> bool:
 
 
 def _check_copies(old: h5py.File, origin: Origin) -> None:
-    """Raises ValueError if what a partial file copied from the scene file is not what stands there."""
+    """Reads all that a partial file holds, and raises ValueError if it is not what its origin says; what is damaged h5py raises."""
     for name in origin.scenes.splits:
         split, group = origin.scenes.split(name), old[name]
-        if len(group["volumes"]) != len(split) or group["volumes"].shape[1:] != origin.volume_shape:
-            raise ValueError(f"{name}/volumes has another shape")
+        for part, shape in (("volumes", origin.volume_shape), ("saliency", origin.volume_shape[1:])):
+            data = group[part]
+            if data.shape != (len(split), *shape):
+                raise ValueError(f"{name}/{part} has another shape")
+            done, block = int(group.attrs["done"]), data.chunks[0]
+            for start in range(0, done, block):
+                if not np.isfinite(data[start : min(start + block, done)]).all():
+                    raise ValueError(f"{name}/{part} has a gap")
         for part, values in (("labels", split.labels), ("boxes", split.boxes)):
             if values is not None and not np.array_equal(group[part][()], values):
                 raise ValueError(f"{name}/{part} differs")
@@ -275,8 +281,9 @@ class FeatureWriter:
         if not saliency.isfinite().all():
             raise FileError(f"backbone {self._backbone} gives volumes that are not finite", "train another one with: hsal finetune")
         stop = start + len(volumes)
-        self._file[split]["volumes"][start:stop] = volumes.cpu().numpy()
-        self._file[split]["saliency"][start:stop] = saliency.numpy()
+        with reading(self._path, split, f"delete {self._path}, and run the same command again"):
+            self._file[split]["volumes"][start:stop] = volumes.cpu().numpy()
+            self._file[split]["saliency"][start:stop] = saliency.numpy()
         self._file.check()
         self._done[split] = stop
 

@@ -67,8 +67,8 @@ def read_image(path: Path) -> Image.Image:
         if path.stat().st_size == 0:
             raise FileError(f"{path} is empty", hint)
         with warnings.catch_warnings():
-            # Pillow warns of large pictures at a bound of its own; ours is checked below, before any pixel is read.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow warns of large pictures at a bound of its own (ours is checked below, before any pixel is read) and of odd tags.
+            warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise _too_large(path, f"{image.width} x {image.height} px")
