@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
+from hsal_cli.pictures.marks import Box, cell_box
 from hsal_cli.pictures.palette import FAINT, INK, ORANGE, PAPER, font, heat
-from hsal_cli.pictures.trajectory import GAP, LONGEST, MARGIN, Box, cell_box
+from hsal_cli.pictures.trajectory import GAP, LONGEST, MARGIN
 
 SIDE = 232  # side of a square panel, px; others have its area
 TITLE, HEAD, LEGEND = 34, 24, 34  # heights of the lines of text, px
