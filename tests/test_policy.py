@@ -57,7 +57,7 @@ def reached(policy, loss):
     return {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
 
 
-@pytest.mark.parametrize("location_input", ["hidden", "hidden+priority"])
+@pytest.mark.parametrize("location_input", ["hidden", "hidden+priority", "hidden+priority+residual"])
 @pytest.mark.parametrize("mask", ["learned", "anchored"])
 def test_label_term_reaches_all_but_the_other_heads_and_those_are_reached_by_their_own_term_only(mask, location_input):
     policy = make(mask=mask, location_input=location_input)

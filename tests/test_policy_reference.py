@@ -114,9 +114,11 @@ def roll_out(policy, volume, saliency, labels):
             values.append(linear(heads["value"]["weight"], h, heads["value"]["bias"])[0])
             if i < settings.glimpses:
                 mlp = heads["location"]
-                seen = h + [math.sqrt(len(h)) * p for p in P] if settings.location_input == "hidden+priority" else h
+                seen = h + [math.sqrt(len(h)) * p for p in P] if settings.location_input != "hidden" else h
                 hidden = [max(v, 0.0) for v in linear(mlp["0.weight"], seen, mlp["0.bias"])]
                 scores.append(linear(mlp["2.weight"], hidden, mlp["2.bias"]))
+                if settings.location_input == "hidden+priority+residual":
+                    scores[-1] = [score + float(policy.controller.priority_weight) * p for score, p in zip(scores[-1], P, strict=True)]
                 cell = scores[-1].index(max(scores[-1]))
                 glimpses.append(cell)
                 a = [float(c == cell) for c in range(len(CELLS))]
@@ -139,7 +141,7 @@ def roll_out(policy, volume, saliency, labels):
 @pytest.mark.parametrize("glimpses", [0, 1, 2])
 @pytest.mark.parametrize("state", ["carry", "reset"])
 @pytest.mark.parametrize("memory", ["last", "counts"])
-@pytest.mark.parametrize("location_input", ["hidden", "hidden+priority"])
+@pytest.mark.parametrize("location_input", ["hidden", "hidden+priority", "hidden+priority+residual"])
 @pytest.mark.parametrize("inhibition", ["mask", "normalized"])
 @pytest.mark.parametrize("mask", ["learned", "anchored", "winner-take-all"])
 def test_roll_out_is_the_papers_equations(mask, inhibition, location_input, memory, state, glimpses):

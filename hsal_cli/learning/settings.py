@@ -76,9 +76,9 @@ class TrainSettings:
     feedback: Literal["sampled", "teacher"] = setting(
         "sampled", "Label fed back under cross-entropy: the policy's own sample, as in the roll-out of rl, or the true label of this draw."
     )
-    epochs: int = setting(12, "Passes over the training part.", low=1, high=100_000)
+    epochs: int = setting(6, "Passes over the training part.", low=1, high=100_000)
     batch_size: int = setting(128, "Images a step.", low=1, high=65536)
-    learning_rate: float = setting(1e-3, "Peak learning rate of Adam (one-cycle, with warm-up).", above=0, high=10)
+    learning_rate: float = setting(2e-3, "Peak learning rate of Adam (one-cycle, with warm-up).", above=0, high=10)
     label_entropy: float = setting(0.01, "Weight of the entropy bonus on label distributions.", low=0, high=100)
     location_entropy: float = setting(0.0, "Weight of the entropy bonus on glimpse distributions.", low=0, high=100)
     value_weight: float = setting(0.5, "Weight of the value baseline's squared error.", low=0, high=100)

@@ -16,6 +16,7 @@ from hsal_cli.policy.gru import GRU
 from hsal_cli.policy.interface import column
 from hsal_cli.policy.settings import PolicySettings
 
+PRIORITY_WEIGHT = 10.0  # a cell of half the highest priority starts at e^-5 of its probability
 Pick = Callable[[Tensor], Tensor]
 """pick(location logits (n, h * w)) -> cells (n,)"""
 
@@ -46,7 +47,7 @@ class Controller(nn.Module):
     def __init__(self, settings: PolicySettings, labels: int, cells: int, channels: int) -> None:
         super().__init__()
         self.glimpses = settings.glimpses
-        self.sees_priority = settings.location_input == "hidden+priority"
+        self.sees_priority = settings.location_input != "hidden"
         encode, hidden = settings.controller_encode, settings.controller_hidden
         # The largest norm that a state in [-1, 1] can have, so that the few cells of the priority map are not lost beside it. Measured:
         # glimpses land where saliency is highest after 60 updates; without it, 1,200 were not enough.
@@ -64,6 +65,10 @@ class Controller(nn.Module):
             nn.ReLU(),
             nn.Linear(settings.location_hidden, cells),
         )
+        # Added to the scores, P_t lets the head start where priority is highest and learn when to depart from it. Measured: read through
+        # the MLP alone, the head settles on cells of priority 0.84 and its entropy falls to 0.05 before it finds better ones.
+        added = settings.location_input == "hidden+priority+residual"
+        self.priority_weight = nn.Parameter(torch.tensor(PRIORITY_WEIGHT)) if added else None
         self.label = nn.Linear(hidden, labels)
         self.value = nn.Linear(hidden, 1)
 
@@ -82,7 +87,6 @@ class Controller(nn.Module):
             pick: takes a cell for each row of location logits (B, h * w).
         """
         context = self.encode_context(torch.cat([priority.flatten(1), memory], 1))
-        sees = self.priority_gain * priority.detach().flatten(1)
         states, cells, scores = [], [], []
         for i in range(self.glimpses + 1):
             encoded = context + self.encode_glimpse(glimpse)
@@ -93,14 +97,22 @@ class Controller(nn.Module):
             known = state.detach()
             states.append(known)
             if i < self.glimpses:
-                scores.append(self.location(torch.cat([known, sees], 1) if self.sees_priority else known))
+                scores.append(self._location_scores(known, priority))
                 cells.append(pick(scores[-1].detach()))
                 glimpse = column(volumes, cells[-1]) / scale
         size = len(state)
         return ControllerStep(
             logits=self.label(state),
             glimpses=torch.stack(cells, 1) if cells else state.new_zeros((size, 0), dtype=torch.long),
-            location_logits=torch.stack(scores, 1) if scores else state.new_zeros((size, 0, sees.shape[1])),
+            location_logits=torch.stack(scores, 1) if scores else state.new_zeros((size, 0, priority[0].numel())),
             values=self.value(torch.stack(states, 1)).squeeze(2),
             state=state,
         )
+
+    def _location_scores(self, known: Tensor, priority: Tensor) -> Tensor:
+        """Scores (B, h * w) of the cells for the next glimpse, from the state (B, hidden) and P_t (B, h, w), detached."""
+        if not self.sees_priority:
+            return self.location(known)
+        priority = priority.detach().flatten(1)
+        scores = self.location(torch.cat([known, self.priority_gain * priority], 1))
+        return scores if self.priority_weight is None else scores + self.priority_weight * priority

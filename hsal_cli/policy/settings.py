@@ -47,8 +47,10 @@ class PolicySettings:
     inhibition: Literal["mask", "normalized"] = setting(
         "normalized", "What inhibition of return subtracts: the mask M_t as in the paper, or M_t / max M_t."
     )
-    location_input: Literal["hidden", "hidden+priority"] = setting(
-        "hidden+priority", "What the location head reads: the controller's state as in the paper, or that and the priority map."
+    location_input: Literal["hidden", "hidden+priority", "hidden+priority+residual"] = setting(
+        "hidden+priority+residual",
+        "What the location head reads: the controller's state as in the paper, or that and the priority map; residual: the priority map, "
+        "times a learned number, is added to its scores too.",
     )
     memory: Literal["last", "counts"] = setting(
         "last", "Label memory fed to both controllers: the last label as in the paper, or counts of all labels named so far."
