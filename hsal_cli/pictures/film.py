@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MASK, GLIMPSE, NAME, LAST = 800, 700, 1400, 4000  # how long a frame is shown, ms
 MARGIN, GAP, HEAD, CAPTION, LINE = 14, 12, 48, 20, 30  # px
 NARROW, LEAST = 132, 360  # least width of a small panel's place, and of a frame, px
-CLASSES = 5  # at most
+CLASSES = 5  # there is room for so many at least
 LONGEST = 1.6  # a panel's longest side, in sides of the square panel of equal area
 BYTES = 1_000_000  # animations stay below this size
 SIDES = (300, 220, 160)  # of the image, px; smaller ones are taken where an animation grows too large
@@ -46,7 +46,7 @@ class Frame:
 
     Attributes:
         photo: (width, height) of the image; its proportions are the original's.
-        classes: how many class probabilities are shown.
+        classes: how many class probabilities there is room for at least.
     """
 
     photo: tuple[int, int]
