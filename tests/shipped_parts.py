@@ -99,12 +99,12 @@ def write_policy(run: Path, backbone_digest: str, objective: str = "rl", seed: i
     return run
 
 
-def write_scenes(path: Path, images: int = 41) -> Path:
+def write_scenes(path: Path, images: int = 41, classes: list[str] = NAMES) -> Path:
     """A scene file with boxes, as anyone may write one."""
     generator = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         stamp(file, "hsal-scenes", {})
-        file.attrs["classes"] = json.dumps(NAMES)
+        file.attrs["classes"] = json.dumps(classes)
         for split, count in (("train", 5), ("test", images)):
             labels = generator.integers(0, len(NAMES), (count, 2)).astype(np.int16)
             labels[::3, 1] = -1

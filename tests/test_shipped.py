@@ -213,10 +213,7 @@ def test_eval_refuses_features_of_another_backbone_and_scenes_of_other_classes(h
     write_backbone(Path("runs/other"), seed=1)
     precompute(write_scenes(Path("s.h5")), Path("runs/other"), Path("f.h5"), PrecomputeSettings(), torch.device("cpu"))
     assert "another backbone" in call("eval", "--pretrained", "mnist-multiset", "--data", "f.h5", code=1).error.message
-    import h5py
-
-    with h5py.File("s.h5", "r+") as file:
-        file.attrs["classes"] = json.dumps(["a", *NAMES[1:]])
+    write_scenes(Path("s.h5"), classes=["a", *NAMES[1:]])
     assert "has classes ['a'" in call("eval", "--pretrained", "mnist-multiset", "--data", "s.h5", code=1).error.message
     assert "missing" in call("eval", "--pretrained", "mnist-multiset", "--data", "nowhere.h5", code=1).error.message
 
