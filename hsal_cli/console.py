@@ -225,7 +225,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         table.add_row(*[Text(cell) for cell in row])
     # Without a terminal the width is unknown; narrower than the table's words would only break them.
     terminal, text = sys.stdout.isatty(), io.StringIO()
-    Console(file=text, highlight=False, force_terminal=terminal, width=None if terminal else 110).print(table)
+    Console(file=text, highlight=False, force_terminal=terminal, width=None if terminal else 140).print(table)
     # Written by ourselves: where the reader has left (`| head`), Rich would exit with 1.
     sys.stdout.write(text.getvalue())
 

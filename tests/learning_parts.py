@@ -18,7 +18,9 @@ from hsal_cli.vision.feature_file import FeatureTable
 
 SMALL = PolicySettings(
     mask="anchored",
+    beta=(0.1, 1.0),
     spread=8.0,
+    location_input="hidden+priority",
     glimpses=1,
     gaussians=2,
     meta_encode=8,

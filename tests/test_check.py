@@ -96,7 +96,7 @@ def damage_scenes(path: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("cut", "not a readable HDF5 file|damaged"),
+        ("cut", "not a readable HDF5 file|damaged|cannot be read"),
         ("a class name", "attributes do not have the digest"),
         ("another image", "its writer noted"),
         ("a label out of range", "test: row 1 has a label outside 0 to 2"),

@@ -14,6 +14,8 @@ from hsal_cli.learning.settings import TrainSettings
 from hsal_cli.policy.episode import Episode
 from hsal_cli.policy.hsal import HSAL
 
+LOCATION_HEAD = ("controller.location", "controller.priority_weight")
+
 CELLS = 4
 
 
@@ -142,5 +144,5 @@ def test_with_one_label_the_immediate_class_term_has_the_exact_gradient(monkeypa
     exact = gradients((found.probability * torch.tensor(found.rewards[0]).double()).sum(), policy)
     immediate = estimator_mean(found, policy, PLAIN)
     for name in exact:
-        if not name.startswith("controller.location"):
+        if not name.startswith(LOCATION_HEAD):
             torch.testing.assert_close(immediate[name], exact[name], rtol=1e-8, atol=1e-10)

@@ -15,6 +15,7 @@ from evaluation_parts import NAMES, SIZE, small_policy, small_table, write_featu
 from PIL import Image
 from typer.testing import CliRunner
 
+from hsal_cli.files import seal
 from hsal_cli.commands.report import report
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.detail import Detail, choose, confusion, detail, exact_by_count
@@ -65,6 +66,7 @@ def place(tmp_path_factory):
     features = write_features(root / "toy.features.h5", {"test": table})
     with h5py.File(features, "a") as file:
         file.attrs["scenes_digest"] = digest
+        seal(file, file.attrs["digest"])
     for seed in (0, 1):
         policy = small_policy(seed=seed)
         with torch.no_grad():

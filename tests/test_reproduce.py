@@ -13,6 +13,7 @@ from idx_files import write_idx_set
 from learning_parts import StoppingReporter, assert_equal, without
 from typer.testing import CliRunner
 
+from hsal_cli.files import write_sealed
 from hsal_cli.commands.options import recipe_for, settings_for
 from hsal_cli.commands.reproduce import parse_names, parse_seeds, reproduce
 from hsal_cli.console import SILENT
@@ -198,7 +199,7 @@ def test_other_settings_are_not_mixed_into_the_same_table(here) -> None:
 def test_a_run_of_other_features_is_refused_by_name(here) -> None:
     config = here / "runs/reproduce/runs/mnist-multiset.rl.seed0/config.json"
     before = config.read_text()
-    config.write_text(json.dumps({**json.loads(before), "features_digest": "0" * 64}))
+    write_sealed(config, {**json.loads(before), "features_digest": "0" * 64})
     try:
         with pytest.raises(FileError, match=r"mnist-multiset\.rl\.seed0 was trained on other features"):
             run_grid(grid_of(), CPU, SILENT)

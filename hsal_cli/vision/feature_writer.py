@@ -234,6 +234,10 @@ class FeatureWriter:
         self._thread.join()
         if self._error is None:
             self._save(exactly=True)
+        elif kind is None and isinstance(self._error, (KeyError, RuntimeError, ValueError)):
+            # h5py raises almost anything where a file's own structure is damaged.
+            said = str(self._error).splitlines()[0].strip("'\"")
+            raise FileError(f"{self._path} is damaged: {said}", "delete it, and run the same command again") from self._error
         elif kind is None:
             raise self._error
 
