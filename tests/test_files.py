@@ -174,7 +174,7 @@ def test_a_manifest_that_says_nothing_useful_is_refused(manifest: str | None, fo
     (folder / "manifest.json").unlink()
     if manifest is not None:
         (folder / "manifest.json").write_text(manifest)
-    with pytest.raises(FileError, match="cannot be read|manifest.json does not hold a JSON object|manifest.json is missing"):
+    with pytest.raises(FileError, match=r"cannot be read|manifest\.json does not hold a JSON object|manifest\.json is missing"):
         read_checkpoint(folder)
 
 

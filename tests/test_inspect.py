@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from hsal_cli.commands.inspect import inspect
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.feature_summary import feature_summary
+from hsal_cli.pictures.curves import DPI, HEIGHT, WIDTH
 from hsal_cli.pictures.data_figure import data_figure
 from hsal_cli.pictures.panels import Bars, Heat, draw_panels, histogram
 from hsal_cli.scenes.summary import measure, summary
@@ -148,7 +149,7 @@ def test_the_picture_is_drawn_and_only_ours_is_replaced(place, tmp_path):
     for name, columns in (("toy.h5", 3), ("toy.features.h5", 3)):
         call(root / name, "--out", tmp_path / "a.png")
         with Image.open(tmp_path / "a.png") as picture:
-            assert picture.size == (columns * 680, 2 * 500)
+            assert picture.size == (round(columns * WIDTH * DPI), round(2 * HEIGHT * DPI))
     (tmp_path / "mine.png").write_bytes(b"mine")
     with pytest.raises(FileError, match="not made by hsal"):
         call(root / "toy.h5", "--out", tmp_path / "mine.png")
