@@ -64,13 +64,14 @@ def test_label_term_reaches_all_but_the_other_heads_and_those_are_reached_by_the
     volumes, saliency = data(16)
     episode = policy(volumes, saliency, choose=sampling(), steps=torch.full((16,), 3), sample_glimpses=True)
     names = {name for name, _ in policy.named_parameters()}
-    heads = {name for name in names if name.startswith(("controller.location", "controller.value"))}
+    location_head = {name for name in names if name.startswith(("controller.location.", "controller.priority_weight"))}
+    heads = {name for name in names if name.startswith("controller.value")} | location_head
     label = episode.logits.log_softmax(-1).gather(-1, episode.labels[..., None]).mean()
     location = episode.location_logits.log_softmax(-1).gather(-1, episode.glimpses[..., None]).mean()
     assert reached(policy, label) == names - heads
     episode = policy(volumes, saliency, choose=sampling(), steps=torch.full((16,), 3), sample_glimpses=True)
     location = episode.location_logits.log_softmax(-1).gather(-1, episode.glimpses[..., None]).mean()
-    assert reached(policy, location) == {name for name in names if name.startswith("controller.location.")}
+    assert reached(policy, location) == location_head
     assert reached(policy, episode.values.pow(2).mean()) == {"controller.value.weight", "controller.value.bias"}
 
 
