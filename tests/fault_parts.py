@@ -18,7 +18,8 @@ SETTINGS = """
 [make-data]
 train = 30
 test = 8
-digits = "strokes"
+digits = "mnist"
+mnist_dir = "digits"
 count = [1, 2]
 image_size = 60
 digit_size = [20, 28]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from children import Nursery
 from fault_parts import SETTINGS, contents, fill_features, left_behind, small_scenes
+from idx_files import write_idx_set
 from learning_parts import assert_equal, without
 
 from hsal_cli import checkpoints
@@ -43,6 +44,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fill_features(folder / "s.h5", folder / "t.features.h5")
     write_scenes(folder / "single.h5")
     write_backbone(folder / "b")
+    write_idx_set(folder / "digits")
     return folder
 
 
