@@ -17,7 +17,16 @@ from hsal_cli.vision.feature_file import FeatureTable
 NAMES = ["cat", "dog", "owl"]
 SHAPE, SIZE = (4, 3, 3), (30, 60)  # volume C, h, w; image H, W in px
 SMALL = PolicySettings(
-    mask="anchored", spread=8.0, meta_encode=6, meta_hidden=6, controller_encode=8, controller_hidden=8, location_hidden=4, gaussians=2
+    mask="anchored",
+    beta=(0.1, 1.0),
+    spread=8.0,
+    location_input="hidden+priority",
+    meta_encode=6,
+    meta_hidden=6,
+    controller_encode=8,
+    controller_hidden=8,
+    location_hidden=4,
+    gaussians=2,
 )
 
 

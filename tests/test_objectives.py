@@ -15,6 +15,7 @@ from hsal_cli.learning.settings import TrainSettings
 
 # --- what each term reaches -------------------------------------------------------------------------------------------------------
 
+LOCATION_HEAD = ("controller.location.", "controller.priority_weight")
 BODY = {
     "controller.encode_context.weight",
     "controller.gru.weight_ih",
@@ -36,8 +37,8 @@ def test_class_and_stop_reach_the_attention_and_the_other_terms_only_their_heads
     }
     for name in ("class", "stop"):
         assert reached[name] >= BODY | {"controller.label.weight"}, name
-        assert not any(key.startswith(("controller.location.", "controller.value.")) for key in reached[name])
-    for name, head in (("location", "controller.location."), ("location_entropy", "controller.location."), ("value", "controller.value.")):
+        assert not any(key.startswith((*LOCATION_HEAD, "controller.value.")) for key in reached[name])
+    for name, head in (("location", LOCATION_HEAD), ("location_entropy", LOCATION_HEAD), ("value", "controller.value.")):
         assert reached[name] and all(key.startswith(head) for key in reached[name]), name
 
 
