@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from idx_files import write_idx_set
 from learning_parts import StoppingReporter
 from typer.testing import CliRunner
 
@@ -33,7 +34,6 @@ TOML = f"""
 [make-data]
 train = 12
 count = [1, 2]
-digits = "strokes"
 [finetune]
 arch = "resnet18"
 input_size = 56
@@ -63,9 +63,15 @@ def temporary(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def digits(tmp_path, monkeypatch) -> None:
+    """A few square glyphs, as nothing here depends on what digits look like."""
+    monkeypatch.setenv("HSAL_MNIST_DIR", str(write_idx_set(tmp_path / "digits")))
+
+
 def small_recipe() -> Recipe:
     return Recipe(
-        SceneSettings(train=12, count=(1, 2), digits="strokes"),
+        SceneSettings(train=12, count=(1, 2)),
         FinetuneSettings(arch="resnet18", input_size=56, batch_size=2),
         PrecomputeSettings(batch_size=4),
         PolicySettings(**SMALL),

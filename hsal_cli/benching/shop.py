@@ -31,6 +31,7 @@ from hsal_cli.vision.feature_file import FeatureTable
 
 ROWS = 4096  # of features, 200 MB at 7 x 7 cells: far more than a cache holds
 PATTERNS = 256  # of them differ
+EPOCH_STEPS = 1000  # of fine-tuning, after which it starts over
 CLASSES = [str(digit) for digit in range(10)]
 NEVER = -100.0  # a bias with which a label is never named
 
@@ -60,7 +61,8 @@ class Shop:
     def finetune(self) -> FinetuneSettings:
         """Fine-tuning on full images of single objects, which is most of its work, with nothing left open."""
         settled = settle(dataclasses.replace(self.recipe.finetune, objects="single"), self.device, has_boxes=True)
-        return dataclasses.replace(settled, crop_images=0, full_images=1_000_000, epoch_images=1_000_000, validation=1)
+        images = EPOCH_STEPS * settled.batch_size
+        return dataclasses.replace(settled, crop_images=0, full_images=images, epoch_images=images, validation=1)
 
     @property
     def resolution(self) -> int:
