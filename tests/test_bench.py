@@ -233,7 +233,7 @@ def test_a_stop_leaves_at_the_next_piece_and_leaves_nothing_behind(temporary) ->
 def test_a_stage_that_there_is_not_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(UsageError) as found:
         BenchSettings(stages="train,trian")
-    assert "there is no stage trian" in found.value.message
+    assert "there is no stage 'trian'" in found.value.message
     assert all(name in found.value.hint for name in STAGES)
     with pytest.raises(UsageError):
         BenchSettings(stages=" , ")
