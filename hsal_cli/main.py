@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hsal_cli import __version__, console
+from hsal_cli.commands.bench import bench
 from hsal_cli.commands.check import check
 from hsal_cli.commands.compare import compare
 from hsal_cli.commands.doctor import doctor
@@ -49,6 +50,7 @@ app.command("report")(report)
 app.command("inspect")(inspect)
 app.command("saliency")(saliency)
 app.command("sweep")(sweep)
+app.command("bench")(bench)
 app.command("check")(check)
 app.command("doctor")(doctor)
 

@@ -43,6 +43,7 @@ Config = Annotated[Optional[Path], typer.Option("--config", help="A TOML file of
 
 def known_tables() -> dict[str, list[type]]:
     """TOML table -> the settings dataclasses it may hold; none of these imports torch."""
+    from hsal_cli.benching.settings import BenchSettings
     from hsal_cli.evaluation.settings import EvalSettings
     from hsal_cli.learning.settings import FinetuneSettings, SweepSettings, TrainSettings
     from hsal_cli.policy.settings import PolicySettings
@@ -60,6 +61,7 @@ def known_tables() -> dict[str, list[type]]:
         "train": [TrainSettings],
         "eval": [EvalSettings],
         "sweep": [SweepSettings],
+        "bench": [BenchSettings],
     }
 
 
