@@ -99,6 +99,8 @@ def _check_file(path: Path, report: Report, reporter: Reporter) -> None:
         report.kind = "feature file"
         _check_features(path, report, reporter)
     else:
+        with reading(path, "its description", ""), h5py.File(path, "r"):
+            pass  # says why, where it cannot be opened
         report.fault(f"its format is {kind or 'not given, or cannot be read'}; hsal writes {SCENES} and {FEATURES}")
 
 
