@@ -139,9 +139,9 @@ class FeatureFile:
             boxes = self._copied(split, "boxes") if "boxes" in group else None
             height, width = (int(side) for side in group.attrs.get("image_size", self.image_size))
             labels = self.labels(split)
-            places = (
-                np.arange(len(labels)) if rows is None else np.arange(len(labels))[rows if isinstance(rows, slice) else rows.cpu().numpy()]
-            )
+            places = np.arange(len(labels))
+            if rows is not None:  # a copy, for torch takes no negative strides
+                places = places[rows if isinstance(rows, slice) else rows.cpu().numpy()].copy()
             self._check_finite(split, volumes, saliency, places)
             if rows is not None:
                 labels, boxes = labels[places], None if boxes is None else boxes[places]
