@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,12 @@ def serve(order: dict[str, Any]) -> dict[str, Any]:
     pipes = {name: os.pipe() for name in ("out", "err", "events")}
     child = os.fork()
     if child == 0:
-        live(order, folder, {name: writing for name, (_, writing) in pipes.items()})
+        try:
+            live(order, folder, {name: writing for name, (_, writing) in pipes.items()})
+        except BaseException:
+            traceback.print_exc()
+        finally:  # whatever happens, there is never a second nursery
+            os._exit(71)
     for _, writing in pipes.values():
         os.close(writing)
     said = {reading: b"" for reading, _ in pipes.values()}

@@ -145,9 +145,9 @@ class FeatureFile:
             volumes, saliency = _read(group["volumes"], rows), _read(group["saliency"], rows)
             boxes = self.boxes(split)
             labels = self.labels(split)
-            places = (
-                np.arange(len(labels)) if rows is None else np.arange(len(labels))[rows if isinstance(rows, slice) else rows.cpu().numpy()]
-            )
+            places = np.arange(len(labels))
+            if rows is not None:  # a copy, for torch takes no negative strides
+                places = places[rows if isinstance(rows, slice) else rows.cpu().numpy()].copy()
             self._check_finite(split, volumes, saliency, places)
             if rows is not None:
                 chosen = torch.from_numpy(places.copy())  # torch has no reversed slices
