@@ -150,7 +150,7 @@ class FeatureFile:
                 places = places[rows if isinstance(rows, slice) else rows.cpu().numpy()].copy()
             self._check_finite(split, volumes, saliency, places)
             if rows is not None:
-                chosen = torch.from_numpy(places.copy())  # torch has no reversed slices
+                chosen = torch.from_numpy(places)
                 labels, boxes = labels[chosen], None if boxes is None else boxes[chosen]
             volumes, saliency = torch.from_numpy(volumes).to(torch.float16), torch.from_numpy(saliency).to(torch.float32)
             return FeatureTable(volumes, saliency, labels, boxes, self.size_of(split))
