@@ -8,7 +8,7 @@ HSAL_MNIST_DIR ?= $(abspath $(wildcard ../shared/mnist))
 HSAL := HSAL_MNIST_DIR=$(HSAL_MNIST_DIR) $(abspath $(BIN))/hsal
 READY := $(VENV)/.ready
 
-.PHONY: test slow lint demo clean
+.PHONY: test slow reliability lint demo clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,9 @@ test: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+reliability: $(READY)
+	$(BIN)/python tests/reliability.py  # writes docs/reliability.md; --quick leaves the slow tests out
 
 lint: $(READY)
 	$(BIN)/ruff check .
