@@ -17,7 +17,8 @@ from hsal_cli.evaluation.count_classifier import CountClassifier
 from hsal_cli.evaluation.evaluate import quick_scores
 from hsal_cli.learning import runs
 from hsal_cli.learning.count_task import CountTask
-from hsal_cli.learning.loop import one_cycle, train
+from hsal_cli.learning.feature_task import FeatureTask
+from hsal_cli.learning.loop import train
 from hsal_cli.learning.objectives import Namer, losses, make_targets
 from hsal_cli.learning.rewards import count_labels
 from hsal_cli.learning.runs import Run, resume_from, say_missing_classes
@@ -32,59 +33,23 @@ VALIDATION_MOST = 2_000  # held-out images; more would only slow the epochs down
 DEAD_STOPS, DEAD_REWARD = 0.95, -0.9
 
 
-class PolicyTask:
-    """Policy training as a task of the loop.
+class PolicyTask(FeatureTask):
+    """Policy training as a task of the loop; `model` is the policy."""
 
-    Args:
-        policy: on `device`.
-        data: features of the training split, in memory.
-        rows: those of them to train on.
-        held_out: the validation part, held out of the training split.
-        settings: how.
-        device: where to compute.
-        meta: what the checkpoint says of the policy.
-    """
-
-    command = "hsal train"
-    score_name = "exact_match"
     headline = ("reward", "exact_match", "macro_f1", "glimpse_hit", "early_stops")
 
-    def __init__(
-        self,
-        policy: HSAL,
-        data: FeatureTable,
-        rows: Tensor,
-        held_out: FeatureTable,
-        settings: TrainSettings,
-        device: torch.device,
-        meta: dict[str, Any],
-    ):
-        self.policy, self.settings, self.device = policy, settings, device
-        self.data, self.rows, self.held_out, self._meta = data, rows, held_out, meta
-        self.epochs = settings.epochs
-        # Parameters and step count differ by objective (cross-entropy trains no location head), so gradients may be None.
-        self.optimiser = torch.optim.Adam(policy.parameters(), lr=settings.learning_rate)
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
         # On the CPU whatever the device, so that a run may be resumed on another one.
-        self.generator = torch.Generator().manual_seed(settings.seed)
-        self.order = rows
-        self.epoch = 0
-
-    def steps(self, epoch: int) -> int:
-        return math.ceil(len(self.rows) / self.settings.batch_size)
-
-    def start_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-        draw = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + epoch) % 2**63)
-        self.order = self.rows[torch.randperm(len(self.rows), generator=draw)]
+        self.generator = torch.Generator().manual_seed(self.settings.seed)
 
     def step(self, step: int) -> tuple[int, dict[str, Tensor]]:
-        settings, classes = self.settings, self.policy.classes
-        rows = self.order[step * settings.batch_size : (step + 1) * settings.batch_size]
-        batch = self.data.select(rows)
+        settings, classes = self.settings, self.model.classes
+        batch = self.batch(step)
         targets = make_targets(batch.labels, classes, settings, self.generator)
         steps, targets = targets.sizes + 1, targets.to(self.device)
-        self.policy.train()
-        episode = self.policy(
+        self.model.train()
+        episode = self.model(
             batch.volumes.to(self.device),
             batch.saliency.to(self.device),
             choose=Namer(targets, classes, settings, self.generator),
@@ -94,19 +59,13 @@ class PolicyTask:
         )
         terms, logged = losses(episode, targets, settings)
         loss = torch.stack(list(terms.values())).sum()
-        rate = one_cycle(self.epoch * self.steps(0) + step, self.epochs * self.steps(0), settings.learning_rate)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), settings.clip)
-        self.optimiser.step()
+        norm = self.descend(loss, step)
         named = {f"loss_{key}": value for key, value in terms.items()}
-        return len(rows), {"loss": loss, **named, **logged, "gradient_norm": norm}
+        return len(batch), {"loss": loss, **named, **logged, "gradient_norm": norm}
 
     def validate(self) -> dict[str, float]:
-        self.policy.eval()
-        return quick_scores(self.policy, self.held_out, self._meta["max_labels"] + 2, 2 * self.settings.batch_size, self.device)
+        self.model.eval()
+        return quick_scores(self.model, self.held_out, self._meta["max_labels"] + 2, 2 * self.settings.batch_size, self.device)
 
     def check(self, row: dict[str, Any]) -> None:
         if row["early_stops"] > DEAD_STOPS and row["reward"] < DEAD_REWARD and row["exact_match"] == 0.0:
@@ -115,19 +74,12 @@ class PolicyTask:
                 "use --stop supervised, a larger --batch-size or a lower --learning-rate",
             )
 
-    def weights(self) -> dict[str, Tensor]:
-        return self.policy.state_dict()
-
     def state(self) -> dict[str, Any]:
-        return {"optimiser": self.optimiser.state_dict(), "generator": self.generator.get_state()}
+        return {**super().state(), "generator": self.generator.get_state()}
 
     def load(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
-        self.policy.load_state_dict(weights)
-        self.optimiser.load_state_dict(state["optimiser"])
+        super().load(weights, state)
         self.generator.set_state(state["generator"])
-
-    def meta(self) -> dict[str, Any]:
-        return self._meta
 
 
 def hold_out(images: int, share: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,89 @@
+"""What every task that trains on precomputed features shares: the order of the data, a step of the optimiser, what is saved."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hsal_cli.learning.loop import one_cycle
+from hsal_cli.learning.settings import TrainSettings
+from hsal_cli.vision.feature_file import FeatureTable
+
+
+class FeatureTask:
+    """Training on features as a task of the loop, without its steps and scores.
+
+    Args:
+        model: on `device`.
+        data: features of the training split, in memory.
+        rows: those of them to train on.
+        held_out: the validation part, held out of the training split.
+        settings: how.
+        device: where to compute.
+        meta: what the checkpoint says of the model.
+    """
+
+    command = "hsal train"
+    score_name = "exact_match"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: FeatureTable,
+        rows: Tensor,
+        held_out: FeatureTable,
+        settings: TrainSettings,
+        device: torch.device,
+        meta: dict[str, Any],
+    ):
+        self.model, self.settings, self.device = model, settings, device
+        self.data, self.rows, self.held_out, self._meta = data, rows, held_out, meta
+        self.epochs = settings.epochs
+        # Parameters and step count differ by objective (cross-entropy trains no location head), so gradients may be None.
+        self.optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+        self.order = rows
+        self.epoch = 0
+
+    def steps(self, epoch: int) -> int:
+        return math.ceil(len(self.rows) / self.settings.batch_size)
+
+    def start_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        draw = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + epoch) % 2**63)
+        self.order = self.rows[torch.randperm(len(self.rows), generator=draw)]
+
+    def batch(self, step: int) -> FeatureTable:
+        """The features of a step of the current epoch."""
+        size = self.settings.batch_size
+        return self.data.select(self.order[step * size : (step + 1) * size])
+
+    def taken(self, step: int) -> int:
+        """How many steps come before this one, over all epochs."""
+        return self.epoch * self.steps(0) + step
+
+    def descend(self, loss: Tensor, step: int) -> Tensor:
+        """Takes a step of the optimiser along the learning-rate schedule; returns the gradient's norm before it was clipped."""
+        rate = one_cycle(self.taken(step), self.epochs * self.steps(0), self.settings.learning_rate)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        self.optimiser.step()
+        return norm
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.model.state_dict()
+
+    def state(self) -> dict[str, Any]:
+        return {"optimiser": self.optimiser.state_dict()}
+
+    def load(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+        self.model.load_state_dict(weights)
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def meta(self) -> dict[str, Any]:
+        return self._meta
