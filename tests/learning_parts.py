@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hsal_cli.console import Reporter
 from hsal_cli.learning.objectives import Namer, Targets
@@ -30,6 +30,20 @@ SMALL = PolicySettings(
     location_hidden=8,
 )
 TIMES = {"seconds", "examples_per_s"}
+
+
+class OneLayer(nn.Module):
+    """What fine-tuning needs of the activation model, with BatchNorm's state."""
+
+    def __init__(self, arch: str, classes: int, input_size: int = 224, resolution: int = 7, dilate: bool = False):
+        super().__init__()
+        self.input_size, self.resolution, self.stride = input_size, input_size // 4, 4
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 6, 3, stride=4, padding=1), nn.BatchNorm2d(6), nn.Linear(6, classes)
+
+    def classify(self, images: torch.Tensor, regions: torch.Tensor | None = None) -> torch.Tensor:
+        volumes = torch.relu(self.norm(self.conv(images)))
+        summed = volumes.sum((2, 3)) if regions is None else torch.einsum("bmhw,bchw->bmc", regions, volumes)
+        return self.fc(summed / (self.input_size / self.stride) ** 2)
 
 
 class StoppingReporter(Reporter):

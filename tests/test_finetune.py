@@ -9,8 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from learning_parts import StoppingReporter, assert_equal, without
-from torch import nn
+from learning_parts import OneLayer, StoppingReporter, assert_equal, without
 
 from hsal_cli import checkpoints
 from hsal_cli.errors import FileError, Interrupted, UsageError
@@ -24,20 +23,6 @@ CPU = torch.device("cpu")
 FAST = FinetuneSettings(
     input_size=32, crop_images=48, full_images=16, epoch_images=24, batch_size=8, validation=6, mode="crops", learning_rate=0.05
 )
-
-
-class OneLayer(nn.Module):
-    """What fine-tuning needs of the activation model, with BatchNorm's state."""
-
-    def __init__(self, arch: str, classes: int, input_size: int = 224, resolution: int = 7, dilate: bool = False):
-        super().__init__()
-        self.input_size, self.resolution, self.stride = input_size, input_size // 4, 4
-        self.conv, self.norm, self.fc = nn.Conv2d(3, 6, 3, stride=4, padding=1), nn.BatchNorm2d(6), nn.Linear(6, classes)
-
-    def classify(self, images: torch.Tensor, regions: torch.Tensor | None = None) -> torch.Tensor:
-        volumes = torch.relu(self.norm(self.conv(images)))
-        summed = volumes.sum((2, 3)) if regions is None else torch.einsum("bmhw,bchw->bmc", regions, volumes)
-        return self.fc(summed / (self.input_size / self.stride) ** 2)
 
 
 @pytest.fixture(autouse=True)

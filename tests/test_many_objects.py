@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from learning_parts import StoppingReporter, assert_equal, without
+from learning_parts import OneLayer, StoppingReporter, assert_equal, without
 from torch import nn
 
 from hsal_cli import checkpoints
@@ -21,20 +21,6 @@ from hsal_cli.learning.views import cell_centres
 
 CPU = torch.device("cpu")
 FAST = FinetuneSettings(input_size=32, crop_images=160, full_images=160, epoch_images=160, batch_size=8, validation=6, learning_rate=0.05)
-
-
-class OneLayer(nn.Module):
-    """What fine-tuning needs of the activation model."""
-
-    def __init__(self, arch: str, classes: int, input_size: int = 224, resolution: int = 7, dilate: bool = False):
-        super().__init__()
-        self.input_size, self.resolution, self.stride = input_size, input_size // 4, 4
-        self.conv, self.norm, self.fc = nn.Conv2d(3, 6, 3, stride=4, padding=1), nn.BatchNorm2d(6), nn.Linear(6, classes)
-
-    def classify(self, images: torch.Tensor, regions: torch.Tensor | None = None) -> torch.Tensor:
-        volumes = torch.relu(self.norm(self.conv(images)))
-        summed = volumes.sum((2, 3)) if regions is None else torch.einsum("bmhw,bchw->bmc", regions, volumes)
-        return self.fc(summed / (self.input_size / self.stride) ** 2)
 
 
 @pytest.fixture(autouse=True)
