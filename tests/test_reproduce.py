@@ -279,6 +279,17 @@ def test_an_unknown_objective_is_refused_before_anything_is_made(tmp_path, monke
     assert not any(tmp_path.iterdir())
 
 
+def test_objectives_may_have_epochs_of_their_own(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("--objectives", "rl,multiset", "--dry-run", "--json")
+    steps = json.loads(call(*words, "--epochs", "multiset=2").stdout)["steps"]
+    trained = [step["command"] for step in steps if step["step"].startswith("train")]
+    assert trained and all(("--epochs 2" in command) == ("--objective multiset" in command) for command in trained)
+    for wrong in ("multiset", "multiset=0", "count=2", "multiset=2.5"):
+        with pytest.raises(UsageError, match=f"--epochs {wrong} does not give objectives their epochs"):
+            call(*words, "--epochs", wrong)
+
+
 def test_seeds_and_names_are_read_as_they_are_written() -> None:
     assert parse_seeds("0-2,7,1") == (0, 1, 2, 7) and parse_names("--datasets", "a, b,a") == ("a", "b")
     for wrong in ("", "a", "2-1", "-1", "0-1000000000", "1,,2"):

@@ -30,6 +30,9 @@ def reproduce(
     ),
     objectives: Annotated[str, typer.Option("--objectives", help="Objectives of hsal train.")] = "rl,cross-entropy,multiset",
     seeds: Annotated[str, typer.Option("--seeds", help="Seeds of the policies, such as 0-2 or 0,7.")] = "0-2",
+    epochs: Annotated[
+        Optional[str], typer.Option("--epochs", help="Epochs of objectives, such as rl=5,multiset=2.", show_default="as the settings say")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the runs and of the report.")] = Path("runs/reproduce"),
     backbone: Annotated[
         Optional[Path], typer.Option("--backbone", help="Fine-tuned run for all.", show_default="the newest in runs/, made if missing")
@@ -53,6 +56,7 @@ def reproduce(
         settings_for(EvalSettings, preset, config),
         backbone,
         options=tuple(settled),
+        epochs=parse_epochs(epochs, objectives) if epochs is not None else {},
     )
     steps = plan(grid)
     if dry_run:
@@ -61,6 +65,7 @@ def reproduce(
     from hsal_cli.vision.devices import choose_device
 
     typed = ["hsal", "reproduce", "--datasets", datasets, "--objectives", objectives, "--seeds", seeds, "--out", str(out)]
+    typed += [] if epochs is None else ["--epochs", epochs]
     typed += [] if backbone is None else ["--backbone", str(backbone)]
     summary = _run(grid, steps, shlex.join([*typed, *settled]), choose_device(device))
     if json:
@@ -113,6 +118,23 @@ def parse_names(option: str, text: str) -> tuple[str, ...]:
     if not names or any("/" in name or name.startswith(".") for name in names):
         raise UsageError(f"{option} {text!r} is not a list of names", f"write names as in {option} a,b")
     return names
+
+
+def parse_epochs(text: str, objectives: str) -> dict[str, int]:
+    """Epochs of objectives, written as "rl=5,multiset=2".
+
+    Raises:
+        UsageError: it is not written so, or names an objective that is not among `objectives`, a list as in `--objectives`.
+    """
+    known, found = parse_names("--objectives", objectives), {}
+    for part in parse_names("--epochs", text):
+        name, _, number = (word.strip() for word in part.partition("="))
+        if name not in known or not number.isdecimal() or int(number) < 1:
+            raise UsageError(
+                f"--epochs {text} does not give objectives their epochs", f"write --epochs {known[0]}=5, of {', '.join(known)}"
+            )
+        found[name] = int(number)
+    return found
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

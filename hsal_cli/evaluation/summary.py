@@ -82,9 +82,10 @@ def table_rows(runs: Sequence[GridRun]) -> list[dict[str, Any]]:
     """One row for each data set and objective, in the order of the runs.
 
     Returns:
-        Rows of `dataset`, `objective`, `seeds`, `failed` (seeds of runs without scores), `paper` (its figures, or None), and `scores`:
-        name -> `mean`, `values` (one a seed), `low`, `high` and `interval`. The interval is Student's over seeds ("seeds"); with one
-        seed that of the bootstrap over test images ("images") where the evaluation has one, else `low`, `high` and `interval` are None.
+        Rows of `dataset`, `objective`, `seeds`, `failed` (seeds of runs without scores), `epochs` (of each run that has scores), `paper`
+        (its figures, or None), and `scores`: name -> `mean`, `values` (one a seed), `low`, `high` and `interval`. The interval is Student's over
+        seeds ("seeds"); with one seed that of the bootstrap over test images ("images") where the evaluation has one, else `low`, `high`
+        and `interval` are None.
     """
     groups: dict[tuple[str, str], list[GridRun]] = {}
     for run in runs:
@@ -98,6 +99,7 @@ def table_rows(runs: Sequence[GridRun]) -> list[dict[str, Any]]:
                 "objective": objective,
                 "seeds": [run.seed for run in done],
                 "failed": [run.seed for run in members if run.evaluation is None],
+                "epochs": [len(run.rows) for run in done],
                 "paper": PAPER.get((dataset, objective)),
                 "scores": {name: _score(name, done) for name in SCORES if any(name in run.scores for run in done)},
             }

@@ -41,6 +41,7 @@ class Grid:
             OUT/backbone.
         data: the folder of the scene files.
         options: options of the command line that bring about the same settings, such as `--preset quick`, for the commands in the report.
+        epochs: of an objective, where they are not those of the recipe; what an epoch costs and teaches differs between objectives.
     """
 
     datasets: tuple[str, ...]
@@ -52,6 +53,7 @@ class Grid:
     backbone: Path | None = None
     data: Path = SINGLE.parent
     options: tuple[str, ...] = ()
+    epochs: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def cells(self) -> list[Cell]:
@@ -82,7 +84,10 @@ class Grid:
         Raises:
             UsageError: there is no such objective, or it cannot be combined with the other settings.
         """
-        return build(TrainSettings, {**as_dict(self.recipe.train), "objective": cell.objective, "seed": cell.seed})
+        own = {"objective": cell.objective, "seed": cell.seed}
+        if cell.objective in self.epochs:
+            own["epochs"] = self.epochs[cell.objective]
+        return build(TrainSettings, {**as_dict(self.recipe.train), **own})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +202,7 @@ def shared_settings(grid: Grid) -> dict[str, dict[str, Any]]:
     """The settings that all scores of a grid must share."""
     train = {key: value for key, value in as_dict(grid.recipe.train).items() if key not in ("objective", "seed")}
     evaluation = {key: value for key, value in as_dict(grid.evaluation).items() if key != "batch_size"}
-    return {"train": train, "policy": as_dict(grid.recipe.policy), "eval": evaluation}
+    return {"train": train, "epochs": dict(grid.epochs), "policy": as_dict(grid.recipe.policy), "eval": evaluation}
 
 
 def _check_settings(grid: Grid) -> None:
@@ -239,7 +244,10 @@ def record(grid: Grid, **more: Any) -> None:
 def cell_commands(grid: Grid, cell: Cell, backbone: Path) -> tuple[str, str]:
     """What trains a policy of the grid, and what evaluates it."""
     path = grid.run_path(cell)
-    train = _command(grid, "train", data=grid.scenes(cell.dataset), backbone=backbone, objective=cell.objective, seed=cell.seed, out=path)
+    chosen = {"objective": cell.objective, "seed": cell.seed}
+    if cell.objective in grid.epochs:
+        chosen["epochs"] = grid.epochs[cell.objective]
+    train = _command(grid, "train", data=grid.scenes(cell.dataset), backbone=backbone, **chosen, out=path)
     return train, _command(grid, "eval", run=path)
 
 

@@ -149,11 +149,12 @@ def _table_1(summary: dict[str, Any]) -> list[str]:
         ours = [shown_score(row["scores"].get(name)) for name in ("macro_f1", "exact_match")]
         seeds = [", ".join(map(str, row["seeds"]))] if row["seeds"] else []
         seeds += [f"failed: {', '.join(map(str, row['failed']))}"] if row["failed"] else []
-        rows.append([*_names(row), ours[0], stated[0], ours[1], stated[1], "; ".join(seeds)])
+        trained = "-".join(str(count) for count in dict.fromkeys((min(row["epochs"]), max(row["epochs"])))) if row["epochs"] else "-"
+        rows.append([*_names(row), ours[0], stated[0], ours[1], stated[1], trained, "; ".join(seeds)])
     kinds = {score["interval"] for row in summary["table"] for score in row["scores"].values()}
     said = ["After ± stands half the 95% interval of the mean over seeds (Student's t)."] if "seeds" in kinds else []
     said += ["In brackets stands the 95% interval over test images (bootstrap), for a single seed."] if "images" in kinds else []
-    columns = ["data set", "objective", "macro-F1", "paper", "0-1 (exact match)", "paper", "seeds"]
+    columns = ["data set", "objective", "macro-F1", "paper", "0-1 (exact match)", "paper", "epochs", "seeds"]
     shared = "Seeds differ in the policy alone: data, backbone and features are shared."
     return ["## Results on the test split", "", *_grid(columns, rows), " ".join([*said, shared]), ""]
 
