@@ -83,9 +83,9 @@ def table_rows(runs: Sequence[GridRun]) -> list[dict[str, Any]]:
 
     Returns:
         Rows of `dataset`, `objective`, `seeds`, `failed` (seeds of runs without scores), `epochs` (of each run that has scores), `paper`
-        (its figures, or None), and `scores`: name -> `mean`, `values` (one a seed), `low`, `high` and `interval`. The interval is Student's over
-        seeds ("seeds"); with one seed that of the bootstrap over test images ("images") where the evaluation has one, else `low`, `high`
-        and `interval` are None.
+        (its figures, or None), and `scores`: name -> `mean`, `values` (one a seed), `low`, `high` and `interval`. The interval is
+        Student's over seeds ("seeds"); with one seed that of the bootstrap over test images ("images") where the evaluation has one, else
+        `low`, `high` and `interval` are None.
     """
     groups: dict[tuple[str, str], list[GridRun]] = {}
     for run in runs:
