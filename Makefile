@@ -8,6 +8,9 @@ HSAL_MNIST_DIR ?= $(abspath $(wildcard ../shared/mnist))
 HSAL := HSAL_MNIST_DIR=$(HSAL_MNIST_DIR) $(abspath $(BIN))/hsal
 READY := $(VENV)/.ready
 
+# pip compiles nothing, which saves minutes with a package of torch's size; what is imported is compiled then, and must be kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: test slow reliability lint demo clean
 
 $(READY): pyproject.toml

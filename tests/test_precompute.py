@@ -162,7 +162,7 @@ def test_the_size_is_announced_before_the_work_and_the_file_is_about_that_large(
     scenes, backbone, _ = made
     heard = Heard()
     run(made, tmp_path / "f.h5", heard)
-    todo = plan(scenes, backbone, tmp_path / "g.h5")
+    todo = plan(scenes, backbone, tmp_path / "g.h5", PrecomputeSettings())
     assert todo.images == TRAIN + TEST and not todo.exists
     assert heard.said[0] == f"{TRAIN + TEST} images -> {todo.size / 1e9:.2f} GB at {tmp_path / 'f.h5'}"
     stored = sum(values.nbytes for values in contents(tmp_path / "f.h5").values())

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from hsal_cli.evaluation.evaluate import evaluate_file
-from hsal_cli.evaluation.loading import load_policy
+from hsal_cli.errors import UsageError
+from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
+from hsal_cli.evaluation.loading import find_backbone, load_policy
 from hsal_cli.evaluation.look import look_at_scenes
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.learning.finetune import finetune
@@ -17,8 +18,8 @@ from hsal_cli.learning.settings import FinetuneSettings, TrainSettings
 from hsal_cli.learning.train_policy import train_policy
 from hsal_cli.pictures.trajectory import draw_trajectory
 from hsal_cli.policy.settings import PolicySettings
-from hsal_cli.vision.backbone import load_backbone
-from hsal_cli.vision.feature_file import open_features
+from hsal_cli.vision.backbone import ActivationModel, finer, load_backbone
+from hsal_cli.vision.feature_file import dataset_of, features_path, open_features
 from hsal_cli.vision.precompute import precompute
 from hsal_cli.vision.settings import PrecomputeSettings
 
@@ -76,3 +77,49 @@ def test_the_whole_pipeline_works_on_finer_maps(side, tmp_path):
     wanted = np.exp(-0.3 * (7 / side) ** 2 * ((rows - row) ** 2 + (columns - column) ** 2))
     np.testing.assert_allclose(shown.steps[0].mask, wanted, atol=1e-5)
     assert draw_trajectory(shown, truth).width > 2 * 168
+
+
+@pytest.mark.parametrize(("input_size", "dilate", "more"), [(56, False, 14), (112, False, 28), (224, True, 14), (112, True, 14)])
+def test_finer_volumes_hold_the_trained_ones_at_every_second_cell(input_size, dilate, more):
+    torch.manual_seed(0)
+    model = ActivationModel("resnet18", 3, input_size, 7, dilate).eval()
+    with torch.inference_mode():
+        images = torch.randn(1, 3, input_size, input_size)
+        fine = finer(model, more)
+        volumes, known = fine(images), model(images)
+    assert volumes.shape == (1, 512, more, more) and (fine.resolution, fine.stride) == (more, input_size // more)
+    step = more // 7
+    torch.testing.assert_close(volumes[..., ::step, ::step], known, rtol=1e-4, atol=1e-4)
+    assert finer(model, 7) is model
+    with pytest.raises(UsageError, match="resolution = 21 is not to be had from a backbone of 7 x 7 cells"):
+        finer(model, 21)
+
+
+def test_features_finer_than_the_backbone_go_through_training_evaluation_and_pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scenes = write_scenes(tmp_path / "s.h5")
+    settings = FinetuneSettings(
+        arch="resnet18", input_size=56, weights="none", crop_images=2, full_images=2, epoch_images=2, crowd=1, batch_size=2, validation=2
+    )
+    run = finetune(scenes, tmp_path / "backbone", settings, CPU)
+    fine = PrecomputeSettings(batch_size=2, resolution="14")
+    assert features_path(scenes, resolution="14").name == "s.14x14.features.h5" and dataset_of(Path("s.14x14.itti.features.h5")) == "s"
+    features = precompute(scenes, run.path, features_path(scenes, resolution="14"), fine, CPU)
+    own = precompute(scenes, run.path, features_path(scenes), PrecomputeSettings(batch_size=2, resolution="7"), CPU)
+    with open_features(features) as file, open_features(own) as coarse:
+        assert file.volume_shape == (512, 14, 14) and file.digest != coarse.digest
+        np.testing.assert_allclose(file.table("test").volumes[..., ::2, ::2], coarse.table("test").volumes, rtol=1e-2, atol=1e-3)
+    plain = precompute(scenes, run.path, tmp_path / "plain.h5", PrecomputeSettings(batch_size=2), CPU)
+    with open_features(plain) as file, open_features(own) as coarse:
+        assert file.digest == coarse.digest  # asking for what it has changes nothing
+    policy = PolicySettings(controller_encode=8, controller_hidden=8, location_hidden=4, meta_encode=8, meta_hidden=8)
+    train_policy(features, tmp_path / "p", policy, TrainSettings(epochs=1, batch_size=4), CPU, backbone=run.path)
+    loaded = load_policy(tmp_path / "p")
+    backbone = find_backbone(loaded.meta)
+    assert (backbone.model.resolution, backbone.refined) == (14, "14")
+    loaded.policy.controller.label.bias.data[-1] = -100  # never stop, so that there is something to score
+    here, there = (
+        evaluate_file(loaded, features, EvalSettings(resamples=2)),
+        evaluate_scenes(loaded, backbone, scenes, EvalSettings(resamples=2)),
+    )
+    assert here["exact_match"] == there["exact_match"] and here["attn_saliency"] == pytest.approx(there["attn_saliency"], rel=1e-2)

@@ -126,8 +126,9 @@ def _features(data: Path | None, meta: dict[str, Any], device: Any, reporter: co
                 f"make it with the maps of these scenes: hsal precompute --data {data} --saliency file:PATH",
             )
         return found
-    settings = PrecomputeSettings(saliency=saliency)
-    return ensure_features(data, find_backbone(meta).path, reporter, device, settings)
+    backbone = find_backbone(meta)
+    settings = PrecomputeSettings(saliency=saliency, resolution=backbone.refined)
+    return ensure_features(data, backbone.path, reporter, device, settings)
 
 
 def _is_scene_file(data: Path) -> bool:

@@ -32,7 +32,7 @@ VolumesFrom = Annotated[
 ]
 Out = Annotated[
     Optional[Path],
-    typer.Option("--out", help="The feature file to write.", show_default="DATA.features.h5 or DATA.MODEL.features.h5"),
+    typer.Option("--out", help="The feature file to write.", show_default="DATA.features.h5, or DATA.14x14.MODEL.features.h5"),
 ]
 
 
@@ -62,11 +62,11 @@ def precompute(
     from hsal_cli.vision.precompute import plan
     from hsal_cli.vision.precompute import precompute as compute
 
-    out = out or features_path(data, settings.saliency)
+    out = out or features_path(data, settings.saliency, settings.resolution)
     chosen = choose_device(device)
     report = {"data": str(data), "backbone": str(backbone), "saliency": settings.saliency, "out": str(out), "device": str(chosen)}
     if dry_run:
-        todo = plan(data, backbone, out, overwrite, settings.saliency)
+        todo = plan(data, backbone, out, settings, overwrite)
         report |= {"dry_run": True, "images": todo.images, "bytes": todo.size, "exists": todo.exists, "settings": as_dict(settings)}
         words = f"{out} holds these features already" if todo.exists else f"Would write {out}"
         text = f"{words}: {todo.images:,} images, {todo.size / 1e9:.2f} GB"

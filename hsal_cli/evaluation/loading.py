@@ -103,7 +103,7 @@ def policy_of(checkpoint: Checkpoint) -> HSAL | CountClassifier:
 
 
 def find_backbone(meta: dict[str, Any], root: Path = Path("runs"), device: torch.device | str = "cpu") -> LoadedBackbone:
-    """Loads the backbone that made the features a policy was trained on, known by the digest of its weights.
+    """Loads the backbone that made the features a policy was trained on, known by the digest of its weights, with volumes as fine as those.
 
     Args:
         meta: the policy's.
@@ -120,9 +120,10 @@ def find_backbone(meta: dict[str, Any], root: Path = Path("runs"), device: torch
     if folder is None:
         place = f"neither at {recorded} nor under {root}/" if recorded else f"not under {root}/"
         raise FileError(f"the backbone the policy was trained with (weights {digest[:12]}) is {place}", hint)
-    from hsal_cli.vision.backbone import load_backbone
+    from hsal_cli.vision.backbone import finer, load_backbone
 
-    return load_backbone(folder, device=device)
+    backbone = load_backbone(folder, device=device)
+    return dataclasses.replace(backbone, model=finer(backbone.model, meta["volume_shape"][1]))
 
 
 def backbone_folder(digest: str, recorded: Path | None = None, root: Path = Path("runs")) -> Path | None:

@@ -66,7 +66,7 @@ class Grid:
 
     def features(self, dataset: str) -> Path:
         """The features of a data set."""
-        return features_path(self.scenes(dataset), self.recipe.precompute.saliency)
+        return features_path(self.scenes(dataset), self.recipe.precompute.saliency, self.recipe.precompute.resolution)
 
     @property
     def single_objects(self) -> Path:

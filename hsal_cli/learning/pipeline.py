@@ -76,7 +76,7 @@ def ensure_features(
         FileError: the feature file that is there belongs to another backbone, scene file or saliency model.
     """
     settings = settings or PrecomputeSettings()
-    out = features_path(scenes, settings.saliency)
+    out = features_path(scenes, settings.saliency, settings.resolution)
     if out.exists():
         with open_scenes(scenes) as scene_file, open_features(out) as file:
             check_match(file, scene_file.digest, load_backbone(backbone).digest, saliency_model(settings.saliency).digest)

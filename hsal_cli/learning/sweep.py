@@ -226,7 +226,7 @@ def _evaluate(
         make_dataset(dataset, condition.scenes, scenes, None, reporter)
         if condition.contrast != 1:
             dim(scenes, condition.contrast)
-    precompute(scenes, backbone.path, features, PrecomputeSettings(saliency=saliency), device, reporter)
+    precompute(scenes, backbone.path, features, PrecomputeSettings(saliency=saliency, resolution=backbone.refined), device, reporter)
     # A policy trained on 1 to 4 objects is given the meta-steps that more objects take.
     most = max(loaded.max_steps, condition.scenes.count[1] + 2)
     scores = evaluate_file(loaded, features, EvalSettings(max_steps=most), device, reporter)

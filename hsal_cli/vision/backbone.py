@@ -135,6 +135,46 @@ def _keep_resolution(stage: nn.Sequential, dilation: int, dilate: bool) -> int:
     return 2 * dilation
 
 
+def finer(model: ActivationModel, resolution: int) -> ActivationModel:
+    """A copy with finer volumes from the same weights and images, without training (`precompute --resolution`).
+
+    The last strides of the residual stages are taken out, and every convolution behind one is dilated, so that each weight sees the image
+    at the scale it was trained for: at every second cell (every fourth, with two strides out) the volume is that of `model`.
+
+    Args:
+        model: the trained network.
+        resolution: cells along a side of the new volume; as many as the model's own returns the model itself.
+
+    Raises:
+        UsageError: the model cannot give so many cells.
+    """
+    if resolution == model.resolution:
+        return model
+    strided = [stage for stage in (model.layer2, model.layer3, model.layer4) if stage[0].conv1.stride == (2, 2)]
+    possible = [model.resolution * 2**taken for taken in range(1, len(strided) + 1)]
+    if resolution not in possible:
+        raise UsageError(
+            f"resolution = {resolution} is not to be had from a backbone of {model.resolution} x {model.resolution} cells",
+            f"take one of: {', '.join(map(str, [model.resolution, *possible]))}",
+        )
+    model = copy.deepcopy(model)
+    stages = [stage for stage in (model.layer2, model.layer3, model.layer4) if stage[0].conv1.stride == (2, 2)]
+    last = stages[-(possible.index(resolution) + 1) :]
+    dilation = 1
+    for stage in (model.layer2, model.layer3, model.layer4):
+        for block in stage:
+            for conv in (module for module in block.modules() if isinstance(module, nn.Conv2d)):
+                if conv.kernel_size == (3, 3):
+                    conv.dilation = conv.padding = (conv.dilation[0] * dilation,) * 2
+                if stage in last and conv.stride == (2, 2):
+                    conv.stride = (1, 1)
+                    if conv is block.conv1:
+                        dilation *= 2
+    model.stride //= resolution // model.resolution
+    model.resolution = resolution
+    return model
+
+
 def fused(model: ActivationModel) -> ActivationModel:
     """A copy for inference whose BatchNorms are folded into the convolutions before them: the same up to rounding, 8% faster on a CPU."""
     model = copy.deepcopy(model).eval()
@@ -233,6 +273,12 @@ class LoadedBackbone:
     digest: str
     path: Path
     note: str = ""
+
+    @property
+    def refined(self) -> str | None:
+        """The `precompute --resolution` that gives this model's volumes; None where they are the fine-tuned network's own."""
+        side = self.model.resolution
+        return None if side == self.meta["resolution"] else str(side)
 
 
 def load_backbone(path: Path, which: str = "best", device: torch.device | str = "cpu") -> LoadedBackbone:

@@ -268,17 +268,25 @@ def check_match(
         )
 
 
-def features_path(scenes: Path, saliency: str = "activation") -> Path:
-    """Where the features of a scene file go: data/x.h5 -> data/x.features.h5, with another saliency model data/x.itti.features.h5."""
+def features_path(scenes: Path, saliency: str = "activation", resolution: str | None = None) -> Path:
+    """Where the features of a scene file go: data/x.h5 -> data/x.features.h5.
+
+    With another saliency model it is data/x.itti.features.h5, with a resolution that was asked for data/x.14x14.features.h5.
+    """
     kind = saliency_kind(saliency)
-    return scenes.with_name(scenes.name.removesuffix(".h5") + ("" if kind == "activation" else f".{kind}") + ".features.h5")
+    names = [scenes.name.removesuffix(".h5")]
+    names += [] if resolution is None else [f"{resolution}x{resolution}"]
+    names += [] if kind == "activation" else [kind]
+    return scenes.with_name(".".join([*names, "features.h5"]))
 
 
 def dataset_of(features: Path) -> str:
-    """The name of the data set in a feature file's name: data/x.features.h5 and data/x.itti.features.h5 are of x."""
+    """The name of the data set in a feature file's name: data/x.features.h5 and data/x.14x14.itti.features.h5 are of x."""
     name = features.name.removesuffix(".h5").removesuffix(".features")
-    ending = name.rpartition(".")[2]
-    return name.removesuffix(f".{ending}") if ending in (*SALIENCY, "file") else name
+    for endings in ((*SALIENCY, "file"), ("7x7", "14x14", "28x28")):
+        ending = name.rpartition(".")[2]
+        name = name.removesuffix(f".{ending}") if ending in endings else name
+    return name
 
 
 def _read(data: h5py.Dataset, rows: slice | Tensor | None) -> np.ndarray:

@@ -20,7 +20,7 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.files import FORMAT_VERSION, cannot_write, digest_of, format_of
 from hsal_cli.scenes.scene_file import SceneFile, SceneSplit, open_scenes
 from hsal_cli.settings import as_dict
-from hsal_cli.vision.backbone import CHANNELS, ActivationModel, LoadedBackbone, fused, load_backbone
+from hsal_cli.vision.backbone import CHANNELS, ActivationModel, LoadedBackbone, finer, fused, load_backbone
 from hsal_cli.vision.devices import autocast_gains, fitting, forward_context
 from hsal_cli.vision.feature_file import FORMAT, FeatureFile, check_match, open_features
 from hsal_cli.vision.feature_writer import FeatureWriter, Origin, features_to_fill
@@ -82,7 +82,7 @@ def precompute(
         UsageError: `out` is no place for a feature file.
         Interrupted: the reporter was asked to stop; what is done is kept for the next run.
     """
-    loaded = load_backbone(backbone, device=device)
+    loaded = _at_resolution(load_backbone(backbone, device=device), settings.resolution)
     if loaded.note:
         reporter.warn(loaded.note)
     saliency = saliency_model(settings.saliency)
@@ -110,11 +110,17 @@ def precompute(
     return out
 
 
-def plan(scenes: Path, backbone: Path, out: Path, overwrite: bool = False, saliency: str = "activation") -> Plan:
+def plan(scenes: Path, backbone: Path, out: Path, settings: PrecomputeSettings, overwrite: bool = False) -> Plan:
     """What `precompute` would write; it raises what `precompute` would refuse, and writes nothing."""
-    loaded = load_backbone(backbone)
+    loaded = _at_resolution(load_backbone(backbone), settings.resolution)
     with open_scenes(scenes) as source:
-        return _plan(source, loaded, saliency_model(saliency), out, overwrite)
+        return _plan(source, loaded, saliency_model(settings.saliency), out, overwrite)
+
+
+def _at_resolution(backbone: LoadedBackbone, resolution: str | None) -> LoadedBackbone:
+    if resolution is None:
+        return backbone
+    return dataclasses.replace(backbone, model=finer(backbone.model, int(resolution)))
 
 
 def _plan(scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, out: Path, overwrite: bool) -> Plan:
@@ -127,6 +133,8 @@ def _plan(scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, 
     made_from = {"scenes": scenes.digest, "backbone": backbone.digest, "format_version": FORMAT_VERSION}
     if saliency.digest != "activation":  # left out there, so that features made before there was a choice keep their digest
         made_from["saliency"] = saliency.digest
+    if backbone.refined:
+        made_from["resolution"] = side
     digest = digest_of(made_from)
     exists = out.exists() and _is_there(out, digest, scenes, backbone, saliency, overwrite)
     return Plan(sum(map(len, splits)), size, (CHANNELS, side, side), digest, exists)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from typing import Literal
 
 from hsal_cli.errors import UsageError
 from hsal_cli.settings import check, setting
@@ -21,6 +22,9 @@ class PrecomputeSettings:
 
     batch_size: int = setting(32, "Images a forward pass.", low=1, high=65536)
     saliency: str = setting("activation", SALIENCY_HELP)
+    resolution: Literal["7", "14", "28"] | None = setting(
+        None, "Cells along a side of the volumes, the backbone's own if not given; more come from the same weights, dilated."
+    )
 
     def __post_init__(self) -> None:
         check(self)
