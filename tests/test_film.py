@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from hsal_cli.pictures import film as film_module
 from hsal_cli.pictures.film import GLIMPSE, LAST, MASK, NAME, SIDES, film, frame_of, frames
-from hsal_cli.pictures.marks import BAR, cell_box, draw_classes, likeliest
+from hsal_cli.pictures.marks import BAR, cell_box, draw_classes, draw_plate, likeliest
 from hsal_cli.pictures.palette import INK, ORANGE, PALE, PAPER, font, heat
 from hsal_cli.pictures.writing import is_ours, write_bytes
 
@@ -125,3 +125,13 @@ def test_names_in_other_alphabets_are_drawn_letter_by_letter(name):
 
     assert all((drawn(sign) != drawn("\uffff")).any() for sign in name)  # not the box that stands for a missing sign
     assert drawn(name)[:, 5 + round(font(20).getlength(name)) + 2 :].max() == 0
+
+
+def test_a_plate_lies_in_the_panel_where_it_hides_least_of_the_photo():
+    photo = Image.new("RGB", (100, 100))
+    photo.paste(Image.effect_noise((100, 50), 90).convert("RGB"), (0, 0))  # ink above the cell, none below
+    for shown, below in ((photo, True), (None, False)):
+        picture = Image.new("RGB", (120, 120))
+        draw_plate(ImageDraw.Draw(picture), (10, 10, 110, 110), (40, 60, 60, 80), "1,2", shown)
+        rows = np.flatnonzero((np.asarray(picture) == ORANGE).all(-1).any(-1))
+        assert (rows.min() >= 80) == below and (rows.max() < 60) == (not below)
