@@ -52,7 +52,7 @@ class Reporter:
             done: how many were done before (a resumed run); they do not count for the rate.
 
         Yields:
-            advance(n, note=""): n more units are done; the note stands behind the bar.
+            advance(n, note=""): n more units are done; the note stands below the bar.
         """
         yield lambda n, note="": None
 
@@ -101,14 +101,16 @@ class TerminalReporter(Reporter):
     @contextlib.contextmanager
     def _bar(self, what: str, total: int, unit: str, done: int) -> Iterator[Callable[..., None]]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.text import Text
 
         reporter = self
 
         class Live(Progress):
-            """The bar, and below it the curves so far."""
+            """The bar, below it the note, for which a terminal of 80 columns has no room beside it, and the curves so far."""
 
             def get_renderables(self) -> Iterator[Any]:
                 yield self.make_tasks_table(self.tasks)
+                yield from (Text(task.fields["note"], style="dim") for task in self.tasks if task.fields["note"])
                 if reporter._curves:
                     yield reporter._sparklines()
 
@@ -119,7 +121,6 @@ class TerminalReporter(Reporter):
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}", markup=False),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
         )
         with Live(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task(what, total=total, completed=done, rate="", note="")

@@ -157,11 +157,11 @@ def test_on_a_terminal_progress_is_a_bar_that_goes_away(monkeypatch) -> None:
     assert said.rstrip().endswith("\x1b[2K") or "\x1b[1A" in said  # the bar's line is erased
 
 
-def on_a_terminal(encoding: str = "utf-8") -> tuple[TerminalReporter, io.TextIOWrapper]:
+def on_a_terminal(encoding: str = "utf-8", width: int = 120) -> tuple[TerminalReporter, io.TextIOWrapper]:
     from rich.console import Console
 
     reporter, stream = TerminalReporter(), io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    reporter.console = Console(file=stream, force_terminal=True, width=120, legacy_windows=False)
+    reporter.console = Console(file=stream, force_terminal=True, width=width, legacy_windows=False)
     return reporter, stream
 
 
@@ -182,6 +182,14 @@ def test_on_a_terminal_curves_stand_below_the_bar_while_it_is_there() -> None:
     with reporter.track("reading", 10, "images") as advance:
         advance(10)
     assert "reward" not in written(stream)  # of work that is over
+
+
+def test_a_terminal_of_80_columns_shows_count_time_left_and_note_whole() -> None:
+    reporter, stream = on_a_terminal(width=80)
+    with reporter.track("training", 2320, "steps") as advance:
+        advance(1500, "epoch 4/5, loss 0.131, 398 examples/s")
+    said = written(stream)
+    assert "1500/2320" in said and "-:--:--" in said and "epoch 4/5, loss 0.131, 398 examples/s" in said and "…" not in said
 
 
 def test_a_terminal_without_unicode_shows_numbers_alone() -> None:

@@ -86,3 +86,13 @@ def test_a_series_without_values_and_a_level_are_drawn_without_ado(tmp_path) -> 
     write_curves([panel], tmp_path / "c.png", columns=1)
     assert (tmp_path / "c.png").read_bytes() == first  # the same panels, the same file
     assert [entry.name for entry in tmp_path.iterdir()] == ["c.png"]
+
+
+def test_one_epoch_has_one_tick() -> None:
+    from matplotlib.figure import Figure
+
+    from hsal_cli.pictures.curves import _draw_panel
+
+    axes = Figure().subplots()
+    _draw_panel(axes, Panel("one", "score", {"a": [[(1, 0.5)]]}), ["a"])
+    assert list(axes.get_xticks()) == [1]

@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 
 from hsal_cli.pictures import film as film_module
 from hsal_cli.pictures.film import GLIMPSE, LAST, MASK, NAME, SIDES, film, frame_of, frames
-from hsal_cli.pictures.marks import BAR, cell_box, draw_classes, likeliest
-from hsal_cli.pictures.palette import INK, ORANGE, PALE, PAPER, heat
+from hsal_cli.pictures.marks import BAR, cell_box, draw_classes, draw_plate, likeliest
+from hsal_cli.pictures.palette import INK, ORANGE, PALE, PAPER, font, heat
 from hsal_cli.pictures.writing import is_ours, write_bytes
 
 
@@ -114,3 +114,24 @@ def test_bars_are_as_long_as_the_probabilities_and_the_highest_come_first():
         track = track[(track >= 12) & (track < 173)]  # between names and figures
         lengths.append((line[track] != PALE).any(-1).mean() if len(track) else None)
     assert lengths[:3] == pytest.approx([0.5, 0.25, 0.125], abs=0.02) and lengths[3] is None
+
+
+@pytest.mark.parametrize("name", ["Käse", "élève", "кошка", "γάτα"])
+def test_names_in_other_alphabets_are_drawn_letter_by_letter(name):
+    def drawn(text):
+        picture = Image.new("L", (200, 40))
+        ImageDraw.Draw(picture).text((5, 30), text, 255, font(20), anchor="ls")
+        return np.asarray(picture)
+
+    assert all((drawn(sign) != drawn("\uffff")).any() for sign in name)  # not the box that stands for a missing sign
+    assert drawn(name)[:, 5 + round(font(20).getlength(name)) + 2 :].max() == 0
+
+
+def test_a_plate_lies_in_the_panel_where_it_hides_least_of_the_photo():
+    photo = Image.new("RGB", (100, 100))
+    photo.paste(Image.effect_noise((100, 50), 90).convert("RGB"), (0, 0))  # ink above the cell, none below
+    for shown, below in ((photo, True), (None, False)):
+        picture = Image.new("RGB", (120, 120))
+        draw_plate(ImageDraw.Draw(picture), (10, 10, 110, 110), (40, 60, 60, 80), "1,2", shown)
+        rows = np.flatnonzero((np.asarray(picture) == ORANGE).all(-1).any(-1))
+        assert (rows.min() >= 80) == below and (rows.max() < 60) == (not below)

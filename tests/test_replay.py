@@ -74,7 +74,7 @@ def test_the_page_holds_every_step_and_stop_as_the_last_one():
     assert found["title"] == "predicted {3, 5, 5}, true {3, 3, 5}" and found["name"] == "scene.png"
     assert found["size"] == [90, 60] and found["grid"] == [3, 4] and found["classes"] == ["3", "5", "a <b> & 'c'", "stop"]
     assert [step["hit"] for step in found["steps"]] == [True, False, True, None]
-    assert [step["remaining"] for step in found["steps"]] == [["3", "5", "3"], ["3", "3"], ["3", "3"], ["3"]]
+    assert [step["remaining"] for step in found["steps"]] == [["3", "3", "5"], ["3", "3"], ["3", "3"], ["3"]]
     assert [step["stop"] for step in found["steps"]] == [False, False, False, True]
     for step, document in zip([*look.steps, look.end], found["steps"], strict=True):
         for name in ("saliency", "mask", "priority", "gaussians"):

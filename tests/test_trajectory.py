@@ -1,5 +1,7 @@
 """Pictures of trajectories: where panels stand, that the marked cells are those glimpsed, and the file that is written."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,7 +10,7 @@ from hsal_cli.evaluation.look import Look, LookStep
 from hsal_cli.pictures import writing
 from hsal_cli.pictures.marks import cell_box
 from hsal_cli.pictures.palette import GREEN, ORANGE, RED, heat
-from hsal_cli.pictures.trajectory import MARGIN, draw_trajectory, hits, layout_of, trajectories
+from hsal_cli.pictures.trajectory import MARGIN, WIDEST, draw_trajectory, hits, layout_of, trajectories
 from hsal_cli.pictures.writing import is_ours, write_picture
 
 
@@ -123,11 +125,42 @@ def test_unusual_looks_are_drawn(look):
     draw_trajectory(look, ["3"])
 
 
+@pytest.mark.parametrize(("steps", "beside"), [(1, 1), (5, 5), (6, 3), (8, 4), (64, 5)])
+def test_long_episodes_go_on_below_and_no_picture_is_wider_than_a_page(steps, beside):
+    look = a_look(labels=("3",) * steps, size=(100, 100))
+    layout, picture = layout_of(look), draw_trajectory(look)
+    corners = [layout.box(0, step)[:2] for step in range(steps)]
+    assert len({x for x, _ in corners}) == beside and len({y for _, y in corners}) == -(-steps // beside)
+    assert corners == sorted(corners, key=lambda corner: corner[::-1])  # row by row
+    assert picture.width <= WIDEST + 2 * MARGIN
+    assert all(layout.bars(step)[3] <= layout.box(0, step + beside)[1] for step in range(steps - beside))
+
+
+@pytest.mark.parametrize("size", [(1500, 3000), (3000, 1500), (100, 2000)])
+def test_large_and_long_photos_are_drawn_in_their_proportions_within_a_page(size):
+    picture = draw_trajectory(a_look(labels=("3",) * 8, size=size))
+    assert picture.width <= WIDEST + 2 * MARGIN
+
+
+def test_where_nothing_is_named_the_meta_step_that_named_stop_is_shown():
+    stop = a_look(labels=("stop",))
+    look = dataclasses.replace(stop, steps=[], end=stop.steps[0])
+    shown, blank = draw_trajectory(look), draw_trajectory(dataclasses.replace(look, end=None))
+    box = layout_of(look).box(3, 0)
+    assert has(pixels_of(shown, box), ORANGE) and (pixels_of(blank, box) == 255).all()
+
+
+def test_long_titles_are_set_smaller_and_then_cut():
+    look = a_look(labels=("a very long name of a class",) * 3, name="x" * 200 + ".png")
+    assert draw_trajectory(look, ["another long name of a class"] * 3).width <= layout_of(look).size[0] + 2 * MARGIN
+
+
 def test_several_trajectories_share_one_picture():
     looks = [a_look(), a_look(size=(90, 60)), a_look()]
     one, all_down, two_wide = (trajectories(looks[:n], columns=columns) for n, columns in ((1, 1), (3, 1), (3, 2)))
     assert all_down.height > 2.5 * (one.height - 60)
     assert two_wide.height < all_down.height and two_wide.width > all_down.width
+    assert trajectories([a_look(labels=("3",), size=(100, 100))] * 7).width <= WIDEST + 2 * MARGIN
 
 
 def test_a_picture_that_is_too_large_is_reduced_and_one_of_ours_is_known(tmp_path, monkeypatch):

@@ -225,11 +225,10 @@ def _check_preview(preview: Path, overwrite: bool) -> None:
 
 
 def _draw_preview(scenes: SceneFile, preview: Path) -> None:
-    from hsal_cli.files import whole
     from hsal_cli.pictures.contact_sheet import contact_sheet
+    from hsal_cli.pictures.writing import write_picture
 
     split = scenes.split(scenes.splits[0])
     shown = min(PREVIEWED, len(split))
     boxes = None if split.boxes is None else split.boxes[:shown]
-    with whole(preview) as temporary:
-        contact_sheet(split.read(0, shown), split.labels[:shown], boxes, scenes.classes).save(temporary, format="PNG")
+    write_picture(contact_sheet(split.read(0, shown), split.labels[:shown], boxes, scenes.classes), preview)

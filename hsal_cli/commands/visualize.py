@@ -22,7 +22,6 @@ ENDING = ".hsal.png"
 OURS = (ENDING, ".hsal.gif")  # images that hsal writes beside those it is shown
 KEYS = {".png": "picture", ".gif": "animation", ".html": "replay"}  # of a document on stdout
 MOST_ROWS = 50  # in one picture
-ACROSS = 3  # trajectories beside each other
 
 
 def visualize(
@@ -163,7 +162,7 @@ def _draw(looks_: Sequence[Look], truths: Sequence[list[str] | None], target: Pa
         refuse_foreign(place)
     for kind, place in places.items():
         if kind == ".png":
-            write_picture(trajectories(looks_, truths, columns=min(len(looks_), ACROSS)), place)
+            write_picture(trajectories(looks_, truths), place)
         else:
             write_bytes(film(looks_, truths) if kind == ".gif" else replay_page(looks_, truths).encode(), place)
     return {KEYS[kind]: str(place) for kind, place in places.items()}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from hsal_cli.pictures.palette import INK, PAPER
+from hsal_cli.pictures.palette import ORANGE as BOX
+from hsal_cli.pictures.palette import font as font_of
+
 TILE = 200  # side that an image is enlarged or reduced to, px, about
 GAP = 12
 TEXT = 16
-PAPER, WORDS = (255, 255, 255), (40, 40, 40)
-BOX = (230, 159, 0)  # orange of Okabe and Ito's palette, told apart by every kind of colour vision
 
 
 def contact_sheet(images: np.ndarray, labels: np.ndarray, boxes: np.ndarray | None, classes: list[str], columns: int = 6) -> Image.Image:
@@ -28,14 +30,14 @@ def contact_sheet(images: np.ndarray, labels: np.ndarray, boxes: np.ndarray | No
     height, width = images.shape[1:3]
     scale = TILE / max(height, width)
     # Whole factors keep pixels square; an image that is larger than its place is reduced smoothly.
-    scale = float(int(scale)) if scale >= 1 else scale
+    scale = float(round(scale)) if scale >= 1 else scale
     tile = (max(1, round(width * scale)), max(1, round(height * scale)))
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     step_x, step_y = max(tile[0], TEXT * 4) + GAP, tile[1] + TEXT + 2 * GAP
     sheet = Image.new("RGB", (GAP + columns * step_x, GAP + rows * step_y), PAPER)
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=TEXT)
+    font = font_of(TEXT)
     for number, (image, own) in enumerate(zip(images, labels, strict=True)):
         left, top = GAP + number % columns * step_x, GAP + number // columns * step_y
         resample = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
@@ -45,8 +47,11 @@ def contact_sheet(images: np.ndarray, labels: np.ndarray, boxes: np.ndarray | No
             corners = [left + x0 - 1, top + y0 - 1, left + x1, top + y1]
             limits = (left, top, left + tile[0] - 1, top + tile[1] - 1)
             x0, y0, x1, y1 = (min(max(round(c), limits[place % 2]), limits[place % 2 + 2]) for place, c in enumerate(corners))
+            # A dark line around it, for images that are light or orange themselves.
+            around = (max(x0 - 1, left), max(y0 - 1, top), min(x1 + 1, limits[2]), min(y1 + 1, limits[3]))
+            draw.rectangle(around, outline=INK)
             draw.rectangle((x0, y0, x1, y1), outline=BOX, width=1 if scale < 1 else 2)
-        draw.text((left, top + tile[1] + GAP // 3), _caption(own, classes, font, step_x - GAP), fill=WORDS, font=font)
+        draw.text((left, top + tile[1] + GAP // 3), _caption(own, classes, font, step_x - GAP), fill=INK, font=font)
     return sheet
 
 

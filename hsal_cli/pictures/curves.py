@@ -173,8 +173,10 @@ def _limit(axes: Axes, panel: Panel) -> None:
     """Whole numbers on the x axis, and no room beyond the limits of the score, but for half a marker."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    whole_numbers = all(float(x).is_integer() for runs in panel.series.values() for run in runs for x, _ in run)
-    axes.xaxis.set_major_locator(MaxNLocator(TICKS, integer=whole_numbers))
+    places = {float(x) for runs in panel.series.values() for run in runs for x, _ in run}
+    axes.xaxis.set_major_locator(MaxNLocator(TICKS, integer=all(x.is_integer() for x in places)))
+    if len(places) == 1:  # one epoch has no range that ticks could divide
+        axes.set_xticks(list(places))
     axes.yaxis.set_major_locator(MaxNLocator(TICKS))
     if max(map(abs, axes.get_ylim())) >= 1000:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

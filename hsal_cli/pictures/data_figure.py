@@ -25,15 +25,20 @@ def data_figure(splits: Mapping[str, Measures], classes: list[str], saliency: np
     Returns:
         The bytes of a PNG.
     """
-    panels: list[Bars | Heat] = [_labels(splits, classes), _objects(splits)]
+    bars, heats = [_labels(splits, classes), _objects(splits)], []
     boxed = {name: part for name, part in splits.items() if part.sides is not None and len(part.sides)}
     if boxed:
-        panels += [_sizes(boxed), *_overlap(boxed), _positions(boxed)]
+        bars += [_sizes(boxed), *_overlap(boxed)]
+        heats.append(_positions(boxed))
     if saliency is not None:
         height, width = next(iter(splits.values())).image_size
         title, size = "Mean saliency map", (float(width), float(height))
-        panels.append(Heat(title, "x, px", "y, px", saliency, "mean of S, min-max scaled", extent=size))
-    return draw_panels(panels, columns=3 if len(panels) > 4 else 2)
+        heats.append(Heat(title, "x, px", "y, px", saliency, "mean of S, min-max scaled", extent=size))
+    if not heats:
+        return draw_panels(bars)
+    # Heat maps share the last column, so that their colour bars leave no gap between the others.
+    rows = itertools.zip_longest(bars[::2], bars[1::2], heats)
+    return draw_panels([panel for row in rows for panel in row], columns=3)
 
 
 def _labels(splits: Mapping[str, Measures], classes: list[str]) -> Bars:

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from hsal_cli.pictures.marks import (
     BAR,
+    SMALL,
     Box,
     cell_box,
     draw_centres,
@@ -19,12 +20,13 @@ from hsal_cli.pictures.marks import (
     draw_glimpses,
     draw_map,
     draw_plate,
+    fitted,
     outlined,
     shortened,
     to_maximum,
 )
 from hsal_cli.pictures.palette import FAINT, GREEN, INK, ORANGE, PAPER, RED, Colour, font
-from hsal_cli.pictures.trajectory import hits, titles
+from hsal_cli.pictures.trajectory import HEADING, hits, titles
 from hsal_cli.pictures.writing import gif
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ MASK, GLIMPSE, NAME, LAST = 800, 700, 1400, 4000  # how long a frame is shown, m
 MARGIN, GAP, HEAD, CAPTION, LINE = 14, 12, 48, 20, 30  # px
 NARROW, LEAST = 132, 360  # least width of a small panel's place, and of a frame, px
 CLASSES = 5  # there is room for so many at least
+NAMES = 60  # px that the labels named at a cell may take at least
 LONGEST = 1.6  # a panel's longest side, in sides of the square panel of equal area
 BYTES = 1_000_000  # animations stay below this size
 SIDES = (300, 220, 160)  # of the image, px; smaller ones are taken where an animation grows too large
@@ -131,14 +134,16 @@ def frames(look: Look, truth: Sequence[str] | None, side: int = SIDES[0]) -> Ite
     right = hits(look.labels, truth) if truth is not None else [None] * len(look.steps)
     title, subtitle = titles(look, truth)
     name = Path(look.name).name
-    width = max(frame.size[0], LEAST, *(2 * MARGIN + round(font(size).getlength(text)) for text, size in ((title, 20), (subtitle, 14))))
+    needed = max(math.ceil(font(size).getlength(text)) for text, size in ((title, 20), (subtitle, 14)))
+    width = max(frame.size[0], LEAST, 2 * MARGIN + min(needed, HEADING))
     named = list(zip(look.labels, right, strict=True))
 
     def page(head: tuple[str, str], shown: Image.Image, step: LookStep | None, labels: Sequence[tuple[str, bool | None]]) -> Image.Image:
         picture = Image.new("RGB", (width, frame.size[1]), PAPER)
         draw = ImageDraw.Draw(picture)
-        for text, y, size, colour in ((head[0], 0, 20, INK), (head[1], 27, 14, FAINT)):
-            draw.text((MARGIN, MARGIN + y), shortened(text, size, width - 2 * MARGIN), colour, font(size))
+        for text, y, most, colour in ((head[0], 19, 20, INK), (head[1], 40, 14, FAINT)):
+            text, size = fitted(text, most, width - 2 * MARGIN)
+            draw.text((MARGIN, MARGIN + y), text, colour, font(size), anchor="ls")
         picture.paste(shown, frame.image[:2])
         if step is not None:
             _draw_maps(draw, frame, step)
@@ -150,17 +155,17 @@ def frames(look: Look, truth: Sequence[str] | None, side: int = SIDES[0]) -> Ite
         for taken in range(len(step.glimpses) + 1):
             said = f"glimpse {taken} at {_words(step.glimpses[taken - 1])}" if taken else "the covert mask"
             picture = page((f"step {place + 1}: {said}", name), outline, step, named[:place])
-            _draw_glimpses(picture, frame, step, taken)
+            _draw_glimpses(picture, frame, step, taken, photo)
             yield picture, GLIMPSE if taken else MASK
         verdict = {None: "", True: ", a hit", False: ", a miss"}[right[place]]
         picture = page((f"step {place + 1}: names {step.label}{verdict}", name), outline, step, named[: place + 1])
-        _draw_glimpses(picture, frame, step, None)
-        draw_classes(ImageDraw.Draw(picture), frame.place(3), step.classes)
+        _draw_glimpses(picture, frame, step, None, photo)
+        _draw_bars(picture, frame, step)
         yield picture, NAME
     picture = page((title, subtitle), photo, look.end, named)
     if look.end is not None:
-        draw_classes(ImageDraw.Draw(picture), frame.place(3), look.end.classes)
-    _draw_all(picture, frame, look)
+        _draw_bars(picture, frame, look.end)
+    _draw_all(picture, frame, look, photo)
     yield picture, LAST
 
 
@@ -172,21 +177,30 @@ def _padded(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _draw_maps(draw: ImageDraw.ImageDraw, frame: Frame, step: LookStep) -> None:
-    """The maps of a meta-step under their names, and the name of the class probabilities."""
-    for number, (text, symbol) in enumerate((*MAPS, ("class probability", ""))):
-        x, y = frame.place(number)[0], frame.place(number)[1] - 5
-        draw.text((x, y), f"{text} {symbol}".strip(), FAINT, font(13), anchor="ls")
+    """The maps of a meta-step under their names."""
+    for number, (text, symbol) in enumerate(MAPS):
+        _draw_name(draw, frame, number, f"{text} {symbol}")
     for number, values in enumerate((step.saliency, to_maximum(step.mask), step.priority)):
         draw_map(draw, frame.panel(number), values)
     draw_centres(draw, frame.panel(1), step)
 
 
-def _draw_glimpses(picture: Image.Image, frame: Frame, step: LookStep, taken: int | None) -> None:
-    for box in (frame.image, frame.panel(2)):
-        draw_glimpses(ImageDraw.Draw(picture), box, step, taken)
+def _draw_name(draw: ImageDraw.ImageDraw, frame: Frame, number: int, name: str) -> None:
+    draw.text((frame.place(number)[0], frame.place(number)[1] - 5), name, FAINT, font(13), anchor="ls")
 
 
-def _draw_all(picture: Image.Image, frame: Frame, look: Look) -> None:
+def _draw_bars(picture: Image.Image, frame: Frame, step: LookStep) -> None:
+    draw = ImageDraw.Draw(picture)
+    _draw_name(draw, frame, 3, "class probability")
+    draw_classes(draw, frame.place(3), step.classes)
+
+
+def _draw_glimpses(picture: Image.Image, frame: Frame, step: LookStep, taken: int | None, photo: Image.Image) -> None:
+    for box, shown in ((frame.image, photo), (frame.panel(2), None)):
+        draw_glimpses(ImageDraw.Draw(picture), box, step, taken, shown)
+
+
+def _draw_all(picture: Image.Image, frame: Frame, look: Look, photo: Image.Image) -> None:
     """Every glimpsed cell, with the labels that were named there."""
     labels: dict[tuple[int, int], list[str]] = {}
     for step in look.steps:
@@ -196,7 +210,8 @@ def _draw_all(picture: Image.Image, frame: Frame, look: Look) -> None:
     for cell, names in labels.items():
         x0, y0, x1, y1 = cell_box(frame.image, cell, look.steps[0].mask.shape)
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=ORANGE, width=2)
-        draw_plate(draw, frame.image, (x0, y0, y1), ", ".join(names))
+        text = shortened(", ".join(names), SMALL, max(NAMES, 2 * (x1 - x0)))
+        draw_plate(draw, frame.image, (x0, y0, x1, y1), text, photo)
 
 
 def _draw_labels(draw: ImageDraw.ImageDraw, corner: tuple[int, int], room: int, labels: Sequence[tuple[str, bool | None]]) -> None:

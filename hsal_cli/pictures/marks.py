@@ -14,8 +14,9 @@ from hsal_cli.pictures.palette import FAINT, INK, ORANGE, PALE, PAPER, SKY, font
 if TYPE_CHECKING:
     from hsal_cli.evaluation.look import LookStep
 
-PLATE = 13  # height of a glimpse's number, px
-BAR = 16  # height of a class probability, px
+PLATE = 14  # height of a glimpse's number, px
+BAR = 17  # height of a class probability, px
+SMALL = 13  # of letters beside the panels, px
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in px, half-open
 
 
@@ -42,7 +43,7 @@ def draw_map(draw: ImageDraw.ImageDraw, box: Box, values: np.ndarray) -> None:
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), tuple(int(part) for part in colours[cell]))
 
 
-def draw_glimpses(draw: ImageDraw.ImageDraw, box: Box, step: LookStep, taken: int | None = None) -> None:
+def draw_glimpses(draw: ImageDraw.ImageDraw, box: Box, step: LookStep, taken: int | None = None, photo: Image.Image | None = None) -> None:
     """Outlines the glimpsed cells and numbers them beside the cell, which may be small; glimpses of one cell share a plate.
 
     Args:
@@ -50,6 +51,7 @@ def draw_glimpses(draw: ImageDraw.ImageDraw, box: Box, step: LookStep, taken: in
         box: the panel.
         step: the meta-step.
         taken: only the first so many glimpses; None: all.
+        photo: what the panel shows, of its size, so that plates hide little of it; None: nothing that could be hidden.
     """
     numbers: dict[tuple[int, int], list[int]] = {}
     for number, cell in enumerate(step.glimpses[:taken]):
@@ -58,18 +60,25 @@ def draw_glimpses(draw: ImageDraw.ImageDraw, box: Box, step: LookStep, taken: in
     for x0, y0, x1, y1 in places.values():
         draw.rectangle((x0 - 1, y0 - 1, x1, y1), outline=INK, width=4)
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=ORANGE, width=2)
-    for cell, (x0, y0, _, y1) in places.items():
-        draw_plate(draw, box, (x0, y0, y1), ",".join(map(str, numbers[cell])))
+    for cell, place in places.items():
+        draw_plate(draw, box, place, ",".join(map(str, numbers[cell])), photo)
 
 
-def draw_plate(draw: ImageDraw.ImageDraw, box: Box, cell: tuple[int, int, int], text: str) -> None:
-    """A word on a plate above a cell (x0, y0, y1), or below where the panel ends."""
-    x0, y0, y1 = cell
-    width = 5 + round(font(12).getlength(text))
-    x = max(box[0], min(x0, box[2] - width))
-    y = y0 - PLATE if y0 - PLATE >= box[1] else y1
+def draw_plate(draw: ImageDraw.ImageDraw, box: Box, cell: Box, text: str, photo: Image.Image | None = None) -> None:
+    """A word on a plate above a cell, else below, left or right of it: where the panel has room, and where it hides least of the photo."""
+    x0, y0, x1, y1 = cell
+    width = 5 + round(font(SMALL).getlength(text))
+    along = max(box[0], min(x0, box[2] - width))
+    corners = [(along, y0 - PLATE), (along, y1), (x0 - width, y0), (x1, y0)]
+    inside = [(x, y) for x, y in corners if box[0] <= x <= box[2] - width and box[1] <= y <= box[3] - PLATE]
+
+    def hidden(corner: tuple[int, int]) -> float:
+        x, y = corner[0] - box[0], corner[1] - box[1]
+        return 0.0 if photo is None else float(np.asarray(photo.crop((x, y, x + width, y + PLATE)).convert("L")).std())
+
+    x, y = min(inside, key=hidden, default=(along, y1))
     draw.rectangle((x, y, x + width - 1, y + PLATE - 1), ORANGE)
-    draw.text((x + 3, y + 11), text, INK, font(12), anchor="ls")
+    draw.text((x + 3, y + 12), text, INK, font(SMALL), anchor="ls")
 
 
 def draw_centres(draw: ImageDraw.ImageDraw, box: Box, step: LookStep) -> None:
@@ -114,19 +123,30 @@ def draw_classes(draw: ImageDraw.ImageDraw, box: Box, classes: Sequence[tuple[st
     """The likeliest classes as bars from 0 to 1, as many as there is room for: name, bar, probability."""
     x0, y0, x1, y1 = box
     shown = likeliest(classes, (y1 - y0) // BAR)
-    small = font(12)
+    small = font(SMALL)
     figures = round(small.getlength("0.00"))
     # The room for all names, not those shown alone, so that the bars of all steps begin at one place.
-    names = min(max((round(small.getlength(name)) for name, _ in classes), default=0), (x1 - x0) * 2 // 5)
+    names = min(max((round(small.getlength(name)) for name, _ in classes), default=0), (x1 - x0) // 2)
     left, right = x0 + names + 6, x1 - figures - 6
     for place, (name, probability) in enumerate(shown):
         y = y0 + place * BAR
         colour = INK if place == 0 else FAINT
-        draw.text((x0 + names, y + 12), shortened(name, 12, names), colour, small, anchor="rs")
-        draw.rectangle((left, y + 3, right - 1, y + 12), PALE)
+        draw.text((x0 + names, y + 13), shortened(name, SMALL, names), colour, small, anchor="rs")
+        draw.rectangle((left, y + 3, right - 1, y + 13), PALE)
         if (length := round((right - left) * probability)) > 0:
-            draw.rectangle((left, y + 3, left + length - 1, y + 12), colour)
-        draw.text((x1, y + 12), f"{probability:.2f}", colour, small, anchor="rs")
+            draw.rectangle((left, y + 3, left + length - 1, y + 13), colour)
+        draw.text((x1, y + 13), f"{probability:.2f}", colour, small, anchor="rs")
+
+
+def fitted(text: str, size: int, room: float) -> tuple[str, int]:
+    """A word in the largest letters that fit into so many px, from a size down to SMALL; where even these do not, its end is cut.
+
+    Returns:
+        (text, size in px).
+    """
+    while size > SMALL and font(size).getlength(text) > room:
+        size -= 1
+    return shortened(text, size, room), size
 
 
 def shortened(text: str, size: int, room: float) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import functools
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ImageFont
-
-if TYPE_CHECKING:
-    from PIL.ImageFont import FreeTypeFont
 
 Colour = tuple[int, int, int]
 
@@ -39,9 +38,50 @@ def heat(values: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(place, marks, SCALE[:, channel]) for channel in range(3)], axis=-1).round().astype(np.uint8)
 
 
-def font(size: int) -> FreeTypeFont:
-    """Pillow's own font, size in px."""
+class Letters(ImageFont.FreeTypeFont):
+    """Pillow's own font where it has all signs of a text, else DejaVu Sans, which comes with matplotlib and has most alphabets.
+
+    A subclass, since `ImageDraw.text` asks what class a font is of; it only hands on what is asked of it.
+
+    Attributes:
+        size: px.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size  # the faces hold all else
+
+    def getlength(self, text: str, *args: Any, **named: Any) -> float:
+        """Length of a text, px."""
+        return self._face(text).getlength(text, *args, **named)
+
+    def getbbox(self, text: str, *args: Any, **named: Any) -> tuple[float, float, float, float]:
+        """Box of a text, px."""
+        return self._face(text).getbbox(text, *args, **named)
+
+    def getmask2(self, text: str, *args: Any, **named: Any) -> Any:
+        """The text drawn, and its offset."""
+        return self._face(text).getmask2(text, *args, **named)
+
+    def _face(self, text: str) -> ImageFont.FreeTypeFont:
+        return _own_face(self.size) if text.replace("…", "").isascii() else _wide_face(self.size)
+
+
+@functools.cache
+def _own_face(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+@functools.cache
+def _wide_face(size: int) -> ImageFont.FreeTypeFont:
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+
+
+def font(size: int) -> Letters | ImageFont.ImageFont:
+    """The font of all pictures, size in px."""
     try:
-        return ImageFont.load_default(size)
+        _own_face(size)
     except (TypeError, OSError):  # Pillow before 10.1, or without FreeType, has one size only
         return ImageFont.load_default()
+    return Letters(size)

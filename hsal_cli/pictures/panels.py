@@ -71,11 +71,11 @@ class Heat:
     percent: bool = False
 
 
-def draw_panels(panels: Sequence[Bars | Heat], columns: int = 2, size: tuple[float, float] = (WIDTH, HEIGHT)) -> bytes:
+def draw_panels(panels: Sequence[Bars | Heat | None], columns: int = 2, size: tuple[float, float] = (WIDTH, HEIGHT)) -> bytes:
     """Draws panels into one PNG.
 
     Args:
-        panels: at least one.
+        panels: at least one; None leaves its place empty.
         columns: panels beside each other, at most.
         size: of a panel, inches.
 
@@ -91,12 +91,13 @@ def draw_panels(panels: Sequence[Bars | Heat], columns: int = 2, size: tuple[flo
     with rc_context(style):
         figure: Figure = Figure(figsize=(size[0] * columns, size[1] * rows), dpi=DPI, layout="constrained")
         for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-            if place >= len(panels):
+            panel = panels[place] if place < len(panels) else None
+            if panel is None:
                 axes.set_axis_off()
-            elif isinstance(panels[place], Bars):
-                _draw_bars(axes, panels[place])
+            elif isinstance(panel, Bars):
+                _draw_bars(axes, panel)
             else:
-                _draw_heat(figure, axes, panels[place])
+                _draw_heat(figure, axes, panel)
         stream = io.BytesIO()
         figure.savefig(stream, format="png", metadata={"Software": f"hsal {__version__}"})
     return stream.getvalue()

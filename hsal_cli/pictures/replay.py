@@ -55,7 +55,7 @@ def _document(look: Look, truth: Sequence[str] | None) -> dict[str, Any]:
             "stop": place == len(look.steps),
             "probability": round(step.probability, DIGITS),
             "hit": right[place] if place < len(right) else None,
-            "remaining": left[place],
+            "remaining": sorted(left[place]),
             "glimpses": [list(map(int, cell)) for cell in step.glimpses],
             "classes": [round(probability, DIGITS) for _, probability in step.classes],
             **{name: getattr(step, name).round(DIGITS).tolist() for name in ("saliency", "mask", "priority", "gaussians")},

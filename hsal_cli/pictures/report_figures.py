@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hsal_cli.evaluation.look import Look
 
 ACROSS = 2  # trajectories beside each other
-SIDE = 112  # of their panels, px
+SIDE = 126  # of their panels, px
 BY_COUNT, CONFUSION = (4.4, 3.0), (5.2, 4.4)  # inches
 
 

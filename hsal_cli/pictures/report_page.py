@@ -29,7 +29,7 @@ h2 { font-size: 1.25rem; margin: 2.2rem 0 .6rem; } h3 { font-size: 1rem; margin:
 p, figcaption { max-width: 46rem; } .faint, figcaption { color: var(--faint); font-size: .9rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .3rem .8rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } caption { text-align: left; }
+th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; } caption { text-align: left; }
 ul.verdicts { list-style: none; margin: 0; padding: 0; }
 ul.verdicts li { display: grid; grid-template-columns: 5.2rem 1fr 9rem; gap: .2rem .9rem; align-items: center; padding: .45rem 0;
   border-bottom: 1px solid var(--line); }

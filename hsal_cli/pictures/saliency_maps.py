@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from hsal_cli.pictures.marks import Box, cell_box
 from hsal_cli.pictures.palette import FAINT, INK, ORANGE, PAPER, font, heat
-from hsal_cli.pictures.trajectory import GAP, LONGEST, MARGIN
+from hsal_cli.pictures.trajectory import GAP, LONGEST, MARGIN, WIDEST, side_by_side
 
 SIDE = 232  # side of a square panel, px; others have its area
 TITLE, HEAD, LEGEND = 34, 24, 34  # heights of the lines of text, px
@@ -20,7 +20,6 @@ COVER = 0.52  # how much of the colour a map lends to the image under it
 BLACK = 40  # grey that black is shown as, under a map
 GRID = 0.35  # how much of the paper's colour the lines between cells have
 DENSE = 9  # px; cells smaller than this get no lines, which would hide what they are to show
-ACROSS = 5  # panels beside each other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +52,8 @@ def panel_boxes(image: np.ndarray, panels: int) -> list[Box]:
     """Where the panels stand, px: x0, y0, x1, y1, half-open."""
     width, height = panel_size(image)
     column, row = max(width, 150) + GAP, height + HEAD + GAP
-    places = [divmod(place, ACROSS) for place in range(panels)]
+    across = side_by_side(panels, column, WIDEST)
+    places = [divmod(place, across) for place in range(panels)]
     corners = [(MARGIN + x * column, MARGIN + TITLE + HEAD + y * row) for y, x in places]
     return [(x, y, x + width, y + height) for x, y in corners]
 

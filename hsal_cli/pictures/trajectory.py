@@ -2,6 +2,7 @@
 
 From top to bottom: the image with numbered glimpses and the outline of the covert mask; the saliency map S_t; the covert attention
 mask M_t with the centres of its Gaussians; the priority map P_t; the likeliest classes; the label that is named, with its probability.
+A picture gets no wider than a page bears: long episodes go on below, in strips of as many steps as fit.
 """
 
 from __future__ import annotations
@@ -16,18 +17,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hsal_cli.pictures.marks import BAR, Box, draw_centres, draw_classes, draw_glimpses, draw_map, outlined, shortened, to_maximum
+from hsal_cli.pictures.marks import BAR, Box, draw_centres, draw_classes, draw_glimpses, draw_map, fitted, outlined, shortened, to_maximum
 from hsal_cli.pictures.palette import FAINT, GREEN, INK, ORANGE, PAPER, RED, SKY, Colour, font, heat
 
 if TYPE_CHECKING:
     from hsal_cli.evaluation.look import Look, LookStep
 
 ROWS = (("image", "and glimpses", ""), ("saliency", "map", "S"), ("covert", "mask", "M"), ("priority", "map", "P"))
-MARGIN, GAP = 16, 10  # px
+MARGIN, GAP, APART = 16, 10, 30  # px; the last between trajectories
 LEFT = 96  # width of the row labels
 TITLE, STEP, NAMED, LEGEND = 52, 20, 62, 30  # heights of the lines of text
 CLASSES = 5  # at most, in a column
 LONGEST = 1.6  # a panel's longest side, in sides of the square panel of equal area
+WIDEST = 1000  # px; printed across a page of 17 cm, letters of 13 px are then 6 points high
+HEADING, NAME = 480, 240  # px that a title, and the image's name in it, may take where the panels are narrower
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +48,19 @@ class Layout:
     classes: int = 0
 
     @property
+    def across(self) -> int:
+        """Columns beside each other; the other steps go on below."""
+        return side_by_side(self.steps, self.column + GAP, WIDEST - LEFT)
+
+    @property
+    def strip(self) -> int:
+        """Height of the columns, from the step's number to the label that is named."""
+        return STEP + len(ROWS) * (self.panel[1] + GAP) + self.classes * BAR + NAMED
+
+    @property
     def size(self) -> tuple[int, int]:
         """(width, height) of the whole trajectory."""
-        return LEFT + self.steps * (self.column + GAP) - GAP, self.bars(0)[3] + NAMED
+        return LEFT + self.across * (self.column + GAP) - GAP, self.bars(self.steps - 1)[3] + NAMED
 
     @property
     def column(self) -> int:
@@ -57,13 +70,14 @@ class Layout:
     def box(self, row: int, step: int) -> Box:
         """The panel of a row (0 to 3) and a step: x0, y0, x1, y1, half-open."""
         width, height = self.panel
-        x = LEFT + step * (self.column + GAP) + (self.column - width) // 2
-        y = TITLE + STEP + row * (height + GAP)
+        below, beside = divmod(step, self.across)
+        x = LEFT + beside * (self.column + GAP) + (self.column - width) // 2
+        y = TITLE + below * self.strip + STEP + row * (height + GAP)
         return x, y, x + width, y + height
 
     def bars(self, step: int) -> Box:
         """Where the class probabilities of a step stand."""
-        x, y = LEFT + step * (self.column + GAP), self.box(len(ROWS) - 1, step)[3] + GAP
+        x, y = LEFT + step % self.across * (self.column + GAP), self.box(len(ROWS) - 1, step)[3] + GAP
         return x, y, x + self.column, y + self.classes * BAR
 
 
@@ -71,8 +85,15 @@ def layout_of(look: Look, side: int = 168) -> Layout:
     """The layout of a trajectory whose panels have the area of a square of this side, px."""
     height, width = look.image.shape[:2]
     scale = min(side / math.sqrt(width * height), LONGEST * side / max(width, height))
-    classes = min(CLASSES, len(look.steps[0].classes)) if look.steps else 0
-    return Layout((max(1, round(width * scale)), max(1, round(height * scale))), max(1, len(look.steps)), classes)
+    steps = shown_steps(look)
+    classes = min(CLASSES, len(steps[0].classes)) if steps else 0
+    return Layout((max(1, round(width * scale)), max(1, round(height * scale))), max(1, len(steps)), classes)
+
+
+def side_by_side(count: int, width: int, room: int) -> int:
+    """How many of so many columns of a width, px, stand beside each other: those that fit, spread evenly over the rows."""
+    rows = -(-count // max(1, room // width))
+    return -(-count // rows)
 
 
 def remaining(labels: Sequence[str], truth: Sequence[str]) -> list[list[str]]:
@@ -101,22 +122,24 @@ def draw_trajectory(look: Look, truth: Sequence[str] | None = None) -> Image.Ima
 
 
 def trajectories(
-    looks: Sequence[Look], truths: Sequence[Sequence[str] | None] | None = None, columns: int = 1, side: int = 168
+    looks: Sequence[Look], truths: Sequence[Sequence[str] | None] | None = None, columns: int | None = None, side: int = 168
 ) -> Image.Image:
     """Draws several trajectories into one picture, row by row, with one legend.
 
     Args:
         looks: at least one.
         truths: the true multisets, or None for those not known.
-        columns: trajectories beside each other.
+        columns: trajectories beside each other; None: as many as a page bears.
         side: of a square panel, px.
     """
     truths = [None] * len(looks) if truths is None else truths
     blocks = [_draw_block(look, truth, layout_of(look, side)) for look, truth in zip(looks, truths, strict=True)]
-    rows = [blocks[start : start + columns] for start in range(0, len(blocks), columns)]
-    widths = [max(row[place].width for row in rows if place < len(row)) for place in range(len(rows[0]))]
+    widths = _widths(blocks, columns or len(blocks))
+    while columns is None and len(widths) > 1 and sum(widths) + APART * (len(widths) - 1) > WIDEST:
+        widths = _widths(blocks, len(widths) - 1)
+    rows = [blocks[start : start + len(widths)] for start in range(0, len(blocks), len(widths))]
     legend = _legend()
-    width = max(sum(widths) + 2 * GAP * (len(widths) - 1), legend.width) + 2 * MARGIN
+    width = max(sum(widths) + APART * (len(widths) - 1), legend.width) + 2 * MARGIN
     height = sum(max(block.height for block in row) + GAP for row in rows) + LEGEND + 2 * MARGIN
     picture = Image.new("RGB", (width, height), PAPER)
     y = MARGIN
@@ -124,37 +147,65 @@ def trajectories(
         x = MARGIN
         for block, room in zip(row, widths, strict=False):
             picture.paste(block, (x, y))
-            x += room + 2 * GAP
+            x += room + APART
         y += max(block.height for block in row) + GAP
     picture.paste(legend, (MARGIN, y))
     return picture
 
 
+def _widths(blocks: Sequence[Image.Image], columns: int) -> list[int]:
+    """How wide each of so many columns of blocks is, px."""
+    return [max(block.width for block in blocks[place::columns]) for place in range(min(columns, len(blocks)))]
+
+
 def _draw_block(look: Look, truth: Sequence[str] | None, layout: Layout) -> Image.Image:
-    title, subtitle = titles(look, truth)
-    width = max(layout.size[0], *(round(font(size).getlength(text)) for text, size in ((title, 20), (subtitle, 14))))
+    heading = _heading(*titles(look, truth), room=max(layout.size[0], HEADING))
+    width = max(layout.size[0], *(math.ceil(font(size).getlength(text)) for text, size, *_ in heading))
     picture = Image.new("RGB", (width, layout.size[1]), PAPER)
     draw = ImageDraw.Draw(picture)
-    draw.text((0, 0), title, INK, font(20))
-    draw.text((0, 27), subtitle, FAINT, font(14))
-    for row, (first, second, symbol) in enumerate(ROWS):
-        _row_label(draw, layout.box(row, 0)[1] + layout.panel[1] // 2, first, second, symbol)
+    for text, size, y, colour in heading:
+        draw.text((0, y), text, colour, font(size), anchor="ls")
     photo = Image.fromarray(look.image).resize(layout.panel, Image.Resampling.LANCZOS)
-    picture.paste(photo, layout.box(0, 0)[:2])
-    right = hits(look.labels, truth) if truth is not None else [None] * len(look.steps)
-    for place, (step, is_hit) in enumerate(zip(look.steps, right, strict=True)):
+    steps = shown_steps(look)
+    for first in range(0, max(1, len(steps)), layout.across):
+        _draw_labels(draw, layout, first, bool(steps))
+    if not steps:
+        picture.paste(photo, layout.box(0, 0)[:2])
+    right = hits(look.labels, truth) if truth is not None and look.steps else [None] * len(steps)
+    for place, (step, is_hit) in enumerate(zip(steps, right, strict=True)):
         _draw_step(picture, draw, layout, place, photo, step, is_hit)
-    if look.steps:
-        _, y0, _, y1 = layout.bars(0)
+    return picture
+
+
+def _heading(title: str, subtitle: str, room: float) -> list[tuple[str, int, int, Colour]]:
+    """The lines above a trajectory: text, size, base line, colour; a long title takes two lines, the true multiset on the second."""
+    if font(15).getlength(title) <= room:
+        return [(*fitted(title, 20, room), 19, INK), (*fitted(subtitle, 14, room), 40, FAINT)]
+    predicted, comma, true = title.partition(", true ")
+    lines = [(predicted, INK), (f"true {true}", INK), (subtitle, FAINT)] if comma else [(predicted, INK), (subtitle, FAINT)]
+    return [(*fitted(text, 14, room), 12 + 17 * place, colour) for place, (text, colour) in enumerate(lines)]
+
+
+def shown_steps(look: Look) -> list[LookStep]:
+    """The meta-steps that have a column: those that name a label; where there is none, the one that named stop."""
+    return look.steps or ([look.end] if look.end is not None else [])
+
+
+def _draw_labels(draw: ImageDraw.ImageDraw, layout: Layout, step: int, named: bool) -> None:
+    """The words at the left of the strip that begins with a step; without any meta-step, of the image alone."""
+    for row, (first, second, symbol) in enumerate(ROWS if named else ROWS[:1]):
+        _row_label(draw, layout.box(row, step)[1] + layout.panel[1] // 2, first, second, symbol)
+    if named:
+        _, y0, _, y1 = layout.bars(step)
         if layout.classes:
             _row_label(draw, (y0 + y1) // 2, "class", "probability", "")
         _row_label(draw, y1 + 22, "named", "", "")
-    return picture
 
 
 def titles(look: Look, truth: Sequence[str] | None) -> tuple[str, str]:
     """The predicted multiset, and the true one where known; the image's name, and what was missed or wrong."""
-    title, name, end = f"predicted {_multiset(look.labels)}", Path(look.name).name, f"stop {look.stop_probability:.2f} at the end"
+    title, end = f"predicted {_multiset(look.labels)}", f"stop {look.stop_probability:.2f} at the end"
+    name = shortened(Path(look.name).name, 14, NAME)
     if truth is None:
         return title, f"{name}, {end}"
     missed, wrong = Counter(truth) - Counter(look.labels), Counter(look.labels) - Counter(truth)
@@ -185,8 +236,8 @@ def _draw_step(
     for box, values in zip(boxes[1:], (step.saliency, to_maximum(step.mask), step.priority), strict=True):
         draw_map(draw, box, values)
     draw_centres(draw, boxes[2], step)
-    for box in (boxes[0], boxes[3]):
-        draw_glimpses(draw, box, step)
+    for box, shown in ((boxes[0], photo), (boxes[3], None)):
+        draw_glimpses(draw, box, step, photo=shown)
     draw_classes(draw, layout.bars(place), step.classes)
     _draw_named(draw, layout.column, (middle, layout.bars(place)[3]), step, is_hit)
 
@@ -203,10 +254,8 @@ def _draw_named(draw: ImageDraw.ImageDraw, room: int, top: tuple[int, int], step
     """
     x, y = top
     colour = INK if is_hit is None else GREEN if is_hit else RED
-    size = 28
-    while font(size).getlength(step.label) > room and size > 13:
-        size -= 1
-    draw.text((x, y + 26), shortened(step.label, size, room), colour, font(size), anchor="ms")
+    label, size = fitted(step.label, 28, room)
+    draw.text((x, y + 26), label, colour, font(size), anchor="ms")
     verdict = "" if is_hit is None else " hit" if is_hit else " miss"
     draw.text((x, y + 46), f"{step.probability:.2f}{verdict}", colour, font(14), anchor="ms")
 
