@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from hsal_cli import console
+from hsal_cli import console, workers
 from hsal_cli.commands.options import (
     Config,
     Device,
@@ -78,15 +78,16 @@ def train(
     name = scenes.name.removesuffix(".h5").removesuffix(".features")
     if saliency_kind(precompute.saliency) != "activation" and name == scenes.name.removesuffix(".h5"):
         name += f"-{saliency_kind(precompute.saliency)}"
-    target = resume or out or runs.fresh_path(f"{name}-{settings.objective}")
     settled = {"data": str(scenes), "train": as_dict(settings), "policy": as_dict(policy)}
     if resume is not None:
         _check_alone(resume, {"--backbone": backbone, "--init-from": init_from, "--saliency": saliency})
         settled = check_resumed(resume, out, given, ("epochs",), train=settings, policy=policy)
     if dry_run:
+        target = resume or out or runs.fresh_path(f"{name}-{settings.objective}")
         console.print_json({"out": str(target), "device": str(chosen), **settled})
         return
-    with console.stopping(reporter):
+    with console.stopping(reporter), workers.joined(chosen, reporter):
+        target = workers.lead(lambda: resume or out or runs.fresh_path(f"{name}-{settings.objective}"))
         if resume is None:
             recipe = recipe_for(preset, config, train=settings, policy=policy, precompute=precompute)
             features, backbone = ensure_policy_data(scenes, backbone, recipe, chosen, reporter, saliency)

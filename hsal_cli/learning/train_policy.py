@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hsal_cli import checkpoints
+from hsal_cli import checkpoints, workers
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, TrainingError, UsageError
 from hsal_cli.evaluation.count_classifier import CountClassifier
 from hsal_cli.evaluation.evaluate import quick_scores
 from hsal_cli.learning import runs
 from hsal_cli.learning.count_task import CountTask
+from hsal_cli.learning.draws import Draws
 from hsal_cli.learning.feature_task import FeatureTask
 from hsal_cli.learning.loop import train
 from hsal_cli.learning.objectives import Namer, losses, make_targets
@@ -38,30 +39,25 @@ class PolicyTask(FeatureTask):
 
     headline = ("reward", "exact_match", "macro_f1", "glimpse_hit", "early_stops")
 
-    def __init__(self, *arguments: Any):
-        super().__init__(*arguments)
-        # On the CPU whatever the device, so that a run may be resumed on another one.
-        self.generator = torch.Generator().manual_seed(self.settings.seed)
-
-    def step(self, step: int) -> tuple[int, dict[str, Tensor]]:
+    def loss(self, rows: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         settings, classes = self.settings, self.model.classes
-        batch = self.batch(step)
-        targets = make_targets(batch.labels, classes, settings, self.generator)
-        steps, targets = targets.sizes + 1, targets.to(self.device)
-        self.model.train()
+        targets = make_targets(self.data.labels[rows], classes, settings, draws.generator)
+        own, draws = len(draws.places), draws.at_least_one()
+        targets = targets.select(draws.places)
+        if not own:
+            targets = dataclasses.replace(targets, sizes=torch.full((1,), -1))
+        batch = self.data.select(rows[draws.places])
+        steps, targets = (targets.sizes + 1).clamp(min=1), targets.to(self.device)
         episode = self.model(
             batch.volumes.to(self.device),
             batch.saliency.to(self.device),
-            choose=Namer(targets, classes, settings, self.generator),
+            choose=Namer(targets, classes, settings, draws),
             steps=steps,
             sample_glimpses=True,
-            generator=self.generator,
+            generator=draws,
         )
-        terms, logged = losses(episode, targets, settings)
-        loss = torch.stack(list(terms.values())).sum()
-        norm = self.descend(loss, step)
-        named = {f"loss_{key}": value for key, value in terms.items()}
-        return len(batch), {"loss": loss, **named, **logged, "gradient_norm": norm}
+        terms, logged = losses(episode, targets, settings, len(rows))
+        return torch.stack(list(terms.values())).sum(), logged
 
     def validate(self) -> dict[str, float]:
         self.model.eval()
@@ -73,13 +69,6 @@ class PolicyTask(FeatureTask):
                 f"the policy has collapsed: {row['early_stops']:.0%} of its steps say stop too early, reward {row['reward']:.2f}",
                 "use --stop supervised, a larger --batch-size or a lower --learning-rate",
             )
-
-    def state(self) -> dict[str, Any]:
-        return {**super().state(), "generator": self.generator.get_state()}
-
-    def load(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
-        super().load(weights, state)
-        self.generator.set_state(state["generator"])
 
 
 def hold_out(images: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -225,6 +214,7 @@ def train_policy(
     with runs.being_trained(run, config, str(device)), fitting(device, settings.batch_size):
         history = train(task, run, reporter, before)
     run.set_status("finished", exact_match=max(row["exact_match"] for row in history))
+    workers.meet()  # the others may read it now
     return run
 
 
