@@ -14,6 +14,7 @@ from hsal_cli.learning.loop import one_cycle
 from hsal_cli.learning.replica import Replica
 from hsal_cli.learning.settings import TrainSettings
 from hsal_cli.vision.feature_file import FeatureTable
+from hsal_cli.vision.feature_stream import FeatureStream
 
 
 class FeatureTask(abc.ABC):
@@ -21,7 +22,7 @@ class FeatureTask(abc.ABC):
 
     Args:
         model: on `device`.
-        data: features of the training split, in memory.
+        data: features of the training split.
         rows: those of them to train on.
         held_out: the validation part, held out of the training split.
         settings: how.
@@ -35,7 +36,7 @@ class FeatureTask(abc.ABC):
     def __init__(
         self,
         model: nn.Module,
-        data: FeatureTable,
+        data: FeatureTable | FeatureStream,
         rows: Tensor,
         held_out: FeatureTable,
         settings: TrainSettings,
@@ -57,7 +58,7 @@ class FeatureTask(abc.ABC):
     def start_epoch(self, epoch: int) -> None:
         self.epoch = epoch
         draw = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + epoch) % 2**63)
-        self.order = self.rows[torch.randperm(len(self.rows), generator=draw)]
+        self.order = self.data.shuffled(self.rows, draw)
 
     def step(self, step: int) -> tuple[int, dict[str, Tensor]]:
         size = self.settings.batch_size

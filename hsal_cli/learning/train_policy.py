@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,7 +31,9 @@ from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.settings import as_dict, build
 from hsal_cli.vision.devices import fitting
 from hsal_cli.vision.feature_file import FeatureTable, open_features
+from hsal_cli.vision.feature_stream import FeatureStream, window_rows
 
+Features = TypeVar("Features", FeatureTable, FeatureStream)
 VALIDATION_MOST = 2_000  # held-out images; more would only slow the epochs down
 DEAD_STOPS, DEAD_REWARD = 0.95, -0.9
 
@@ -84,24 +88,23 @@ def hold_out(images: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     return order[count:].sort().values, order[:count].sort().values
 
 
-def volume_scale(volumes: Tensor, chunk: int = 1024) -> float:
-    """Standard deviation of all activations of the training split, in chunks and in double precision."""
+def volume_scale(parts: Iterable[Tensor]) -> float:
+    """Standard deviation of all activations of the training split, which comes in parts, in double precision."""
     total = square = 0.0
-    for start in range(0, len(volumes), chunk):
-        part = volumes[start : start + chunk].float()
-        total += float(part.sum(dtype=torch.float64))
-        square += float(part.square().sum(dtype=torch.float64))
-    count = volumes.numel()
+    count = 0
+    for part in parts:
+        total += float(part.float().sum(dtype=torch.float64))
+        square += float(part.float().square().sum(dtype=torch.float64))
+        count += part.numel()
     return math.sqrt(max(square / count - (total / count) ** 2, 1e-12))
 
 
-def left_to_right(table: FeatureTable) -> FeatureTable:
+def left_to_right(table: Features) -> Features:
     """Orders the labels of each image by their boxes' left edges, for the list task; unchanged without boxes."""
     if table.boxes is None:
         return table
     order = torch.where(table.labels >= 0, table.boxes[..., 0], 1 << 30).argsort(dim=1, stable=True)
-    boxes = table.boxes.gather(1, order[..., None].expand_as(table.boxes))
-    return dataclasses.replace(table, labels=table.labels.gather(1, order), boxes=boxes)
+    return table.labelled(table.labels.gather(1, order), table.boxes.gather(1, order[..., None].expand_as(table.boxes)))
 
 
 def train_policy(
@@ -117,6 +120,7 @@ def train_policy(
     init_from: Path | None = None,
     moved: Path | None = None,
     epochs: int | None = None,
+    memory: float | None = None,
 ) -> Run:
     """Trains a policy and keeps its best and last checkpoints.
 
@@ -132,6 +136,7 @@ def train_policy(
         init_from: a run or checkpoint whose weights a new run starts from; nothing else of it is taken.
         moved: with `resume`, where the run's features are now; None: where they were.
         epochs: with `resume`, how many epochs in all, no fewer than the run has; None: as many as it has.
+        memory: GB that features may take; more are read as they are needed. None: 60% of what is free. With `resume`, as before.
 
     Returns:
         The finished run.
@@ -161,7 +166,13 @@ def train_policy(
         if resume and config["features_digest"] != file.digest:
             raise FileError(f"{features} is not the feature file that {out} was trained on", "train a new run: hsal train")
         reporter.say(f"reading {features}")
-        table = left_to_right(file.table("train")) if settings.task == "list" else file.table("train")
+        window = config.get("window", 0) if resume else workers.lead(lambda: window_rows(file, "train", memory))
+        if window:
+            reporter.say(f"it does not fit into memory: {window:,} images at a time")
+        table = FeatureStream(features, "train", window) if window else file.table("train")
+        table = left_to_right(table) if settings.task == "list" else table
+        rows, held_out = hold_out(len(table), settings.validation, settings.seed)
+        scored = file.table("train", held_out) if window else table.select(held_out)
         classes, shape = file.classes, file.volume_shape
         digests = {
             "features_digest": file.digest,
@@ -169,8 +180,7 @@ def train_policy(
             "backbone_digest": file.backbone_digest,
             "saliency": file.saliency,
         }
-    rows, held_out = hold_out(len(table), settings.validation, settings.seed)
-    scale = before.meta["volume_scale"] if before else volume_scale(table.volumes)
+    scale = before.meta["volume_scale"] if before else volume_scale(table.parts())
     torch.manual_seed(settings.seed)
     if settings.objective == "count":
         kind, most = "count", int(count_labels(table.labels, len(classes)).max())
@@ -201,6 +211,7 @@ def train_policy(
             "train": as_dict(settings),
             **digests,
             "init_from": started,
+            **({"window": window} if window else {}),
         }
         run = runs.create(out, kind, config, overwrite)
     elif started is not None and started["digest"] != config["init_from"]["digest"]:
@@ -210,8 +221,8 @@ def train_policy(
         f"training by {settings.objective} on {len(rows):,} images, {len(held_out):,} held out, {settings.epochs} epochs, on {device}"
     )
     make_task = CountTask if kind == "count" else PolicyTask
-    task = make_task(model, table, rows, table.select(held_out), settings, device, meta)
-    with runs.being_trained(run, config, str(device)), fitting(device, settings.batch_size):
+    task = make_task(model, table, rows, scored, settings, device, meta)
+    with contextlib.closing(table), runs.being_trained(run, config, str(device)), fitting(device, settings.batch_size):
         history = train(task, run, reporter, before)
     run.set_status("finished", exact_match=max(row["exact_match"] for row in history))
     workers.meet()  # the others may read it now
