@@ -37,7 +37,9 @@ def window_rows(file: FeatureFile, split: str, budget: float | None) -> int:
     blocks = int(free / (HELD * BLOCK_ROWS * row))
     if not blocks:
         least = HELD * BLOCK_ROWS * row / 1e9
-        raise UsageError(f"memory_budget = {free / 1e9:.3g} GB is too little for these features", f"give --memory-budget at least {least:.3g}")
+        raise UsageError(
+            f"memory_budget = {free / 1e9:.3g} GB is too little for these features", f"give --memory-budget at least {least:.3g}"
+        )
     return blocks * BLOCK_ROWS
 
 
