@@ -113,8 +113,11 @@ def joined(device: torch.device, reporter: Reporter) -> Iterator[None]:
     if workers.size == 1:
         yield
         return
+    import torch
     import torch.distributed as dist
 
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # or all of a machine would talk through its first GPU
     if not dist.is_available():
         raise HsalError("this torch was built without torch.distributed", "start one process, without torchrun")
     wait = timedelta(seconds=_timeout())

@@ -10,7 +10,7 @@ from torch import nn
 from hsal_cli import workers
 from hsal_cli.errors import HsalError, UsageError, WorkerLost
 from hsal_cli.learning.draws import Draws, seeded
-from hsal_cli.learning.replica import SharedBatchNorm, synchronised
+from hsal_cli.learning.replica import Replica, SharedBatchNorm, synchronised
 from hsal_cli.workers import Workers, share, stretch
 
 
@@ -84,6 +84,25 @@ def test_shared_batch_norm_is_batch_norm() -> None:
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(shared.state_dict()[name], value)
     torch.testing.assert_close(shared.eval()(x), plain.eval()(x))
+
+
+def test_batch_norm_statistics_are_those_from_before_a_step_that_fails() -> None:
+    model = nn.BatchNorm2d(2)
+
+    def loss(images: torch.Tensor, lost: bool) -> tuple[torch.Tensor, dict]:
+        total = model(images).sum()
+        if lost:
+            raise WorkerLost("a worker was lost", "go on")
+        return total, {}
+
+    replica = Replica(model, loss)
+    replica._size = 2  # as if there were another one
+    replica.backward(torch.rand(3, 2, 4, 4), False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(WorkerLost):
+        replica.backward(torch.rand(3, 2, 4, 4), True)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 def test_one_process_needs_no_others() -> None:

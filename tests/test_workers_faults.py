@@ -73,7 +73,7 @@ def test_a_signal_to_one_worker_stops_all_behind_the_same_step(place, nursery, w
     assert_same_training(whole, out)
 
 
-def test_batch_norm_statistics_are_those_of_a_step_when_a_worker_is_lost_within_one(place, nursery) -> None:
+def test_fine_tuning_goes_on_where_a_worker_was_lost(place, nursery) -> None:
     words = ("finetune", "--data", "squares.h5", "--config", "toy.toml", "--out")
     assert nursery.run(place, *words, place / "finetune-whole", size=1)[0]["code"] == 0
     out = place / "finetune-killed"
