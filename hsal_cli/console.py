@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from hsal_cli import workers
 from hsal_cli.errors import HsalError, Interrupted
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -72,12 +73,12 @@ SILENT = Reporter()
 
 
 class TerminalReporter(Reporter):
-    """Reports on stderr: a live bar on a terminal, plain lines every few seconds elsewhere."""
+    """Reports on stderr: a live bar on a terminal, plain lines every few seconds elsewhere. Of several workers the first one alone does."""
 
     def __init__(self) -> None:
         from rich.console import Console
 
-        self.console = Console(stderr=True, highlight=False, emoji=False)
+        self.console = Console(stderr=True, highlight=False, emoji=False, quiet=not workers.asked().leads)
         self._curves: Mapping[str, Sequence[float]] = {}
 
     def say(self, message: str) -> None:
@@ -92,7 +93,7 @@ class TerminalReporter(Reporter):
     @contextlib.contextmanager
     def track(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
         self._curves = {}
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.quiet:
             with self._bar(what, total, unit, done) as advance:
                 yield advance
         else:
@@ -204,12 +205,18 @@ def _unicode() -> bool:
 
 def print_json(document: Any) -> None:
     """Writes the one JSON document of a `--json` call to stdout."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=not _unicode(), allow_nan=False) + "\n")
+    _write(json.dumps(document, indent=2, ensure_ascii=not _unicode(), allow_nan=False) + "\n")
 
 
 def print_line(text: str = "") -> None:
     """Writes one line of a result to stdout."""
-    sys.stdout.write(text + "\n")
+    _write(text + "\n")
+
+
+def _write(text: str) -> None:
+    """Writes to stdout; of several workers the first one alone does."""
+    if workers.asked().leads:
+        sys.stdout.write(text)
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -228,18 +235,23 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     terminal, text = sys.stdout.isatty(), io.StringIO()
     Console(file=text, highlight=False, force_terminal=terminal, width=None if terminal else 140).print(table)
     # Written by ourselves: where the reader has left (`| head`), Rich would exit with 1.
-    sys.stdout.write(text.getvalue())
+    _write(text.getvalue())
 
 
 @contextlib.contextmanager
 def stopping(reporter: Reporter) -> Iterator[None]:
-    """While the block runs, the first SIGINT or SIGTERM only sets `reporter.stop_signal`; the next one leaves at once."""
+    """While the block runs, the first SIGINT or SIGTERM only sets `reporter.stop_signal`; the next one leaves at once.
+
+    Not so under torchrun, which repeats signals, and itself ends workers that take too long.
+    """
 
     def handle(number: int, frame: object) -> None:
-        if reporter.stop_signal:
+        alone = workers.asked().size == 1
+        if reporter.stop_signal and alone:
             os._exit(128 + number)
-        reporter.stop_signal = number
-        reporter.warn("stopping at the next safe point (once more: leave at once)")
+        if not reporter.stop_signal:
+            reporter.stop_signal = number
+            reporter.warn("stopping at the next safe point" + (" (once more: leave at once)" if alone else ""))
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -283,5 +295,9 @@ def exit_code_of(call: Callable[[], Any]) -> int:
 
 
 def print_error(message: str, hint: str) -> None:
-    """The two lines of an error, on stderr."""
+    """The two lines of an error, on stderr; of several workers that have it, one says it."""
+    if not workers.may_speak():
+        return
     sys.stderr.write(f"Error: {' '.join(message.split())}\nHint: {' '.join(hint.split())}\n")
+    sys.stderr.flush()
+    workers.has_spoken()

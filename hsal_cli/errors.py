@@ -41,3 +41,7 @@ class Interrupted(HsalError):
     def __init__(self, message: str, hint: str, signal_number: int = 2):
         super().__init__(message, hint)
         self.exit_code = 128 + signal_number
+
+
+class WorkerLost(HsalError):
+    """Another process of the same work (see `workers`) was killed, or is not heard of any more."""

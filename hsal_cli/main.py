@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hsal_cli import __version__, console
+from hsal_cli import __version__, console, workers
 from hsal_cli.commands.bench import bench
 from hsal_cli.commands.check import check
 from hsal_cli.commands.compare import compare
@@ -63,9 +63,11 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def hsal(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version, and stop.")] = False,
 ) -> None:
     """Options that stand before a command."""
+    workers.prepare(context.invoked_subcommand)
 
 
 def run() -> None:

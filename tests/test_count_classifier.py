@@ -56,7 +56,7 @@ def test_it_learns_how_often_each_class_occurs() -> None:
 
 
 def test_the_loss_is_the_negative_log_likelihood_of_the_whole_multiset(monkeypatch) -> None:
-    monkeypatch.setattr("hsal_cli.evaluation.count_classifier.DROPOUT", 0.0)
+    monkeypatch.setattr("hsal_cli.learning.count_task.DROPOUT", 0.0)
     table = easy_table(6)
     model = CountClassifier(2, (2, 3, 3), most=2, hidden=4)
     task = CountTask(model, table, torch.arange(6), table, dataclasses.replace(FAST, batch_size=6), CPU, {})

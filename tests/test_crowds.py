@@ -6,6 +6,7 @@ import torch
 
 from hsal_cli.errors import UsageError
 from hsal_cli.learning.crowds import Crowd, crowd, object_regions
+from hsal_cli.learning.draws import Draws
 from hsal_cli.learning.finetune import settle
 from hsal_cli.learning.settings import FinetuneSettings
 from hsal_cli.learning.views import cell_centres, views
@@ -25,7 +26,7 @@ def objects(count: int = 40, side: int = 40) -> tuple[torch.Tensor, torch.Tensor
 
 def crowds(most: int = 4, seed: int = 0) -> Crowd:
     images, boxes, labels = objects()
-    return crowd(images, boxes, labels, torch.arange(30), most, torch.Generator().manual_seed(seed))
+    return crowd(images, boxes, labels, torch.arange(30), most, Draws.all(torch.Generator().manual_seed(seed), 30))
 
 
 def test_every_object_of_a_crowd_lies_in_its_box_and_no_two_boxes_overlap() -> None:
@@ -56,7 +57,7 @@ def test_crowds_depend_on_the_generator_alone_and_leave_their_sources_alone() ->
     assert torch.equal(first.images, again.images) and not torch.equal(first.images, other.images)
     images, boxes, labels = objects()
     before = images.clone()
-    crowd(images, boxes, labels, torch.arange(30), 4, torch.Generator())
+    crowd(images, boxes, labels, torch.arange(30), 4, Draws.all(torch.Generator(), 30))
     assert torch.equal(images, before)
 
 
@@ -78,7 +79,7 @@ def test_cell_centres_follow_the_augmented_view() -> None:
     spots = [(18 + 2 * (row % 12), 44 - 2 * (row % 9)) for row in range(24)]
     for image, (x, y) in zip(images, spots, strict=True):
         image[y - 3 : y + 3, x - 3 : x + 3] = 255
-    seen, theta = views(images, None, 64, 64, True, torch.Generator().manual_seed(0))
+    seen, theta = views(images, None, 64, 64, True, Draws.all(torch.Generator().manual_seed(0), len(images)))
     centres = cell_centres(theta, 16, (64, 64))
     brightest = torch.nn.functional.avg_pool2d(seen[:, :1], 4).flatten(1).argmax(1)
     found = centres.flatten(1, 2)[torch.arange(24), brightest]

@@ -126,8 +126,7 @@ def test_glimpses_are_sampled_too():
     table = small_table()
 
     def first_glimpses(seed):
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        (_, episode), *_ = roll_outs(small_policy(), table, 4, 256, generator=generator)
+        (_, episode), *_ = roll_outs(small_policy(), table, 4, 256, seed=seed)
         return episode.glimpses[0].tolist()
 
     assert first_glimpses(1) == first_glimpses(1) != first_glimpses(2)

@@ -13,6 +13,7 @@ from learning_parts import OneLayer, StoppingReporter, assert_equal, without
 
 from hsal_cli import checkpoints
 from hsal_cli.errors import FileError, Interrupted, UsageError
+from hsal_cli.learning.draws import Draws, seeded
 from hsal_cli.learning.finetune import FinetuneTask, SingleObjects, accuracy, finetune, read_single_objects, settle
 from hsal_cli.learning.settings import FinetuneSettings
 from hsal_cli.learning.views import crop_sides, views
@@ -207,7 +208,7 @@ def test_a_crop_holds_its_object_whole_and_at_the_scale_of_the_full_image(augmen
     images = torch.zeros(len(places), 64, 64, dtype=torch.uint8)
     for image, (x, y) in zip(images, places, strict=True):
         image[y : y + 8, x : x + 12] = 255
-    seen, _ = views(images, boxes, 32, 64, augment, torch.Generator().manual_seed(0))
+    seen, _ = views(images, boxes, 32, 64, augment, Draws.all(torch.Generator().manual_seed(0), len(images)))
     assert seen.shape == (len(places), 3, 32, 32)
     grey = seen[:, 0].flatten(1)
     lit = (grey > (grey.amin(1, keepdim=True) + grey.amax(1, keepdim=True)) / 2).sum(1) / (12 * 8)
@@ -216,10 +217,10 @@ def test_a_crop_holds_its_object_whole_and_at_the_scale_of_the_full_image(augmen
 
 def test_a_full_view_without_augmentation_is_the_networks_usual_input() -> None:
     images = torch.randint(0, 256, (3, 20, 30, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(views(images, None, 32, 32, False, torch.Generator())[0], to_input(images, 32))
+    assert torch.equal(views(images, None, 32, 32, False, Draws.all(torch.Generator(), 3))[0], to_input(images, 32))
 
 
 def test_views_depend_on_the_generator_alone() -> None:
     images = torch.randint(0, 256, (4, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    first, again, other = (views(images, None, 32, 32, True, torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2))
+    first, again, other = (views(images, None, 32, 32, True, Draws.all(seeded(seed, 0), 4))[0] for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other) and first.isfinite().all()

@@ -14,6 +14,7 @@ from torch import nn
 
 from hsal_cli import checkpoints
 from hsal_cli.errors import FileError, Interrupted, UsageError
+from hsal_cli.learning.draws import Draws
 from hsal_cli.learning.finetune import FinetuneTask, finetune, read_objects
 from hsal_cli.learning.many_objects import BoxedObjects, Scenes, WholeImages, own_cells, read_scenes, way_of
 from hsal_cli.learning.settings import FinetuneSettings
@@ -141,7 +142,7 @@ def test_a_crop_teaches_its_own_object_although_a_larger_neighbour_is_in_it():
     data = BoxedObjects.of(Scenes(image, torch.tensor([[0, 2]]), corners, 3))
     settings = dataclasses.replace(FAST, augment=False)
     picked = torch.zeros(200, dtype=torch.int64)
-    inputs, labels, regions = data.show(picked, True, 16, OneLayer("", 3, 32), settings, torch.Generator().manual_seed(0))
+    inputs, labels, regions = data.show(picked, True, 16, OneLayer("", 3, 32), settings, Draws.all(torch.Generator().manual_seed(0), 200))
     assert inputs.shape == (200, 3, 16, 16) and labels.tolist() == [[0]] * 200 and regions.shape == (200, 1, 4, 4)
     pixels = inputs * torch.tensor([0.229, 0.224, 0.225])[:, None, None] + torch.tensor([0.485, 0.456, 0.406])[:, None, None]
     cells = nn.functional.avg_pool2d(pixels, 4)
@@ -152,21 +153,21 @@ def test_a_crop_teaches_its_own_object_although_a_larger_neighbour_is_in_it():
 def test_full_images_teach_all_their_objects(boxed):
     data = BoxedObjects.of(read_scenes(boxed, "train"))
     model = OneLayer("", 3, 32)
-    inputs, labels, regions = data.show(torch.tensor([0, 5]), False, 32, model, FAST, torch.Generator())
+    inputs, labels, regions = data.show(torch.tensor([0, 5]), False, 32, model, FAST, Draws.all(torch.Generator(), 2))
     assert inputs.shape == (2, 3, 32, 32) and torch.equal(labels, data.scenes.multisets[data.rows[[0, 5]]]) and regions.shape[:2] == (2, 3)
     logits = torch.zeros(2, 3, 3)
     logits[..., 1] = math.log(2.0)  # probabilities 1/4, 1/2, 1/4
     true = labels[labels >= 0]
-    loss, right = data.loss(logits, labels)
-    assert loss.item() == pytest.approx(np.mean([-math.log(0.5 if label == 1 else 0.25) for label in true.tolist()]))
-    assert right.item() == pytest.approx((true == 1).float().mean().item())
+    sums = data.loss(logits, labels)
+    assert (sums.loss / sums.terms).item() == pytest.approx(np.mean([-math.log(0.5 if label == 1 else 0.25) for label in true.tolist()]))
+    assert (sums.right / sums.cases).item() == pytest.approx((true == 1).float().mean().item())
 
 
 def test_one_label_is_drawn_anew_each_time_and_each_as_often_as_it_stands_there():
     scenes = Scenes(torch.zeros(1, 8, 8, dtype=torch.uint8), torch.tensor([[2, 0, 2, 1, -1]]), None, 3)
-    data, generator = WholeImages.of(scenes, counts=False), torch.Generator().manual_seed(0)
+    data, draws = WholeImages.of(scenes, counts=False), Draws.all(torch.Generator().manual_seed(0), 2000)
     settings = dataclasses.replace(FAST, augment=False)
-    drawn = data.show(torch.zeros(2000, dtype=torch.int64), False, 32, OneLayer("", 3, 32), settings, generator)[1]
+    drawn = data.show(torch.zeros(2000, dtype=torch.int64), False, 32, OneLayer("", 3, 32), settings, draws)[1]
     shares = torch.bincount(drawn, minlength=3) / 2000
     assert torch.allclose(shares, torch.tensor([0.25, 0.25, 0.5]), atol=0.04)
 
@@ -176,14 +177,14 @@ def test_counts_cost_poissons_likelihood_and_are_scored_by_their_overlap():
     data = WholeImages.of(scenes, counts=True)
     logits = torch.tensor([[2.0, 1.5, -3.0], [0.1, -2.0, 0.7]])
     counts = torch.tensor([[2, 1, 0], [0, 0, 1]])
-    loss, accuracy = data.loss(logits, counts)
+    sums = data.loss(logits, counts)
     rates = [[math.log(1 + math.exp(logit)) for logit in row] for row in logits.tolist()]
     slow = [
         rate - count * math.log(rate) for own, row in zip(counts.tolist(), rates, strict=True) for rate, count in zip(row, own, strict=True)
     ]
-    assert loss.item() == pytest.approx(np.mean(slow), rel=1e-5)
+    assert (sums.loss / sums.terms).item() == pytest.approx(np.mean(slow), rel=1e-5)
     # Rounded: 2, 2, 0 against 2, 1, 0 and 1, 0, 1 against 0, 0, 1.
-    assert accuracy.item() == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert (sums.right / sums.cases).item() == pytest.approx((3 / 4 + 1 / 2) / 2)
 
     class Says(nn.Module):
         input_size = 8

@@ -190,11 +190,11 @@ def test_every_training_row_is_shown_once_an_epoch_and_none_that_is_held_out() -
 
 def test_the_volume_scale_is_the_standard_deviation_of_all_activations() -> None:
     volumes = (5 + 3 * torch.randn(50, 4, 3, 3, generator=torch.Generator().manual_seed(0))).half()
-    assert volume_scale(volumes, chunk=7) == pytest.approx(volumes.double().std(correction=0).item(), rel=1e-9)
+    assert volume_scale(volumes.split(7)) == pytest.approx(volumes.double().std(correction=0).item(), rel=1e-9)
 
 
 def test_dead_activations_do_not_divide_by_zero() -> None:
-    assert volume_scale(torch.zeros(5, 2, 3, 3)) > 0
+    assert volume_scale([torch.zeros(5, 2, 3, 3)]) > 0
 
 
 def test_the_list_task_orders_labels_by_the_left_edges_of_their_boxes() -> None:

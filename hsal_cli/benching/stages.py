@@ -15,6 +15,7 @@ from hsal_cli.benching.shop import CLASSES, Shop
 from hsal_cli.benching.timing import Clock, call, timed
 from hsal_cli.evaluation.evaluate import evaluate, roll_outs
 from hsal_cli.evaluation.settings import EvalSettings
+from hsal_cli.learning.draws import Draws
 from hsal_cli.learning.finetune import FinetuneTask, read_single_objects
 from hsal_cli.learning.loop import CHECK_EVERY
 from hsal_cli.learning.train_policy import PolicyTask
@@ -96,7 +97,7 @@ def finetune(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
     task.start_epoch(0)
     rows = torch.arange(settings.batch_size) % len(task.data.labels)
     alone = dataclasses.replace(settings, crowd=1)  # one label an image, so that nothing stands between the network and its loss
-    images, labels, _ = task.data.show(rows, False, model.input_size, model, alone, torch.Generator().manual_seed(0))
+    images, labels, _ = task.data.show(rows, False, model.input_size, model, alone, Draws.all(torch.Generator().manual_seed(0), len(rows)))
     images, labels = images.to(device).contiguous(memory_format=torch.channels_last), labels.to(device)
 
     def bare() -> float:

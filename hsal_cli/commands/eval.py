@@ -7,7 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from hsal_cli import console
+from hsal_cli import console, workers
 from hsal_cli.commands.options import Config, Device, Json, Preset, options, settings_for
 from hsal_cli.commands.policies import PretrainedOption, RunOption, check_one, load, policy_run
 from hsal_cli.errors import FileError
@@ -48,7 +48,7 @@ def eval_(
     reporter = console.TerminalReporter()
     chosen = choose_device(device)
     target = out
-    with console.stopping(reporter):
+    with console.stopping(reporter), workers.joined(chosen, reporter):
         if pretrained is not None:
             found = _evaluate_shipped(pretrained, data, settings, settings_for(SceneSettings, preset, config), chosen, reporter)
         else:
@@ -57,6 +57,8 @@ def eval_(
             features = _features(data, loaded.meta, chosen, reporter)
             found = evaluate_file(loaded, features, settings, chosen, reporter)
             target = out or (place / "eval.json" if (place / "status.json").is_file() else None)
+    if not workers.asked().leads:
+        return
     if target is not None:
         found = write_sealed(target, found)
     if json:

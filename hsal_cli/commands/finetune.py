@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from hsal_cli import console
+from hsal_cli import console, workers
 from hsal_cli.commands.options import Config, Device, DryRun, Given, Json, Overwrite, Preset, Resume, check_resumed, options, settings_for
 from hsal_cli.learning.settings import FinetuneSettings
 from hsal_cli.settings import as_dict
@@ -44,15 +44,14 @@ def finetune(
 
     reporter = console.TerminalReporter()
     chosen = choose_device(device)
-    target = resume or out or runs.fresh_path("finetune")
     settled = {"data": str(data or SINGLE), "finetune": as_dict(settings)}
     if resume is not None:
         settled = check_resumed(resume, out, given, ("full_images",), finetune=settings)
     if dry_run:
-        console.print_json({"out": str(target), "device": str(chosen), **settled})
+        console.print_json({"out": str(resume or out or runs.fresh_path("finetune")), "device": str(chosen), **settled})
         return
-    with console.stopping(reporter):
-        scenes = data or SINGLE
+    with console.stopping(reporter), workers.joined(chosen, reporter):
+        scenes, target = data or SINGLE, workers.lead(lambda: resume or out or runs.fresh_path("finetune"))
         if resume is None:
             ensure_scenes(scenes, settings_for(SceneSettings, preset, config), reporter)
             run = finetune_run(scenes, target, settings, chosen, reporter, overwrite)

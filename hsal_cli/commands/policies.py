@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from hsal_cli import console
+from hsal_cli import console, workers
 from hsal_cli.commands.options import recipe_for
 from hsal_cli.errors import FileError, HsalError, UsageError
 
@@ -70,7 +70,7 @@ def policy_run(
     from hsal_cli.learning.pipeline import ensure_policy
 
     if run is None:
-        newest = runs.newest(runs.EVALUATED if counts else "policy")
+        newest = workers.lead(lambda: runs.newest(runs.EVALUATED if counts else "policy"))
         if newest is not None:
             return newest.path
         return ensure_policy(recipe_for(preset, config), device, reporter)

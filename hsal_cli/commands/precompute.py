@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from hsal_cli import console
+from hsal_cli import console, workers
 from hsal_cli.commands.options import Device, DryRun, Json, Overwrite, options
 from hsal_cli.errors import FileError
 from hsal_cli.learning import runs
@@ -74,7 +74,7 @@ def precompute(
         return
     reporter = console.TerminalReporter()
     start = time.monotonic()
-    with console.stopping(reporter):
+    with console.stopping(reporter), workers.joined(chosen, reporter):
         compute(data, backbone, out, settings, chosen, reporter, overwrite, volumes_from)
     seconds = time.monotonic() - start
     with open_features(out) as features:

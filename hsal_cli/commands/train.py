@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from hsal_cli import console
+from hsal_cli import console, workers
 from hsal_cli.commands.options import (
     Config,
     Device,
@@ -54,6 +54,15 @@ def train(
         Optional[Path],
         typer.Option("--init-from", help="Start a new run from the weights of this run or checkpoint.", show_default=False),
     ] = None,
+    memory_budget: Annotated[
+        Optional[float],
+        typer.Option(
+            "--memory-budget",
+            min=0.001,
+            help="GB that the features may take in each process; where they are larger, they are read again in every epoch.",
+            show_default="60% of what is free",
+        ),
+    ] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -78,19 +87,21 @@ def train(
     name = scenes.name.removesuffix(".h5").removesuffix(".features")
     if saliency_kind(precompute.saliency) != "activation" and name == scenes.name.removesuffix(".h5"):
         name += f"-{saliency_kind(precompute.saliency)}"
-    target = resume or out or runs.fresh_path(f"{name}-{settings.objective}")
     settled = {"data": str(scenes), "train": as_dict(settings), "policy": as_dict(policy)}
     if resume is not None:
-        _check_alone(resume, {"--backbone": backbone, "--init-from": init_from, "--saliency": saliency})
+        _check_alone(resume, {"--backbone": backbone, "--init-from": init_from, "--saliency": saliency, "--memory-budget": memory_budget})
         settled = check_resumed(resume, out, given, ("epochs",), train=settings, policy=policy)
     if dry_run:
+        target = resume or out or runs.fresh_path(f"{name}-{settings.objective}")
         console.print_json({"out": str(target), "device": str(chosen), **settled})
         return
-    with console.stopping(reporter):
+    with console.stopping(reporter), workers.joined(chosen, reporter):
+        target = workers.lead(lambda: resume or out or runs.fresh_path(f"{name}-{settings.objective}"))
         if resume is None:
             recipe = recipe_for(preset, config, train=settings, policy=policy, precompute=precompute)
             features, backbone = ensure_policy_data(scenes, backbone, recipe, chosen, reporter, saliency)
-            run = train_policy(features, target, policy, settings, chosen, reporter, overwrite, backbone=backbone, init_from=init_from)
+            extra = {"backbone": backbone, "init_from": init_from, "memory": memory_budget}
+            run = train_policy(features, target, policy, settings, chosen, reporter, overwrite, **extra)
         else:
             trained_on = settled.get("saliency", "activation")
             moved = data if data is None or data.name.endswith(".features.h5") else features_path(data, trained_on)
@@ -104,7 +115,7 @@ def train(
     console.print_line(f"run: {run.path}   next: hsal eval --run {run.path}")
 
 
-def _check_alone(resume: Path, given: dict[str, Path | str | None]) -> None:
+def _check_alone(resume: Path, given: dict[str, Path | str | float | None]) -> None:
     for option, value in given.items():
         if value is not None:
             raise UsageError(f"{option} {value} and --resume {resume} exclude each other", f"leave {option} out, or train a new run")

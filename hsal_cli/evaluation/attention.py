@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hsal_cli import workers
+
 if TYPE_CHECKING:
     import torch
 
@@ -27,6 +29,15 @@ class Tally:
         """Adds an array of values (numbers or truth values) of any shape."""
         self._sums[name] = self._sums.get(name, 0.0) + float(values.sum(dtype=np.float64))
         self._counts[name] = self._counts.get(name, 0) + values.size
+
+    def together(self) -> Tally:
+        """The tally of what all workers have added."""
+        found = Tally()
+        for tally in workers.gathered(self):
+            for name, count in tally._counts.items():
+                found._sums[name] = found._sums.get(name, 0.0) + tally._sums[name]
+                found._counts[name] = found._counts.get(name, 0) + count
+        return found
 
     def means(self) -> dict[str, float | None]:
         """name -> mean of all values added; None where there was none."""

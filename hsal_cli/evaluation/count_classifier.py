@@ -35,14 +35,20 @@ class CountClassifier(nn.Module):
         self.near_norm = nn.BatchNorm2d(hidden)
         self.wide = nn.Conv2d(hidden, hidden, 3, padding=1, bias=False)
         self.wide_norm = nn.BatchNorm2d(hidden)
-        self.counts = nn.Linear(2 * hidden, classes * (most + 1))
+        self.counts = nn.Linear(self.features, classes * (most + 1))
         self.register_buffer("volume_scale", torch.tensor(float(volume_scale)))
 
-    def forward(self, volumes: Tensor) -> Tensor:
+    @property
+    def features(self) -> int:
+        """What its linear layer reads of an image."""
+        return 2 * self.hidden
+
+    def forward(self, volumes: Tensor, kept: Tensor | None = None) -> Tensor:
         """Volumes to logits of the counts.
 
         Args:
             volumes: (B, C, h, w), raw, of any float type.
+            kept: (B, features) what dropout multiplies the features by, 0 or 1 / (1 - DROPOUT); None: nothing is dropped.
 
         Returns:
             (B, K, most + 1): of class c occurring 0, 1 ... `most` times.
@@ -51,7 +57,8 @@ class CountClassifier(nn.Module):
         x = F.relu(self.near_norm(self.near(x)))
         x = F.relu(self.wide_norm(self.wide(x)))
         pooled = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)  # (B, 2 * hidden)
-        pooled = F.dropout(pooled, DROPOUT, self.training)
+        if kept is not None:
+            pooled = pooled * kept
         return self.counts(pooled).unflatten(1, (self.classes, self.most + 1))
 
     def predict(self, volumes: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hsal_cli import workers
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.attention import Tally, add_attn_saliency, add_localization
@@ -64,18 +65,20 @@ def evaluate(
     max_steps = settings.max_steps or max_steps
     true = label_counts(table.labels, policy.classes)
     results = []
-    with reporter.track("evaluating", len(table) * max(settings.sample, 1), "images") as advance:
+    rows = len(workers.stretch(len(table), settings.batch_size))
+    with reporter.track("evaluating", rows * max(settings.sample, 1), "images") as advance:
         for number in range(max(settings.sample, 1)):
-            generator = torch.Generator().manual_seed(settings.seed + number) if settings.sample else None
-            predicted, attention, localization = [], Tally(), Tally()
-            for part, episode in roll_outs(policy, table, max_steps, settings.batch_size, device, generator):
-                _add(part, episode, policy.classes, predicted, attention, localization)
+            own = _Found(policy.classes)
+            seed = settings.seed + number if settings.sample else None
+            for part, episode in roll_outs(policy, table, max_steps, settings.batch_size, device, seed):
+                own.add(part, episode)
                 advance(len(part))
                 reporter.check_stop(STOPPED_HINT)
-            scores = multiset_metrics(true, np.concatenate(predicted), class_names, settings.resamples, settings.seed)
-            scores["attn_saliency"] = attention.means()
+            whole = own.together()
+            scores = multiset_metrics(true, whole.predicted, class_names, settings.resamples, settings.seed)
+            scores["attn_saliency"] = whole.attention.means()
             if table.boxes is not None:
-                scores["localization"] = localization.means()
+                scores["localization"] = whole.localization.means()
             results.append(scores)
     found = mean_of(results)
     if train_labels is not None and len(train_labels):
@@ -201,11 +204,12 @@ def quick_scores(
         `exact_match`, `macro_f1`, `attn_saliency` (raw scale, as in the paper's figure 5), `attn_saliency_normalized`, and where boxes
         are known `glimpse_hit`, `mask_mass`, `digits_once` and `repeat_visits`. Those of which there is no case are left out.
     """
-    predicted, attention, localization = [], Tally(), Tally()
+    own = _Found(policy.classes)
     for part, episode in roll_outs(policy, table, max_steps, batch_size, device):
-        _add(part, episode, policy.classes, predicted, attention, localization)
-    exact, macro_f1 = exact_match_and_f1(label_counts(table.labels, policy.classes), np.concatenate(predicted))
-    salient, local = attention.means(), localization.means()
+        own.add(part, episode)
+    whole = own.together()
+    exact, macro_f1 = exact_match_and_f1(label_counts(table.labels, policy.classes), whole.predicted)
+    salient, local = whole.attention.means(), whole.localization.means()
     found = {
         "attn_saliency": salient.get("raw"),
         "attn_saliency_normalized": salient.get("normalized"),
@@ -220,15 +224,20 @@ def roll_outs(
     max_steps: int,
     batch_size: int,
     device: torch.device | str = "cpu",
-    generator: torch.Generator | None = None,
+    seed: int | None = None,
 ) -> Iterator[tuple[FeatureTable, Episode]]:
-    """Rolls a policy out over a table, batch by batch and without gradients: greedily, or sampling all actions with a generator.
+    """Rolls a policy out over a table, or over this worker's stretch of it, batch by batch and without gradients.
+
+    Args:
+        seed: samples all actions, each batch with a generator of its own, so that it does not matter who rolls it out; None: greedily.
 
     Yields:
         (part, episode): the rows of the table that make the batch, and what the policy did with them.
     """
-    for start in range(0, len(table), batch_size):
-        part = table.select(slice(start, start + batch_size))
+    own = workers.stretch(len(table), batch_size)
+    for start in own[::batch_size]:
+        part = table.select(slice(start, min(start + batch_size, own.stop)))
+        generator = None if seed is None else torch.Generator().manual_seed((seed * 1_000_003 + start) % 2**63)
         with torch.inference_mode():
             episode = policy(
                 part.volumes.to(device).float(),
@@ -241,11 +250,35 @@ def roll_outs(
         yield part, episode
 
 
-def _add(part: FeatureTable, episode: Episode, classes: int, predicted: list[np.ndarray], attention: Tally, localization: Tally) -> None:
-    predicted.append(label_counts(episode.labels.T, classes))
-    add_attn_saliency(attention, episode, part.saliency)
-    if part.boxes is not None:
-        add_localization(localization, episode, part.labels, part.boxes, part.image_size)
+class _Found:
+    """What roll-outs over a table give; `attention` and `localization` are the tallies.
+
+    Args:
+        classes: K.
+    """
+
+    def __init__(self, classes: int):
+        self._classes, self._parts = classes, [np.zeros((0, classes), dtype=np.int64)]
+        self.attention, self.localization = Tally(), Tally()
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """(N, K) int64 counts, in the order of the rows."""
+        return np.concatenate(self._parts)
+
+    def add(self, part: FeatureTable, episode: Episode) -> None:
+        """Adds a batch, the one behind those before."""
+        self._parts.append(label_counts(episode.labels.T, self._classes))
+        add_attn_saliency(self.attention, episode, part.saliency)
+        if part.boxes is not None:
+            add_localization(self.localization, episode, part.labels, part.boxes, part.image_size)
+
+    def together(self) -> _Found:
+        """What all workers have found."""
+        whole = _Found(self._classes)
+        whole._parts = workers.gathered(self.predicted)
+        whole.attention, whole.localization = self.attention.together(), self.localization.together()
+        return whole
 
 
 def mean_of(documents: list[Any]) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from hsal_cli import workers
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import UsageError
 from hsal_cli.evaluation.baselines import trivial_baselines
@@ -22,15 +24,22 @@ if TYPE_CHECKING:
 def predicted_counts(
     model: CountClassifier, table: FeatureTable, batch_size: int, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[FeatureTable, Tensor]]:
-    """Shows a table to a count classifier, batch by batch and without gradients.
+    """Shows a table, or this worker's stretch of it, to a count classifier, batch by batch and without gradients.
 
     Yields:
         (part, counts): the rows of the table that make the batch, and (n, K) int64 counts on the CPU.
     """
-    for start in range(0, len(table), batch_size):
-        part = table.select(slice(start, start + batch_size))
+    own = workers.stretch(len(table), batch_size)
+    for start in own[::batch_size]:
+        part = table.select(slice(start, min(start + batch_size, own.stop)))
         with torch.inference_mode():
             yield part, model.predict(part.volumes.to(device)).cpu()
+
+
+def all_counts(found: Iterable[tuple[FeatureTable, Tensor]], classes: int) -> np.ndarray:
+    """(N, K) int64 counts of all rows, those that other workers have predicted included."""
+    own = [counts for _, counts in found]
+    return np.concatenate(workers.gathered(torch.cat([torch.zeros(0, classes, dtype=torch.int64), *own]).numpy()))
 
 
 def evaluate_counts(
@@ -62,13 +71,13 @@ def evaluate_counts(
     if settings.sample or settings.max_steps:
         raise UsageError("a count classifier takes no steps, so there are none to sample or to cap", "leave --sample and --max-steps out")
     predicted = []
-    with reporter.track("evaluating", len(table), "images") as advance:
+    with reporter.track("evaluating", len(workers.stretch(len(table), settings.batch_size)), "images") as advance:
         for part, counts in predicted_counts(model, table, settings.batch_size, device):
-            predicted.append(counts)
+            predicted.append((part, counts))
             advance(len(part))
             reporter.check_stop("run the same command again")
     true = label_counts(table.labels, model.classes)
-    found = multiset_metrics(true, torch.cat(predicted).numpy(), class_names, settings.resamples, settings.seed)
+    found = multiset_metrics(true, all_counts(predicted, model.classes), class_names, settings.resamples, settings.seed)
     found["attn_saliency"] = dict.fromkeys(("raw", "normalized", "random", "best"))
     if train_labels is not None and len(train_labels):
         found["baselines"] = trivial_baselines(label_counts(train_labels, model.classes), true)

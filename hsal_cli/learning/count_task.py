@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsal_cli.evaluation.evaluate_counts import predicted_counts
+from hsal_cli import workers
+from hsal_cli.evaluation.count_classifier import DROPOUT
+from hsal_cli.evaluation.evaluate_counts import all_counts, predicted_counts
 from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts
+from hsal_cli.learning.draws import Draws
 from hsal_cli.learning.feature_task import FeatureTask
 from hsal_cli.learning.rewards import count_labels
 
@@ -19,26 +22,23 @@ class CountTask(FeatureTask):
 
     headline = ("loss", "exact_match", "macro_f1")
 
-    def step(self, step: int) -> tuple[int, dict[str, Tensor]]:
-        settings = self.settings
-        batch = self.batch(step)
-        counts = count_labels(batch.labels, self.model.classes).long().to(self.device)  # (B, K)
-        # Dropout draws from torch's own state: seeded by the step, a resumed epoch drops what an uninterrupted one would.
-        torch.manual_seed((settings.seed * 1_000_003 + self.taken(step)) % 2**63)
-        self.model.train()
-        logits = self.model(batch.volumes.to(self.device))
+    def loss(self, rows: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = self.data.select(rows[draws.places])
+        counts = count_labels(batch.labels, self.model.classes).long().to(self.device)  # (n, K)
+        kept = (draws.rand(self.model.features) >= DROPOUT).float() / (1 - DROPOUT)
+        logits = self.model(batch.volumes.to(self.device), kept.to(self.device))
         # Summed over the classes: the negative log-likelihood of the whole multiset.
-        loss = F.cross_entropy(logits.flatten(0, 1), counts.clamp(max=self.model.most).flatten(), reduction="sum") / len(counts)
-        norm = self.descend(loss, step)
-        exact = (logits.detach().argmax(-1) == counts).all(1).float().mean()
-        return len(counts), {"loss": loss, "train_exact_match": exact, "gradient_norm": norm}
+        loss = F.cross_entropy(logits.flatten(0, 1), counts.clamp(max=self.model.most).flatten(), reduction="sum") / len(rows)
+        exact = (logits.detach().argmax(-1) == counts).all(1).sum() / len(rows)
+        total, exact = workers.summed(torch.stack([loss.detach(), exact]))
+        return loss, {"loss": total, "train_exact_match": exact}
 
     def validate(self) -> dict[str, float]:
         self.model.eval()
         size = 2 * self.settings.batch_size
-        found = torch.cat([counts for _, counts in predicted_counts(self.model, self.held_out, size, self.device)])
+        found = all_counts(predicted_counts(self.model, self.held_out, size, self.device), self.model.classes)
         true = label_counts(self.held_out.labels, self.model.classes)
-        return dict(zip(("exact_match", "macro_f1"), exact_match_and_f1(true, found.numpy()), strict=True))
+        return dict(zip(("exact_match", "macro_f1"), exact_match_and_f1(true, found), strict=True))
 
     def check(self, row: dict[str, Any]) -> None:
         """There is no collapse to guard against beyond the loop's check of the loss."""

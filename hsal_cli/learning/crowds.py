@@ -11,6 +11,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from hsal_cli.learning.draws import Draws
+
 MARGIN = 1  # px kept around an object's box when it is cut out, for the soft edge of its ink
 TRIES = 30  # places tried before an object is left out, as small images hold few large ones
 
@@ -30,7 +32,7 @@ class Crowd:
     labels: Tensor
 
 
-def crowd(images: Tensor, boxes: Tensor, labels: Tensor, first: Tensor, most: int, generator: torch.Generator) -> Crowd:
+def crowd(images: Tensor, boxes: Tensor, labels: Tensor, first: Tensor, most: int, draws: Draws) -> Crowd:
     """Pastes up to `most - 1` objects of other images beside the object of each image, at places where no boxes overlap.
 
     Args:
@@ -39,7 +41,7 @@ def crowd(images: Tensor, boxes: Tensor, labels: Tensor, first: Tensor, most: in
         labels: (N,).
         first: (B,) the images that the others are pasted into.
         most: largest number of objects in an image, >= 1; each number is as likely as any other, as far as there is room.
-        generator: the source of all that is random (on the CPU).
+        draws: the source of all that is random, for the B images.
 
     Returns:
         The B images with up to `most` objects each.
@@ -49,9 +51,9 @@ def crowd(images: Tensor, boxes: Tensor, labels: Tensor, first: Tensor, most: in
     all_boxes = torch.full((len(first), most, 4), -1.0)
     all_labels = torch.full((len(first), most), -1, dtype=torch.int64)
     all_boxes[:, 0], all_labels[:, 0] = boxes[first].float(), labels[first]
-    others = torch.randint(most, (len(first),), generator=generator)
-    rows = torch.randint(len(images), (len(first), most), generator=generator)
-    spots = torch.rand(len(first), most, TRIES, 2, generator=generator)
+    others = draws.randint(most)
+    rows = draws.randint(len(images), most)
+    spots = draws.rand(most, TRIES, 2)
     corners = boxes.long()
     for image in range(len(first)):
         taken = [corners[first[image]].tolist()]

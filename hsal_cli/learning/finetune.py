@@ -9,17 +9,27 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hsal_cli import checkpoints
+from hsal_cli import checkpoints, workers
 from hsal_cli.checkpoints import Checkpoint
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.learning import runs
 from hsal_cli.learning.crowds import crowd, object_regions
+from hsal_cli.learning.draws import Draws, seeded
 from hsal_cli.learning.loop import one_cycle, train
-from hsal_cli.learning.many_objects import BoxedObjects, Shown, WholeImages, read_scenes, way_of
+from hsal_cli.learning.many_objects import (
+    BoxedObjects,
+    LossSums,
+    Shown,
+    WholeImages,
+    naming_loss,
+    read_scenes,
+    share_of,
+    way_of,
+)
+from hsal_cli.learning.replica import Replica
 from hsal_cli.learning.runs import Run, resume_from
 from hsal_cli.learning.settings import FinetuneSettings
 from hsal_cli.learning.views import cell_centres, crop_sides, views
@@ -63,25 +73,21 @@ class SingleObjects:
         count = min(count, len(self.labels) // 2)
         return self.select(order[:count]), self.select(order[count:].sort().values)
 
-    def show(
-        self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, generator: torch.Generator
-    ) -> Shown:
+    def show(self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws) -> Shown:
         """What a step shows: crops or full views of one object, labels (B,); or, with `crowd`, full views of crowds, labels (B, M) padded
         with -1 and each object's region (B, M, h, w)."""
         if crops or settings.crowd == 1:
             batch = self.select(picked)
-            inputs, _ = views(batch.images, batch.boxes if crops else None, side, model.input_size, settings.augment, generator)
+            inputs, _ = views(batch.images, batch.boxes if crops else None, side, model.input_size, settings.augment, draws)
             return inputs, batch.labels, None
-        together = crowd(self.images, self.boxes, self.labels, picked, settings.crowd, generator)
-        inputs, seen = views(together.images, None, model.input_size, model.input_size, settings.augment, generator)
+        together = crowd(self.images, self.boxes, self.labels, picked, settings.crowd, draws)
+        inputs, seen = views(together.images, None, model.input_size, model.input_size, settings.augment, draws)
         centres = cell_centres(seen, model.resolution, tuple(self.images.shape[1:3]))
         return inputs, together.labels, object_regions(together.boxes, centres)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy over the objects, and the share of them that are named rightly."""
-        if labels.dim() == 2:
-            logits, labels = logits[labels >= 0], labels[labels >= 0]
-        return F.cross_entropy(logits, labels), (logits.argmax(1) == labels).float().mean()
+    def loss(self, logits: Tensor, labels: Tensor) -> LossSums:
+        """Cross-entropy over the objects, and how many of them are named rightly."""
+        return naming_loss(logits[labels >= 0], labels[labels >= 0])
 
     def score(self, model: ActivationModel, batch_size: int, device: torch.device) -> float:
         """Share of the images, shown in full, that are classified correctly."""
@@ -159,7 +165,7 @@ class FinetuneTask:
         self.plan = plan(settings)
         self.epochs = len(self.plan)
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        self.generator = torch.Generator()
+        self.replica = Replica(model, self.loss)
         self.batches: list[tuple[Tensor, int]] = []
         self.all_steps = sum(self.steps(epoch) for epoch in range(self.epochs))
 
@@ -168,7 +174,7 @@ class FinetuneTask:
 
     def start_epoch(self, epoch: int) -> None:
         kind, count = self.plan[epoch]
-        draw = torch.Generator().manual_seed(_mix(self.settings.seed, epoch))
+        draw = seeded(self.settings.seed, epoch)
         rows = torch.cat([torch.randperm(len(self.data.labels), generator=draw) for _ in range(-(-count // len(self.data.labels)))])[:count]
         sides = torch.full((count,), self.model.input_size)
         if kind == "crops":
@@ -184,23 +190,27 @@ class FinetuneTask:
 
     def step(self, step: int) -> tuple[int, dict[str, Tensor]]:
         rows, side = self.batches[step]
-        # Each batch has its own seed, so that a resumed epoch sees what an uninterrupted one would.
-        self.generator.manual_seed(_mix(self.settings.seed + 1, self.first_step + step))
-        inputs, labels, regions = self.data.show(rows, self.kind == "crops", side, self.model, self.settings, self.generator)
-        inputs, labels = inputs.to(self.device), labels.to(self.device)
         self.model.train()
+        logged = self.replica.backward(rows, side, Draws.shared(self.settings.seed + 1, self.first_step + step, len(rows)))
         rate = one_cycle(self.first_step + step, self.all_steps, self.settings.learning_rate)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        with forward_context(self.device):
-            regions = None if regions is None else regions.to(self.device)
-            logits = self.model.classify(inputs.contiguous(memory_format=torch.channels_last), regions).float()
-        loss, right = self.data.loss(logits, labels)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
         norm = torch.nn.utils.get_total_norm([weight.grad for weight in self.model.parameters() if weight.grad is not None])
         self.optimiser.step()
-        return len(rows), {"loss": loss, "gradient_norm": norm, "train_accuracy": right}
+        return len(rows), {**logged, "gradient_norm": norm}
+
+    def loss(self, rows: Tensor, side: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """This worker's part of the loss of a batch (see `replica.Loss`): of its rows, in views of this side."""
+        crops, own = self.kind == "crops", len(draws.places)
+        draws = draws.at_least_one()
+        shown = self.data.show(rows[draws.places], crops, side, self.model, self.settings, draws)
+        inputs, labels, regions = (None if part is None else part[:own].to(self.device) for part in shown)
+        with forward_context(self.device):
+            logits = self.model.classify(inputs.contiguous(memory_format=torch.channels_last), regions).float()
+        sums = self.data.loss(logits, labels)
+        counts = torch.tensor([sums.terms, sums.cases], device=self.device)
+        lost, right, terms, cases = workers.summed(torch.cat([torch.stack([sums.loss.detach(), sums.right]), counts]))
+        return sums.loss / terms, {"loss": lost / terms, "train_accuracy": right / cases}
 
     def validate(self) -> dict[str, float]:
         return {"accuracy": self.held_out.score(self.model, self.settings.batch_size, self.device)}
@@ -278,21 +288,18 @@ def _epochs_of(kind: str, images: int, size: int) -> list[tuple[str, int]]:
     return [(kind, images * (part + 1) // count - images * part // count) for part in range(count)]
 
 
-def _mix(seed: int, number: int) -> int:
-    return (seed * 1_000_003 + number * 7_919) % 2**63
-
-
 @torch.inference_mode()
 def accuracy(model: ActivationModel, data: SingleObjects, batch_size: int, device: torch.device) -> float:
     """Share of single-object images, shown in full, that are classified correctly."""
     model.eval()
-    right = 0
-    for start in range(0, len(data.labels), batch_size):
-        inputs = to_input(data.images[start : start + batch_size], model.input_size).to(device)
+    right, own = 0, workers.stretch(len(data.labels), batch_size)
+    for start in own[::batch_size]:
+        rows = slice(start, min(start + batch_size, own.stop))
+        inputs = to_input(data.images[rows], model.input_size).to(device)
         with forward_context(device):
             named = model.classify(inputs.contiguous(memory_format=torch.channels_last)).argmax(1)
-        right += int((named.cpu() == data.labels[start : start + batch_size]).sum())
-    return right / max(len(data.labels), 1)
+        right += int((named.cpu() == data.labels[rows]).sum())
+    return share_of(right, len(own))
 
 
 def finetune(
@@ -377,6 +384,7 @@ def finetune(
     reporter.say(f"fine-tuning {settings.arch} at {settings.input_size} px on {scenes}: {shown} images, starting from {used} weights")
     with runs.being_trained(run, config, str(device)), fitting(device, settings.batch_size):
         rows = train(task, run, reporter, before)
+    workers.meet()  # the last checkpoint is written
     best = checkpoints.load(run.checkpoints, "best")
     model.load_state_dict(best.weights)
     results: dict[str, float] = {"accuracy": max((row["accuracy"] for row in rows), default=math.nan)}
@@ -385,4 +393,5 @@ def finetune(
     if tested:
         results["test_accuracy"] = read_objects(scenes, "test", way, TEST_IMAGES).score(model, settings.batch_size, device)
     run.set_status("finished", **results)
+    workers.meet()
     return run

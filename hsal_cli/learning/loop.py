@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hsal_cli import checkpoints
+from hsal_cli import checkpoints, workers
 from hsal_cli.checkpoints import Checkpoint
 from hsal_cli.console import Reporter
-from hsal_cli.errors import Interrupted, TrainingError
+from hsal_cli.errors import Interrupted, TrainingError, WorkerLost
 from hsal_cli.learning.runs import Run
 
 SAVE_EVERY_S = 120.0  # between epochs, a crash or a kill loses no more work than this
@@ -46,7 +46,10 @@ class Task(Protocol):
 
         Returns:
             (number of examples, scalars averaged over the epoch; "loss" is among them, and may be "gradient_norm", both of which must be
-            finite). The tensors may stay on the device.
+            finite). The tensors may stay on the device. Of several workers each has the same, for the whole batch.
+
+        Raises:
+            WorkerLost: another worker has gone; weights and state are those from before the step.
         """
 
     def validate(self) -> dict[str, float]:
@@ -99,20 +102,23 @@ def train(task: Task, run: Run, reporter: Reporter, resume: Checkpoint | None = 
     Raises:
         Interrupted: asked to stop; a checkpoint was saved.
         TrainingError: the loss or the gradient is not finite, or the task says that it has collapsed; the last good checkpoint stays.
+        WorkerLost: another worker has gone; what this one knows was saved, if it leads and computes on a CPU.
     """
     progress = {"epoch": 0, "step": 0, "sums": {}, "count": 0, "seconds": 0.0, "rows": [], "best": -math.inf}
     if resume is not None:
         progress = dict(resume.state["progress"])
         task.load(resume.weights, resume.state["task"])
         run.write_rows(progress["rows"])
-        # A kill may have come between a checkpoint and the index that names it.
-        checkpoints.write_index(run.checkpoints, last=resume.path.name, best=progress.get("best_name"))
+        if workers.current().leads:  # a kill may have come between a checkpoint and the index that names it
+            checkpoints.write_index(run.checkpoints, last=resume.path.name, best=progress.get("best_name"))
     run.set_status("running")
     try:
         return _epochs(task, run, reporter, progress)
     except Interrupted:
         run.set_status("stopped")
         raise
+    except WorkerLost as error:
+        raise _after_a_loss(task, run, progress) from error
     except BaseException:
         run.set_status("failed")
         raise
@@ -138,8 +144,9 @@ def _epochs(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any]) 
             _save(task, run, progress, best)
             shown = "  ".join(f"{key} {row[key]:.3f}" for key in task.headline if key in row)
             reporter.say(f"epoch {epoch + 1}/{task.epochs}: {shown}  ({row['examples_per_s']:,.0f} examples/s)")
-            if reporter.stop_signal and epoch + 1 < task.epochs:
-                _stop(task, run, reporter)
+            signal = workers.largest(reporter.stop_signal)
+            if signal and epoch + 1 < task.epochs:
+                _stop(task, run, signal)
     return progress["rows"]
 
 
@@ -168,13 +175,15 @@ def _steps(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any], e
             rate = progress["count"] / max(progress["seconds"], 1e-9)
             note = f"epoch {epoch + 1}/{task.epochs}, loss {metrics['loss'].item():.3f}, {rate:,.0f} examples/s"
         advance(1, note)
-        if step + 1 < steps and (reporter.stop_signal or time.monotonic() - saved > SAVE_EVERY_S):
+        progress["sums"] = sums
+        signal = workers.largest(reporter.stop_signal)  # all workers stop behind the same step
+        if step + 1 < steps and (signal or time.monotonic() - saved > SAVE_EVERY_S):
             progress["sums"] = {key: value.cpu() for key, value in sums.items()}
             _check_weights(task, run, progress)
             _save(task, run, progress, best=False)
             saved = time.monotonic()
-            if reporter.stop_signal:
-                _stop(task, run, reporter)
+            if signal:
+                _stop(task, run, signal)
     progress["sums"] = {key: value.cpu() for key, value in sums.items()}
 
 
@@ -201,12 +210,29 @@ def _save(task: Task, run: Run, progress: dict[str, Any], best: bool) -> None:
     name = f"epoch-{progress['epoch']:05d}-step-{progress['step']:07d}"
     if best:
         progress["best_name"] = name
+    if not workers.current().leads:
+        return
     state = {"progress": progress, "task": task.state()}
     meta = {**task.meta(), "epoch": progress["epoch"], task.score_name: progress["rows"][-1][task.score_name] if progress["rows"] else None}
     checkpoints.save(run.checkpoints, name, task.weights(), state, meta, best)
 
 
-def _stop(task: Task, run: Run, reporter: Reporter) -> None:
-    raise Interrupted(
-        "stopped; the state is saved", f"resume with: {task.command} --resume {shlex.quote(str(run.path))}", reporter.stop_signal
-    )
+def _stop(task: Task, run: Run, signal: int) -> None:
+    workers.meet()  # a worker that ended while worker 0 still saves would have torchrun end worker 0
+    raise Interrupted("stopped; the state is saved", f"resume with: {task.command} --resume {shlex.quote(str(run.path))}", signal)
+
+
+def _after_a_loss(task: Task, run: Run, progress: dict[str, Any]) -> WorkerLost:
+    """Saves what is known where that can be done, and says what is left."""
+    run.set_status("stopped")
+    # What a GPU still computes may wait for the lost worker for ever.
+    within = progress["step"] > 0 and all(tensor.device.type == "cpu" for tensor in task.weights().values())
+    if within:
+        progress["sums"] = {key: value.cpu() for key, value in progress["sums"].items()}
+        _check_weights(task, run, progress)
+        _save(task, run, progress, best=False)
+    where = f"at step {progress['step']} of epoch {progress['epoch'] + 1}"
+    hint = f"go on with: {task.command} --resume {shlex.quote(str(run.path))}, with as many workers as there are"
+    if not checkpoints.present(run.checkpoints):
+        return WorkerLost(f"a worker was lost {where}; there is no checkpoint yet", hint)
+    return WorkerLost(f"a worker was lost {where}; the last checkpoint is {run.checkpoints / checkpoints.names(run.checkpoints)[-1]}", hint)

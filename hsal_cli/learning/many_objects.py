@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hsal_cli import workers
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.learning.crowds import object_regions
+from hsal_cli.learning.draws import Draws
 from hsal_cli.learning.rewards import count_labels
 from hsal_cli.learning.settings import FinetuneSettings
 from hsal_cli.learning.views import cell_centres, views
@@ -25,6 +27,35 @@ from hsal_cli.vision.devices import forward_context
 from hsal_cli.vision.images import to_input
 
 Shown = tuple[Tensor, Tensor, Tensor | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSums:
+    """A loss and an accuracy before they are averaged, so that those of several workers can be added up.
+
+    Attributes:
+        loss: the sum, with its gradient.
+        terms: how many terms it has.
+        right: the sum of what the accuracy averages.
+        cases: how many those are.
+    """
+
+    loss: Tensor
+    terms: int
+    right: Tensor
+    cases: int
+
+
+def naming_loss(logits: Tensor, labels: Tensor) -> LossSums:
+    """Cross-entropy of logits (N, K) and labels (N,), and how many are named rightly."""
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    return LossSums(loss, len(labels), (logits.argmax(1) == labels).sum(), len(labels))
+
+
+def share_of(right: float, cases: int) -> float:
+    """The share of what all workers have scored that is right."""
+    right, cases = workers.summed(torch.tensor([right, cases], dtype=torch.float64)).tolist()
+    return right / max(cases, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +149,7 @@ class BoxedObjects:
         held = _drawn(len(self.scenes.images), count, seed)[self.rows]
         return tuple(BoxedObjects(self.scenes, self.rows[chosen], self.columns[chosen]) for chosen in (held, ~held))
 
-    def show(
-        self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, generator: torch.Generator
-    ) -> Shown:
+    def show(self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws) -> Shown:
         """What a step shows: views (B, 3, side, side), labels (B, M) padded with -1, regions (B, M, h, w).
 
         A crop shows one object (M = 1); a full image teaches all of its objects.
@@ -128,7 +157,7 @@ class BoxedObjects:
         rows, columns = self.rows[picked], self.columns[picked]
         corners, labels = self.scenes.corners[rows], self.scenes.multisets[rows]
         own = self.scenes.corners[rows, columns] if crops else None
-        inputs, seen = views(self.scenes.images[rows], own, side, model.input_size, settings.augment, generator)
+        inputs, seen = views(self.scenes.images[rows], own, side, model.input_size, settings.augment, draws)
         cells = -(-side // model.stride)
         centres = cell_centres(seen, cells, tuple(self.scenes.images.shape[1:3]), cells * model.stride / side)
         regions = own_cells(corners, centres)
@@ -137,10 +166,9 @@ class BoxedObjects:
             labels, regions = labels[place, columns][:, None], regions[place, columns][:, None]
         return inputs, labels, regions
 
-    def loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy over the objects, and the share of them that are named rightly."""
-        logits, labels = logits[labels >= 0], labels[labels >= 0]
-        return F.cross_entropy(logits, labels), (logits.argmax(1) == labels).float().mean()
+    def loss(self, logits: Tensor, labels: Tensor) -> LossSums:
+        """Cross-entropy over the objects, and how many of them are named rightly."""
+        return naming_loss(logits[labels >= 0], labels[labels >= 0])
 
     @torch.inference_mode()
     def score(self, model: ActivationModel, batch_size: int, device: torch.device) -> float:
@@ -148,8 +176,9 @@ class BoxedObjects:
         model.eval()
         size = tuple(self.scenes.images.shape[1:3])
         images, right, objects = self.rows.unique(), 0, 0
-        for start in range(0, len(images), batch_size):
-            rows = images[start : start + batch_size]
+        own = workers.stretch(len(images), batch_size)
+        for start in own[::batch_size]:
+            rows = images[start : min(start + batch_size, own.stop)]
             centres = cell_centres(torch.eye(2, 3).expand(len(rows), 2, 3), model.resolution, size)
             regions, labels = own_cells(self.scenes.corners[rows], centres), self.scenes.multisets[rows]
             inputs = to_input(self.scenes.images[rows], model.input_size).to(device)
@@ -157,7 +186,7 @@ class BoxedObjects:
                 named = model.classify(inputs.contiguous(memory_format=torch.channels_last), regions.to(device)).argmax(2)
             right += int(((named.cpu() == labels) & (labels >= 0)).sum())
             objects += int((labels >= 0).sum())
-        return right / max(objects, 1)
+        return share_of(right, objects)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,33 +228,32 @@ class WholeImages:
         held = _drawn(len(self.rows), count, seed)
         return tuple(WholeImages(self.scenes, self.rows[chosen], self.counts) for chosen in (held, ~held))
 
-    def show(
-        self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, generator: torch.Generator
-    ) -> Shown:
+    def show(self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws) -> Shown:
         """What a step shows: full views; as labels the counts (B, K), or one label of each image's, (B,)."""
         rows = self.rows[picked]
-        inputs, _ = views(self.scenes.images[rows], None, model.input_size, model.input_size, settings.augment, generator)
+        inputs, _ = views(self.scenes.images[rows], None, model.input_size, model.input_size, settings.augment, draws)
         labels = self.scenes.multisets[rows]
         if self.counts:
             return inputs, count_labels(labels, self.scenes.classes), None
-        chance = torch.where(labels >= 0, torch.rand(labels.shape, generator=generator), -1.0)
+        chance = torch.where(labels >= 0, draws.rand(labels.shape[1]), -1.0)
         return inputs, labels.gather(1, chance.argmax(1, keepdim=True))[:, 0], None
 
-    def loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(self, logits: Tensor, labels: Tensor) -> LossSums:
         """For counts Poisson's likelihood of them, whose rate grows with the evidence; else cross-entropy. And the accuracy of `score`."""
         if not self.counts:
-            return F.cross_entropy(logits, labels), (logits.argmax(1) == labels).float().mean()
+            return naming_loss(logits, labels)
         rates = F.softplus(logits)
-        return F.poisson_nll_loss(rates, labels.float(), log_input=False), _overlap(rates.round(), labels).mean()
+        loss = F.poisson_nll_loss(rates, labels.float(), log_input=False, reduction="sum")
+        return LossSums(loss, rates.numel(), _overlap(rates.round(), labels).sum(), len(rates))
 
     @torch.inference_mode()
     def score(self, model: ActivationModel, batch_size: int, device: torch.device) -> float:
         """For counts the multi-label accuracy, sum_c min(n_c, p_c) / sum_c max(n_c, p_c), averaged over images, of the rounded counts;
         else the share of images whose named label is one of theirs."""
         model.eval()
-        total = 0.0
-        for start in range(0, len(self.rows), batch_size):
-            rows = self.rows[start : start + batch_size]
+        total, own = 0.0, workers.stretch(len(self.rows), batch_size)
+        for start in own[::batch_size]:
+            rows = self.rows[start : min(start + batch_size, own.stop)]
             inputs = to_input(self.scenes.images[rows], model.input_size).to(device)
             with forward_context(device):
                 logits = model.classify(inputs.contiguous(memory_format=torch.channels_last)).float().cpu()
@@ -234,7 +262,7 @@ class WholeImages:
                 total += float(_overlap(F.softplus(logits).round(), counts).sum())
             else:
                 total += float((counts.gather(1, logits.argmax(1, keepdim=True)) > 0).sum())
-        return total / max(len(self.rows), 1)
+        return share_of(total, len(own))
 
 
 def own_cells(corners: Tensor, centres: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hsal_cli.learning.rewards import count_labels, explained_variance, list_rewards, multiset_rewards, returns_to_go
+from hsal_cli import workers
+from hsal_cli.learning.rewards import count_labels, explained_variance, list_rewards, moments, multiset_rewards, returns_to_go, wide
 from hsal_cli.learning.settings import TrainSettings
-from hsal_cli.policy.choosing import draw
+from hsal_cli.policy.choosing import Source, draw
 from hsal_cli.policy.episode import Episode
 
 HALF = math.log(0.5)
@@ -30,7 +31,7 @@ class Targets:
     Attributes:
         labels: (B, L) the labels in the order of the list task or of this draw, padded with -1.
         counts: (B, K) the multisets.
-        sizes: (B,) m, the number of labels.
+        sizes: (B,) m, the number of labels; -1 for a row that counts for nothing.
     """
 
     labels: Tensor
@@ -40,6 +41,10 @@ class Targets:
     def to(self, device: torch.device) -> Targets:
         """The same on a device."""
         return Targets(self.labels.to(device), self.counts.to(device), self.sizes.to(device))
+
+    def select(self, places: Tensor) -> Targets:
+        """Those of some rows."""
+        return Targets(self.labels[places], self.counts[places], self.sizes[places])
 
 
 def make_targets(labels: Tensor, classes: int, settings: TrainSettings, generator: torch.Generator) -> Targets:
@@ -68,10 +73,10 @@ class Namer:
         targets: of the batch.
         classes: K.
         settings: the objective, the handling of stop, the feedback.
-        generator: draws the labels, on any device.
+        generator: draws the labels.
     """
 
-    def __init__(self, targets: Targets, classes: int, settings: TrainSettings, generator: torch.Generator):
+    def __init__(self, targets: Targets, classes: int, settings: TrainSettings, generator: Source):
         self.targets, self.classes, self.settings, self.generator = targets, classes, settings, generator
         self.left = targets.counts.clone()
 
@@ -87,28 +92,33 @@ class Namer:
                 scores = scores[:, :stop].masked_fill(self.left[rows] == 0, -torch.inf)
             elif settings.stop == "supervised":
                 scores = scores[:, :stop]
-            named = draw(scores, self.generator)
+            named = draw(scores, self.generator, rows)
             if settings.objective == "multiset":
                 self.left[rows, named] -= going.long()
         return torch.where(going, named, stop)
 
 
-def losses(episode: Episode, targets: Targets, settings: TrainSettings) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def losses(
+    episode: Episode, targets: Targets, settings: TrainSettings, batch: int | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The terms of the loss, and what to log beside them.
 
     Each term is summed over an episode and averaged over the batch, as the estimator of section 4.2 is.
 
     Args:
         episode: a roll-out of m+1 meta-steps an image, with labels and glimpses sampled.
-        targets: of the same batch.
+        targets: of the same images.
         settings: weights and variants.
+        batch: images of the whole batch, where several workers share it; None: these are all.
 
     Returns:
-        terms: "class", "stop", "location", "value", "label_entropy", "location_entropy", each already weighted; their sum is the loss.
-        logged: "reward", "location_reward", "label_entropy", "location_entropy", "early_stops", "explained_variance", averages.
+        terms: "class", "stop", "location", "value", "label_entropy", "location_entropy", each already weighted; their sum is the loss. Of
+            several workers each has its own part, and the loss is the sum of all.
+        logged: the terms as "loss_class" and so on, their sum "loss", and "reward", "location_reward", "label_entropy",
+            "location_entropy", "early_stops", "explained_variance", averages over the whole batch.
     """
     classes = targets.counts.shape[1]
-    batch = len(targets.sizes)
+    batch = len(targets.sizes) if batch is None else batch
     # The first m of an episode's m+1 steps name labels.
     steps = torch.arange(len(episode.labels), device=targets.sizes.device)
     naming = (steps[:, None] < targets.sizes) & episode.active
@@ -116,9 +126,6 @@ def losses(episode: Episode, targets: Targets, settings: TrainSettings) -> tuple
 
     def total(values: Tensor, where: Tensor) -> Tensor:
         return torch.where(where, values, 0.0).sum() / batch
-
-    def average(values: Tensor, where: Tensor) -> Tensor:
-        return torch.where(where, values, 0.0).sum() / where.sum().clamp(min=1)
 
     class_rewards, remaining = multiset_rewards(episode.labels, targets.counts)
     if settings.task == "list":
@@ -157,15 +164,28 @@ def losses(episode: Episode, targets: Targets, settings: TrainSettings) -> tuple
 
     # Where stop is never sampled early, it is counted where it would be the likeliest outcome.
     early = episode.labels == classes if settings.stop == "sampled" else log_stop > HALF
-    logged = {
-        "reward": average(class_rewards, naming),
-        "location_reward": average(location_rewards, locating),
-        "label_entropy": average(label_entropy, naming),
-        "location_entropy": average(location_entropy, locating),
-        "early_stops": average(early.float(), naming),
-        "explained_variance": explained_variance(returns[..., -1][naming], episode.values.detach()[..., -1][naming]),
+    averaged = {
+        "reward": (class_rewards, naming),
+        "location_reward": (location_rewards, locating),
+        "label_entropy": (label_entropy, naming),
+        "location_entropy": (location_entropy, locating),
+        "early_stops": (early, naming),
     }
-    return terms, {key: value.detach() for key, value in logged.items()}
+    rewarded, valued = returns[..., -1][naming], episode.values.detach()[..., -1][naming]
+    return terms, _logged(terms, averaged, moments(rewarded, rewarded - valued))
+
+
+def _logged(terms: dict[str, Tensor], averaged: dict[str, tuple[Tensor, Tensor]], spread: Tensor) -> dict[str, Tensor]:
+    """Sums up over the workers, in double precision, and divides then: averages of averages would weigh images unequally."""
+    exact = wide(spread)
+    sums = [torch.where(where, values.detach(), 0.0).sum(dtype=exact) for values, where in averaged.values()]
+    counts = [where.sum(dtype=exact) for _, where in averaged.values()]
+    lost = [term.detach().to(exact) for term in terms.values()]
+    kinds = [torch.stack(kind) for kind in (lost, sums, counts)]
+    lost, sums, counts, spread = workers.summed(torch.cat([*kinds, spread])).split([len(lost), len(sums), len(counts), len(spread)])
+    logged = {"loss": lost.sum(), **{f"loss_{key}": value for key, value in zip(terms, lost, strict=True)}}
+    logged |= dict(zip(averaged, sums / counts.clamp(min=1), strict=True))
+    return {**logged, "explained_variance": explained_variance(spread)}
 
 
 def _returns(location: Tensor, named: Tensor, naming: Tensor, to_go: bool) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from hsal_cli import workers
 from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.loading import backbone_folder
@@ -41,11 +42,15 @@ class Recipe:
 
 
 def ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> Path:
-    """The scene file, made by the default recipe of its name if it is missing.
+    """The scene file, made by the default recipe of its name if it is missing; of several workers the first one makes it.
 
     Raises:
         FileError: it is missing and its name is not one that hsal knows how to make.
     """
+    return workers.lead(lambda: _ensure_scenes(scenes, settings, reporter))
+
+
+def _ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> Path:
     if scenes.exists():
         return scenes
     if scenes.stem not in ("mnist-multiset", "mnist-set", "mnist-single"):
@@ -56,13 +61,14 @@ def ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> 
 
 def ensure_backbone(recipe: Recipe, device: torch.device, reporter: Reporter, scenes: Path = DEFAULT_SCENES) -> Path:
     """The newest finished backbone run; if there is none, one fine-tuned on single digits for MNIST's sets, else on the scenes."""
-    found = runs.newest("backbone")
+    found = workers.lead(lambda: runs.newest("backbone"))
     if found is not None:
         return found.path
     reporter.say("there is no fine-tuned backbone in runs/: making one (hsal finetune)")
     own = scenes.exists() and not scenes.name.startswith("mnist-")
     single = scenes if own else ensure_scenes(SINGLE, recipe.scenes, reporter)
-    return finetune(single, runs.fresh_path("finetune"), recipe.finetune, device, reporter).path
+    out = workers.lead(lambda: runs.fresh_path("finetune"))
+    return finetune(single, out, recipe.finetune, device, reporter).path
 
 
 def ensure_features(
@@ -77,7 +83,7 @@ def ensure_features(
     """
     settings = settings or PrecomputeSettings()
     out = features_path(scenes, settings.saliency, settings.resolution)
-    if out.exists():
+    if workers.lead(out.exists):
         with open_scenes(scenes) as scene_file, open_features(out) as file:
             check_match(file, scene_file.digest, load_backbone(backbone).digest, saliency_model(settings.saliency).digest)
         return out
@@ -117,10 +123,10 @@ def ensure_policy_data(
 
 def ensure_policy(recipe: Recipe, device: torch.device, reporter: Reporter) -> Path:
     """The newest finished policy run, trained on MNIST Multiset if there is none."""
-    found = runs.newest("policy")
+    found = workers.lead(lambda: runs.newest("policy"))
     if found is not None:
         return found.path
     reporter.say("there is no trained policy in runs/: training one (hsal train)")
     features, backbone = ensure_policy_data(DEFAULT_SCENES, None, recipe, device, reporter)
-    out = runs.fresh_path(f"{DEFAULT_SCENES.stem}-{recipe.train.objective}")
+    out = workers.lead(lambda: runs.fresh_path(f"{DEFAULT_SCENES.stem}-{recipe.train.objective}"))
     return train_policy(features, out, recipe.policy, recipe.train, device, reporter, backbone=backbone).path

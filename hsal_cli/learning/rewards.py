@@ -64,9 +64,25 @@ def returns_to_go(rewards: Tensor) -> Tensor:
     return rewards.flip(0).cumsum(0).flip(0)
 
 
-def explained_variance(returns: Tensor, values: Tensor) -> Tensor:
-    """How much of the returns' variance the baseline explains: 1 is all, 0 none; 0 where the returns do not vary."""
-    if len(returns) < 2:
-        return returns.new_zeros(())
-    spread = returns.var()
-    return torch.where(spread > 1e-12, 1 - (returns - values).var() / spread.clamp(min=1e-12), torch.zeros_like(spread))
+def wide(values: Tensor) -> torch.dtype:
+    """The type to add values up in: double precision, except on an Apple GPU, which has none."""
+    return torch.float32 if values.device.type == "mps" else torch.float64
+
+
+def moments(returns: Tensor, errors: Tensor) -> Tensor:
+    """What `explained_variance` needs of returns (N,) and of the baseline's errors (N,), returns less values: (5,), to be added up
+    over the parts of a batch."""
+    returns, errors = returns.to(wide(returns)), errors.to(wide(errors))
+    return torch.stack([torch.ones_like(returns).sum(), returns.sum(), returns.square().sum(), errors.sum(), errors.square().sum()])
+
+
+def explained_variance(sums: Tensor) -> Tensor:
+    """How much of the returns' variance the baseline explains: 1 is all, 0 none; 0 where the returns do not vary.
+
+    Args:
+        sums: (5,) `moments` of all parts.
+    """
+    count, returns, square_returns, errors, square_errors = sums
+    spread = square_returns - returns.square() / count.clamp(min=1)  # the same denominator stands under both variances
+    left = square_errors - errors.square() / count.clamp(min=1)
+    return torch.where(spread > 1e-12 * count, 1 - left / spread.clamp(min=1e-12), torch.zeros_like(spread))

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hsal_cli import __version__, checkpoints
+from hsal_cli import __version__, checkpoints, workers
 from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.history import Record
@@ -66,11 +66,15 @@ class Run:
         return read_sealed(self.path / name, "hsal train")
 
     def set_status(self, state: str, **more: Any) -> None:
-        """Updates status.json: the state, the time, and whatever else is given."""
+        """Updates status.json: the state, the time, and whatever else is given. Of several workers the first one alone does."""
+        if not workers.current().leads:
+            return
         write_sealed(self.path / "status.json", {**self.status, **more, "state": state, "updated": _now()})
 
     def set_config(self, config: dict[str, Any]) -> None:
-        """Replaces config.json."""
+        """Replaces config.json; of several workers the first one alone does."""
+        if not workers.current().leads:
+            return
         write_sealed(self.path / "config.json", config)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -96,7 +100,9 @@ class Run:
         return rows
 
     def write_rows(self, rows: list[dict[str, Any]]) -> None:
-        """Writes metrics.jsonl and results.csv whole, so that a resumed epoch never stands twice."""
+        """Writes metrics.jsonl and results.csv whole, so that a resumed epoch never stands twice; of several workers the first one does."""
+        if not workers.current().leads:
+            return
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         columns = list(dict.fromkeys(key for row in rows for key in row))
         text = io.StringIO()
@@ -107,12 +113,16 @@ class Run:
 
 
 def create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool = False) -> Run:
-    """Makes a run directory with its config, command, environment and status.
+    """Makes a run directory with its config, command, environment and status; of several workers the first one does.
 
     Raises:
         UsageError: the place is taken by something else, or by a run and `overwrite` is not set.
         FileError: it cannot be written.
     """
+    return workers.lead(lambda: _create(path, kind, config, overwrite))
+
+
+def _create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool) -> Run:
     run = Run(path)
     if not path.exists():
         with whole(path, folder=True) as temporary:  # a kill leaves all of it or nothing
@@ -193,26 +203,33 @@ def environment() -> dict[str, Any]:
 def being_trained(run: Run, config: dict[str, Any], device: str) -> Iterator[None]:
     """Makes this process, for the time of the block, the only one that trains a run, and notes with which settings and where.
 
+    Workers train it together, and the first one writes.
+
     Raises:
         FileError: another process is training it.
     """
+    workers.meet()  # the others have read what the run was
+    if not workers.current().leads:
+        yield
+        return
     with only_writer(run.path):
         for place in (run.path, run.checkpoints):
             checkpoints.clear_temporary(place)
         if config != run.config:
             run.set_config(config)
-        run.set_status("running", device=device)
+        run.set_status("running", device=device, workers=workers.current().size)
         yield
 
 
 def say_changes(run: Run, device: str, reporter: Reporter) -> None:
     """Names what differs between where a run was before and where it is resumed, such as "torch 2.6.0 -> 2.7.1"."""
     try:
-        before = {**read_json(run.path / "env.json", "hsal train"), "device": run.status.get("device")}
+        status = run.status
+        before = {**read_json(run.path / "env.json", "hsal train"), "device": status.get("device"), "workers": status.get("workers", 1)}
     except (FileError, TypeError):
         return
-    now = {**environment(), "device": device}
-    names = ("hsal", "python", "torch", "torchvision", "numpy", "h5py", "cuda", "threads", "device")
+    now = {**environment(), "device": device, "workers": workers.current().size}
+    names = ("hsal", "python", "torch", "torchvision", "numpy", "h5py", "cuda", "threads", "device", "workers")
     differing = [f"{name} {before[name]} -> {now[name]}" for name in names if before.get(name) not in (None, now[name])]
     if differing:
         reporter.say(f"differs from before: {', '.join(differing)}; so may the last digits of the numbers")

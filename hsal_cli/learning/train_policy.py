@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from hsal_cli import checkpoints
+from hsal_cli import checkpoints, workers
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, TrainingError, UsageError
 from hsal_cli.evaluation.count_classifier import CountClassifier
 from hsal_cli.evaluation.evaluate import quick_scores
 from hsal_cli.learning import runs
 from hsal_cli.learning.count_task import CountTask
+from hsal_cli.learning.draws import Draws
 from hsal_cli.learning.feature_task import FeatureTask
 from hsal_cli.learning.loop import train
 from hsal_cli.learning.objectives import Namer, losses, make_targets
@@ -28,7 +31,9 @@ from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.settings import as_dict, build
 from hsal_cli.vision.devices import fitting
 from hsal_cli.vision.feature_file import FeatureTable, open_features
+from hsal_cli.vision.feature_stream import FeatureStream, window_rows
 
+Features = TypeVar("Features", FeatureTable, FeatureStream)
 VALIDATION_MOST = 2_000  # held-out images; more would only slow the epochs down
 DEAD_STOPS, DEAD_REWARD = 0.95, -0.9
 
@@ -38,30 +43,25 @@ class PolicyTask(FeatureTask):
 
     headline = ("reward", "exact_match", "macro_f1", "glimpse_hit", "early_stops")
 
-    def __init__(self, *arguments: Any):
-        super().__init__(*arguments)
-        # On the CPU whatever the device, so that a run may be resumed on another one.
-        self.generator = torch.Generator().manual_seed(self.settings.seed)
-
-    def step(self, step: int) -> tuple[int, dict[str, Tensor]]:
+    def loss(self, rows: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         settings, classes = self.settings, self.model.classes
-        batch = self.batch(step)
-        targets = make_targets(batch.labels, classes, settings, self.generator)
-        steps, targets = targets.sizes + 1, targets.to(self.device)
-        self.model.train()
+        targets = make_targets(self.data.labels[rows], classes, settings, draws.generator)
+        own, draws = len(draws.places), draws.at_least_one()
+        targets = targets.select(draws.places)
+        if not own:
+            targets = dataclasses.replace(targets, sizes=torch.full((1,), -1))
+        batch = self.data.select(rows[draws.places])
+        steps, targets = (targets.sizes + 1).clamp(min=1), targets.to(self.device)
         episode = self.model(
             batch.volumes.to(self.device),
             batch.saliency.to(self.device),
-            choose=Namer(targets, classes, settings, self.generator),
+            choose=Namer(targets, classes, settings, draws),
             steps=steps,
             sample_glimpses=True,
-            generator=self.generator,
+            generator=draws,
         )
-        terms, logged = losses(episode, targets, settings)
-        loss = torch.stack(list(terms.values())).sum()
-        norm = self.descend(loss, step)
-        named = {f"loss_{key}": value for key, value in terms.items()}
-        return len(batch), {"loss": loss, **named, **logged, "gradient_norm": norm}
+        terms, logged = losses(episode, targets, settings, len(rows))
+        return torch.stack(list(terms.values())).sum(), logged
 
     def validate(self) -> dict[str, float]:
         self.model.eval()
@@ -73,13 +73,6 @@ class PolicyTask(FeatureTask):
                 f"the policy has collapsed: {row['early_stops']:.0%} of its steps say stop too early, reward {row['reward']:.2f}",
                 "use --stop supervised, a larger --batch-size or a lower --learning-rate",
             )
-
-    def state(self) -> dict[str, Any]:
-        return {**super().state(), "generator": self.generator.get_state()}
-
-    def load(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
-        super().load(weights, state)
-        self.generator.set_state(state["generator"])
 
 
 def hold_out(images: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -95,24 +88,23 @@ def hold_out(images: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     return order[count:].sort().values, order[:count].sort().values
 
 
-def volume_scale(volumes: Tensor, chunk: int = 1024) -> float:
-    """Standard deviation of all activations of the training split, in chunks and in double precision."""
+def volume_scale(parts: Iterable[Tensor]) -> float:
+    """Standard deviation of all activations of the training split, which comes in parts, in double precision."""
     total = square = 0.0
-    for start in range(0, len(volumes), chunk):
-        part = volumes[start : start + chunk].float()
-        total += float(part.sum(dtype=torch.float64))
-        square += float(part.square().sum(dtype=torch.float64))
-    count = volumes.numel()
+    count = 0
+    for part in parts:
+        total += float(part.float().sum(dtype=torch.float64))
+        square += float(part.float().square().sum(dtype=torch.float64))
+        count += part.numel()
     return math.sqrt(max(square / count - (total / count) ** 2, 1e-12))
 
 
-def left_to_right(table: FeatureTable) -> FeatureTable:
+def left_to_right(table: Features) -> Features:
     """Orders the labels of each image by their boxes' left edges, for the list task; unchanged without boxes."""
     if table.boxes is None:
         return table
     order = torch.where(table.labels >= 0, table.boxes[..., 0], 1 << 30).argsort(dim=1, stable=True)
-    boxes = table.boxes.gather(1, order[..., None].expand_as(table.boxes))
-    return dataclasses.replace(table, labels=table.labels.gather(1, order), boxes=boxes)
+    return table.labelled(table.labels.gather(1, order), table.boxes.gather(1, order[..., None].expand_as(table.boxes)))
 
 
 def train_policy(
@@ -128,6 +120,7 @@ def train_policy(
     init_from: Path | None = None,
     moved: Path | None = None,
     epochs: int | None = None,
+    memory: float | None = None,
 ) -> Run:
     """Trains a policy and keeps its best and last checkpoints.
 
@@ -143,6 +136,7 @@ def train_policy(
         init_from: a run or checkpoint whose weights a new run starts from; nothing else of it is taken.
         moved: with `resume`, where the run's features are now; None: where they were.
         epochs: with `resume`, how many epochs in all, no fewer than the run has; None: as many as it has.
+        memory: GB that features may take; more are read as they are needed. None: 60% of what is free. With `resume`, as before.
 
     Returns:
         The finished run.
@@ -172,7 +166,13 @@ def train_policy(
         if resume and config["features_digest"] != file.digest:
             raise FileError(f"{features} is not the feature file that {out} was trained on", "train a new run: hsal train")
         reporter.say(f"reading {features}")
-        table = left_to_right(file.table("train")) if settings.task == "list" else file.table("train")
+        window = config.get("window", 0) if resume else workers.lead(lambda: window_rows(file, "train", memory))
+        if window:
+            reporter.say(f"it does not fit into memory: {window:,} images at a time")
+        table = FeatureStream(features, "train", window) if window else file.table("train")
+        table = left_to_right(table) if settings.task == "list" else table
+        rows, held_out = hold_out(len(table), settings.validation, settings.seed)
+        scored = file.table("train", held_out) if window else table.select(held_out)
         classes, shape = file.classes, file.volume_shape
         digests = {
             "features_digest": file.digest,
@@ -180,8 +180,7 @@ def train_policy(
             "backbone_digest": file.backbone_digest,
             "saliency": file.saliency,
         }
-    rows, held_out = hold_out(len(table), settings.validation, settings.seed)
-    scale = before.meta["volume_scale"] if before else volume_scale(table.volumes)
+    scale = before.meta["volume_scale"] if before else volume_scale(table.parts())
     torch.manual_seed(settings.seed)
     if settings.objective == "count":
         kind, most = "count", int(count_labels(table.labels, len(classes)).max())
@@ -212,6 +211,7 @@ def train_policy(
             "train": as_dict(settings),
             **digests,
             "init_from": started,
+            **({"window": window} if window else {}),
         }
         run = runs.create(out, kind, config, overwrite)
     elif started is not None and started["digest"] != config["init_from"]["digest"]:
@@ -221,10 +221,11 @@ def train_policy(
         f"training by {settings.objective} on {len(rows):,} images, {len(held_out):,} held out, {settings.epochs} epochs, on {device}"
     )
     make_task = CountTask if kind == "count" else PolicyTask
-    task = make_task(model, table, rows, table.select(held_out), settings, device, meta)
-    with runs.being_trained(run, config, str(device)), fitting(device, settings.batch_size):
+    task = make_task(model, table, rows, scored, settings, device, meta)
+    with contextlib.closing(table), runs.being_trained(run, config, str(device)), fitting(device, settings.batch_size):
         history = train(task, run, reporter, before)
     run.set_status("finished", exact_match=max(row["exact_match"] for row in history))
+    workers.meet()  # the others may read it now
     return run
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hsal_cli.learning.draws import Draws
 from hsal_cli.vision.images import to_input
 
 ROOM = 1.15  # a crop's side over its object's
@@ -39,9 +40,7 @@ def crop_sides(boxes: Tensor, image_size: tuple[int, int], input_size: int, stri
     return torch.where(side <= input_size / 2, input_size / 2, needed).long()
 
 
-def views(
-    images: Tensor, boxes: Tensor | None, side: int, input_size: int, augment: bool, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def views(images: Tensor, boxes: Tensor | None, side: int, input_size: int, augment: bool, draws: Draws) -> tuple[Tensor, Tensor]:
     """Cuts one view of each image.
 
     Args:
@@ -50,7 +49,7 @@ def views(
         side: side of the views, px of the network's input.
         input_size: side of the network's full input, px.
         augment: random scale, rotation, shift and contrast.
-        generator: the source of all that is random (on the CPU).
+        draws: the source of all that is random, for these B images.
 
     Returns:
         The views, float (B, 3, side, side), normalised for the network; and where they look, (B, 2, 3): the affine maps from a place in a
@@ -63,7 +62,7 @@ def views(
     full = to_input(images, min(max(height, width), input_size))
 
     def uniform(limit: float) -> Tensor:
-        return (torch.rand(count, generator=generator) * 2 - 1) * (limit if augment else 0.0)
+        return (draws.rand() * 2 - 1) * (limit if augment else 0.0)
 
     zoom = torch.exp(uniform(math.log1p(SCALE)))
     turn = uniform(math.radians(TURN))
@@ -71,8 +70,8 @@ def views(
     if boxes is None:
         centre_x, centre_y = uniform(2 * SHIFT), uniform(2 * SHIFT)
     else:
-        centre_x = _centres(boxes[:, 0] / width, boxes[:, 2] / width, share / zoom, generator)
-        centre_y = _centres(boxes[:, 1] / height, boxes[:, 3] / height, share / zoom, generator)
+        centre_x = _centres(boxes[:, 0] / width, boxes[:, 2] / width, share / zoom, draws)
+        centre_y = _centres(boxes[:, 1] / height, boxes[:, 3] / height, share / zoom, draws)
     cosine, sine = torch.cos(turn) * share / zoom, torch.sin(turn) * share / zoom
     theta = torch.stack([torch.stack([cosine, -sine, centre_x], 1), torch.stack([sine, cosine, centre_y], 1)], 1)
     grid = F.affine_grid(theta.to(full.device), [count, 3, side, side], align_corners=False)
@@ -103,7 +102,7 @@ def cell_centres(theta: Tensor, cells: int, image_size: tuple[int, int], covered
     return (seen + 1) / 2 * torch.tensor([image_size[1], image_size[0]])
 
 
-def _centres(low: Tensor, high: Tensor, share: Tensor, generator: torch.Generator) -> Tensor:
+def _centres(low: Tensor, high: Tensor, share: Tensor, draws: Draws) -> Tensor:
     """Random crop centres along one axis, in [-1, 1], such that the object from `low` to `high` (0..1) lies inside."""
     slack = (share - (high - low)).clamp(min=0) / 2
-    return ((low + high) / 2 + (torch.rand(len(low), generator=generator) * 2 - 1) * slack) * 2 - 1
+    return ((low + high) / 2 + (draws.rand() * 2 - 1) * slack) * 2 - 1

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hsal_cli.policy.choosing import Choose, draw
+from hsal_cli.policy.choosing import Choose, Source, draw
 from hsal_cli.policy.controller import Controller, Pick
 from hsal_cli.policy.episode import Episode
 from hsal_cli.policy.inhibition import inhibit
@@ -51,7 +51,7 @@ class HSAL(nn.Module):
         steps: Tensor | None = None,
         max_steps: int | None = None,
         sample_glimpses: bool = False,
-        generator: torch.Generator | None = None,
+        generator: Source | None = None,
     ) -> Episode:
         """Rolls the policy out over a batch.
 
@@ -62,7 +62,7 @@ class HSAL(nn.Module):
             steps: (B,) int64, how many meta-steps each example takes, whatever it is labelled. On the CPU, it spares waiting for a GPU.
             max_steps: without `steps`, an example ends after it names stop (that step is part of the episode), or after this many.
             sample_glimpses: draw glimpses from their distribution; otherwise the likeliest cell is taken.
-            generator: where the randomness of glimpses comes from, on any device; None: torch's own.
+            generator: where the randomness of glimpses comes from; None: torch's own.
 
         Raises:
             ValueError: shapes that do not fit, or neither `steps` nor `max_steps`.
@@ -87,7 +87,7 @@ class HSAL(nn.Module):
         )
 
         def pick(scores: Tensor) -> Tensor:
-            return draw(scores, generator) if sample_glimpses else scores.argmax(1)
+            return draw(scores, generator, live.rows) if sample_glimpses else scores.argmax(1)
 
         record = _Record(size)
         for t in range(limit):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from hsal_cli import workers
 from hsal_cli.errors import HsalError, UsageError
 
 CPU_FLAGS = Path("/proc/cpuinfo")
@@ -18,7 +19,8 @@ def choose_device(name: str) -> torch.device:
     """The device of a `--device` value; what was asked for, or an error, never silently the CPU.
 
     Args:
-        name: auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:N or mps.
+        name: auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:N or mps. Of several workers each takes the GPU of its own
+            local rank.
 
     Raises:
         UsageError: no such name, or no such device here.
@@ -26,7 +28,10 @@ def choose_device(name: str) -> torch.device:
     asked = re.fullmatch(r"auto|cpu|mps|cuda(?::(\d{1,3}))?", name)
     if asked is None:
         raise UsageError(f"there is no device {name!r}", "take one of: auto, cpu, cuda, cuda:N, mps")
-    has_mps = torch.backends.mps.is_available()
+    told = workers.asked()
+    has_mps = torch.backends.mps.is_available() and told.size == 1  # workers cannot talk about what an Apple GPU holds
+    if told.size > 1 and (name == "mps" or asked[1]):
+        raise UsageError(f"device {name} is one GPU, and there are {told.size} workers", "take --device auto, cuda or cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     if name == "mps" and not has_mps:
@@ -36,7 +41,9 @@ def choose_device(name: str) -> torch.device:
     if not torch.cuda.is_available():
         why = "this torch was built without CUDA" if torch.version.cuda is None else "torch finds no NVIDIA GPU or no driver"
         raise UsageError(f"device {name} is not available: {why}", "take --device cpu or --device auto; `hsal doctor` tells more")
-    index, count = int(asked[1] or 0), torch.cuda.device_count()
+    index, count = int(asked[1] or told.local_rank), torch.cuda.device_count()
+    if index >= count and told.size > 1:
+        raise UsageError(f"worker {index} of this machine has no GPU of its own: there are {count}", f"take --nproc-per-node={count}")
     if index >= count:
         raise UsageError(
             f"device {name} does not exist: GPUs here are numbered 0 to {count - 1}", f"take --device cuda:{count - 1} or --device auto"

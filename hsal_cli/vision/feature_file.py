@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,21 @@ class FeatureTable:
         """The table of some rows (indices, a mask or a slice), in their order."""
         boxes = None if self.boxes is None else self.boxes[rows]
         return FeatureTable(self.volumes[rows], self.saliency[rows], self.labels[rows], boxes, self.image_size)
+
+    def labelled(self, labels: Tensor, boxes: Tensor) -> FeatureTable:
+        """The same with its labels, and boxes, in another order."""
+        return dataclasses.replace(self, labels=labels, boxes=boxes)
+
+    def close(self) -> None:
+        """There is nothing to close; a `FeatureStream` has a file."""
+
+    def shuffled(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """A random order of some rows."""
+        return rows[torch.randperm(len(rows), generator=generator)]
+
+    def parts(self) -> Iterator[Tensor]:
+        """The volumes, a block at a time."""
+        yield from self.volumes.split(BLOCK_ROWS)
 
 
 class FeatureFile:
@@ -140,20 +156,31 @@ class FeatureFile:
             FileError: there is no such split, or the data does not fit its checksums.
             IndexError: a row that the split does not have.
         """
+        volumes, saliency = self.maps(split, rows)
+        boxes = self.boxes(split)
+        labels = self.labels(split)
+        if rows is not None:
+            chosen = torch.from_numpy(self._places(split, rows))
+            labels, boxes = labels[chosen], None if boxes is None else boxes[chosen]
+        return FeatureTable(volumes, saliency, labels, boxes, self.size_of(split))
+
+    def maps(self, split: str, rows: slice | Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The volumes, float16 (n, C, h, w), and saliency maps, float32 (n, h, w), of a split or of some rows; else as `table`."""
         group = self._group(split)
         with reading(self.path, split, AGAIN):
             volumes, saliency = _read(group["volumes"], rows), _read(group["saliency"], rows)
-            boxes = self.boxes(split)
-            labels = self.labels(split)
-            places = np.arange(len(labels))
-            if rows is not None:  # a copy, for torch takes no negative strides
-                places = places[rows if isinstance(rows, slice) else rows.cpu().numpy()].copy()
-            self._check_finite(split, volumes, saliency, places)
-            if rows is not None:
-                chosen = torch.from_numpy(places)
-                labels, boxes = labels[chosen], None if boxes is None else boxes[chosen]
-            volumes, saliency = torch.from_numpy(volumes).to(torch.float16), torch.from_numpy(saliency).to(torch.float32)
-            return FeatureTable(volumes, saliency, labels, boxes, self.size_of(split))
+            self._check_finite(split, volumes, saliency, self._places(split, rows))
+            return torch.from_numpy(volumes).to(torch.float16), torch.from_numpy(saliency).to(torch.float32)
+
+    def rows(self, split: str) -> int:
+        """How many rows a split has."""
+        return len(self._group(split)["labels"])
+
+    def _places(self, split: str, rows: slice | Tensor | None) -> np.ndarray:
+        places = np.arange(self.rows(split))
+        if rows is not None:  # a copy, for torch takes no negative strides
+            places = places[rows if isinstance(rows, slice) else rows.cpu().numpy()].copy()
+        return places
 
     def labels(self, split: str) -> Tensor:
         """A split's labels alone, int64 (N, L), padded with -1.

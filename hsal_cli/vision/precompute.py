@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hsal_cli import workers
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.files import FORMAT_VERSION, cannot_write, digest_of, format_of
@@ -23,10 +24,11 @@ from hsal_cli.settings import as_dict
 from hsal_cli.vision.backbone import CHANNELS, ActivationModel, LoadedBackbone, finer, fused, load_backbone
 from hsal_cli.vision.devices import autocast_gains, fitting, forward_context
 from hsal_cli.vision.feature_file import FORMAT, FeatureFile, check_match, open_features
-from hsal_cli.vision.feature_writer import FeatureWriter, Origin, features_to_fill
+from hsal_cli.vision.feature_writer import Origin
 from hsal_cli.vision.images import to_input
 from hsal_cli.vision.saliency import SaliencyModel, saliency_model
 from hsal_cli.vision.settings import PrecomputeSettings
+from hsal_cli.vision.shards import Target, held, join, target_of
 
 AGAIN = "run the same command again to continue"
 AHEAD = 4  # batches read ahead of the forward pass
@@ -64,6 +66,8 @@ def precompute(
 ) -> Path:
     """Computes volumes and saliency maps of all splits of a scene file; continues an interrupted run of the same inputs.
 
+    Several workers share the images, and need a disk that all of them see (see `shards`).
+
     Args:
         scenes: the scene file.
         backbone: a run of `hsal finetune`, or one of its checkpoints.
@@ -93,7 +97,7 @@ def precompute(
             reporter.say(f"{out} holds these features already")
             return out
         reporter.say(f"{todo.images:,} images -> {todo.size / 1e9:.2f} GB at {out}")
-        _check_room(out, todo.size)
+        workers.lead(lambda: _check_room(out, todo.size))
         config = {
             **as_dict(settings),
             "scenes": str(scenes),
@@ -105,8 +109,12 @@ def precompute(
         origin = Origin(source, *made_from, todo.digest, config)
         volumes = stack.enter_context(_volumes_of(volumes_from, source, loaded, saliency, out)) if volumes_from else None
         stack.enter_context(fitting(device, settings.batch_size))
-        writer, starts = stack.enter_context(features_to_fill(out, origin, settings.batch_size, reporter))
-        _fill(writer, starts, source, loaded, saliency, volumes, settings.batch_size, device, reporter)
+        with target_of(out, origin, settings.batch_size, reporter) as target:
+            if target is not None:
+                _fill(target, source, loaded, saliency, volumes, settings.batch_size, device, reporter)
+        if workers.current().size > 1:
+            workers.meet()
+            workers.lead(lambda: join(out, origin, settings.batch_size, reporter))
     return out
 
 
@@ -158,10 +166,11 @@ def _is_there(out: Path, digest: str, scenes: SceneFile, backbone: LoadedBackbon
 
 
 def _check_room(out: Path, size: int) -> None:
-    partial = out.with_name(out.name + ".partial")
+    if workers.current().size > 1:  # the shards stay until the file is whole
+        size *= 2
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out.parent).free + (partial.stat().st_size if partial.is_file() else 0)
+        free = shutil.disk_usage(out.parent).free + held(out)
     except OSError as error:
         raise cannot_write(out, error) from error
     if free < size * 1.02:  # HDF5 needs a little for itself
@@ -184,8 +193,7 @@ def _volumes_of(features: Path, scenes: SceneFile, backbone: LoadedBackbone, sal
 
 
 def _fill(
-    writer: FeatureWriter,
-    starts: dict[str, int],
+    target: Target,
     scenes: SceneFile,
     backbone: LoadedBackbone,
     saliency: SaliencyModel,
@@ -195,15 +203,16 @@ def _fill(
     reporter: Reporter,
 ) -> None:
     model = fused(backbone.model)
-    total = sum(len(scenes.split(name)) for name in scenes.splits)
-    with reporter.track("precompute", total, "images", sum(starts.values())) as advance, torch.inference_mode():
-        for name in scenes.splits:
-            for start, images in _batches(scenes.split(name), starts[name], batch_size, device):
+    total = target.done + sum(map(len, target.rows.values()))
+    with reporter.track("precompute", total, "images", target.done) as advance, torch.inference_mode():
+        for name, todo in target.rows.items():
+            for start, images in _batches(scenes.split(name), todo, batch_size, device):
                 reporter.check_stop(AGAIN)
                 rows = slice(start, start + len(images))
                 images = images.to(device, non_blocking=True)
                 volumes = volumes_of(model, images) if copied is None else copied.table(name, rows).volumes.to(device)
-                writer.put(name, start, *as_features(images, volumes, saliency, [f"{name}/{row}" for row in range(rows.start, rows.stop)]))
+                found = as_features(images, volumes, saliency, [f"{name}/{row}" for row in range(rows.start, rows.stop)])
+                target.writer.put(name, start - target.first[name], *found)
                 advance(len(images))
 
 
@@ -230,14 +239,14 @@ def as_features(images: Tensor, volumes: Tensor, saliency: SaliencyModel, names:
     return volumes.clamp_(max=LARGEST_HALF).half().contiguous(), maps
 
 
-def _batches(split: SceneSplit, first: int, size: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-    """Batches of images from row `first` on, read ahead in the background so that the forward pass never waits for the disk."""
+def _batches(split: SceneSplit, rows: range, size: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+    """Batches of the images of some rows, read ahead in the background so that the forward pass never waits for the disk."""
 
     def read(start: int) -> Tensor:
-        images = torch.from_numpy(split.read(start, min(start + size, len(split))))
+        images = torch.from_numpy(split.read(start, min(start + size, rows.stop)))
         return images.pin_memory() if device.type == "cuda" else images
 
-    starts = range(first, len(split), size)
+    starts = rows[::size]
     with ThreadPoolExecutor(1) as reader:
         ahead = [reader.submit(read, start) for start in starts[:AHEAD]]
         try:

@@ -1,0 +1,92 @@
+"""Several workers: the results of one process, whoever computes what."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from worker_parts import Nursery, assert_same_training, hsal, make_place
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    found = Nursery()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return make_place(tmp_path_factory.mktemp("workers"))
+
+
+OBJECTIVES = (("rl", 2), ("rl", 3), ("cross-entropy", 2), ("count", 2))
+
+
+@pytest.mark.parametrize(("objective", "size"), OBJECTIVES)
+def test_training_gives_the_weights_and_metrics_of_one_process(objective, size, place, nursery) -> None:
+    words = ("train", "--data", "easy.features.h5", "--objective", objective, "--out")
+    one, many = (place / f"{objective}-{number}" for number in (1, size))
+    if not one.exists():
+        hsal(nursery, place, *words, one, size=1)
+    said = hsal(nursery, place, *words, many, size=size)
+    assert "best exact match" in said["out"]
+    assert_same_training(one, many)
+    status = json.loads((many / "status.json").read_text())
+    assert status["state"] == "finished" and status["workers"] == size
+
+
+def test_fine_tuning_takes_batch_norm_over_all_workers(place, nursery) -> None:
+    words = ("finetune", "--data", "squares.h5", "--out")
+    for size in (1, 2):
+        hsal(nursery, place, *words, place / f"finetune-{size}", size=size)
+    # The bias before a BatchNorm has no gradient but rounding's, which AdamW makes steps of.
+    assert_same_training(place / "finetune-1", place / "finetune-2", without=("conv.bias", "norm.running_mean"))
+    one, two = (json.loads((place / f"finetune-{size}/status.json").read_text()) for size in (1, 2))
+    assert one["test_accuracy"] == two["test_accuracy"] and one["accuracy"] == two["accuracy"]
+
+
+@pytest.mark.parametrize("sample", [0, 2])
+def test_evaluation_is_that_of_one_process(sample, place, nursery) -> None:
+    if not (place / "rl-1").exists():
+        hsal(nursery, place, "train", "--data", "easy.features.h5", "--out", "rl-1", size=1)
+    found = []
+    for size in (1, 2):
+        said = hsal(nursery, place, "eval", "--run", "rl-1", "--sample", sample, "--json", "--out", f"{sample}-{size}.json", size=size)
+        found.append(json.loads(said["out"]))
+        assert found[-1] == json.loads((place / f"{sample}-{size}.json").read_text())
+    assert_close(*found)
+    assert found[0]["examples"] == 21
+
+
+def assert_close(left, right, where: str = "") -> None:
+    if isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key in left.keys() - {"digest"}:
+            assert_close(left[key], right[key], f"{where}.{key}")
+    elif isinstance(left, list):
+        for pair in zip(left, right, strict=True):
+            assert_close(*pair, where)
+    else:
+        assert left == (pytest.approx(right, abs=1e-9) if isinstance(right, float) else right), where
+
+
+@pytest.mark.parametrize("size", [2, 9])
+def test_a_shared_precomputation_gives_the_same_file(size, place, nursery) -> None:
+    words = ("precompute", "--data", "pictures.h5", "--backbone", "backbone", "--out")
+    if not (place / "1.features.h5").exists():
+        hsal(nursery, place, *words, "1.features.h5", size=1)
+    hsal(nursery, place, *words, f"{size}.features.h5", size=size)  # 6 batches of train, 2 of test: not every one of 9 has any
+    one, many = (contents(place / f"{number}.features.h5") for number in (1, size))
+    assert one.keys() == many.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], many[name], err_msg=name)
+    with h5py.File(place / "1.features.h5") as left, h5py.File(place / f"{size}.features.h5") as right:
+        assert left.attrs["attributes_digest"] == right.attrs["attributes_digest"]
+    assert not list(place.glob("*.shard-*"))
+
+
+def contents(path: Path) -> dict[str, np.ndarray]:
+    with h5py.File(path) as file:
+        return {f"{split}/{name}": data[()] for split, group in file.items() for name, data in group.items()}
