@@ -6,9 +6,11 @@ with the environment that torchrun would give them. As a module it is what the t
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +19,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-HANG_S = 240.0
+HANG_S = 120.0
 
 
 class Nursery:
@@ -126,10 +128,13 @@ def main() -> None:
 def serve(order: dict[str, Any]) -> list[dict[str, Any]]:
     from torch.distributed import TCPStore
 
-    with tempfile.TemporaryDirectory() as folder:
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun keeps one
-        port = store.port
+    with socket.socket() as found, tempfile.TemporaryDirectory() as folder:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+        found.close()
         children = [start(order, rank, port, Path(folder)) for rank in range(order["size"])]
+        # As torchrun keeps one. It has threads, and a process with threads is not to be forked.
+        store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)  # noqa: F841
         deadline, codes = time.monotonic() + HANG_S, {}
         while len(codes) < len(children):
             for rank, child in enumerate(children):
@@ -153,6 +158,7 @@ def start(order: dict[str, Any], rank: int, port: int, folder: Path) -> int:
             os.dup2(os.open(folder / f"{rank}.{name}", os.O_WRONLY | os.O_CREAT), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+        faulthandler.dump_traceback_later(HANG_S - 20)  # where a worker hangs, if one does
         os.environ.update(order.get("environment", {}))
         if order["size"] > 1:
             names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE")
