@@ -102,7 +102,7 @@ def join(out: Path, origin: Origin, batch_size: int, reporter: Reporter) -> None
             if not place.exists():  # there were fewer batches than workers
                 continue
             with open_hdf5(place, FORMAT, MADE_BY) as file:
-                for name, group in file.items():
+                for name, group in list(file.items()):  # h5py holds its lock between the items, and the writer's thread would wait for it
                     before, count = ends[name], len(group["volumes"])
                     ends[name] += count
                     first = max(starts[name] - before, 0)
