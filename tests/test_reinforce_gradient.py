@@ -43,7 +43,7 @@ def enumerate_all(policy: HSAL, true: list[int], stop: str, monkeypatch: pytest.
     labels = torch.tensor([[one[t][0] for one in every] for t in range(m)])
     cells = torch.tensor([[one[t][1] for one in every] for t in range(m)] + [[0] * len(every)])
     steps = iter(cells)
-    monkeypatch.setattr("hsal_cli.policy.hsal.draw", lambda scores, generator: next(steps))
+    monkeypatch.setattr("hsal_cli.policy.hsal.draw", lambda scores, source, rows: next(steps))
     volumes, saliency = (one.expand(len(every), *one.shape[1:]) for one in images(1, 3))
     forced = torch.cat([labels, torch.full((1, len(every)), classes)])
     episode = policy(

@@ -206,7 +206,7 @@ def test_eval_without_data_takes_the_data_set_of_the_name_and_makes_it_if_missin
 
     monkeypatch.setattr("hsal_cli.learning.pipeline.ensure_scenes", ensure_scenes)
     call("eval", "--pretrained", "mnist-multiset.multiset", "--resamples", 2, "--preset", "quick")
-    assert asked == [("data/mnist-multiset.h5", 5000)]
+    assert asked == [("data/mnist-multiset.h5", 3500)]
 
 
 def test_eval_refuses_features_of_another_backbone_and_scenes_of_other_classes(here) -> None:

@@ -21,7 +21,8 @@ def place(tmp_path_factory) -> Path:
     return make_place(tmp_path_factory.mktemp("workers"))
 
 
-OBJECTIVES = (("rl", 2), ("rl", 3), ("cross-entropy", 2), ("count", 2))
+SLOW = pytest.mark.slow
+OBJECTIVES = [("rl", 2), *(pytest.param(*case, marks=SLOW) for case in (("rl", 3), ("cross-entropy", 2), ("count", 2)))]
 
 
 @pytest.mark.parametrize(("objective", "size"), OBJECTIVES)
@@ -47,7 +48,7 @@ def test_fine_tuning_takes_batch_norm_over_all_workers(place, nursery) -> None:
     assert one["test_accuracy"] == two["test_accuracy"] and one["accuracy"] == two["accuracy"]
 
 
-@pytest.mark.parametrize("sample", [0, 2])
+@pytest.mark.parametrize("sample", [0, pytest.param(2, marks=SLOW)])
 def test_evaluation_is_that_of_one_process(sample, place, nursery) -> None:
     if not (place / "rl-1").exists():
         hsal(nursery, place, "train", "--data", "easy.features.h5", "--out", "rl-1", size=1)
@@ -72,7 +73,7 @@ def assert_close(left, right, where: str = "") -> None:
         assert left == (pytest.approx(right, abs=1e-9) if isinstance(right, float) else right), where
 
 
-@pytest.mark.parametrize("size", [2, 9])
+@pytest.mark.parametrize("size", [2, pytest.param(9, marks=SLOW)])
 def test_a_shared_precomputation_gives_the_same_file(size, place, nursery) -> None:
     words = ("precompute", "--data", "pictures.h5", "--backbone", "backbone", "--out")
     if not (place / "1.features.h5").exists():

@@ -123,6 +123,8 @@ def find_backbone(meta: dict[str, Any], root: Path = Path("runs"), device: torch
     from hsal_cli.vision.backbone import finer, load_backbone
 
     backbone = load_backbone(folder, device=device)
+    if "volume_shape" not in meta:
+        return backbone
     return dataclasses.replace(backbone, model=finer(backbone.model, meta["volume_shape"][1]))
 
 
