@@ -23,13 +23,21 @@ HANG_S = 240.0
 
 
 class Nursery:
-    """The test's side: starts the program below and hands it orders."""
+    """The test's side: starts the program below and hands it orders.
 
-    def __init__(self) -> None:
+    Args:
+        small: with a network of one layer and small blocks (see `make_small`), not with the real ones.
+    """
+
+    def __init__(self, small: bool = True) -> None:
         environment = {key: value for key, value in os.environ.items() if key != "HSAL_MNIST_DIR"}
         environment |= {"PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
         self._program = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, __file__, *(["small"] if small else [])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
 
     def run(self, folder: Path, *words: str, **order: Any) -> dict[str, Any]:
@@ -64,7 +72,8 @@ def main() -> None:
     from hsal_cli.upkeep import check as _  # noqa: F401
 
     torch.set_num_threads(1)
-    make_small()
+    if sys.argv[1:] == ["small"]:
+        make_small()
     for line in sys.stdin:
         answer = serve(json.loads(line))
         sys.__stdout__.write(json.dumps(answer) + "\n")

@@ -1,12 +1,12 @@
 """The commands one after the other, as a user types them in an empty folder; toy sizes come from a settings file."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from children import Nursery
 
 TOY = """
 [make-data]
@@ -34,19 +34,26 @@ resamples = 20
 """
 
 
-def hsal(folder: Path, *words: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    """Runs one command as its own process and checks its exit code."""
-    environment = {key: value for key, value in os.environ.items() if key != "HSAL_MNIST_DIR"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, "-m", "hsal_cli", *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == expect, f"hsal {' '.join(words)}\n{done.stdout}\n{done.stderr}"
-    return done
+NURSERY: list[Nursery] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nursery() -> Iterator[None]:
+    """Torch is imported once for all commands, each of which is a process of its own nevertheless."""
+    NURSERY.append(Nursery(small=False))
+    yield
+    NURSERY.pop().close()
+
+
+def hsal(folder: Path, *words: str, expect: int = 0) -> SimpleNamespace:
+    """Runs one command as its own process and checks its exit code; returns what it wrote to `stdout` and `stderr`."""
+    done = NURSERY[0].run(folder, *words)
+    assert done["code"] == expect, f"hsal {' '.join(words)}\n{done['out']}\n{done['err']}"
+    return SimpleNamespace(stdout=done["out"], stderr=done["err"])
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(nursery: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which data was made and a policy trained; training made the backbone and the features itself."""
     folder = tmp_path_factory.mktemp("empty folder")
     (folder / "toy.toml").write_text(TOY)
