@@ -115,7 +115,7 @@ def _is_list(item: pytest.Item, tried: int) -> bool:
     return len(same) == tried
 
 
-def write(table: Table, seconds: float, target: Path) -> None:
+def write(table: Table, seconds: float, target: Path, quick: bool) -> None:
     """Writes the table as Markdown."""
     import h5py
     import torch
@@ -124,6 +124,11 @@ def write(table: Table, seconds: float, target: Path) -> None:
         "# Faults tried, and how they end",
         "",
         "Written by `make reliability`, which runs the tests named `fault` and those that have long tried such things; do not edit.",
+        *(
+            ["This time without the slow tests (`python tests/reliability.py --quick`), which try 20 kills and 500 damaged bytes each."]
+            if quick
+            else []
+        ),
         f"Last run: Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}, h5py {h5py.__version__}, "
         f"{platform.system()}, {seconds / 60:.0f} minutes; {sum(table.tried.values()):,} trials.",
         "",
@@ -154,7 +159,7 @@ def main(arguments: list[str]) -> int:
     marks = "not slow" if "--quick" in arguments else "slow or not slow"
     code = pytest.main([str(ROOT / "tests"), "-m", marks, "-p", "no:cacheprovider", "-q"], plugins=[table])
     if code in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        write(table, time.monotonic() - start, ROOT / "docs" / "reliability.md")
+        write(table, time.monotonic() - start, ROOT / "docs" / "reliability.md", "--quick" in arguments)
     return int(code)
 
 
