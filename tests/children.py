@@ -80,6 +80,18 @@ def main() -> None:
         sys.__stdout__.flush()
 
 
+def run_hsal(words: list[str]) -> int:
+    """Runs a command in this process, as its entry point does; returns its exit code, 70 where it leaves without one."""
+    from hsal_cli.main import run
+
+    sys.argv = ["hsal", *words]
+    try:
+        run()
+    except SystemExit as end:
+        return end.code or 0
+    return 70
+
+
 def make_small() -> None:
     """A network of one layer, a checkpoint at every step, and small blocks, so that there is much to hit."""
     from test_finetune import OneLayer
@@ -154,14 +166,9 @@ def live(order: dict[str, Any], folder: Path, said: dict[str, int]) -> None:
     count = watch_events(folder, order.get("hit_at"), order.get("signals", [signal.SIGKILL]))
     if "limit" in order:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], resource.RLIM_INFINITY))
-    sys.argv = ["hsal", *order["words"]]
-    from hsal_cli.main import run
-
     code = 70
     try:
-        run()
-    except SystemExit as end:
-        code = end.code or 0
+        code = run_hsal(order["words"])
     finally:
         os.write(said["events"], str(count[0]).encode())
         for stream in (sys.stdout, sys.stderr):

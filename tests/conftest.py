@@ -1,6 +1,7 @@
 """What all tests share: real MNIST where it is at hand, small thread counts."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,21 @@ def mnist_dir() -> Path:
         if place and (Path(place) / "train-images-idx3-ubyte.gz").is_file():
             return Path(place)
     pytest.skip("real MNIST is not at hand: set HSAL_MNIST_DIR to the folder with its IDX files")
+
+
+@pytest.fixture(scope="session")
+def worker_nursery() -> Iterator[object]:
+    """Runs commands in several workers (see worker_parts)."""
+    from worker_parts import Nursery
+
+    found = Nursery()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def worker_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the workers' commands start from."""
+    from worker_parts import make_place
+
+    return make_place(tmp_path_factory.mktemp("workers"))

@@ -6,57 +6,46 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from worker_parts import Nursery, assert_same_training, hsal, make_place
-
-
-@pytest.fixture(scope="module")
-def nursery():
-    found = Nursery()
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    return make_place(tmp_path_factory.mktemp("workers"))
-
+from worker_parts import assert_same_training, hsal
 
 SLOW = pytest.mark.slow
 OBJECTIVES = [("rl", 2), *(pytest.param(*case, marks=SLOW) for case in (("rl", 3), ("cross-entropy", 2), ("count", 2)))]
 
 
 @pytest.mark.parametrize(("objective", "size"), OBJECTIVES)
-def test_training_gives_the_weights_and_metrics_of_one_process(objective, size, place, nursery) -> None:
+def test_training_gives_the_weights_and_metrics_of_one_process(objective, size, worker_place, worker_nursery) -> None:
     words = ("train", "--data", "easy.features.h5", "--objective", objective, "--out")
-    one, many = (place / f"{objective}-{number}" for number in (1, size))
+    one, many = (worker_place / f"{objective}-{number}" for number in (1, size))
     if not one.exists():
-        hsal(nursery, place, *words, one, size=1)
-    said = hsal(nursery, place, *words, many, size=size)
+        hsal(worker_nursery, worker_place, *words, one, size=1)
+    said = hsal(worker_nursery, worker_place, *words, many, size=size)
     assert "best exact match" in said["out"]
     assert_same_training(one, many)
     status = json.loads((many / "status.json").read_text())
     assert status["state"] == "finished" and status["workers"] == size
 
 
-def test_fine_tuning_takes_batch_norm_over_all_workers(place, nursery) -> None:
+def test_fine_tuning_takes_batch_norm_over_all_workers(worker_place, worker_nursery) -> None:
     words = ("finetune", "--data", "squares.h5", "--out")
     for size in (1, 2):
-        hsal(nursery, place, *words, place / f"finetune-{size}", size=size)
+        hsal(worker_nursery, worker_place, *words, worker_place / f"finetune-{size}", size=size)
     # The bias before a BatchNorm has no gradient but rounding's, which AdamW makes steps of.
-    assert_same_training(place / "finetune-1", place / "finetune-2", without=("conv.bias", "norm.running_mean"))
-    one, two = (json.loads((place / f"finetune-{size}/status.json").read_text()) for size in (1, 2))
+    assert_same_training(worker_place / "finetune-1", worker_place / "finetune-2", without=("conv.bias", "norm.running_mean"))
+    one, two = (json.loads((worker_place / f"finetune-{size}/status.json").read_text()) for size in (1, 2))
     assert one["test_accuracy"] == two["test_accuracy"] and one["accuracy"] == two["accuracy"]
 
 
 @pytest.mark.parametrize("sample", [0, pytest.param(2, marks=SLOW)])
-def test_evaluation_is_that_of_one_process(sample, place, nursery) -> None:
-    if not (place / "rl-1").exists():
-        hsal(nursery, place, "train", "--data", "easy.features.h5", "--out", "rl-1", size=1)
+def test_evaluation_is_that_of_one_process(sample, worker_place, worker_nursery) -> None:
+    if not (worker_place / "rl-1").exists():
+        hsal(worker_nursery, worker_place, "train", "--data", "easy.features.h5", "--out", "rl-1", size=1)
     found = []
     for size in (1, 2):
-        said = hsal(nursery, place, "eval", "--run", "rl-1", "--sample", sample, "--json", "--out", f"{sample}-{size}.json", size=size)
+        said = hsal(
+            worker_nursery, worker_place, "eval", "--run", "rl-1", "--sample", sample, "--json", "--out", f"{sample}-{size}.json", size=size
+        )
         found.append(json.loads(said["out"]))
-        assert found[-1] == json.loads((place / f"{sample}-{size}.json").read_text())
+        assert found[-1] == json.loads((worker_place / f"{sample}-{size}.json").read_text())
     assert_close(*found)
     assert found[0]["examples"] == 21
 
@@ -74,18 +63,20 @@ def assert_close(left, right, where: str = "") -> None:
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(9, marks=SLOW)])
-def test_a_shared_precomputation_gives_the_same_file(size, place, nursery) -> None:
+def test_a_shared_precomputation_gives_the_same_file(size, worker_place, worker_nursery) -> None:
     words = ("precompute", "--data", "pictures.h5", "--backbone", "backbone", "--out")
-    if not (place / "1.features.h5").exists():
-        hsal(nursery, place, *words, "1.features.h5", size=1)
-    hsal(nursery, place, *words, f"{size}.features.h5", size=size)  # 6 batches of train, 2 of test: not every one of 9 has any
-    one, many = (contents(place / f"{number}.features.h5") for number in (1, size))
+    if not (worker_place / "1.features.h5").exists():
+        hsal(worker_nursery, worker_place, *words, "1.features.h5", size=1)
+    hsal(
+        worker_nursery, worker_place, *words, f"{size}.features.h5", size=size
+    )  # 6 batches of train, 2 of test: not every one of 9 has any
+    one, many = (contents(worker_place / f"{number}.features.h5") for number in (1, size))
     assert one.keys() == many.keys()
     for name in one:
         np.testing.assert_array_equal(one[name], many[name], err_msg=name)
-    with h5py.File(place / "1.features.h5") as left, h5py.File(place / f"{size}.features.h5") as right:
+    with h5py.File(worker_place / "1.features.h5") as left, h5py.File(worker_place / f"{size}.features.h5") as right:
         assert left.attrs["attributes_digest"] == right.attrs["attributes_digest"]
-    assert not list(place.glob("*.shard-*"))
+    assert not list(worker_place.glob("*.shard-*"))
 
 
 def contents(path: Path) -> dict[str, np.ndarray]:

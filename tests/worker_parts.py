@@ -166,14 +166,9 @@ def start(order: dict[str, Any], rank: int, port: int, folder: Path) -> int:
         os.chdir(order["folder"])
         if "hit" in order and order["hit"][0] == rank:
             hit_after(*order["hit"][1:])
-        sys.argv = ["hsal", *order["words"]]
-        from hsal_cli.main import run
+        from children import run_hsal
 
-        code = 70
-        try:
-            run()
-        except SystemExit as end:
-            code = end.code or 0
+        code = run_hsal(order["words"])
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

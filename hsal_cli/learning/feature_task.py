@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from hsal_cli.learning.draws import Draws
-from hsal_cli.learning.loop import one_cycle
+from hsal_cli.learning.loop import ModelTask, one_cycle
 from hsal_cli.learning.replica import Replica
 from hsal_cli.learning.settings import TrainSettings
 from hsal_cli.vision.feature_file import FeatureTable
 from hsal_cli.vision.feature_stream import FeatureStream
 
 
-class FeatureTask(abc.ABC):
+class FeatureTask(ModelTask, abc.ABC):
     """Training on features as a task of the loop, without its loss and scores.
 
     Args:
@@ -88,16 +88,3 @@ class FeatureTask(abc.ABC):
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.optimiser.step()
         return norm
-
-    def weights(self) -> dict[str, Tensor]:
-        return self.model.state_dict()
-
-    def state(self) -> dict[str, Any]:
-        return {"optimiser": self.optimiser.state_dict()}
-
-    def load(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
-        self.model.load_state_dict(weights)
-        self.optimiser.load_state_dict(state["optimiser"])
-
-    def meta(self) -> dict[str, Any]:
-        return self._meta

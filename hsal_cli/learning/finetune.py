@@ -18,7 +18,7 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.learning import runs
 from hsal_cli.learning.crowds import crowd, object_regions
 from hsal_cli.learning.draws import Draws, seeded
-from hsal_cli.learning.loop import one_cycle, train
+from hsal_cli.learning.loop import ModelTask, one_cycle, train
 from hsal_cli.learning.many_objects import (
     BoxedObjects,
     LossSums,
@@ -137,7 +137,7 @@ def read_objects(scenes: Path, split: str, way: str, most: int | None = None) ->
     return BoxedObjects.of(found)
 
 
-class FinetuneTask:
+class FinetuneTask(ModelTask):
     """Fine-tuning as a task of the loop: crops first, full images last, of one object or several, validated on full images.
 
     Args:
@@ -217,19 +217,6 @@ class FinetuneTask:
 
     def check(self, row: dict[str, Any]) -> None:
         """Fine-tuning has no collapse to guard against beyond the loop's check of the loss."""
-
-    def weights(self) -> dict[str, Tensor]:
-        return self.model.state_dict()
-
-    def state(self) -> dict[str, Any]:
-        return {"optimiser": self.optimiser.state_dict()}
-
-    def load(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
-        self.model.load_state_dict(weights)
-        self.optimiser.load_state_dict(state["optimiser"])
-
-    def meta(self) -> dict[str, Any]:
-        return self._meta
 
 
 def settle(settings: FinetuneSettings, device: torch.device, has_boxes: bool) -> FinetuneSettings:

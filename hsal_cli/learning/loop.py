@@ -8,7 +8,7 @@ import time
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hsal_cli import checkpoints, workers
 from hsal_cli.checkpoints import Checkpoint
@@ -69,6 +69,32 @@ class Task(Protocol):
 
     def meta(self) -> dict[str, Any]:
         """What the checkpoint's manifest says of the model."""
+
+
+class ModelTask:
+    """What a task saves and takes up again where a model and its optimiser are all that training changes.
+
+    Attributes:
+        model: what is trained.
+        optimiser: of its parameters.
+    """
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    _meta: dict[str, Any]
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.model.state_dict()
+
+    def state(self) -> dict[str, Any]:
+        return {"optimiser": self.optimiser.state_dict()}
+
+    def load(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+        self.model.load_state_dict(weights)
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def meta(self) -> dict[str, Any]:
+        return self._meta
 
 
 def one_cycle(step: int, steps: int, peak: float, warm_up: float = 0.2) -> float:
