@@ -9,6 +9,7 @@ from hsal_cli.errors import UsageError
 from hsal_cli.scenes.compose import INK, Composer
 from hsal_cli.scenes.glyphs import Glyphs, gather
 from hsal_cli.scenes.settings import SceneSettings
+from hsal_cli.scenes.uniforms import AHEAD, Uniforms
 
 NAMES = [str(digit) for digit in range(10)]
 
@@ -179,3 +180,13 @@ def test_an_image_depends_on_seed_stream_and_index_alone():
 def test_a_recipe_that_cannot_be_followed_is_refused_before_anything_is_made(recipe, part):
     with pytest.raises(UsageError, match=part):
         SceneSettings(**recipe)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**64 - 1), streams=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=3), draws=st.integers(1, 3 * AHEAD))
+def test_numbers_drawn_ahead_are_those_of_a_generator_of_the_streams_own(seed, streams, draws):
+    uniforms = Uniforms(seed)
+    for stream in streams:
+        uniforms.start(stream)
+        plain = np.random.Generator(np.random.Philox(key=np.array([seed, stream], np.uint64)))
+        assert [uniforms.below(1000) for _ in range(draws)] == [int(plain.random() * 1000) for _ in range(draws)]

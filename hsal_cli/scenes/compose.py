@@ -8,6 +8,7 @@ from PIL import Image
 from hsal_cli.scenes.glyphs import Glyphs
 from hsal_cli.scenes.idx import GLYPH
 from hsal_cli.scenes.settings import SceneSettings, board_side
+from hsal_cli.scenes.uniforms import Uniforms
 
 INK = 32  # pixels below this grey value are the resized glyph's faint rim, not its ink
 TRIES = 40  # places tried for one digit before its image starts over
@@ -34,6 +35,9 @@ class Composer:
         self.stream = stream
         self.shape: tuple[int, ...] = (settings.image_size, settings.image_size)
         self.most = settings.count[1]
+        self._uniforms = Uniforms(settings.seed)
+        if settings.clutter:
+            self._ink = Ink(glyphs.images)
 
     def compose(self, index: int) -> tuple[np.ndarray, list[int], list[Box]]:
         """Composes one image.
@@ -41,12 +45,11 @@ class Composer:
         Returns:
             The image, uint8 (H, W); its labels in random order; for each the box tight around its ink: x0, y0, x1, y1 in px, half-open.
         """
-        # A counter-based generator needs no seeding, and a key never meets another: (seed, stream and index).
-        key = np.array([self.settings.seed, self.stream << 40 | index], np.uint64)
-        rng = np.random.Generator(np.random.Philox(key=key))
+        rng = self._uniforms
+        rng.start(self.stream << 40 | index)
         low, high = self.settings.count
-        labels = self._labels(rng, low + _below(rng, high - low + 1))
-        rows = [int(members[_below(rng, len(members))]) for members in (self.glyphs.members[label] for label in labels)]
+        labels = self._labels(rng, low + rng.below(high - low + 1))
+        rows = [int(members[rng.below(len(members))]) for members in (self.glyphs.members[label] for label in labels)]
         patches, boxes = self._place(rng, rows)
         side = self.settings.image_size
         image = np.zeros((side, side), np.uint8)
@@ -57,13 +60,13 @@ class Composer:
             np.maximum(window, patch, out=window)
         return image, labels, boxes
 
-    def _labels(self, rng: np.random.Generator, count: int) -> list[int]:
+    def _labels(self, rng: Uniforms, count: int) -> list[int]:
         classes = list(range(len(self.glyphs.classes)))
         if not self.distinct:
-            return [_below(rng, len(classes)) for _ in range(count)]
-        return [classes.pop(_below(rng, len(classes))) for _ in range(count)]
+            return [rng.below(len(classes)) for _ in range(count)]
+        return [classes.pop(rng.below(len(classes))) for _ in range(count)]
 
-    def _place(self, rng: np.random.Generator, rows: list[int]) -> tuple[list[np.ndarray], list[Box]]:
+    def _place(self, rng: Uniforms, rows: list[int]) -> tuple[list[np.ndarray], list[Box]]:
         """Draws sizes and places: patches cut to their ink, and the boxes they fill."""
         low, high = self.settings.digit_size
         if self.settings.placement != "grid":
@@ -71,81 +74,93 @@ class Composer:
                 # A crowded image starts over; if that does not help, with smaller digits.
                 left = min(1.0, (FRESH_STARTS + SHRINKING_STARTS - start) / (SHRINKING_STARTS + 1))
                 top = low + round((high - low) * left)
-                placed = self._scatter(rng, rows, [low + _below(rng, top - low + 1) for _ in rows])
+                placed = self._scatter(rng, rows, [low + rng.below(top - low + 1) for _ in rows])
                 if placed is not None:
                     return placed
         return self._on_grid(rng, rows)
 
-    def _scatter(self, rng: np.random.Generator, rows: list[int], sizes: list[int]) -> tuple[list[np.ndarray], list[Box]] | None:
+    def _scatter(self, rng: Uniforms, rows: list[int], sizes: list[int]) -> tuple[list[np.ndarray], list[Box]] | None:
         """Uniform places at which no two glyphs overlap, or with `tight` no two boxes of ink; None if a digit finds none."""
-        side = self.settings.image_size
-        patches: list[np.ndarray] = []
-        boxes: list[Box] = []
+        side, tight = self.settings.image_size, self.settings.placement == "tight"
+        patches = [self._patch(row, size) for row, size in zip(rows, sizes, strict=True)] if tight else []
         taken: list[Box] = []
-        for row, size in zip(rows, sizes, strict=True):
-            patch, dx, dy = self._patch(row, size)
-            height, width = patch.shape
-            if self.settings.placement == "free":
-                across = down = size
-            else:
-                across, down, dx, dy = width, height, 0, 0
+        for place, size in enumerate(sizes):
+            down, across = patches[place][0].shape if tight else (size, size)
             for _ in range(TRIES):
-                x0, y0 = _below(rng, side - across + 1), _below(rng, side - down + 1)
+                x0, y0 = rng.below(side - across + 1), rng.below(side - down + 1)
                 x1, y1 = x0 + across, y0 + down
                 if all(x0 >= b[2] or b[0] >= x1 or y0 >= b[3] or b[1] >= y1 for b in taken):
                     taken.append((x0, y0, x1, y1))
-                    patches.append(patch)
-                    boxes.append((x0 + dx, y0 + dy, x0 + dx + width, y0 + dy + height))
                     break
             else:
                 return None
+        if tight:
+            return [patch for patch, _, _ in patches], taken
+        boxes = []
+        for row, size, (x0, y0, _, _) in zip(rows, sizes, taken, strict=True):  # only now, as many a start finds no place
+            patch, dx, dy = self._patch(row, size)
+            patches.append(patch)
+            boxes.append((x0 + dx, y0 + dy, x0 + dx + patch.shape[1], y0 + dy + patch.shape[0]))
         return patches, boxes
 
-    def _on_grid(self, rng: np.random.Generator, rows: list[int]) -> tuple[list[np.ndarray], list[Box]]:
+    def _on_grid(self, rng: Uniforms, rows: list[int]) -> tuple[list[np.ndarray], list[Box]]:
         """One digit a cell at a random offset; cells are as large as the image's largest digit, the board sits anywhere in the image."""
         side = self.settings.image_size
         low, high = self.settings.digit_size
         high = min(high, side // board_side(len(rows)))
-        sizes = [low + _below(rng, high - low + 1) for _ in rows]
+        sizes = [low + rng.below(high - low + 1) for _ in rows]
         cell = max(sizes)
         cells = list(range((side // cell) ** 2))
-        left, top = _below(rng, side % cell + 1), _below(rng, side % cell + 1)
+        left, top = rng.below(side % cell + 1), rng.below(side % cell + 1)
         patches, boxes = [], []
         for row, size in zip(rows, sizes, strict=True):
-            line, column = divmod(cells.pop(_below(rng, len(cells))), side // cell)
+            line, column = divmod(cells.pop(rng.below(len(cells))), side // cell)
             patch, dx, dy = self._patch(row, size)
-            x0 = left + column * cell + _below(rng, cell - size + 1) + dx
-            y0 = top + line * cell + _below(rng, cell - size + 1) + dy
+            x0 = left + column * cell + rng.below(cell - size + 1) + dx
+            y0 = top + line * cell + rng.below(cell - size + 1) + dy
             patches.append(patch)
             boxes.append((x0, y0, x0 + patch.shape[1], y0 + patch.shape[0]))
         return patches, boxes
 
     def _patch(self, row: int, size: int) -> tuple[np.ndarray, int, int]:
         """A glyph resized to size x size px and cut to its ink, and the ink's place (x, y) in that square."""
-        glyph = np.asarray(Image.fromarray(self.glyphs.images[row]).resize((size, size), Image.Resampling.BICUBIC))
+        resized = Image.frombuffer("L", (GLYPH, GLYPH), self.glyphs.images[row].tobytes()).resize((size, size), Image.Resampling.BICUBIC)
+        glyph = np.frombuffer(resized.tobytes(), np.uint8).reshape(size, size)
         ink = glyph >= max(1, min(INK, int(glyph.max())))
-        columns, lines = np.flatnonzero(ink.any(axis=0)), np.flatnonzero(ink.any(axis=1))
-        if not len(columns):  # a few faint pixels can vanish when a glyph is made small
+        columns, lines = ink.any(axis=0).tobytes(), ink.any(axis=1).tobytes()
+        x0, y0 = columns.find(1), lines.find(1)
+        if x0 < 0:  # a few faint pixels can vanish when a glyph is made small
             return glyph, 0, 0
-        x0, y0 = int(columns[0]), int(lines[0])
-        return glyph[y0 : int(lines[-1]) + 1, x0 : int(columns[-1]) + 1], x0, y0
+        return glyph[y0 : lines.rfind(1) + 1, x0 : columns.rfind(1) + 1], x0, y0
 
-    def _strew(self, rng: np.random.Generator, image: np.ndarray, rows: list[int]) -> None:
+    def _strew(self, rng: Uniforms, image: np.ndarray, rows: list[int]) -> None:
         """Strews clutter: squares cut from other digits, each around a pixel of ink so that none is blank."""
         side, piece = image.shape[0], self.settings.clutter_size
         pool = self.glyphs.images
         for _ in range(self.settings.clutter):
-            row = _below(rng, len(pool))
+            row = rng.below(len(pool))
             while row in rows and len(pool) > len(rows):
                 row = (row + 1) % len(pool)
-            ink = np.flatnonzero(pool[row] >= INK)
-            line, column = divmod(int(ink[_below(rng, len(ink))]) if len(ink) else GLYPH * GLYPH // 2, GLYPH)
+            ink = self._ink.of(row)
+            line, column = divmod(int(ink[rng.below(len(ink))]) if len(ink) else GLYPH * GLYPH // 2, GLYPH)
             y, x = (min(max(place - piece // 2, 0), GLYPH - piece) for place in (line, column))
-            to_y, to_x = _below(rng, side - piece + 1), _below(rng, side - piece + 1)
+            to_y, to_x = rng.below(side - piece + 1), rng.below(side - piece + 1)
             window = image[to_y : to_y + piece, to_x : to_x + piece]
             np.maximum(window, pool[row, y : y + piece, x : x + piece], out=window)
 
 
-def _below(rng: np.random.Generator, limit: int) -> int:
-    """A uniform integer in [0, limit); by `random`, whose stream NumPy keeps from version to version."""
-    return int(rng.random() * limit)
+class Ink:
+    """Where each glyph has ink, found for all at once.
+
+    Args:
+        glyphs: uint8 (N, 28, 28).
+    """
+
+    def __init__(self, glyphs: np.ndarray):
+        inked = (glyphs >= INK).reshape(len(glyphs), -1)
+        self._ends = np.cumsum(inked.sum(axis=1)).tolist()
+        self._pixels = (np.flatnonzero(inked) % (GLYPH * GLYPH)).astype(np.int16)
+
+    def of(self, row: int) -> np.ndarray:
+        """The pixels of glyph `row` that have ink, int16 (n,), ascending, counted line by line."""
+        return self._pixels[self._ends[row - 1] if row else 0 : self._ends[row]]
