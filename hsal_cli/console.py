@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hsal_cli import workers
-from hsal_cli.errors import HsalError, Interrupted
+from hsal_cli.errors import HsalError, Interrupted, out_of_memory
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS = 40  # blocks in a line, at most
@@ -286,11 +286,10 @@ def exit_code_of(call: Callable[[], Any]) -> int:
     except Exception as error:
         if debug:
             raise
-        name = type(error).__name__
-        if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in str(error):
+        if out_of_memory(error):
             print_error(f"out of memory: {error}", "take a smaller --batch-size, or fewer images")
         else:
-            print_error(f"unexpected {name}: {error}", "HSAL_DEBUG=1 shows where; please report it")
+            print_error(f"unexpected {type(error).__name__}: {error}", "HSAL_DEBUG=1 shows where; please report it")
         return 1
 
 

@@ -45,3 +45,9 @@ class Interrupted(HsalError):
 
 class WorkerLost(HsalError):
     """Another process of the same work (see `workers`) was killed, or is not heard of any more."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, the device's or the machine's, by what Python, NumPy and torch raise then."""
+    said = str(error)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hsal_cli import __version__
-from hsal_cli.errors import FileError, HsalError
+from hsal_cli.errors import FileError, HsalError, out_of_memory
 
 if TYPE_CHECKING:
     import h5py
@@ -287,6 +287,9 @@ def reading(source: Path, what: str, hint: str) -> Iterator[None]:
         raise
     except Exception as error:
         said = (str(error).splitlines() or [""])[0] or type(error).__name__
+        if out_of_memory(error):
+            way = "free some memory, or for hsal train give a --memory-budget; hsal check tells whether the file is sound"
+            raise FileError(f"{source}: {what} does not fit into memory ({said})", way) from error
         raise FileError(f"{source} is damaged: {what} cannot be read ({said})", hint) from error
 
 

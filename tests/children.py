@@ -45,7 +45,8 @@ class Nursery:
 
         Args:
             order: `hit_at`: number of the event at which the child is hit, with `signals` (default SIGKILL); `kill_after`: seconds;
-                `limit`: largest file that it may write, bytes; `stdin`, `stdout`: "closed"; `encoding`; `environment`.
+                `limit`: largest file that it may write, bytes; `memory`: what it may hold beside what it starts with, bytes;
+                `stdin`, `stdout`: "closed"; `encoding`; `environment`.
 
         Returns:
             `code` (negative: the signal that ended it; "hang" if it did not end), `out`, `err`, `events`, `seconds`.
@@ -166,6 +167,10 @@ def live(order: dict[str, Any], folder: Path, said: dict[str, int]) -> None:
     count = watch_events(folder, order.get("hit_at"), order.get("signals", [signal.SIGKILL]))
     if "limit" in order:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], resource.RLIM_INFINITY))
+    if "memory" in order:
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        held = int(status["VmData"].split()[0]) * 1024
+        resource.setrlimit(resource.RLIMIT_DATA, (held + order["memory"], resource.RLIM_INFINITY))
     code = 70
     try:
         code = run_hsal(order["words"])

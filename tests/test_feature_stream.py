@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import Nursery
 from evaluation_parts import write_features
 from learning_parts import SMALL, StoppingReporter, assert_equal, easy_table, without
 
@@ -97,3 +98,24 @@ def test_lists_are_ordered_from_left_to_right_there_too(features, tmp_path) -> N
     settings = dataclasses.replace(SETTINGS, task="list", epochs=1)
     run = train_policy(features, tmp_path / "run", SMALL, settings, CPU, memory=BUDGET)
     assert len(run.rows()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the limit is set by what Linux tells of a process")
+def test_features_ten_times_what_a_process_may_hold_are_trained_on(monkeypatch, tmp_path) -> None:
+    monkeypatch.undo()  # blocks of their real size
+    few, rows = easy_table(500, classes=64, side=7), 240_000
+    repeated = torch.arange(rows) % len(few)
+    write_features(tmp_path / "large.features.h5", {"train": few.select(repeated)}, classes=[str(name) for name in range(64)])
+    size = (tmp_path / "large.features.h5").stat().st_size
+    words = ["train", "--data", "large.features.h5", "--epochs", "1", "--batch-size", "256", "--validation", "0.002", "--meta-encode", "16"]
+    words += ["--meta-hidden", "16", "--controller-encode", "32", "--controller-hidden", "32"]
+    nursery = Nursery(small=False)
+    try:
+        whole = nursery.run(tmp_path, *words, "--memory-budget", "100", "--out", "whole", memory=size // 10)
+        windows = nursery.run(tmp_path, *words, "--memory-budget", "0.015", "--out", "windows", memory=size // 10)
+    finally:
+        nursery.close()
+    assert whole["code"] == 1 and "memory" in whole["err"] and "Traceback" not in whole["err"], whole["err"]
+    assert windows["code"] == 0, windows["err"]

@@ -14,7 +14,6 @@ from test_saliency_features import SMALL, write_backbone
 from typer.testing import CliRunner
 
 from hsal_cli import checkpoints
-from hsal_cli.commands.sweep import panels, table
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.loading import load_policy
 from hsal_cli.learning import sweep, sweep_trained
@@ -23,6 +22,7 @@ from hsal_cli.learning.sweep import Recipe, conditions, dim, recipe_of, shifts
 from hsal_cli.learning.sweep_trained import bench_for, glimpse_budgets, saliency_models
 from hsal_cli.learning.train_policy import train_policy
 from hsal_cli.main import app
+from hsal_cli.pictures.sweep_report import panels, table
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings
@@ -184,6 +184,8 @@ def test_the_command_writes_a_table_json_and_curves(made, tmp_path, monkeypatch)
     found = json.loads((tmp_path / "o" / "sweep.json").read_text())
     assert list(found["parts"]) == ["trained", "contrast"] and found["parts"]["contrast"][1]["examples"] == 2
     assert (tmp_path / "o" / "sweep.png").read_bytes()[:4] == b"\x89PNG"
+    written = (tmp_path / "o" / "sweep.md").read_text()
+    assert "--parts contrast --images 2" in written and "](sweep.png)" in written and "\n| 0.5 | 2 | " in written
     result = CliRunner().invoke(app, [*map(str, words), "--dry-run"])
     assert json.loads(result.stdout)["conditions"] == ["trained: as trained", "contrast: 1", "contrast: 0.5"]
 

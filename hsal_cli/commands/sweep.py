@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -17,20 +18,7 @@ from hsal_cli.settings import as_dict
 if TYPE_CHECKING:
     from hsal_cli.evaluation.loading import LoadedPolicy
     from hsal_cli.learning.sweep import Recipe
-    from hsal_cli.pictures.curves import Panel
     from hsal_cli.vision.backbone import LoadedBackbone
-
-TITLES = {
-    "trained": "Images like those trained on",
-    "count": "More objects than were trained on",
-    "size": "Size of the digits",
-    "clutter": "Clutter",
-    "spacing": "Spacing of the digits",
-    "contrast": "Contrast",
-    "glimpses": "Glimpse budget, short runs",
-    "saliency": "Saliency models, short runs",
-}
-SCORES = {"exact_match": "exact match", "macro_f1": "macro F1", "glimpse_hit": "glimpse on the digit"}
 
 
 @options(settings=SweepSettings)
@@ -59,8 +47,8 @@ def sweep(
     json: Json = False,
 ) -> None:
     """Test a policy on scenes unlike its own: more, smaller, fainter or touching digits, clutter; and vary its glimpses."""
-    from hsal_cli.files import write_json
     from hsal_cli.learning.sweep import conditions, recipe_of, shifts
+    from hsal_cli.pictures.sweep_report import TITLES, table, write_report
     from hsal_cli.vision.devices import choose_device
 
     reporter = console.TerminalReporter()
@@ -77,15 +65,23 @@ def sweep(
             return
         found = shifts(loaded, _backbone(backbone, loaded, chosen), recipe, settings, out, chosen, reporter)
         found |= _trained(place, loaded, backbone, recipe, scenes, settings, out, chosen, reporter)
-    document = {"run": str(place), "data": str(source), "settings": as_dict(settings), "parts": found}
-    write_json(out / "sweep.json", document)
-    drawn = _draw(found, out / "sweep.png")
+    typed: dict[str, Any] = {"run": place, "data": data, "scenes": scenes, "backbone": backbone, "out": out, "parts": settings.parts}
+    typed |= {"images": settings.images, "budgets": "-".join(map(str, settings.budgets)), "epochs": settings.epochs}
+    words = [word for name, value in typed.items() if value is not None for word in (f"--{name}", str(value))]
+    document = {
+        "command": shlex.join(["hsal", "sweep", *words]),
+        "run": str(place),
+        "data": str(source),
+        "settings": as_dict(settings),
+        "parts": found,
+    }
+    write_report(out, document)
     if json:
         console.print_json(document)
         return
     for part, rows in found.items():
         console.print_table(TITLES[part], *table(rows))
-    console.print_line(f"written to {out / 'sweep.json'}{f', {out}/sweep.png' if drawn else ''}")
+    console.print_line(f"written to {out / 'sweep.md'}, with sweep.json beside it")
 
 
 def _backbone(path: Path | None, loaded: LoadedPolicy, device: Any) -> LoadedBackbone:
@@ -130,41 +126,3 @@ def _trained(
             noted = Path(file.config.get("scenes", "unknown"))
         found[part] = saliency_models(bench, scenes or noted)
     return found
-
-
-def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Columns and cells of one part's table."""
-    columns = ["", "images", "exact match", "95% interval", "macro F1", "cardinality error", "glimpse_hit", "max of S on it"]
-    cells = []
-    for row in rows:
-        low, high = row["exact_match_ci95"]
-        scores = [row[name] for name in ("macro_f1", "cardinality_error", "glimpse_hit", "saliency_hit")]
-        shown = ["-" if score is None else f"{score:.3f}" for score in scores]
-        cells.append([row["value"], f"{row['examples']:,}", f"{row['exact_match']:.3f}", f"{low:.3f} to {high:.3f}", *shown])
-    return columns, cells
-
-
-def panels(found: dict[str, list[dict[str, Any]]]) -> list[Panel]:
-    """A panel for each part that has an order; saliency models have none."""
-    from hsal_cli.learning.sweep import AXES
-    from hsal_cli.pictures.curves import Panel
-
-    made = []
-    level = {"exact match as trained": found["trained"][0]["exact_match"]}
-    for part, rows in found.items():
-        if part in ("trained", "saliency") or not rows:
-            continue
-        series = {text: [[(row["x"], row[name]) for row in rows if row[name] is not None]] for name, text in SCORES.items()}
-        series = {text: runs for text, runs in series.items() if runs[0]}
-        levels = {} if part == "glimpses" else level
-        made.append(Panel(TITLES[part], "share", series, AXES[part], 0.0, 1.0, levels))
-    return made
-
-
-def _draw(found: dict[str, list[dict[str, Any]]], target: Path) -> bool:
-    from hsal_cli.pictures.curves import write_curves
-
-    made = panels(found)
-    if made:
-        write_curves(made, target, columns=3)
-    return bool(made)

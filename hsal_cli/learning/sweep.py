@@ -1,6 +1,6 @@
 """The generalisation sweep: a trained policy on scenes unlike those it was trained on, composed for the purpose.
 
-OUT/sweep.json      every score
+OUT/sweep.*         every score: JSON, tables, curves (see pictures/sweep_report.py)
 OUT/parts/*.json    one file a condition, so that a sweep goes on where it stopped
 OUT/runs/           short trainings of the parts "glimpses" and "saliency" (see sweep_trained.py)
 OUT/cache/          scenes and features of the condition in work; removed when it is done
@@ -39,15 +39,6 @@ CLUTTER = (0, 4, 8, 16, 32)  # pieces
 SPACING = ("grid", "free", "tight")
 CONTRASTS = (1.0, 0.75, 0.5, 0.3, 0.2, 0.1)
 MOST_OBJECTS = 8
-AXES = {
-    "count": "digits in an image",
-    "size": "size of the digits, px (middle of the range)",
-    "clutter": "pieces of clutter",
-    "spacing": "spacing: 0 in a grid, 1 apart, 2 may touch",
-    "contrast": "contrast",
-    "glimpses": "glimpses a meta-step, k",
-    "saliency": "saliency model",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +124,7 @@ def conditions(recipe: Recipe, parts: list[str], reporter: Reporter = SILENT) ->
             try:
                 yield Condition(part, value, float(x), dataclasses.replace(base, **changes))
             except UsageError as error:
-                reporter.say(f"{AXES[part]} {value} is left out: {error.message}")
+                reporter.say(f"{part} {value} is left out: {error.message}")
         if part == "contrast":
             for contrast in CONTRASTS:
                 yield Condition(part, f"{contrast:g}", contrast, base, contrast)
@@ -186,7 +177,7 @@ def shifts(
         if place.is_file():
             scores = read_json(place, "hsal sweep")
         else:
-            reporter.say(f"{number + 1} of {len(todo)}: {AXES.get(condition.part, 'as trained')} {condition.value}")
+            reporter.say(f"{number + 1} of {len(todo)}: {condition.part} {condition.value}")
             scores = _evaluate(condition, key, loaded, backbone, recipe.dataset, saliency, out / "cache", device, reporter)
             write_json(place, scores)
         found.setdefault(condition.part, []).append(row_of(condition.value, condition.x, scores))

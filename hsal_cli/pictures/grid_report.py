@@ -20,10 +20,12 @@ from hsal_cli.evaluation.examples import Example
 from hsal_cli.evaluation.summary import GridRun, curve_of, table_rows
 from hsal_cli.files import write_json, write_text
 from hsal_cli.pictures.curves import Panel, write_curves
+from hsal_cli.pictures.markdown import markdown_table
 from hsal_cli.pictures.trajectory import trajectories
 from hsal_cli.pictures.writing import write_picture
 
 DATASETS = {"mnist-set": "MNIST Set", "mnist-multiset": "MNIST Multiset", "svhn-multiset": "SVHN Multiset"}
+DATASETS["street-numbers"] = "Street numbers (synthetic)"
 OBJECTIVES = {"rl": "HSAL-RL", "cross-entropy": "Cross-entropy", "multiset": "Multiset loss", "count": "Count classifier"}
 FIGURES = {"macro-f1.png": ("macro_f1",), "attn-saliency.png": ("attn_saliency",)}
 FIGURES["attention.png"] = ("glimpse_hit", "mask_mass", "digits_once", "repeat_visits")
@@ -135,12 +137,6 @@ def _names(row: dict[str, Any]) -> list[str]:
     return [DATASETS.get(row["dataset"], row["dataset"]), OBJECTIVES.get(row["objective"], row["objective"])]
 
 
-def _grid(columns: list[str], rows: list[list[str]], left: int = 2) -> list[str]:
-    """A Markdown table: the first columns to the left, the others to the right."""
-    rules = ["---"] * left + ["---:"] * (len(columns) - left)
-    return [f"| {' | '.join(cells)} |" for cells in (columns, rules, *rows)] + [""]
-
-
 def _table_1(summary: dict[str, Any]) -> list[str]:
     rows = []
     for row in summary["table"]:
@@ -156,7 +152,7 @@ def _table_1(summary: dict[str, Any]) -> list[str]:
     said += ["In brackets stands the 95% interval over test images (bootstrap), for a single seed."] if "images" in kinds else []
     columns = ["data set", "objective", "macro-F1", "paper", "0-1 (exact match)", "paper", "epochs", "seeds"]
     shared = "Seeds differ in the policy alone: data, backbone and features are shared."
-    return ["## Results on the test split", "", *_grid(columns, rows), " ".join([*said, shared]), ""]
+    return ["## Results on the test split", "", *markdown_table(columns, rows), " ".join([*said, shared]), ""]
 
 
 def _baselines(runs: Sequence[GridRun]) -> list[str]:
@@ -169,7 +165,7 @@ def _baselines(runs: Sequence[GridRun]) -> list[str]:
         for dataset, predictors in found.items()
         for name, scores in predictors.items()
     ]
-    return ["Predictors that never look:", "", *_grid(["data set", "predictor", "macro-F1", "0-1"], rows)] if rows else []
+    return ["Predictors that never look:", "", *markdown_table(["data set", "predictor", "macro-F1", "0-1"], rows)] if rows else []
 
 
 def _attention(summary: dict[str, Any]) -> list[str]:
@@ -185,7 +181,7 @@ def _attention(summary: dict[str, Any]) -> list[str]:
     return [
         "## Where it looks",
         "",
-        *_grid(columns, rows),
+        *markdown_table(columns, rows),
         "glimpse_hit, mask_mass: share of the glimpses, and of the covert mask, on the digit that is named rightly. Digits visited once: "
         "share of all digits at which exactly one meta-step looked; repeat visits: share of meta-steps that look at a digit again. "
         "attn_saliency as in figure 5, on the raw scale of this backbone's volumes.",
@@ -206,7 +202,7 @@ def _controls(summary: dict[str, Any]) -> list[str]:
         "S_t (looking by saliency alone); for mask_mass the digit's share of the image's area. Then attn_saliency on the map scaled to "
         "[0, 1]: of the glimpses, of random cells, and the largest possible."
     )
-    return [said, "", *_grid(columns, rows)] if rows else []
+    return [said, "", *markdown_table(columns, rows)] if rows else []
 
 
 def _pictures(summary: dict[str, Any]) -> list[str]:
@@ -264,7 +260,7 @@ def _runs(summary: dict[str, Any]) -> list[str]:
     failures = [f"- {run['name']}: {run['failure']}" for run in summary["runs"] if run["failure"]]
     columns = ["run", "macro-F1", "0-1", "epochs", "epochs to 0.9", "time", "weights (sha256)"]
     said = "Epochs to 0.9: the first at which exact match on held-out images is at least 0.9. Time: training and evaluation."
-    return ["## Runs", "", *_grid(columns, rows, left=1), said, "", *failures, *([""] if failures else [])]
+    return ["## Runs", "", *markdown_table(columns, rows, left=1), said, "", *failures, *([""] if failures else [])]
 
 
 def _made_from(summary: dict[str, Any]) -> list[str]:
@@ -280,7 +276,7 @@ def _made_from(summary: dict[str, Any]) -> list[str]:
     rows.append([backbone["run"], built, f"`{backbone['digest'][:12]}`", _spent(seconds, "backbone")])
     environment = ", ".join(f"{key} {value}" for key, value in summary["environment"].items() if value is not None)
     said = f"A dash for the time: it was there before. All steps together: {clock(sum(seconds.values()))}. Full digests: summary.json."
-    return ["## Made from", "", *_grid(["file", "holds", "digest", "time"], rows), said, "", f"Environment: {environment}.", ""]
+    return ["## Made from", "", *markdown_table(["file", "holds", "digest", "time"], rows), said, "", f"Environment: {environment}.", ""]
 
 
 def _spent(seconds: dict[str, float], what: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from hsal_cli import workers
-from hsal_cli.errors import HsalError, UsageError
+from hsal_cli.errors import HsalError, UsageError, out_of_memory
 
 CPU_FLAGS = Path("/proc/cpuinfo")
 
@@ -80,8 +80,7 @@ def fitting(device: torch.device | str, batch_size: int) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         said = str(error).partition("\n")[0]
-        known = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in said or "out of memory" in said
-        if not known:
+        if not out_of_memory(error) and "out of memory" not in said:
             raise
         hint = f"try --batch-size {batch_size // 2}" if batch_size > 1 else "take a device with more memory, or smaller images"
         raise HsalError(f"out of memory on {device} with a batch size of {batch_size}: {said or 'no more to be had'}", hint) from error

@@ -135,7 +135,7 @@ def _can_continue(partial: Path, origin: Origin, reporter: Reporter) -> bool:
             if free >= size:
                 _rescue(old, partial, origin)
                 return True
-    except BlockingIOError:
+    except (BlockingIOError, MemoryError):
         raise
     except Exception as error:  # h5py raises almost anything on damaged files
         said = (str(error).splitlines() or [""])[0] or type(error).__name__

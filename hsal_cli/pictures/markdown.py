@@ -1,0 +1,11 @@
+"""Tables in Markdown, for reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 2) -> list[str]:
+    """Lines of a table, the last one empty: the first `left` columns stand to the left, the others, of numbers, to the right."""
+    rules = ["---"] * left + ["---:"] * (len(columns) - left)
+    return [f"| {' | '.join(cells)} |" for cells in (columns, rules, *rows)] + [""]
