@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, digests, and the HDF5 conventions that scene and feature files share."""
+"""Writing files whole or not at all, and digests."""
 
 from __future__ import annotations
 
@@ -16,14 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hsal_cli import __version__
-from hsal_cli.errors import FileError, HsalError, out_of_memory
+from hsal_cli.errors import FileError
 
 if TYPE_CHECKING:
-    import h5py
     import numpy as np
 
-FORMAT_VERSION = 1
 SPARE_BYTES = 1 << 23  # what HDF5 may hold back, and some more
 
 
@@ -223,112 +220,3 @@ def check_space(place: Path, needed: int) -> None:
     """
     if shutil.disk_usage(place.parent).free < 2 * needed + SPARE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def stamp(file: h5py.File, kind: str, config: dict[str, Any]) -> None:
-    """Writes the root attributes every HDF5 file of ours begins with; `seal` adds the rest when the data is in."""
-    file.attrs["format"] = kind
-    file.attrs["format_version"] = FORMAT_VERSION
-    file.attrs["hsal_version"] = __version__
-    file.attrs["config"] = json.dumps(config, sort_keys=True)
-    file.attrs["complete"] = False
-
-
-def seal(file: h5py.File, digest: str) -> None:
-    """Marks an HDF5 file as complete, with the digest of what it holds; to be called last.
-
-    HDF5 keeps checksums of data, but none of strings in attributes: `attributes_digest` covers all of them, with shapes and types.
-    """
-    file.attrs["digest"] = digest
-    file.attrs["attributes_digest"] = _attributes_digest(file)
-    file.attrs["complete"] = True
-
-
-def _attributes_digest(file: h5py.File) -> str:
-    """sha256 of all attributes and of the shapes and types of all datasets, but for the attributes that change after sealing."""
-    found: dict[str, Any] = {}
-
-    def describe(name: str, thing: Any) -> None:
-        held = {key: _plain(value) for key, value in thing.attrs.items()}
-        if hasattr(thing, "dtype"):
-            held["."] = [list(thing.shape), thing.dtype.str]
-        found[name] = held
-
-    describe("/", file)
-    file.visititems(describe)
-    for changing in ("attributes_digest", "complete", "open"):
-        found["/"].pop(changing, None)
-    return digest_of(found)
-
-
-def _plain(value: Any) -> Any:
-    """An attribute as a JSON type."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
-
-
-def format_of(source: Path) -> str | None:
-    """The `format` attribute of an HDF5 file; None where there is none, or no such file can be read."""
-    import h5py
-
-    try:
-        with h5py.File(source, "r") as file:
-            return str(file.attrs["format"])
-    except Exception:  # on damaged files h5py raises almost anything
-        return None
-
-
-@contextlib.contextmanager
-def reading(source: Path, what: str, hint: str) -> Iterator[None]:
-    """Turns whatever h5py raises in the block into a FileError: on damaged files it raises almost anything."""
-    try:
-        yield
-    except (HsalError, BlockingIOError, IndexError):  # an index is the caller's fault
-        raise
-    except Exception as error:
-        said = (str(error).splitlines() or [""])[0] or type(error).__name__
-        if out_of_memory(error):
-            way = "free some memory, or for hsal train give a --memory-budget; hsal check tells whether the file is sound"
-            raise FileError(f"{source}: {what} does not fit into memory ({said})", way) from error
-        raise FileError(f"{source} is damaged: {what} cannot be read ({said})", hint) from error
-
-
-def open_hdf5(source: Path, kind: str, made_by: str) -> h5py.File:
-    """Opens one of our HDF5 files for reading and checks its root attributes.
-
-    Args:
-        source: the file.
-        kind: the value its `format` attribute must have, such as "hsal-scenes".
-        made_by: the command that makes such a file, for the hint.
-
-    Raises:
-        FileError: missing, not HDF5, of another format or a newer format version, or not complete.
-    """
-    import h5py
-
-    hint = f"make it with: {made_by}"
-    if not source.is_file():
-        raise FileError(f"{source} is {'a folder' if source.is_dir() else 'missing'}", hint)
-    try:
-        file = h5py.File(source, "r")
-    except OSError as error:
-        raise FileError(f"{source} is not a readable HDF5 file: {str(error).splitlines()[0]}", hint) from error
-    try:
-        with reading(source, "its description", hint):
-            found = file.attrs.get("format")
-            if found != kind:
-                raise FileError(f"{source} is not a file of format {kind}: its format is {found or 'not given'}", hint)
-            if int(file.attrs.get("format_version", 1)) > FORMAT_VERSION:
-                raise FileError(
-                    f"{source} has format version {file.attrs['format_version']}; this hsal reads up to {FORMAT_VERSION}",
-                    "pip install --upgrade hsal",
-                )
-            if not file.attrs.get("complete", True):
-                raise FileError(f"{source} is not complete: its writer was interrupted", hint)
-            noted = file.attrs.get("attributes_digest")
-            if noted is not None and noted != _attributes_digest(file):
-                raise FileError(f"{source} is damaged: its attributes do not have the digest noted when they were written", hint)
-    except BaseException:
-        file.close()
-        raise
-    return file

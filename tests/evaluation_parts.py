@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hsal_cli.checkpoints import write_checkpoint
-from hsal_cli.files import seal, stamp
+from hsal_cli.hdf5 import seal, stamp
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.settings import as_dict

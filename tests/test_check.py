@@ -97,7 +97,7 @@ def damage_scenes(path: Path, what: str) -> None:
     ("what", "said"),
     [
         ("cut", "not a readable HDF5 file|damaged|cannot be read"),
-        ("a class name", "attributes do not have the digest"),
+        ("a class name", "is damaged"),
         ("another image", "its writer noted"),
         ("a label out of range", "test: row 1 has a label outside 0 to 2"),
         ("an empty label set", "test: row 1 has an empty label set"),

@@ -12,7 +12,7 @@ from hsal_cli.errors import FileError
 from hsal_cli.evaluation import examples as module
 from hsal_cli.evaluation.examples import FAILURE, MANY, REPEAT, RIGHT, choose_examples
 from hsal_cli.evaluation.loading import load_policy
-from hsal_cli.files import seal
+from hsal_cli.hdf5 import attribute, seal
 from hsal_cli.policy.choosing import greedy
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.vision.feature_file import FeatureTable
@@ -48,7 +48,7 @@ def world(folder, labels_of) -> tuple[list[list[int]], list[list[int]]]:
     write_features(folder / "s.features.h5", {"test": table})
     with open_scenes(folder / "s.h5") as scenes, h5py.File(folder / "s.features.h5", "r+") as file:
         file.attrs["scenes_digest"] = scenes.digest
-        seal(file, file.attrs["digest"])
+        seal(file, attribute(file, "digest"))
     write_run(folder / "run", policy, max_labels=4)
     return named, true
 

@@ -14,7 +14,8 @@ import torch
 
 from hsal_cli.checkpoints import KEEP, load, read_checkpoint, save, write_checkpoint
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.files import digest_of, digest_of_file, open_hdf5, read_json, read_sealed, seal, stamp, whole, write_json, write_text
+from hsal_cli.files import digest_of, digest_of_file, read_json, read_sealed, whole, write_json, write_text
+from hsal_cli.hdf5 import attribute, open_hdf5, seal, stamp
 from hsal_cli.learning import runs
 
 WEIGHTS = {"layer.weight": torch.arange(6.0).view(2, 3), "scale": torch.tensor(2.5), "count": torch.tensor(3)}
@@ -112,7 +113,7 @@ def made(path: Path, whole_file: bool = True, **attributes: object) -> Path:
 
 def test_only_a_whole_file_of_the_format_is_opened(tmp_path: Path) -> None:
     with open_hdf5(made(tmp_path / "good.h5"), "hsal-scenes", "hsal make-data") as file:
-        assert file.attrs["digest"] == "d" * 64 and json.loads(file.attrs["config"]) == {"seed": 1}
+        assert attribute(file, "digest") == "d" * 64 and json.loads(attribute(file, "config")) == {"seed": 1}
     (tmp_path / "page.h5").write_text("<html>not found</html>")
     (tmp_path / "folder.h5").mkdir()
     cut = tmp_path / "cut.h5"

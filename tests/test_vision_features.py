@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hsal_cli.errors import FileError
-from hsal_cli.files import seal, stamp
+from hsal_cli.hdf5 import seal, stamp
 from hsal_cli.vision import feature_file
 from hsal_cli.vision.feature_file import FeatureTable, open_features
 

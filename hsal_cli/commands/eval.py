@@ -141,7 +141,7 @@ def _is_scene_file(data: Path) -> bool:
     """
     import h5py
 
-    from hsal_cli.files import format_of
+    from hsal_cli.hdf5 import format_of
 
     if not data.is_file():
         raise FileError(f"{data} is missing", "make it with: hsal make-data")

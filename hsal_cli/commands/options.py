@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from hsal_cli.errors import UsageError
-from hsal_cli.files import format_of, read_sealed
+from hsal_cli.files import read_sealed
+from hsal_cli.hdf5 import format_of
 from hsal_cli.settings import SEED_LIMIT, as_dict, build, check_tables, kind_of, read_tables
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ import numpy as np
 
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.feature_summary import feature_summary
+from hsal_cli.hdf5 import format_of
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.summary import Measures, measure, summary
@@ -46,8 +47,7 @@ def look_into(path: Path) -> Contents:
         raise FileError(f"{path} is missing", "check the path")
     if not h5py.is_hdf5(path):
         raise FileError(f"{path} is not an HDF5 file", hint)
-    with h5py.File(path, "r") as file:
-        found = file.attrs.get("format")
+    found = format_of(path)
     if found == SCENES:
         return _scenes(path)
     if found == FEATURES:

@@ -15,7 +15,7 @@ from hsal_cli.evaluation.detail import Detail, choose, detail, look_at_rows
 from hsal_cli.evaluation.history import Record
 from hsal_cli.evaluation.loading import LoadedPolicy, load_policy
 from hsal_cli.evaluation.look import Look
-from hsal_cli.files import open_hdf5
+from hsal_cli.hdf5 import format_of, open_hdf5
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import SceneFile, open_scenes
 from hsal_cli.vision.feature_file import FORMAT, MADE_BY, FeatureTable, check_match, open_features
@@ -56,7 +56,7 @@ def look_at_runs(
     found: dict[Path, Tested] = {}
     left_out: list[str] = []
     held: tuple[Path, FeatureTable] | None = None  # one table at a time: it may be half a gigabyte
-    given = data if data is not None and format_of(data) == FORMAT else None
+    given = data if data is not None and _format_of(data) == FORMAT else None
     for record in records:
         try:
             features = given or Path(record.config.get("features") or "features")
@@ -91,7 +91,7 @@ def gallery(
     """
     chosen = choose(tested.detail, most)
     rows = sorted({row for some in chosen.values() for row in some})
-    scenes = data if data is not None and format_of(data) == SCENES else None
+    scenes = data if data is not None and _format_of(data) == SCENES else None
     with find_scenes(tested.features, scenes) as file:
         part = file.split(SPLIT)
         images = [part.read(row, row + 1)[0] for row in rows]
@@ -131,17 +131,15 @@ def find_scenes(features: Path, named: Path | None = None) -> SceneFile:
     raise FileError(f"the scene file of {features} is not at {' or '.join(dict.fromkeys(map(str, places)))}", hint)
 
 
-def format_of(path: Path) -> str | None:
-    """The `format` attribute of an HDF5 file; None where there is no such file or attribute.
+def _format_of(path: Path) -> str | None:
+    """The `format` attribute of an HDF5 file; None where there is none.
 
     Raises:
         FileError: it is missing or is not HDF5.
     """
     if not path.is_file() or not h5py.is_hdf5(path):
         open_hdf5(path, SCENES, MADE_BY).close()  # says what is wrong with it
-    with h5py.File(path, "r") as file:
-        found = file.attrs.get("format")
-    return None if found is None else str(found)
+    return format_of(path)
 
 
 def _read(features: Path) -> FeatureTable:

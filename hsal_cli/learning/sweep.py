@@ -22,6 +22,7 @@ from hsal_cli.evaluation.evaluate import evaluate_file
 from hsal_cli.evaluation.loading import LoadedPolicy
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.files import digest_of, read_json, write_json
+from hsal_cli.hdf5 import format_of
 from hsal_cli.learning.settings import SweepSettings
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
@@ -81,13 +82,7 @@ def recipe_of(source: Path, images: int) -> Recipe:
     Raises:
         FileError: missing or unusable, or not of images that hsal composes.
     """
-    import h5py
-
-    is_scenes = False
-    if source.is_file() and h5py.is_hdf5(source):
-        with h5py.File(source, "r") as file:
-            is_scenes = file.attrs.get("format") == SCENES
-    if is_scenes:
+    if format_of(source) == SCENES:
         with open_scenes(source) as scenes:
             config = scenes.config
     else:

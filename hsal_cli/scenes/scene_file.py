@@ -1,6 +1,6 @@
 """The scene file: images, label multisets and boxes of a data set in HDF5, ours or one that a user wrote with h5py.
 
-Root attributes: `format` = "hsal-scenes", `classes` (JSON list of names), and those of `files.stamp`. A group a split, with
+Root attributes: `format` = "hsal-scenes", `classes` (JSON list of names), and those of `hdf5.stamp`. A group a split, with
     images  uint8 (N, H, W) or (N, H, W, 3)
     labels  int16 (N, L), padded with -1 behind the labels, in no meaningful order
     boxes   int16 (N, L, 4) x0, y0, x1, y1 in px, half-open, padded with -1; optional
@@ -21,7 +21,8 @@ import h5py
 import numpy as np
 
 from hsal_cli.errors import FileError
-from hsal_cli.files import check_space, digest_of, open_hdf5, reading, seal, stamp, whole
+from hsal_cli.files import check_space, digest_of, whole
+from hsal_cli.hdf5 import attribute, open_hdf5, put_text, reading, seal, stamp
 from hsal_cli.steady import SteadyFile
 
 FORMAT = "hsal-scenes"
@@ -79,7 +80,7 @@ class SceneFile:
         self.path = path
         self._file = file
         self.classes = _classes(path, file)
-        self.config: dict[str, Any] = json.loads(file.attrs.get("config", "{}"))
+        self.config: dict[str, Any] = json.loads(attribute(file, "config", "{}"))
         names = [name for name, group in file.items() if isinstance(group, h5py.Group) and "images" in group]
         self.splits = sorted(names, key=lambda name: (SPLIT_ORDER.index(name) if name in SPLIT_ORDER else len(SPLIT_ORDER), name))
         if not names:
@@ -112,7 +113,7 @@ class SceneFile:
     @property
     def noted_digest(self) -> str | None:
         """The digest that the file's writer noted; None where it noted none."""
-        noted = self._file.attrs.get("digest")
+        noted = attribute(self._file, "digest")
         return str(noted) if noted else None
 
     @functools.cached_property
@@ -212,7 +213,7 @@ def write_scenes(target: Path, config: dict[str, Any], classes: list[str]) -> It
     # The newer layout has checksums of HDF5's own bookkeeping too.
     with whole(target) as temporary, SteadyFile(temporary, "w", libver=("v110", "latest")) as file:
         stamp(file, FORMAT, config)
-        file.attrs["classes"] = json.dumps(classes)
+        put_text(file, "classes", json.dumps(classes))
         writer = SceneWriter(file, temporary, classes)
         yield writer
         seal(file, writer.digest)
@@ -232,7 +233,7 @@ def _digest(classes: list[str], sums: dict[str, dict[str, Any]]) -> str:
 
 
 def _classes(path: Path, file: h5py.File) -> list[str]:
-    found = file.attrs.get("classes")
+    found = attribute(file, "classes")
     try:
         # h5py users may also set the attribute to a list of strings, without json.dumps.
         names = json.loads(found) if isinstance(found, (str, bytes)) else [str(name) for name in (found if found is not None else [])]

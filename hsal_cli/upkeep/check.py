@@ -14,7 +14,8 @@ import numpy as np
 from hsal_cli import checkpoints
 from hsal_cli.checkpoints import MANIFEST
 from hsal_cli.console import SILENT, Reporter
-from hsal_cli.files import FORMAT_VERSION, digest_of, format_of, reading
+from hsal_cli.files import digest_of
+from hsal_cli.hdf5 import FORMAT_VERSION, format_of, opened, reading
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import box_faults, open_scenes
 from hsal_cli.upkeep.check_run import check_run, load_as_described
@@ -99,7 +100,7 @@ def _check_file(path: Path, report: Report, reporter: Reporter) -> None:
         report.kind = "feature file"
         _check_features(path, report, reporter)
     else:
-        with reading(path, "its description", ""), h5py.File(path, "r"):
+        with reading(path, "its description", ""), opened(path):
             pass  # says why, where it cannot be opened
         report.fault(f"its format is {kind or 'not given, or cannot be read'}; hsal writes {SCENES} and {FEATURES}")
 
@@ -155,7 +156,7 @@ def _check_feature_split(features: FeatureFile, name: str, report: Report, advan
 
 
 def _check_partial(path: Path, report: Report) -> None:
-    with reading(path, "its description", ""), h5py.File(path, "r") as file:
+    with reading(path, "its description", ""), opened(path) as file:
         done = sum(int(group.attrs["done"]) for group in file.values())
         total = sum(len(group["labels"]) for group in file.values())
     report.fault(f"{done:,} of {total:,} images are computed; `hsal precompute` with the same options goes on")

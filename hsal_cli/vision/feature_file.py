@@ -1,6 +1,6 @@
 """The feature file: volumes and raw saliency maps of a scene file, computed once by a fine-tuned activation model.
 
-Root attributes: those of `files.stamp` and `files.seal`, `classes` (JSON list), `backbone_digest`, `scenes_digest`, `image_size`
+Root attributes: those of `hdf5.stamp` and `hdf5.seal`, `classes` (JSON list), `backbone_digest`, `scenes_digest`, `image_size`
 (H, W in px, of the first split), `input_size` (px), `volume_shape` (C, h, w), `saliency` and `saliency_digest` (see
 `saliency.SaliencyModel`; absent in files of before there was a choice). A group a split, with attribute `image_size` and
     volumes   float16 (N, C, h, w)
@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from hsal_cli.errors import FileError
-from hsal_cli.files import digest_of_array, open_hdf5, reading
+from hsal_cli.files import digest_of_array
+from hsal_cli.hdf5 import attribute, open_hdf5, reading
 from hsal_cli.vision.settings import SALIENCY, saliency_kind
 
 FORMAT = "hsal-features"
@@ -103,16 +104,16 @@ class FeatureFile:
     def _describe(self, file: h5py.File) -> None:
         path = self.path
         try:
-            self.classes: list[str] = json.loads(file.attrs["classes"])
+            self.classes: list[str] = json.loads(attribute(file, "classes"))
             if not isinstance(self.classes, list) or not self.classes or not all(isinstance(name, str) for name in self.classes):
                 raise ValueError("its classes are not a list of names")
             self.digest, self.backbone_digest, self.scenes_digest = (
-                str(file.attrs[name]) for name in ("digest", "backbone_digest", "scenes_digest")
+                str(attribute(file, name)) for name in ("digest", "backbone_digest", "scenes_digest")
             )
-            self.config: dict[str, Any] = json.loads(file.attrs.get("config", "{}"))
+            self.config: dict[str, Any] = json.loads(attribute(file, "config", "{}"))
             # Files older than the choice of saliency models have the activation model's own.
-            self.saliency = str(file.attrs.get("saliency", "activation"))
-            self.saliency_digest = str(file.attrs.get("saliency_digest", self.saliency))
+            self.saliency = str(attribute(file, "saliency", "activation"))
+            self.saliency_digest = str(attribute(file, "saliency_digest", self.saliency))
             channels, height, width = (int(side) for side in file.attrs["volume_shape"])
             rows, columns = (int(side) for side in file.attrs["image_size"])
             self.input_size = int(file.attrs["input_size"])
@@ -229,7 +230,7 @@ class FeatureFile:
         values = group[part][()]
         if values.dtype.kind not in "iu":
             raise FileError(f"{self.path}: {split}/{part} has type {values.dtype}, not integers", AGAIN)
-        noted = group.attrs.get(f"{part}_digest")
+        noted = attribute(group, f"{part}_digest")
         if noted is not None and noted != digest_of_array(values):
             raise FileError(f"{self.path} is damaged: {split}/{part} does not have the digest noted when it was written", AGAIN)
         return torch.from_numpy(values).to(torch.int64)

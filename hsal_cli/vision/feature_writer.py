@@ -25,7 +25,8 @@ from torch import Tensor
 
 from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError
-from hsal_cli.files import cannot_write, clear_after_the_dead, digest_of_array, reading, seal, stamp, sync, whole
+from hsal_cli.files import cannot_write, clear_after_the_dead, digest_of_array, sync, whole
+from hsal_cli.hdf5 import attribute, opened, put_text, reading, seal, stamp
 from hsal_cli.scenes.scene_file import SceneFile
 from hsal_cli.steady import SteadyFile
 from hsal_cli.vision.feature_file import FORMAT
@@ -124,8 +125,8 @@ def _whole_chunks(group: h5py.Group, rows: int) -> int:
 def _can_continue(partial: Path, origin: Origin, reporter: Reporter) -> bool:
     """Looks at a partial file; where its writer was killed, moves its rows to a fresh file, or gives them up and says why."""
     try:
-        with h5py.File(partial, "r") as old:
-            if old.attrs["digest"] != origin.digest:
+        with opened(partial) as old:
+            if attribute(old, "digest") != origin.digest:
                 reporter.say(f"{partial} belongs to other scenes, another backbone or saliency model; starting over")
                 return False
             if not old.attrs["open"]:
@@ -193,7 +194,7 @@ def _lay_out(file: h5py.File, origin: Origin) -> None:
         for part, values in (("labels", split.labels), ("boxes", split.boxes)):
             if values is not None:
                 group.create_dataset(part, data=values, chunks=True, fletcher32=True)
-                group.attrs[f"{part}_digest"] = digest_of_array(values)
+                put_text(group, f"{part}_digest", digest_of_array(values))
     file.attrs["open"] = False
 
 
@@ -201,9 +202,10 @@ def _describe(file: h5py.File, origin: Origin) -> None:
     """Writes the root attributes; again where a file is continued, for HDF5 keeps no checksum of them."""
     scenes = origin.scenes
     stamp(file, FORMAT, origin.config)
-    file.attrs["digest"], file.attrs["classes"] = origin.digest, json.dumps(scenes.classes)
-    file.attrs["backbone_digest"], file.attrs["scenes_digest"] = origin.backbone_digest, scenes.digest
-    file.attrs["saliency"], file.attrs["saliency_digest"] = origin.saliency, origin.saliency_digest
+    texts = {"digest": origin.digest, "classes": json.dumps(scenes.classes), "scenes_digest": scenes.digest}
+    texts |= {"backbone_digest": origin.backbone_digest, "saliency": origin.saliency, "saliency_digest": origin.saliency_digest}
+    for name, text in texts.items():
+        put_text(file, name, text)
     file.attrs["input_size"], file.attrs["volume_shape"] = origin.input_size, origin.volume_shape
     file.attrs["image_size"] = scenes.split(scenes.splits[0]).image_size
 

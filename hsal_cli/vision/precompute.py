@@ -18,7 +18,8 @@ from torch import Tensor
 from hsal_cli import workers
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.files import FORMAT_VERSION, cannot_write, digest_of, format_of
+from hsal_cli.files import cannot_write, digest_of
+from hsal_cli.hdf5 import FORMAT_VERSION, format_of
 from hsal_cli.scenes.scene_file import SceneFile, SceneSplit, open_scenes
 from hsal_cli.settings import as_dict
 from hsal_cli.vision.backbone import CHANNELS, ActivationModel, LoadedBackbone, finer, fused, load_backbone

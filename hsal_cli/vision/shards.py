@@ -13,7 +13,8 @@ import torch
 from hsal_cli import workers
 from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError
-from hsal_cli.files import digest_of, open_hdf5, reading
+from hsal_cli.files import digest_of
+from hsal_cli.hdf5 import attribute, open_hdf5, reading
 from hsal_cli.scenes.scene_file import SceneFile, SceneSplit
 from hsal_cli.vision.feature_file import FORMAT, MADE_BY
 from hsal_cli.vision.feature_writer import FeatureWriter, Origin, features_to_fill, partial_of
@@ -134,7 +135,7 @@ def _is_whole(place: Path, digest: str) -> bool:
         return False
     try:
         with open_hdf5(place, FORMAT, MADE_BY) as file:
-            if file.attrs["digest"] == digest:
+            if attribute(file, "digest") == digest:
                 return True
     except FileError:
         pass
