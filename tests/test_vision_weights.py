@@ -92,6 +92,13 @@ def test_a_classifier_for_as_many_classes_is_kept(theirs, tmp_path):
     assert_loaded(model, theirs)
 
 
+def test_a_folder_that_was_exported_is_taken(theirs, tmp_path, model):
+    (tmp_path / "backbone").mkdir()
+    save_file({name: tensor.half() for name, tensor in theirs.items()}, tmp_path / "backbone" / "weights.safetensors")
+    assert initial_weights(model, str(tmp_path / "backbone")) == "file:backbone"
+    assert_loaded(model, {name: tensor.half().float() for name, tensor in theirs.items()})
+
+
 def test_auto_without_a_network_warns_and_starts_from_random_weights(model, hub, served, offline):
     heard = Heard()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

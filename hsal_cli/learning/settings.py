@@ -21,7 +21,10 @@ class FinetuneSettings:
         "7", "Cells along a side of the volume; where input_size / resolution is below 32, strides of the last stages become dilation."
     )
     dilate: bool = setting(False, "Dilate the convolutions behind a removed stride, which keeps pretrained weights at their scale.")
-    weights: str = setting("auto", "Where to start: auto (ImageNet where it can be had, else random), imagenet, none, or a weights file.")
+    weights: str = setting(
+        "auto",
+        "Where to start: auto (ImageNet where it can be had, else random), imagenet, none, a weights file, or a folder from hsal export.",
+    )
     mode: Literal["auto", "crops", "full"] = setting(
         "auto",
         "crops: train on crops that just contain the object first, on full images last; full: on full images only; auto: crops on a CPU.",

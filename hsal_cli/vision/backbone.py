@@ -196,7 +196,7 @@ def initial_weights(model: ActivationModel, choice: str, reporter: Reporter = SI
     Args:
         model: freshly made, so that "none" leaves it as it is.
         choice: "auto" (ImageNet's where they are cached or can be downloaded, else random, with a warning), "imagenet", "none" (random),
-            or a file: .pth or .safetensors, in torchvision's layout.
+            or a file: .pth or .safetensors, in torchvision's layout, or a folder that `hsal export` wrote.
         reporter: told what was used.
 
     Returns:

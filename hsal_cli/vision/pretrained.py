@@ -17,6 +17,7 @@ from hsal_cli.files import digest_of_file, whole
 
 TIMEOUT_S = 15  # without a network some systems answer at once and others never
 CHUNK_BYTES = 1 << 20
+EXPORTED = "weights.safetensors"
 WAYS_OUT = "start from random weights with --weights none, or from a file with --weights FILE"
 
 
@@ -94,7 +95,8 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     """Reads a weights file without running any code that it may hold.
 
     Args:
-        source: a .safetensors file, or a state dict that torch.save wrote (.pth, .pt).
+        source: a .safetensors file, a state dict that torch.save wrote (.pth, .pt), or a folder with weights.safetensors in it, as
+            `hsal export` writes.
 
     Returns:
         name -> tensor, on the CPU.
@@ -105,6 +107,8 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     hint = "give --weights a .pth or .safetensors file in torchvision's layout, or: auto, imagenet, none"
+    if (source / EXPORTED).is_file():
+        source = source / EXPORTED
     if not source.is_file():
         raise FileError(f"weights file {source} is {'a folder' if source.is_dir() else 'missing'}", hint)
     try:
