@@ -113,8 +113,9 @@ def kill_and_go_on(nursery: Nursery, ready: Path, undisturbed, command: str, tim
         how = {"kill_after": draw.uniform(0, seconds)} if number % 2 else {"hit_at": draw.randint(1, events)}
         died = nursery.run(folder, *words_of(command), **how)
         assert died["code"] == -signal.SIGKILL or "kill_after" in how, died
-        done = nursery.run(folder, *again(command, folder))
-        assert done["code"] == 0, (how, done)
+        if not (command == "make-data" and (folder / "m.h5").exists()):  # killed when all was done: the same again would not replace it
+            done = nursery.run(folder, *again(command, folder))
+            assert done["code"] == 0, (how, done)
         assert_equal(result_of(command, folder), wanted, f"{command} {how}")
         assert left_behind(folder) == [], how
 
