@@ -51,3 +51,8 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, the device's or the machine's, by what Python, NumPy and torch raise then."""
     said = str(error)
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, for one line of ours; its name where it says nothing."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

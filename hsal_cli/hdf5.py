@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hsal_cli import __version__
-from hsal_cli.errors import FileError, HsalError, out_of_memory
+from hsal_cli.errors import FileError, HsalError, first_line, out_of_memory
 from hsal_cli.files import digest_of
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def opened(source: Path) -> h5py.File:
             return file
         said = "a heap of strings has an object of no length"
     except Exception as error:  # on damaged files h5py raises almost anything
-        said = (str(error).splitlines() or [""])[0] or type(error).__name__
+        said = first_line(error)
     file.close()
     raise OSError(f"it is damaged: {said}")
 
@@ -163,7 +163,7 @@ def reading(source: Path, what: str, hint: str) -> Iterator[None]:
     except (HsalError, BlockingIOError, IndexError):  # an index is the caller's fault
         raise
     except Exception as error:
-        said = (str(error).splitlines() or [""])[0] or type(error).__name__
+        said = first_line(error)
         if out_of_memory(error):
             way = "free some memory, or for hsal train give a --memory-budget; hsal check tells whether the file is sound"
             raise FileError(f"{source}: {what} does not fit into memory ({said})", way) from error

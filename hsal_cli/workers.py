@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hsal_cli.errors import HsalError, UsageError, WorkerLost
+from hsal_cli.errors import HsalError, UsageError, WorkerLost, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +128,7 @@ def joined(device: torch.device, reporter: Reporter) -> Iterator[None]:
         dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=workers.rank, world_size=workers.size, timeout=wait)
     except (RuntimeError, OSError) as error:
         raise HsalError(
-            f"worker {workers.rank} of {workers.size} does not find the others: {_first_line(error)}",
+            f"worker {workers.rank} of {workers.size} does not find the others: {first_line(error)}",
             "look whether all were started, and whether MASTER_ADDR and MASTER_PORT can be reached",
         ) from error
     _group, _last, failed = _Group(workers, store, device, reporter), store, False
@@ -205,17 +205,13 @@ def guarded() -> Iterator[None]:
     except RuntimeError as error:
         if _group is None or not _of_connection(error):
             raise
-        raise (_published() or WorkerLost(f"a worker was lost: {_first_line(error)}", AGAIN)) from error
+        raise (_published() or WorkerLost(f"a worker was lost: {first_line(error)}", AGAIN)) from error
 
 
 def _of_connection(error: RuntimeError) -> bool:
     from torch import distributed as dist
 
     return isinstance(error, (dist.DistBackendError, dist.DistNetworkError)) or "gloo" in str(error).lower()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 def summed(values: Tensor) -> Tensor:

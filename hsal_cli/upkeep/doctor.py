@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from hsal_cli import __version__
-from hsal_cli.errors import HsalError
+from hsal_cli.errors import HsalError, first_line
 
 PACKAGES = ("numpy", "h5py", "pillow", "safetensors", "typer", "rich")
 OLDEST_PYTHON, OLDEST_TORCH = (3, 11), (2, 6)
@@ -60,7 +60,7 @@ def _torch() -> Iterator[Finding]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        yield Finding("torch", "fault", f"cannot be imported: {_first_line(error)}", TOGETHER)
+        yield Finding("torch", "fault", f"cannot be imported: {first_line(error)}", TOGETHER)
         return
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < OLDEST_TORCH:
@@ -190,7 +190,3 @@ def _terminal() -> Finding:
     if encoding.lower().replace("-", "") == "utf8":
         return Finding("terminal", "ok", encoding)
     return Finding("terminal", "note", f"encoding {encoding}: other signs are shown as \\u....", "export PYTHONUTF8=1")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

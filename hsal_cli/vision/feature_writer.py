@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from hsal_cli.console import Reporter
-from hsal_cli.errors import FileError
+from hsal_cli.errors import FileError, first_line
 from hsal_cli.files import cannot_write, clear_after_the_dead, digest_of_array, sync, whole
 from hsal_cli.hdf5 import attribute, opened, put_text, reading, seal, stamp
 from hsal_cli.scenes.scene_file import SceneFile
@@ -139,7 +139,7 @@ def _can_continue(partial: Path, origin: Origin, reporter: Reporter) -> bool:
     except (BlockingIOError, MemoryError):
         raise
     except Exception as error:  # h5py raises almost anything on damaged files
-        said = (str(error).splitlines() or [""])[0] or type(error).__name__
+        said = first_line(error)
         reporter.say(f"{partial} cannot be continued ({said}); starting over")
         return False
     raise FileError(

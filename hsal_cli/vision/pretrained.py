@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hsal_cli.console import Reporter
-from hsal_cli.errors import FileError, HsalError
+from hsal_cli.errors import FileError, HsalError, first_line
 from hsal_cli.files import digest_of_file, whole
 
 TIMEOUT_S = 15  # without a network some systems answer at once and others never
@@ -115,8 +115,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
         safe = source.suffix == ".safetensors"
         weights = load_file(source) if safe else torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged files torch and its unpickler raise almost anything
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise FileError(f"weights file {source} cannot be read: {lines[0]}", hint) from error
+        raise FileError(f"weights file {source} cannot be read: {first_line(error)}", hint) from error
     if not isinstance(weights, dict) or not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise FileError(f"weights file {source} does not hold named tensors only", hint)
     return weights
