@@ -53,9 +53,10 @@ class LineTask:
     def validate(self):
         return {"score": self.scores[self.epoch]}
 
-    def check(self, row):
-        if row["score"] < 0:
+    def check(self, rows):
+        if rows[-1]["score"] < 0:
             raise TrainingError("collapsed", "try again")
+        return f"epoch {rows[-1]['epoch']} is no good" if rows[-1]["score"] == 0 else None
 
     def weights(self):
         return self.model.state_dict()
@@ -169,6 +170,12 @@ def test_a_task_that_says_it_has_collapsed_ends_training(run: runs.Run) -> None:
         train(LineTask(scores=(0.4, -1.0, 0.5)), run, SILENT)
     assert run.status["state"] == "failed"
     assert checkpoints.load(run.checkpoints, "best").meta["epoch"] == 1
+
+
+def test_what_a_task_warns_of_is_said(run: runs.Run) -> None:
+    reporter = StoppingReporter()
+    train(LineTask(scores=(0.4, 0.0, 0.5)), run, reporter)
+    assert reporter.warned == ["epoch 2 is no good"] and len(reporter.said) == 3
 
 
 def test_a_fault_of_any_kind_leaves_the_status_failed(run: runs.Run) -> None:

@@ -75,11 +75,11 @@ def test_label_term_reaches_all_but_the_other_heads_and_those_are_reached_by_the
     assert reached(policy, episode.values.pow(2).mean()) == {"controller.value.weight", "controller.value.bias"}
 
 
-@pytest.mark.parametrize("inhibition", ["mask", "normalized"])
+@pytest.mark.parametrize(("inhibition", "width"), [("mask", 1.0), ("normalized", 1.0), ("normalized", 1.7)])
 @pytest.mark.parametrize("mask", ["learned", "anchored"])
-def test_attention_gradient_is_that_of_finite_differences(mask, inhibition):
+def test_attention_gradient_is_that_of_finite_differences(mask, inhibition, width):
     # Over three steps: through the priority map, the first glimpse, and S_{t+1} that inhibition of return makes of the mask.
-    policy = make(glimpses=0, mask=mask, inhibition=inhibition).double()
+    policy = make(glimpses=0, mask=mask, inhibition=inhibition, inhibition_width=width).double()
     volumes, saliency = (x.double() for x in data(4))
 
     def loss():

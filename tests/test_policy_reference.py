@@ -133,7 +133,8 @@ def roll_out(policy, volume, saliency, labels):
             "saliency": [S[i * W : (i + 1) * W] for i in range(H)],
             "gaussians": gaussians,
         }
-        S = update(S, M, glimpses, settings.inhibition == "normalized")
+        wider = [(alpha, beta / settings.inhibition_width**2, y, x) for alpha, beta, y, x in gaussians]
+        S = update(S, [phi(wider, i, j) for i, j in CELLS], glimpses, settings.inhibition == "normalized")
         named = [float(c == label) for c in range(stop + 1)]
         memory = [m + n for m, n in zip(memory, named, strict=True)] if settings.memory == "counts" else named
 
@@ -155,6 +156,7 @@ def test_roll_out_is_the_papers_equations(mask, inhibition, location_input, memo
         location_hidden=3,
         mask=mask,
         inhibition=inhibition,
+        inhibition_width=2.5 if state == "reset" else 1.0,
         location_input=location_input,
         memory=memory,
         controller_state=state,

@@ -214,7 +214,18 @@ def test_a_policy_that_only_stops_is_reported_as_collapsed() -> None:
     task = PolicyTask(HSAL(SMALL, 2, (2, 3, 3)), easy_table(8), torch.arange(8), easy_table(4), FAST, CPU, {"max_labels": 2})
     dead = {"early_stops": 0.99, "reward": -0.99, "exact_match": 0.0}
     with pytest.raises(TrainingError, match="collapsed") as caught:
-        task.check(dead)
+        task.check([dead])
     assert "--stop supervised" in caught.value.hint
     for alive in ({"early_stops": 0.5}, {"reward": 0.1}, {"exact_match": 0.2}):
-        task.check({**dead, **alive})
+        assert task.check([{"epoch": 1, **dead, **alive}]) is None
+
+
+def test_a_mask_that_leaves_the_objects_is_warned_of_in_the_epoch_that_it_does() -> None:
+    task = PolicyTask(HSAL(SMALL, 2, (2, 3, 3)), easy_table(8), torch.arange(8), easy_table(4), FAST, CPU, {"max_labels": 2})
+    rows = [
+        {"epoch": epoch, "mask_mass": mass, "early_stops": 0.0, "reward": 0.5, "exact_match": 0.3}
+        for epoch, mass in enumerate([0.1, 0.19, 0.16, 0.06, 0.05], start=1)
+    ]
+    said = [task.check(rows[:count]) for count in range(1, 6)]
+    assert said[:3] == [None] * 3 and said[4] is None
+    assert "epoch 4" in said[3] and "from 0.19 to 0.06" in said[3] and "--mask winner-take-all" in said[3]

@@ -77,6 +77,13 @@ def test_a_run_that_went_well_has_no_problem_and_says_where_it_levelled_off():
         ),
         ({"glimpse_hit": [0.1] * 8}, "problem", "glimpses land beside the objects: 0.10", "glimpse_hit", 8),
         (
+            {"mask_mass": [0.1, 0.2, 0.08, 0.15, 0.09, 0.07, 0.05, 0.05]},
+            "problem",
+            "the mask drifts off the objects since epoch 5: mask_mass fell from 0.20 to 0.05",
+            "mask_mass",
+            5,
+        ),
+        (
             {"exact_match": [0.0] * 8, "reward": [-0.8] * 8, "label_entropy": [2.0] * 8},
             "problem",
             "hardly anything was learned: exact match 0.000, reward -0.80",

@@ -23,6 +23,7 @@ FLAT = 0.005  # of the score over the last third: levelled off
 LABELS_SETTLED = 0.1  # nats: label distributions this sharp explore no more
 REWARD_LOW = 0.5  # mean reward (-1 to 1) at which exploring would still pay
 BESIDE = 0.15  # share of glimpses on the object that is named; chance is about 0.1
+DRIFTED = 0.5  # share of its best mask_mass that a mask is left with once it has drifted off the objects
 EXPLAINS = 0.05  # share of the reward's variance; a baseline below it does not help
 FEWEST = 4  # epochs that a trend is read from
 
@@ -50,7 +51,7 @@ def verdicts(record: Record) -> list[Verdict]:
         return [Verdict(f"no epoch was finished: the run is {record.state}", "problem", "loss")]
     rules = [_unfinished(record), _course(record)]
     if record.kind == "policy":
-        rules += [_stopping(record), _looking(record), _naming(record), _baseline(record)]
+        rules += [_stopping(record), _looking(record), _masking(record), _naming(record), _baseline(record)]
     found = [verdict for rule in rules for verdict in rule]
     return sorted(found, key=lambda verdict: ("problem", "note", "good").index(verdict.kind))
 
@@ -130,6 +131,29 @@ def _looking(record: Record) -> Iterator[Verdict]:
         yield Verdict(text, "problem", "glimpse_hit", hits[-1][0])
     elif hits and hits[-1][1] >= 0.5:
         yield Verdict(f"it looks at what it names: {hits[-1][1]:.2f} of the glimpses lie on the object", "good", "glimpse_hit")
+
+
+def _masking(record: Record) -> Iterator[Verdict]:
+    found = drift(record.curve("mask_mass"))
+    if found:
+        yield Verdict(found[1], "problem", "mask_mass", found[0])
+
+
+def drift(mask_mass: Curve) -> tuple[int, str] | None:
+    """Whether the covert mask has left the objects that are named, and is off them to the end of the curve.
+
+    Returns:
+        The epoch since when, and a sentence with a hint; None where it has not.
+    """
+    best = max((value for _, value in mask_mass), default=0.0)
+    if not mask_mass or mask_mass[-1][1] >= DRIFTED * best:
+        return None
+    since = _since(mask_mass, lambda value: value < DRIFTED * best)
+    text = (
+        f"the mask drifts off the objects since epoch {since}: mask_mass fell from {best:.2f} to {mask_mass[-1][1]:.2f}; "
+        "--mask winner-take-all keeps it on them"
+    )
+    return since, text
 
 
 def _naming(record: Record) -> Iterator[Verdict]:

@@ -40,5 +40,5 @@ class CountTask(FeatureTask):
         true = label_counts(self.held_out.labels, self.model.classes)
         return dict(zip(("exact_match", "macro_f1"), exact_match_and_f1(true, found), strict=True))
 
-    def check(self, row: dict[str, Any]) -> None:
+    def check(self, rows: list[dict[str, Any]]) -> None:
         """There is no collapse to guard against beyond the loop's check of the loss."""

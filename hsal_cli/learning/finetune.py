@@ -215,7 +215,7 @@ class FinetuneTask(ModelTask):
     def validate(self) -> dict[str, float]:
         return {"accuracy": self.held_out.score(self.model, self.settings.batch_size, self.device)}
 
-    def check(self, row: dict[str, Any]) -> None:
+    def check(self, rows: list[dict[str, Any]]) -> None:
         """Fine-tuning has no collapse to guard against beyond the loop's check of the loss."""
 
 

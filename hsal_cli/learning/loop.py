@@ -55,8 +55,15 @@ class Task(Protocol):
     def validate(self) -> dict[str, float]:
         """Scores on held-out examples."""
 
-    def check(self, row: dict[str, Any]) -> None:
-        """Raises TrainingError if an epoch's metrics say that going on is pointless."""
+    def check(self, rows: list[dict[str, Any]]) -> str | None:
+        """Looks at the metrics of the epochs so far; the last of them is new.
+
+        Returns:
+            What the user should be warned of; None if all is well.
+
+        Raises:
+            TrainingError: going on is pointless.
+        """
 
     def weights(self) -> dict[str, Tensor]:
         """The model."""
@@ -165,11 +172,13 @@ def _epochs(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any]) 
             progress["rows"] = [*progress["rows"], row]
             progress.update(epoch=epoch + 1, step=0, sums={}, count=0, seconds=0.0)
             run.write_rows(progress["rows"])
-            task.check(row)  # before saving: a policy that has collapsed does not take the place of one that has not
+            warning = task.check(progress["rows"])  # before saving: one that has collapsed does not take the place of one that has not
             _plot(task, reporter, progress["rows"])
             _save(task, run, progress, best)
             shown = "  ".join(f"{key} {row[key]:.3f}" for key in task.headline if key in row)
             reporter.say(f"epoch {epoch + 1}/{task.epochs}: {shown}  ({row['examples_per_s']:,.0f} examples/s)")
+            if warning:
+                reporter.warn(warning)
             signal = workers.largest(reporter.stop_signal)
             if signal and epoch + 1 < task.epochs:
                 _stop(task, run, signal)

@@ -17,6 +17,7 @@ from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, TrainingError, UsageError
 from hsal_cli.evaluation.count_classifier import CountClassifier
 from hsal_cli.evaluation.evaluate import quick_scores
+from hsal_cli.evaluation.verdicts import drift
 from hsal_cli.learning import runs
 from hsal_cli.learning.count_task import CountTask
 from hsal_cli.learning.draws import Draws
@@ -67,12 +68,15 @@ class PolicyTask(FeatureTask):
         self.model.eval()
         return quick_scores(self.model, self.held_out, self._meta["max_labels"] + 2, 2 * self.settings.batch_size, self.device)
 
-    def check(self, row: dict[str, Any]) -> None:
+    def check(self, rows: list[dict[str, Any]]) -> str | None:
+        row = rows[-1]
         if row["early_stops"] > DEAD_STOPS and row["reward"] < DEAD_REWARD and row["exact_match"] == 0.0:
             raise TrainingError(
                 f"the policy has collapsed: {row['early_stops']:.0%} of its steps say stop too early, reward {row['reward']:.2f}",
                 "use --stop supervised, a larger --batch-size or a lower --learning-rate",
             )
+        drifted = drift([(row["epoch"], row["mask_mass"]) for row in rows if "mask_mass" in row])
+        return drifted[1] if drifted and drifted[0] == row["epoch"] else None  # said once
 
 
 def hold_out(images: int, share: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,12 @@ def gaussian_mask(gaussians: Tensor, height: int, width: int) -> Tensor:
     return down.transpose(1, 2) @ across
 
 
+def widened(gaussians: Tensor, times: float) -> Tensor:
+    """The same mixture, (B, G, 4), each Gaussian `times` as wide: its beta over times^2."""
+    alpha, beta, centre = gaussians.split([1, 1, 2], dim=2)
+    return torch.cat([alpha, beta / times**2, centre], dim=2)
+
+
 def highest_cell(saliency: Tensor) -> Tensor:
     """Where a map is highest; of equals, the first in reading order.
 

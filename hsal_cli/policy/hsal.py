@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hsal_cli.policy.choosing import Choose, Source, draw
 from hsal_cli.policy.controller import Controller, Pick
 from hsal_cli.policy.episode import Episode
+from hsal_cli.policy.gaussian import gaussian_mask, widened
 from hsal_cli.policy.inhibition import inhibit
 from hsal_cli.policy.interface import initial_glimpse, min_max, priority_map
 from hsal_cli.policy.meta_controller import MetaController, WinnerTakeAll
@@ -123,7 +124,9 @@ class HSAL(nn.Module):
         )
         if self.settings.controller_state == "carry":
             live.state = step.state
-        live.saliency = inhibit(saliency, mask, step.glimpses, self.settings.inhibition == "normalized")
+        width = self.settings.inhibition_width
+        inhibiting = mask if width == 1 else gaussian_mask(widened(gaussians, width), *saliency.shape[1:])
+        live.saliency = inhibit(saliency, inhibiting, step.glimpses, self.settings.inhibition == "normalized")
         named = F.one_hot(labels, self.classes + 1).to(memory.dtype)
         live.memory = memory + named if self.settings.memory == "counts" else named
         return labels

@@ -47,6 +47,13 @@ class PolicySettings:
     inhibition: Literal["mask", "normalized"] = setting(
         "normalized", "What inhibition of return subtracts: the mask M_t as in the paper, or M_t / max M_t."
     )
+    inhibition_width: float = setting(
+        1.0,
+        "How many times wider than the mask's the Gaussians are that inhibition of return takes M_t from; 1: the mask itself, as in the "
+        "paper. A wider one lets a narrow mask point, and still takes the saliency of the rim of what it points at.",
+        low=1,
+        high=100,
+    )
     location_input: Literal["hidden", "hidden+priority", "hidden+priority+residual"] = setting(
         "hidden+priority+residual",
         "What the location head reads: the controller's state as in the paper, or that and the priority map; residual: the priority map, "
