@@ -14,7 +14,7 @@ from learning_parts import StoppingReporter, assert_equal, without
 from typer.testing import CliRunner
 
 from hsal_cli.commands.options import recipe_for, settings_for
-from hsal_cli.commands.reproduce import parse_names, parse_seeds, reproduce
+from hsal_cli.commands.reproduce import parse_names, parse_own_seeds, parse_seeds, reproduce
 from hsal_cli.console import SILENT
 from hsal_cli.errors import FileError, Interrupted, TrainingError, UsageError
 from hsal_cli.evaluation.settings import EvalSettings
@@ -288,6 +288,18 @@ def test_objectives_may_have_epochs_of_their_own(tmp_path, monkeypatch) -> None:
     for wrong in ("multiset", "multiset=0", "count=2", "multiset=2.5"):
         with pytest.raises(UsageError, match=f"--epochs {wrong} does not give objectives their epochs"):
             call(*words, "--epochs", wrong)
+
+
+def test_an_objective_may_have_seeds_of_its_own() -> None:
+    assert parse_own_seeds("0-2", "rl") == ((0, 1, 2), {})
+    assert parse_own_seeds("0-2,multiset=0,4", "rl,multiset") == ((0, 1, 2), {"multiset": (0, 4)})
+    assert parse_own_seeds("rl=1,multiset=0", "rl,multiset") == ((), {"rl": (1,), "multiset": (0,)})
+    for wrong in ("0,count=1", "rl=1", "=1", "rl=", "0,rl=x"):
+        with pytest.raises(UsageError):
+            parse_own_seeds(wrong, "rl,multiset")
+    grid = Grid(("a",), ("rl", "multiset"), (0, 1), Path("runs"), recipe_for(None, None), EvalSettings(), own_seeds={"multiset": (1, 5)})
+    cells = grid.cells
+    assert [(cell.objective, cell.seed) for cell in cells] == [("rl", 0), ("rl", 1), ("multiset", 1), ("multiset", 5)]
 
 
 def test_seeds_and_names_are_read_as_they_are_written() -> None:

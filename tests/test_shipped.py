@@ -16,6 +16,7 @@ from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError, HsalError, UsageError
 from hsal_cli.evaluation import shipped
 from hsal_cli.evaluation.shipped import find_shipped, load_shipped, own_folder
+from hsal_cli.files import digest_of_file
 from hsal_cli.learning.export import export
 from hsal_cli.main import app
 from hsal_cli.scenes.scene_file import open_scenes
@@ -55,6 +56,16 @@ def call(*words: object, code: int = 0):
     else:
         assert found.exit_code == code, (found.output, found.exception)
     return found
+
+
+def test_all_that_the_manifest_names_comes_with_hsal() -> None:
+    folder = own_folder()
+    manifest = shipped.read_manifest(folder)
+    assert {"mnist-set.rl", "mnist-multiset.rl"} <= set(manifest["policies"])
+    for name, entry in ((shipped.BACKBONE, manifest[shipped.BACKBONE]), *manifest["policies"].items()):
+        assert {file.name for file in (folder / name).iterdir()} == set(entry["sha256"])
+        for file, digest in entry["sha256"].items():
+            assert digest_of_file(folder / name / file) == digest, f"{name}/{file}"
 
 
 def test_a_data_set_alone_means_its_rl_policy(here) -> None:

@@ -29,7 +29,9 @@ def reproduce(
         "mnist-set,mnist-multiset"
     ),
     objectives: Annotated[str, typer.Option("--objectives", help="Objectives of hsal train.")] = "rl,cross-entropy,multiset",
-    seeds: Annotated[str, typer.Option("--seeds", help="Seeds of the policies, such as 0-2 or 0,7.")] = "0-2",
+    seeds: Annotated[
+        str, typer.Option("--seeds", help="Seeds of the policies, such as 0-2 or 0,7; or of single objectives: 0-2,multiset=0.")
+    ] = "0-2",
     epochs: Annotated[
         Optional[str], typer.Option("--epochs", help="Epochs of objectives, such as rl=5,multiset=2.", show_default="as the settings say")
     ] = None,
@@ -47,16 +49,18 @@ def reproduce(
     from hsal_cli.learning.grid import Grid, plan
 
     settled = [word for name, value in (("preset", preset), ("config", config)) if value is not None for word in (f"--{name}", str(value))]
+    shared, own = parse_own_seeds(seeds, objectives)
     grid = Grid(
         parse_names("--datasets", datasets),
         parse_names("--objectives", objectives),
-        parse_seeds(seeds),
+        shared,
         out,
         recipe_for(preset, config),
         settings_for(EvalSettings, preset, config),
         backbone,
         options=tuple(settled),
         epochs=parse_epochs(epochs, objectives) if epochs is not None else {},
+        own_seeds=own,
     )
     steps = plan(grid)
     if dry_run:
@@ -135,6 +139,29 @@ def parse_epochs(text: str, objectives: str) -> dict[str, int]:
             )
         found[name] = int(number)
     return found
+
+
+def parse_own_seeds(text: str, objectives: str) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]]:
+    """Seeds written as "0-2", or with those of single objectives behind them: "0-2,multiset=0,1".
+
+    Returns:
+        The seeds of all objectives but those with their own, and those of these.
+
+    Raises:
+        UsageError: it is not written so, names an objective that is not among `objectives`, or leaves one without seeds.
+    """
+    known, shared, own = parse_names("--objectives", objectives), [], {}
+    into = shared
+    for part in text.split(","):
+        name, equals, first = part.partition("=")
+        if equals:
+            if name.strip() not in known:
+                raise UsageError(f"--seeds {text} names {name.strip() or 'no objective'}", f"take of: {', '.join(known)}")
+            into = own.setdefault(name.strip(), [])
+        into.append(first if equals else part)
+    if not shared and set(own) != set(known):
+        raise UsageError(f"--seeds {text} leaves objectives without seeds", f"write seeds for all of them first: --seeds 0-2,{text}")
+    return parse_seeds(",".join(shared)) if shared else (), {name: parse_seeds(",".join(parts)) for name, parts in own.items()}
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

@@ -42,6 +42,7 @@ class Grid:
         data: the folder of the scene files.
         options: options of the command line that bring about the same settings, such as `--preset quick`, for the commands in the report.
         epochs: of an objective, where they are not those of the recipe; what an epoch costs and teaches differs between objectives.
+        own_seeds: of an objective, where they are not `seeds`.
     """
 
     datasets: tuple[str, ...]
@@ -54,11 +55,19 @@ class Grid:
     data: Path = SINGLE.parent
     options: tuple[str, ...] = ()
     epochs: dict[str, int] = dataclasses.field(default_factory=dict)
+    own_seeds: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def cells(self) -> list[Cell]:
         """The policies, seed by seed, so that an interrupted grid has all data sets and objectives at the seeds it has finished."""
-        return [Cell(dataset, objective, seed) for seed in self.seeds for dataset in self.datasets for objective in self.objectives]
+        seeds_of = {objective: self.own_seeds.get(objective, self.seeds) for objective in self.objectives}
+        return [
+            Cell(dataset, objective, seed)
+            for seed in dict.fromkeys(seed for seeds in (self.seeds, *seeds_of.values()) for seed in seeds)
+            for dataset in self.datasets
+            for objective in self.objectives
+            if seed in seeds_of[objective]
+        ]
 
     def scenes(self, dataset: str) -> Path:
         """The scene file of a data set."""

@@ -30,7 +30,7 @@ TITLE, STEP, NAMED, LEGEND = 52, 20, 62, 30  # heights of the lines of text
 CLASSES = 5  # at most, in a column
 LONGEST = 1.6  # a panel's longest side, in sides of the square panel of equal area
 WIDEST = 1000  # px; printed across a page of 17 cm, letters of 13 px are then 6 points high
-HEADING, NAME = 480, 240  # px that a title, and the image's name in it, may take where the panels are narrower
+HEADING, NAME = 480, 270  # px that a title, and the image's name in it, may take where the panels are narrower
 
 
 @dataclasses.dataclass(frozen=True)
