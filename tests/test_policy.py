@@ -1,6 +1,7 @@
 """The policy as a module: gradient reach, batches, early ends, randomness, shapes, what is stored."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from hsal_cli.policy.episode import Episode
 from hsal_cli.policy.gaussian import GaussianAttention
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.meta_controller import WinnerTakeAll
-from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.settings import PolicySettings, stored_policy
+from hsal_cli.settings import as_dict
 
 CLASSES, SHAPE = 3, (6, 4, 5)
 SMALL = {
@@ -273,6 +275,20 @@ def test_spread_enlarges_the_weights_of_the_attention_layer_only():
     usual, spread = ((torch.manual_seed(0), GaussianAttention(8, 5, 7, 7, (1.5, 2.0), factor, None))[1].layer for factor in (1.0, 8.0))
     torch.testing.assert_close(spread.weight, usual.weight * 8)
     torch.testing.assert_close(spread.bias, usual.bias)
+
+
+def test_a_narrow_mask_clears_as_much_saliency_as_a_wide_one_by_default():
+    assert PolicySettings().beta_range(7, 7) == (2.0, 3.0) and PolicySettings().inhibition_reach == 2.5
+    assert PolicySettings(inhibition_width=1.0).beta_range(7, 7) == (0.3, 1.0)
+    for mask in ("learned", "winner-take-all"):
+        assert PolicySettings(mask=mask).inhibition_reach == 1.0
+
+
+def test_policies_stored_before_inhibition_had_a_width_are_what_they_were():
+    stored = {name: value for name, value in as_dict(PolicySettings()).items() if name != "inhibition_width"}
+    assert stored_policy(stored) == PolicySettings(inhibition_width=1.0)
+    for now in (PolicySettings(), PolicySettings(inhibition_width=1.7)):
+        assert stored_policy(json.loads(json.dumps(as_dict(now)))) == now
 
 
 def test_a_finer_map_gets_masks_that_cover_as_much_of_the_image():

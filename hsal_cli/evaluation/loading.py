@@ -12,8 +12,7 @@ from hsal_cli.checkpoints import Checkpoint
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.count_classifier import CountClassifier
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.settings import PolicySettings
-from hsal_cli.settings import build
+from hsal_cli.policy.settings import stored_policy
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +90,7 @@ def policy_of(checkpoint: Checkpoint) -> HSAL | CountClassifier:
         if meta["kind"] == "count":
             policy = CountClassifier(classes, shape, meta["count"]["most"], scale, meta["count"]["hidden"])
         else:
-            policy = HSAL(build(PolicySettings, meta["policy"]), classes, shape, scale)
+            policy = HSAL(stored_policy(meta["policy"]), classes, shape, scale)
         int(meta["max_labels"])
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"checkpoint {checkpoint.path} does not describe its policy: {type(error).__name__} {error}", TRAIN_HINT) from error

@@ -28,7 +28,7 @@ from hsal_cli.learning.rewards import count_labels
 from hsal_cli.learning.runs import Run, resume_from, say_missing_classes
 from hsal_cli.learning.settings import TrainSettings
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.settings import PolicySettings, stored_policy
 from hsal_cli.settings import as_dict, build
 from hsal_cli.vision.devices import fitting
 from hsal_cli.vision.feature_file import FeatureTable, open_features
@@ -153,7 +153,7 @@ def train_policy(
         run = runs.open_run(out, runs.EVALUATED)
         config = run.config
         features, backbone = moved or Path(config["features"]), Path(config["backbone"]) if config["backbone"] else None
-        policy_settings, settings = build(PolicySettings, config["policy"]), build(TrainSettings, config["train"])
+        policy_settings, settings = stored_policy(config["policy"]), build(TrainSettings, config["train"])
         init_from = Path(config["init_from"]["path"]) if config.get("init_from") else None
         if (epochs or settings.epochs) < settings.epochs:
             raise UsageError(f"{out} has {settings.epochs} epochs, which is more than {epochs}", "leave --epochs out, or give a larger one")

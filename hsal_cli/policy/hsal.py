@@ -124,7 +124,7 @@ class HSAL(nn.Module):
         )
         if self.settings.controller_state == "carry":
             live.state = step.state
-        width = self.settings.inhibition_width
+        width = self.settings.inhibition_reach
         inhibiting = mask if width == 1 else gaussian_mask(widened(gaussians, width), *saliency.shape[1:])
         live.saliency = inhibit(saliency, inhibiting, step.glimpses, self.settings.inhibition == "normalized")
         named = F.one_hot(labels, self.classes + 1).to(memory.dtype)

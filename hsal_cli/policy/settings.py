@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from hsal_cli.settings import check, setting
+from hsal_cli.settings import build, check, setting
 
 PAPER_SIDE = 7  # cells along a side of the paper's maps
 
@@ -29,8 +29,8 @@ class PolicySettings:
     )
     beta: tuple[float, float] | None = setting(
         None,
-        "Range of the Gaussians' parameter beta, 1/cells^2; unset: 1.5-2.0 learned (appendix A), 0.3-1.0 anchored, 0.3 winner-take-all, "
-        "on a map of 7 x 7 cells, and on a finer one what covers as much of the image.",
+        "Range of the Gaussians' parameter beta, 1/cells^2; unset: 1.5-2.0 learned (appendix A), 2.0-3.0 anchored (0.3-1.0 where the "
+        "inhibition width is 1), 0.3 winner-take-all, on a map of 7 x 7 cells, and on a finer one what covers as much of the image.",
         above=0,
     )
     anchor_reach: float | None = setting(
@@ -47,10 +47,10 @@ class PolicySettings:
     inhibition: Literal["mask", "normalized"] = setting(
         "normalized", "What inhibition of return subtracts: the mask M_t as in the paper, or M_t / max M_t."
     )
-    inhibition_width: float = setting(
-        1.0,
-        "How many times wider than the mask's the Gaussians are that inhibition of return takes M_t from; 1: the mask itself, as in the "
-        "paper. A wider one lets a narrow mask point, and still takes the saliency of the rim of what it points at.",
+    inhibition_width: float | None = setting(
+        None,
+        "How many times wider than the mask's the Gaussians are that inhibition of return takes M_t from; unset: 2.5 for an anchored mask, "
+        "which can then be narrow and point, while the rim of what it points at loses its saliency too; else 1, the mask itself.",
         low=1,
         high=100,
     )
@@ -77,6 +77,11 @@ class PolicySettings:
         """The spread in force."""
         return self.spread if self.spread is not None else 8.0 if self.mask == "learned" else 1.0
 
+    @property
+    def inhibition_reach(self) -> float:
+        """The inhibition width in force."""
+        return self.inhibition_width if self.inhibition_width is not None else 2.5 if self.mask == "anchored" else 1.0
+
     def beta_range(self, height: int, width: int) -> tuple[float, float]:
         """The range of beta in force on a map of so many cells, 1/cells^2.
 
@@ -85,10 +90,17 @@ class PolicySettings:
         """
         if self.beta is not None:
             return self.beta
-        low, high = {"learned": (1.5, 2.0), "anchored": (0.3, 1.0), "winner-take-all": (0.3, 0.3)}[self.mask]
+        # An anchored mask that inhibits no further than it reaches must be wide enough to clear what it points at.
+        anchored = (0.3, 1.0) if self.inhibition_reach == 1 else (2.0, 3.0)
+        low, high = {"learned": (1.5, 2.0), "anchored": anchored, "winner-take-all": (0.3, 0.3)}[self.mask]
         finer = height * width / (PAPER_SIDE * PAPER_SIDE)
         return low / finer, high / finer
 
     def reach(self, height: int, width: int) -> float:
         """The largest offset of an anchored centre in force on a map of so many cells, in cells."""
         return self.anchor_reach if self.anchor_reach is not None else 3.0 * math.sqrt(height * width) / PAPER_SIDE
+
+
+def stored_policy(stored: dict[str, Any]) -> PolicySettings:
+    """The settings that a run or a checkpoint holds; those made before inhibition of return had a width of its own have it at 1."""
+    return build(PolicySettings, {"inhibition_width": 1.0, **stored})
