@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
+from hsal_cli.checkpoints import write_checkpoint, write_index
 from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError, HsalError
 from hsal_cli.vision import backbone
@@ -97,6 +98,16 @@ def test_a_folder_that_was_exported_is_taken(theirs, tmp_path, model):
     save_file({name: tensor.half() for name, tensor in theirs.items()}, tmp_path / "backbone" / "weights.safetensors")
     assert initial_weights(model, str(tmp_path / "backbone")) == "file:backbone"
     assert_loaded(model, {name: tensor.half().float() for name, tensor in theirs.items()})
+
+
+def test_of_a_run_the_best_weights_are_taken(theirs, tmp_path, model):
+    root = tmp_path / "run" / "checkpoints"
+    others = {name: torch.zeros_like(tensor) for name, tensor in theirs.items()}
+    for name, weights in (("epoch-1", theirs), ("epoch-2", others)):
+        write_checkpoint(root / name, weights, None, {"kind": "backbone"})
+    write_index(root, last="epoch-2", best="epoch-1")
+    assert initial_weights(model, str(tmp_path / "run")) == "file:run"
+    assert_loaded(model, theirs)
 
 
 def test_auto_without_a_network_warns_and_starts_from_random_weights(model, hub, served, offline):

@@ -23,7 +23,8 @@ class FinetuneSettings:
     dilate: bool = setting(False, "Dilate the convolutions behind a removed stride, which keeps pretrained weights at their scale.")
     weights: str = setting(
         "auto",
-        "Where to start: auto (ImageNet where it can be had, else random), imagenet, none, a weights file, or a folder from hsal export.",
+        "Where to start: auto (ImageNet where it can be had, else random), imagenet, none, a weights file, a run of hsal finetune, or a "
+        "folder from hsal export.",
     )
     mode: Literal["auto", "crops", "full"] = setting(
         "auto",

@@ -196,7 +196,8 @@ def initial_weights(model: ActivationModel, choice: str, reporter: Reporter = SI
     Args:
         model: freshly made, so that "none" leaves it as it is.
         choice: "auto" (ImageNet's where they are cached or can be downloaded, else random, with a warning), "imagenet", "none" (random),
-            or a file: .pth or .safetensors, in torchvision's layout, or a folder that `hsal export` wrote.
+            a file: .pth or .safetensors, in torchvision's layout; a folder that `hsal export` wrote; or a run, of which the best weights
+            are taken.
         reporter: told what was used.
 
     Returns:
@@ -210,7 +211,8 @@ def initial_weights(model: ActivationModel, choice: str, reporter: Reporter = SI
         return "random"
     if choice not in ("auto", "imagenet"):
         source = Path(choice)
-        _copy_weights(model, read_weights(source), source, reporter)
+        is_run = (source / "checkpoints").is_dir()
+        _copy_weights(model, checkpoints.load_from(source, "best", MAKE_HINT).weights if is_run else read_weights(source), source, reporter)
         return f"file:{source.name}"
     try:
         source = cached_download(imagenet_url(model.arch), reporter)
