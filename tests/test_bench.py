@@ -91,7 +91,8 @@ def hand_count(settings: PolicySettings, steps: list[int], classes: int, shape: 
     total = 0
     for t, active in enumerate(steps):
         multiplications = (cells + labels) * settings.meta_encode + settings.meta_encode * 3 * settings.meta_hidden
-        multiplications += settings.meta_hidden * 4 * settings.gaussians + height * settings.gaussians * width  # attention and its mask
+        masks = 1 + (settings.inhibition_reach != 1)  # the covert one, and a wider one for inhibition of return
+        multiplications += settings.meta_hidden * 4 * settings.gaussians + masks * height * settings.gaussians * width
         multiplications += settings.meta_hidden * 3 * settings.meta_hidden if t else 0
         multiplications += cells * channels  # g_0
         multiplications += (cells + labels) * encode + (k + 1) * (channels * encode + encode * 3 * hidden)
