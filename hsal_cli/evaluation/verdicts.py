@@ -151,7 +151,7 @@ def drift(mask_mass: Curve) -> tuple[int, str] | None:
     since = _since(mask_mass, lambda value: value < DRIFTED * best)
     text = (
         f"the mask drifts off the objects since epoch {since}: mask_mass fell from {best:.2f} to {mask_mass[-1][1]:.2f}; "
-        "--mask winner-take-all keeps it on them"
+        "--controller-state reset, or --mask winner-take-all, keeps it on them"
     )
     return since, text
 
