@@ -40,8 +40,13 @@ class OneLayer(nn.Module):
         self.input_size, self.resolution, self.stride = input_size, input_size // 4, 4
         self.conv, self.norm, self.fc = nn.Conv2d(3, 6, 3, stride=4, padding=1), nn.BatchNorm2d(6), nn.Linear(6, classes)
 
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.norm(self.conv(images)))
+
     def classify(self, images: torch.Tensor, regions: torch.Tensor | None = None) -> torch.Tensor:
-        volumes = torch.relu(self.norm(self.conv(images)))
+        return self.name(self(images), regions)
+
+    def name(self, volumes: torch.Tensor, regions: torch.Tensor | None = None) -> torch.Tensor:
         summed = volumes.sum((2, 3)) if regions is None else torch.einsum("bmhw,bchw->bmc", regions, volumes)
         return self.fc(summed / (self.input_size / self.stride) ** 2)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hsal_cli.errors import UsageError
-from hsal_cli.learning.crowds import Crowd, crowd, object_regions
+from hsal_cli.learning.crowds import Crowd, crowd, object_regions, on_objects
 from hsal_cli.learning.draws import Draws
 from hsal_cli.learning.finetune import settle
 from hsal_cli.learning.settings import FinetuneSettings
@@ -71,6 +71,14 @@ def test_each_cell_belongs_to_the_object_whose_box_is_nearest() -> None:
             first = max(0, x - 20) ** 2 + max(0, y - 20) ** 2
             second = max(0, 60 - x) ** 2
             assert shares[0, :, row, column].tolist() == ([1, 0, 0] if first <= second else [0, 1, 0])
+
+
+def test_a_cell_lies_on_an_object_whose_box_reaches_into_it() -> None:
+    boxes = torch.tensor([[[22, 41, 39, 59], [61, 61, 79, 85], [-1, -1, -1, -1]], [[-1, -1, -1, -1]] * 3], dtype=torch.float)
+    covered = on_objects(boxes, cell_centres(torch.eye(2, 3).expand(2, 2, 3), 5, (100, 100)))  # cells of 20 px
+    expected = torch.zeros(2, 5, 5)
+    expected[0, 2, 1] = expected[0, 3, 3] = expected[0, 4, 3] = 1
+    assert torch.equal(covered, expected)
 
 
 def test_cell_centres_follow_the_augmented_view() -> None:

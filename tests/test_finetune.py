@@ -14,9 +14,9 @@ from learning_parts import OneLayer, StoppingReporter, assert_equal, without
 from hsal_cli import checkpoints
 from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.learning.draws import Draws, seeded
-from hsal_cli.learning.finetune import FinetuneTask, SingleObjects, accuracy, finetune, read_single_objects, settle
+from hsal_cli.learning.finetune import FinetuneTask, SingleObjects, accuracy, background_share, finetune, read_single_objects, settle
 from hsal_cli.learning.settings import FinetuneSettings
-from hsal_cli.learning.views import crop_sides, views
+from hsal_cli.learning.views import cell_centres, crop_sides, views
 from hsal_cli.vision.images import to_input
 
 CPU = torch.device("cpu")
@@ -201,6 +201,37 @@ def test_each_batch_of_crops_has_the_side_that_its_largest_object_needs(scenes: 
         assert crop_sides(boxes, (40, 50), 32, 4).tolist() == needed
 
 
+def test_elastic_distortion_bends_a_view_smoothly_by_a_few_px_at_most() -> None:
+    """Dots are found where the affine map says, give or take what elastic distortion adds to it."""
+    places = [(x, y) for x in range(20, 100, 15) for y in range(20, 100, 15)]
+    image = torch.zeros(112, 112, dtype=torch.uint8)
+    for x, y in places:
+        image[y - 1 : y + 2, x - 1 : x + 2] = 255
+    seen, theta = views(image.expand(40, 112, 112), None, 112, 112, True, Draws.all(torch.Generator().manual_seed(0), 40))
+    looks = cell_centres(theta, 112, (112, 112))
+    offsets = []
+    for grey, look in zip(seen[:, 0], looks, strict=True):
+        lit = (grey - grey.amin()).clamp(min=0)
+        for place in places:
+            away = look - (torch.tensor(place) + 0.5)  # of each pixel, by the affine map alone, px
+            near = lit * (away.norm(dim=2) < 7)
+            offsets.append((near[..., None] * away).sum((0, 1)) / near.sum())
+    offsets = torch.stack(offsets).view(40, 6, 6, 2)
+    assert 0.5 < offsets.std() < 2 and offsets.abs().quantile(0.99) < 5
+    assert (offsets[:, 1:] - offsets[:, :-1]).std() < 1.4 * offsets.std()  # of unrelated ones: 1.41, and neighbours move together
+
+
+def test_what_stands_at_the_border_stays_in_an_augmented_full_view() -> None:
+    images = torch.zeros(200, 100, 100, dtype=torch.uint8)
+    for image, (x, y) in zip(images, [(0, 40), (80, 40), (40, 0), (40, 80)] * 50, strict=True):
+        image[y : y + 20, x : x + 20] = 255
+    seen, theta = views(images, None, 112, 112, True, Draws.all(torch.Generator().manual_seed(0), 200))
+    grey = seen[:, 0].flatten(1)
+    lit = (grey > (grey.amin(1, keepdim=True) + grey.amax(1, keepdim=True)) / 2).sum(1)
+    whole = (20 * 1.12) ** 2 / (torch.linalg.det(theta[:, :, :2]))  # px of the view that the object takes up where none of it is cut off
+    assert (lit / whole).mean() > 0.95 and (lit / whole).min() > 0.5
+
+
 @pytest.mark.parametrize(("augment", "least", "most"), [(False, 0.9, 1.1), (True, 0.6, 1.5)])
 def test_a_crop_holds_its_object_whole_and_at_the_scale_of_the_full_image(augment: bool, least: float, most: float) -> None:
     places = [(x, y) for x in range(2, 50, 12) for y in range(2, 54, 8)]
@@ -218,6 +249,31 @@ def test_a_crop_holds_its_object_whole_and_at_the_scale_of_the_full_image(augmen
 def test_a_full_view_without_augmentation_is_the_networks_usual_input() -> None:
     images = torch.randint(0, 256, (3, 20, 30, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(views(images, None, 32, 32, False, Draws.all(torch.Generator(), 3))[0], to_input(images, 32))
+
+
+def test_the_background_share_is_that_of_the_saliency_off_the_objects() -> None:
+    volumes = torch.zeros(2, 3, 2, 2)
+    volumes[0, 0, 0, 0], volumes[0, 1, 0, 0], volumes[0, 2, 1, 1] = 2, 1, 3  # saliency 5 and 9
+    objects = torch.tensor([[[1.0, 0], [1, 0]], [[0.0, 0], [0, 0]]])
+    assert torch.allclose(background_share(volumes, objects), torch.tensor([9 / 14, 0.0]))
+
+
+@pytest.mark.parametrize("crowd", [1, 3])
+def test_the_background_term_takes_saliency_off_the_ground(crowd: int, scenes: Path, tmp_path: Path) -> None:
+    shares = {}
+    for weight in (1e-9, 1.0):
+        settings = dataclasses.replace(FAST, mode="full", full_images=288, epoch_images=144, background=weight, crowd=crowd)
+        run = finetune(scenes, tmp_path / f"run-{weight}", settings, CPU)
+        shares[weight] = run.rows()[-1]["background_share"]
+    assert 0 < shares[1.0] < 0.8 * shares[1e-9] < 0.8
+
+
+def test_the_background_term_is_off_by_default_and_needs_boxes(tmp_path: Path) -> None:
+    scenes = write_scenes(tmp_path / "plain.h5", boxes=False)
+    settings = dataclasses.replace(FAST, mode="full")
+    assert "background_share" not in finetune(scenes, tmp_path / "run", settings, CPU).rows()[-1]
+    with pytest.raises(UsageError, match="there are no boxes that tell"):
+        finetune(scenes, tmp_path / "other", dataclasses.replace(settings, background=0.5), CPU)
 
 
 def test_views_depend_on_the_generator_alone() -> None:

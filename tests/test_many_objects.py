@@ -142,7 +142,8 @@ def test_a_crop_teaches_its_own_object_although_a_larger_neighbour_is_in_it():
     data = BoxedObjects.of(Scenes(image, torch.tensor([[0, 2]]), corners, 3))
     settings = dataclasses.replace(FAST, augment=False)
     picked = torch.zeros(200, dtype=torch.int64)
-    inputs, labels, regions = data.show(picked, True, 16, OneLayer("", 3, 32), settings, Draws.all(torch.Generator().manual_seed(0), 200))
+    shown = data.show(picked, True, 16, OneLayer("", 3, 32), settings, Draws.all(torch.Generator().manual_seed(0), 200))
+    inputs, labels, regions = shown.inputs, shown.labels, shown.regions
     assert inputs.shape == (200, 3, 16, 16) and labels.tolist() == [[0]] * 200 and regions.shape == (200, 1, 4, 4)
     pixels = inputs * torch.tensor([0.229, 0.224, 0.225])[:, None, None] + torch.tensor([0.485, 0.456, 0.406])[:, None, None]
     cells = nn.functional.avg_pool2d(pixels, 4)
@@ -153,7 +154,8 @@ def test_a_crop_teaches_its_own_object_although_a_larger_neighbour_is_in_it():
 def test_full_images_teach_all_their_objects(boxed):
     data = BoxedObjects.of(read_scenes(boxed, "train"))
     model = OneLayer("", 3, 32)
-    inputs, labels, regions = data.show(torch.tensor([0, 5]), False, 32, model, FAST, Draws.all(torch.Generator(), 2))
+    shown = data.show(torch.tensor([0, 5]), False, 32, model, FAST, Draws.all(torch.Generator(), 2))
+    inputs, labels, regions = shown.inputs, shown.labels, shown.regions
     assert inputs.shape == (2, 3, 32, 32) and torch.equal(labels, data.scenes.multisets[data.rows[[0, 5]]]) and regions.shape[:2] == (2, 3)
     logits = torch.zeros(2, 3, 3)
     logits[..., 1] = math.log(2.0)  # probabilities 1/4, 1/2, 1/4
@@ -167,7 +169,7 @@ def test_one_label_is_drawn_anew_each_time_and_each_as_often_as_it_stands_there(
     scenes = Scenes(torch.zeros(1, 8, 8, dtype=torch.uint8), torch.tensor([[2, 0, 2, 1, -1]]), None, 3)
     data, draws = WholeImages.of(scenes, counts=False), Draws.all(torch.Generator().manual_seed(0), 2000)
     settings = dataclasses.replace(FAST, augment=False)
-    drawn = data.show(torch.zeros(2000, dtype=torch.int64), False, 32, OneLayer("", 3, 32), settings, draws)[1]
+    drawn = data.show(torch.zeros(2000, dtype=torch.int64), False, 32, OneLayer("", 3, 32), settings, draws).labels
     shares = torch.bincount(drawn, minlength=3) / 2000
     assert torch.allclose(shares, torch.tensor([0.25, 0.25, 0.5]), atol=0.04)
 

@@ -343,3 +343,14 @@ def test_seconds_of_an_interrupted_step_are_added_up(here) -> None:
     assert read_record(grid)["seconds"]["backbone"] >= before and set(read_record(grid)) == {
         *("format", "options", "settings", "backbone", "seconds")
     }
+
+
+def test_the_time_of_a_run_trained_outside_the_grid_is_that_of_its_epochs(here) -> None:
+    grid = grid_of()
+    before = read_record(grid)["seconds"]
+    grid_run.record(grid, seconds={})
+    try:
+        for run in run_grid(grid, CPU, SILENT):
+            assert run.seconds == sum(row["seconds"] for row in run.rows) > 0
+    finally:
+        grid_run.record(grid, seconds=before)

@@ -97,8 +97,9 @@ def finetune(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
     task.start_epoch(0)
     rows = torch.arange(settings.batch_size) % len(task.data.labels)
     alone = dataclasses.replace(settings, crowd=1)  # one label an image, so that nothing stands between the network and its loss
-    images, labels, _ = task.data.show(rows, False, model.input_size, model, alone, Draws.all(torch.Generator().manual_seed(0), len(rows)))
-    images, labels = images.to(device).contiguous(memory_format=torch.channels_last), labels.to(device)
+    draws = Draws.all(torch.Generator().manual_seed(0), len(rows))
+    shown = task.data.show(rows, False, model.input_size, model, alone, draws).first(len(rows), device)
+    images, labels = shown.inputs.contiguous(memory_format=torch.channels_last), shown.labels
 
     def bare() -> float:
         model.train()

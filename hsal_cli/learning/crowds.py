@@ -72,8 +72,29 @@ def crowd(images: Tensor, boxes: Tensor, labels: Tensor, first: Tensor, most: in
     return Crowd(pasted, all_boxes, all_labels)
 
 
+def _outside(boxes: Tensor, centres: Tensor) -> Tensor:
+    """How far cells (B, h, w, 2) lie off boxes (B, M, 4) along each axis: (B, M, h, w, 2), >= 0."""
+    corners = boxes[:, :, None, None]  # (B, M, 1, 1, 4)
+    return torch.maximum(corners[..., :2] - centres[:, None], centres[:, None] - corners[..., 2:]).clamp(min=0)
+
+
 def _overlap(one: list[int], other: list[int]) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def on_objects(boxes: Tensor, centres: Tensor) -> Tensor:
+    """Which cells of an image lie on an object: those that a box reaches into.
+
+    Args:
+        boxes: (B, M, 4) in px, -1 where there is no object.
+        centres: (B, h, w, 2) x and y of each cell's centre, px of the image; h, w >= 2.
+
+    Returns:
+        (B, h, w), 0 or 1.
+    """
+    half = (centres[:, :1, 1:2] - centres[:, :1, :1]).norm(dim=-1)[:, None] / 2  # of a cell's side, (B, 1, 1, 1)
+    reached = (_outside(boxes, centres).amax(-1) < half) & (boxes[:, :, 0] >= 0)[:, :, None, None]
+    return reached.any(1).float()
 
 
 def object_regions(boxes: Tensor, centres: Tensor) -> Tensor:
@@ -86,8 +107,6 @@ def object_regions(boxes: Tensor, centres: Tensor) -> Tensor:
     Returns:
         (B, M, h, w), 0 or 1; over the objects of an image each cell adds up to 1. Between boxes at one distance the first wins.
     """
-    corners = boxes[:, :, None, None]  # (B, M, 1, 1, 4)
-    outside = torch.maximum(corners[..., :2] - centres[:, None], centres[:, None] - corners[..., 2:]).clamp(min=0)
-    distance = outside.square().sum(-1)  # (B, M, h, w)
+    distance = _outside(boxes, centres).square().sum(-1)  # (B, M, h, w)
     distance = distance.masked_fill((boxes[:, :, 0] < 0)[:, :, None, None], torch.inf)
     return torch.zeros_like(distance).scatter_(1, distance.argmin(1, keepdim=True), 1.0)

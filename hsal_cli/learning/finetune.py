@@ -16,7 +16,7 @@ from hsal_cli.checkpoints import Checkpoint
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.learning import runs
-from hsal_cli.learning.crowds import crowd, object_regions
+from hsal_cli.learning.crowds import crowd, object_regions, on_objects
 from hsal_cli.learning.draws import Draws, seeded
 from hsal_cli.learning.loop import ModelTask, one_cycle, train
 from hsal_cli.learning.many_objects import (
@@ -74,16 +74,21 @@ class SingleObjects:
         return self.select(order[:count]), self.select(order[count:].sort().values)
 
     def show(self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws) -> Shown:
-        """What a step shows: crops or full views of one object, labels (B,); or, with `crowd`, full views of crowds, labels (B, M) padded
-        with -1 and each object's region (B, M, h, w)."""
+        """What a step shows: crops or full views of one object, labels (B,); or, with `crowd`, full views of crowds, each object with a
+        region of its own."""
+        size = tuple(self.images.shape[1:3])
         if crops or settings.crowd == 1:
             batch = self.select(picked)
-            inputs, _ = views(batch.images, batch.boxes if crops else None, side, model.input_size, settings.augment, draws)
-            return inputs, batch.labels, None
+            inputs, seen = views(batch.images, batch.boxes if crops else None, side, model.input_size, settings.augment, draws)
+            if batch.boxes is None:
+                return Shown(inputs, batch.labels)
+            cells = -(-side // model.stride)
+            centres = cell_centres(seen, cells, size, cells * model.stride / side)
+            return Shown(inputs, batch.labels, None, on_objects(batch.boxes[:, None], centres))
         together = crowd(self.images, self.boxes, self.labels, picked, settings.crowd, draws)
         inputs, seen = views(together.images, None, model.input_size, model.input_size, settings.augment, draws)
-        centres = cell_centres(seen, model.resolution, tuple(self.images.shape[1:3]))
-        return inputs, together.labels, object_regions(together.boxes, centres)
+        centres = cell_centres(seen, model.resolution, size)
+        return Shown(inputs, together.labels, object_regions(together.boxes, centres), on_objects(together.boxes, centres))
 
     def loss(self, logits: Tensor, labels: Tensor) -> LossSums:
         """Cross-entropy over the objects, and how many of them are named rightly."""
@@ -149,7 +154,7 @@ class FinetuneTask(ModelTask):
 
     command = "hsal finetune"
     score_name = "accuracy"
-    headline = ("loss", "train_accuracy", "accuracy")
+    headline = ("loss", "train_accuracy", "background_share", "accuracy")
 
     def __init__(
         self,
@@ -203,20 +208,39 @@ class FinetuneTask(ModelTask):
         """This worker's part of the loss of a batch (see `replica.Loss`): of its rows, in views of this side."""
         crops, own = self.kind == "crops", len(draws.places)
         draws = draws.at_least_one()
-        shown = self.data.show(rows[draws.places], crops, side, self.model, self.settings, draws)
-        inputs, labels, regions = (None if part is None else part[:own].to(self.device) for part in shown)
+        shown = self.data.show(rows[draws.places], crops, side, self.model, self.settings, draws).first(own, self.device)
         with forward_context(self.device):
-            logits = self.model.classify(inputs.contiguous(memory_format=torch.channels_last), regions).float()
-        sums = self.data.loss(logits, labels)
+            volumes = self.model(shown.inputs.contiguous(memory_format=torch.channels_last))
+            logits = self.model.name(volumes, shown.regions).float()
+        sums = self.data.loss(logits, shown.labels)
         counts = torch.tensor([sums.terms, sums.cases], device=self.device)
         lost, right, terms, cases = workers.summed(torch.cat([torch.stack([sums.loss.detach(), sums.right]), counts]))
-        return sums.loss / terms, {"loss": lost / terms, "train_accuracy": right / cases}
+        logged = {"loss": lost / terms, "train_accuracy": right / cases}
+        if not self.settings.background:
+            return sums.loss / terms, logged
+        astray = background_share(volumes.float(), shown.objects).sum() / len(rows)
+        logged["background_share"] = workers.summed(astray.detach())
+        return sums.loss / terms + self.settings.background * astray, logged
 
     def validate(self) -> dict[str, float]:
         return {"accuracy": self.held_out.score(self.model, self.settings.batch_size, self.device)}
 
     def check(self, rows: list[dict[str, Any]]) -> None:
         """Fine-tuning has no collapse to guard against beyond the loop's check of the loss."""
+
+
+def background_share(volumes: Tensor, objects: Tensor) -> Tensor:
+    """Share of each image's saliency, sum_c V_c^2, that lies off the objects.
+
+    Args:
+        volumes: (B, C, h, w).
+        objects: (B, h, w), 1 for cells on an object, 0 for background.
+
+    Returns:
+        (B,) in [0, 1].
+    """
+    saliency = volumes.square().sum(1)
+    return (saliency * (1 - objects)).sum((1, 2)) / saliency.sum((1, 2)).clamp(min=torch.finfo(saliency.dtype).tiny)
 
 
 def settle(settings: FinetuneSettings, device: torch.device, has_boxes: bool) -> FinetuneSettings:
@@ -231,6 +255,11 @@ def settle(settings: FinetuneSettings, device: torch.device, has_boxes: bool) ->
         raise UsageError("mode = crops, but the scene file has no boxes to crop by", "take --mode full")
     if (settings.crowd or 1) > 1 and not has_boxes:
         raise UsageError(f"crowd = {settings.crowd}, but the scene file has no boxes to cut objects out by", "take --crowd 1")
+    if settings.background and not has_boxes:
+        raise UsageError(
+            f"background = {settings.background:g}, but there are no boxes that tell objects from background",
+            "leave --background out, or take images with boxes, and --objects crops",
+        )
     full = settings.full_images
     if full == 0 and (mode == "full" or not settings.crop_images):
         raise UsageError("full_images = 0 and no crops: there is nothing to train on", "give --full-images or --crop-images a number")
@@ -361,6 +390,7 @@ def finetune(
         "scenes_digest": digest,
     }
     task = FinetuneTask(model, data, settings, device, meta)
+    del data  # the task has its parts, and images are what takes the memory
     if not resume:
         config = {"scenes": str(scenes), "scenes_digest": digest, "finetune": as_dict(settings), "weights_used": used}
         run = runs.create(out, "backbone", config, overwrite)

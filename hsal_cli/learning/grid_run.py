@@ -127,8 +127,7 @@ def _run_cell(grid: Grid, cell: Cell, backbone: Path, device: torch.device, repo
                 scores = evaluate_file(load_model(path, "best", device), features, grid.evaluation, device, reporter)
                 write_json(path / "eval.json", scores)
         digest = checkpoints.load(path / "checkpoints", "best").digest
-    seconds = read_record(grid).get("seconds", {})
-    parts = [seconds[key] for key in (f"train {cell.name}", f"eval {cell.name}") if key in seconds]
+    rows = runs.Run(path).rows()
     return GridRun(
         cell.name,
         cell.dataset,
@@ -136,12 +135,21 @@ def _run_cell(grid: Grid, cell: Cell, backbone: Path, device: torch.device, repo
         cell.seed,
         str(path),
         scores,
-        runs.Run(path).rows(),
-        sum(parts) if parts else None,
+        rows,
+        _seconds_of(grid, cell, rows),
         digest,
         list(cell_commands(grid, cell, backbone)),
         failure,
     )
+
+
+def _seconds_of(grid: Grid, cell: Cell, rows: list[dict[str, Any]]) -> float | None:
+    """What training and evaluation took; of a run that was trained outside the grid, what its epochs took."""
+    spent = read_record(grid).get("seconds", {})
+    parts = [spent[key] for key in (f"train {cell.name}", f"eval {cell.name}") if key in spent]
+    if f"train {cell.name}" not in spent:
+        parts += [row["seconds"] for row in rows if "seconds" in row]
+    return sum(parts) if parts else None
 
 
 def _train(grid: Grid, cell: Cell, features: Path, backbone: Path, device: torch.device, reporter: Reporter) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hsal_cli import workers
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.learning.crowds import object_regions
+from hsal_cli.learning.crowds import object_regions, on_objects
 from hsal_cli.learning.draws import Draws
 from hsal_cli.learning.rewards import count_labels
 from hsal_cli.learning.settings import FinetuneSettings
@@ -26,7 +26,27 @@ from hsal_cli.vision.backbone import ActivationModel
 from hsal_cli.vision.devices import forward_context
 from hsal_cli.vision.images import to_input
 
-Shown = tuple[Tensor, Tensor, Tensor | None]
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """What a step shows the network of B images.
+
+    Attributes:
+        inputs: (B, 3, s, s).
+        labels: (B,), or (B, M) padded with -1 where there are regions, or counts (B, K).
+        regions: (B, M, h, w), the cells that each object is named from; None: all.
+        objects: (B, h, w), 1 for cells on an object, 0 for background; None where no boxes are known.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    regions: Tensor | None = None
+    objects: Tensor | None = None
+
+    def first(self, rows: int, device: torch.device) -> Shown:
+        """The first rows of it, on a device."""
+        parts = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return Shown(*(None if part is None else part[:rows].to(device) for part in parts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,10 +170,7 @@ class BoxedObjects:
         return tuple(BoxedObjects(self.scenes, self.rows[chosen], self.columns[chosen]) for chosen in (held, ~held))
 
     def show(self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws) -> Shown:
-        """What a step shows: views (B, 3, side, side), labels (B, M) padded with -1, regions (B, M, h, w).
-
-        A crop shows one object (M = 1); a full image teaches all of its objects.
-        """
+        """What a step shows: views with labels (B, M), regions and objects; a crop teaches one object (M = 1), a full image all of its."""
         rows, columns = self.rows[picked], self.columns[picked]
         corners, labels = self.scenes.corners[rows], self.scenes.multisets[rows]
         own = self.scenes.corners[rows, columns] if crops else None
@@ -164,7 +181,7 @@ class BoxedObjects:
         if crops:
             place = torch.arange(len(rows))
             labels, regions = labels[place, columns][:, None], regions[place, columns][:, None]
-        return inputs, labels, regions
+        return Shown(inputs, labels, regions, on_objects(corners, centres))
 
     def loss(self, logits: Tensor, labels: Tensor) -> LossSums:
         """Cross-entropy over the objects, and how many of them are named rightly."""
@@ -229,14 +246,14 @@ class WholeImages:
         return tuple(WholeImages(self.scenes, self.rows[chosen], self.counts) for chosen in (held, ~held))
 
     def show(self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws) -> Shown:
-        """What a step shows: full views; as labels the counts (B, K), or one label of each image's, (B,)."""
+        """What a step shows: full views; as labels the counts, or one label of each image's."""
         rows = self.rows[picked]
         inputs, _ = views(self.scenes.images[rows], None, model.input_size, model.input_size, settings.augment, draws)
         labels = self.scenes.multisets[rows]
         if self.counts:
-            return inputs, count_labels(labels, self.scenes.classes), None
+            return Shown(inputs, count_labels(labels, self.scenes.classes))
         chance = torch.where(labels >= 0, draws.rand(labels.shape[1]), -1.0)
-        return inputs, labels.gather(1, chance.argmax(1, keepdim=True))[:, 0], None
+        return Shown(inputs, labels.gather(1, chance.argmax(1, keepdim=True))[:, 0])
 
     def loss(self, logits: Tensor, labels: Tensor) -> LossSums:
         """For counts Poisson's likelihood of them, whose rate grows with the evidence; else cross-entropy. And the accuracy of `score`."""

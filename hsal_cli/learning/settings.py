@@ -47,11 +47,17 @@ class FinetuneSettings:
         low=1,
         high=64,
     )
+    background: float = setting(
+        0.0,
+        "Weight of a second loss, the share of the saliency that lies off the objects, by their boxes; 0: none, as in the paper.",
+        low=0,
+        high=100,
+    )
     epoch_images: int = setting(8_000, "Images between two validations, which count as an epoch.", low=1, high=1_000_000_000)
     batch_size: int | None = setting(None, "Images a step; unset: 32 in mode crops, 128 in mode full.", low=2, high=65536)
     learning_rate: float = setting(1e-3, "Peak learning rate of AdamW (one-cycle, with warm-up).", above=0, high=10)
     weight_decay: float = setting(0.01, "Weight decay of AdamW.", low=0, high=10)
-    augment: bool = setting(True, "Random shifts, scales, rotations and contrast.")
+    augment: bool = setting(True, "Random scale, stretch, shear, rotation, shift, elastic distortion and contrast.")
     validation: int = setting(500, "Training images held out for validation; at most half of them.", low=1, high=1_000_000)
     seed: int = setting(0, "Seed of all that is random.", low=0, high=SEED_LIMIT)
 

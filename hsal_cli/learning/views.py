@@ -16,7 +16,10 @@ from hsal_cli.learning.draws import Draws
 from hsal_cli.vision.images import to_input
 
 ROOM = 1.15  # a crop's side over its object's
-SCALE, TURN, SHIFT = 0.12, 12.0, 0.06  # largest augmentation: relative size, degrees, share of the image's side
+SCALE, TURN, SHIFT = 0.12, 12.0, 0.06  # largest augmentation: relative size, degrees, share of half the image's side
+STRETCH, SHEAR = 0.12, 0.25  # likewise: width over height, sideways shift over height
+# Elastic distortion (Simard, Steinkraus and Platt, "Best Practices for Convolutional Neural Networks", 2003): smooth, random displacements.
+WAVES, BEND = 9, 0.025  # nodes of the field along a side of the full input; largest standard deviation, share of that side
 
 
 def crop_sides(boxes: Tensor, image_size: tuple[int, int], input_size: int, stride: int) -> Tensor:
@@ -48,12 +51,12 @@ def views(images: Tensor, boxes: Tensor | None, side: int, input_size: int, augm
         boxes: (B, 4) in px of the image; None for full views.
         side: side of the views, px of the network's input.
         input_size: side of the network's full input, px.
-        augment: random scale, rotation, shift and contrast.
+        augment: random scale, stretch, shear, rotation, shift, elastic distortion and contrast.
         draws: the source of all that is random, for these B images.
 
     Returns:
         The views, float (B, 3, side, side), normalised for the network; and where they look, (B, 2, 3): the affine maps from a place in a
-        view to the place in its image that is seen there, both in [-1, 1], x before y.
+        view to the place in its image that is seen there, both in [-1, 1], x before y; elastic distortion moves it by a few px more.
     """
     count, height, width = images.shape[:3]
     if not augment and boxes is None:
@@ -68,13 +71,18 @@ def views(images: Tensor, boxes: Tensor | None, side: int, input_size: int, augm
     turn = uniform(math.radians(TURN))
     share = side / input_size
     if boxes is None:
-        centre_x, centre_y = uniform(2 * SHIFT), uniform(2 * SHIFT)
+        zoom = zoom / (1 + SCALE)  # never larger: what stands at the border would be cut off
+        centre_x, centre_y = uniform(SHIFT), uniform(SHIFT)
     else:
         centre_x = _centres(boxes[:, 0] / width, boxes[:, 2] / width, share / zoom, draws)
         centre_y = _centres(boxes[:, 1] / height, boxes[:, 3] / height, share / zoom, draws)
     cosine, sine = torch.cos(turn) * share / zoom, torch.sin(turn) * share / zoom
-    theta = torch.stack([torch.stack([cosine, -sine, centre_x], 1), torch.stack([sine, cosine, centre_y], 1)], 1)
+    wider, lean = torch.exp(uniform(math.log1p(STRETCH))), uniform(SHEAR)
+    across, down = torch.stack([cosine, sine], 1) * wider[:, None], torch.stack([-sine, cosine], 1) / wider[:, None]
+    theta = torch.stack([across, down + lean[:, None] * across, torch.stack([centre_x, centre_y], 1)], 2)
     grid = F.affine_grid(theta.to(full.device), [count, 3, side, side], align_corners=False)
+    if augment:
+        grid = grid + _bends(side, share, draws).to(grid.device)
     # What lies outside of the image continues its border: an empty background of MNIST, a plausible one of photographs.
     seen = F.grid_sample(full, grid.to(full.dtype), padding_mode="border", align_corners=False)
     if augment:
@@ -100,6 +108,15 @@ def cell_centres(theta: Tensor, cells: int, image_size: tuple[int, int], covered
     y, x = torch.meshgrid(along, along, indexing="ij")
     seen = torch.einsum("bij,hwj->bhwi", theta, torch.stack([x, y, torch.ones_like(x)], -1))
     return (seen + 1) / 2 * torch.tensor([image_size[1], image_size[0]])
+
+
+def _bends(side: int, share: float, draws: Draws) -> Tensor:
+    """Elastic distortion, (B, side, side, 2): displacements in [-1, 1] of the full image, of a strength drawn for each view."""
+    nodes = max(2, round(WAVES * share))
+    strength = draws.rand()[:, None, None, None] * 2 * BEND
+    # A sum of four uniform numbers is as good as a normal one here, and never far out.
+    field = (draws.rand(4, 2, nodes, nodes).sum(1) - 2) * math.sqrt(3) * strength
+    return F.interpolate(field, size=(side, side), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
 
 
 def _centres(low: Tensor, high: Tensor, share: Tensor, draws: Draws) -> Tensor:

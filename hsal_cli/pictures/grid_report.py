@@ -259,7 +259,8 @@ def _runs(summary: dict[str, Any]) -> list[str]:
         rows.append([run["name"], *scores, str(run["epochs"]), str(reached or "-"), spent, f"`{run['weights_digest'][:12]}`"])
     failures = [f"- {run['name']}: {run['failure']}" for run in summary["runs"] if run["failure"]]
     columns = ["run", "macro-F1", "0-1", "epochs", "epochs to 0.9", "time", "weights (sha256)"]
-    said = "Epochs to 0.9: the first at which exact match on held-out images is at least 0.9. Time: training and evaluation."
+    said = "Epochs to 0.9: the first at which exact match on held-out images is at least 0.9. "
+    said += "Time: training and evaluation; of a run trained by itself, by hsal train, its epochs alone."
     return ["## Runs", "", *markdown_table(columns, rows, left=1), said, "", *failures, *([""] if failures else [])]
 
 

@@ -116,7 +116,10 @@ class ActivationModel(nn.Module):
         Returns:
             (B, classes); with regions (B, M, classes).
         """
-        volumes = self.forward(images)
+        return self.name(self.forward(images), regions)
+
+    def name(self, volumes: Tensor, regions: Tensor | None = None) -> Tensor:
+        """Volumes (B, 512, h, w) to class logits, as `classify` does."""
         summed = volumes.sum(dim=(2, 3)) if regions is None else torch.einsum("bmhw,bchw->bmc", regions.to(volumes.dtype), volumes)
         return self.fc(summed / self.resolution**2)
 
