@@ -87,7 +87,7 @@ def test_cell_centres_follow_the_augmented_view() -> None:
     spots = [(18 + 2 * (row % 12), 44 - 2 * (row % 9)) for row in range(24)]
     for image, (x, y) in zip(images, spots, strict=True):
         image[y - 3 : y + 3, x - 3 : x + 3] = 255
-    seen, theta = views(images, None, 64, 64, True, Draws.all(torch.Generator().manual_seed(0), len(images)))
+    seen, theta = views(images, None, 64, 64, 1.0, Draws.all(torch.Generator().manual_seed(0), len(images)))
     centres = cell_centres(theta, 16, (64, 64))
     brightest = torch.nn.functional.avg_pool2d(seen[:, :1], 4).flatten(1).argmax(1)
     found = centres.flatten(1, 2)[torch.arange(24), brightest]

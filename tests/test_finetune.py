@@ -207,7 +207,7 @@ def test_elastic_distortion_bends_a_view_smoothly_by_a_few_px_at_most() -> None:
     image = torch.zeros(112, 112, dtype=torch.uint8)
     for x, y in places:
         image[y - 1 : y + 2, x - 1 : x + 2] = 255
-    seen, theta = views(image.expand(40, 112, 112), None, 112, 112, True, Draws.all(torch.Generator().manual_seed(0), 40))
+    seen, theta = views(image.expand(40, 112, 112), None, 112, 112, 1.0, Draws.all(torch.Generator().manual_seed(0), 40))
     looks = cell_centres(theta, 112, (112, 112))
     offsets = []
     for grey, look in zip(seen[:, 0], looks, strict=True):
@@ -225,21 +225,21 @@ def test_what_stands_at_the_border_stays_in_an_augmented_full_view() -> None:
     images = torch.zeros(200, 100, 100, dtype=torch.uint8)
     for image, (x, y) in zip(images, [(0, 40), (80, 40), (40, 0), (40, 80)] * 50, strict=True):
         image[y : y + 20, x : x + 20] = 255
-    seen, theta = views(images, None, 112, 112, True, Draws.all(torch.Generator().manual_seed(0), 200))
+    seen, theta = views(images, None, 112, 112, 1.0, Draws.all(torch.Generator().manual_seed(0), 200))
     grey = seen[:, 0].flatten(1)
     lit = (grey > (grey.amin(1, keepdim=True) + grey.amax(1, keepdim=True)) / 2).sum(1)
     whole = (20 * 1.12) ** 2 / (torch.linalg.det(theta[:, :, :2]))  # px of the view that the object takes up where none of it is cut off
     assert (lit / whole).mean() > 0.95 and (lit / whole).min() > 0.5
 
 
-@pytest.mark.parametrize(("augment", "least", "most"), [(False, 0.9, 1.1), (True, 0.6, 1.5)])
-def test_a_crop_holds_its_object_whole_and_at_the_scale_of_the_full_image(augment: bool, least: float, most: float) -> None:
+@pytest.mark.parametrize(("distortion", "least", "most"), [(None, 0.9, 1.1), (0.0, 0.65, 1.4), (1.0, 0.6, 1.5)])
+def test_a_crop_holds_its_object_whole_and_at_the_scale_of_the_full_image(distortion: float | None, least: float, most: float) -> None:
     places = [(x, y) for x in range(2, 50, 12) for y in range(2, 54, 8)]
     boxes = torch.tensor([[x, y, x + 12, y + 8] for x, y in places], dtype=torch.float)
     images = torch.zeros(len(places), 64, 64, dtype=torch.uint8)
     for image, (x, y) in zip(images, places, strict=True):
         image[y : y + 8, x : x + 12] = 255
-    seen, _ = views(images, boxes, 32, 64, augment, Draws.all(torch.Generator().manual_seed(0), len(images)))
+    seen, _ = views(images, boxes, 32, 64, distortion, Draws.all(torch.Generator().manual_seed(0), len(images)))
     assert seen.shape == (len(places), 3, 32, 32)
     grey = seen[:, 0].flatten(1)
     lit = (grey > (grey.amin(1, keepdim=True) + grey.amax(1, keepdim=True)) / 2).sum(1) / (12 * 8)
@@ -248,7 +248,7 @@ def test_a_crop_holds_its_object_whole_and_at_the_scale_of_the_full_image(augmen
 
 def test_a_full_view_without_augmentation_is_the_networks_usual_input() -> None:
     images = torch.randint(0, 256, (3, 20, 30, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(views(images, None, 32, 32, False, Draws.all(torch.Generator(), 3))[0], to_input(images, 32))
+    assert torch.equal(views(images, None, 32, 32, None, Draws.all(torch.Generator(), 3))[0], to_input(images, 32))
 
 
 def test_the_background_share_is_that_of_the_saliency_off_the_objects() -> None:
@@ -278,5 +278,5 @@ def test_the_background_term_is_off_by_default_and_needs_boxes(tmp_path: Path) -
 
 def test_views_depend_on_the_generator_alone() -> None:
     images = torch.randint(0, 256, (4, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    first, again, other = (views(images, None, 32, 32, True, Draws.all(seeded(seed, 0), 4))[0] for seed in (1, 1, 2))
+    first, again, other = (views(images, None, 32, 32, 1.0, Draws.all(seeded(seed, 0), 4))[0] for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other) and first.isfinite().all()

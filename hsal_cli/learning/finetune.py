@@ -79,14 +79,14 @@ class SingleObjects:
         size = tuple(self.images.shape[1:3])
         if crops or settings.crowd == 1:
             batch = self.select(picked)
-            inputs, seen = views(batch.images, batch.boxes if crops else None, side, model.input_size, settings.augment, draws)
+            inputs, seen = views(batch.images, batch.boxes if crops else None, side, model.input_size, settings.distortion, draws)
             if batch.boxes is None:
                 return Shown(inputs, batch.labels)
             cells = -(-side // model.stride)
             centres = cell_centres(seen, cells, size, cells * model.stride / side)
             return Shown(inputs, batch.labels, None, on_objects(batch.boxes[:, None], centres))
         together = crowd(self.images, self.boxes, self.labels, picked, settings.crowd, draws)
-        inputs, seen = views(together.images, None, model.input_size, model.input_size, settings.augment, draws)
+        inputs, seen = views(together.images, None, model.input_size, model.input_size, settings.distortion, draws)
         centres = cell_centres(seen, model.resolution, size)
         return Shown(inputs, together.labels, object_regions(together.boxes, centres), on_objects(together.boxes, centres))
 

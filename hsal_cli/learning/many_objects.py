@@ -174,7 +174,7 @@ class BoxedObjects:
         rows, columns = self.rows[picked], self.columns[picked]
         corners, labels = self.scenes.corners[rows], self.scenes.multisets[rows]
         own = self.scenes.corners[rows, columns] if crops else None
-        inputs, seen = views(self.scenes.images[rows], own, side, model.input_size, settings.augment, draws)
+        inputs, seen = views(self.scenes.images[rows], own, side, model.input_size, settings.distortion, draws)
         cells = -(-side // model.stride)
         centres = cell_centres(seen, cells, tuple(self.scenes.images.shape[1:3]), cells * model.stride / side)
         regions = own_cells(corners, centres)
@@ -248,7 +248,7 @@ class WholeImages:
     def show(self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws) -> Shown:
         """What a step shows: full views; as labels the counts, or one label of each image's."""
         rows = self.rows[picked]
-        inputs, _ = views(self.scenes.images[rows], None, model.input_size, model.input_size, settings.augment, draws)
+        inputs, _ = views(self.scenes.images[rows], None, model.input_size, model.input_size, settings.distortion, draws)
         labels = self.scenes.multisets[rows]
         if self.counts:
             return Shown(inputs, count_labels(labels, self.scenes.classes))

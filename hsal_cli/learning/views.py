@@ -43,7 +43,9 @@ def crop_sides(boxes: Tensor, image_size: tuple[int, int], input_size: int, stri
     return torch.where(side <= input_size / 2, input_size / 2, needed).long()
 
 
-def views(images: Tensor, boxes: Tensor | None, side: int, input_size: int, augment: bool, draws: Draws) -> tuple[Tensor, Tensor]:
+def views(
+    images: Tensor, boxes: Tensor | None, side: int, input_size: int, distortion: float | None, draws: Draws
+) -> tuple[Tensor, Tensor]:
     """Cuts one view of each image.
 
     Args:
@@ -51,7 +53,8 @@ def views(images: Tensor, boxes: Tensor | None, side: int, input_size: int, augm
         boxes: (B, 4) in px of the image; None for full views.
         side: side of the views, px of the network's input.
         input_size: side of the network's full input, px.
-        augment: random scale, stretch, shear, rotation, shift, elastic distortion and contrast.
+        distortion: strength of random stretch, shear and elastic distortion, beside random scale, rotation, shift and contrast; None: no
+            augmentation at all.
         draws: the source of all that is random, for these B images.
 
     Returns:
@@ -59,6 +62,7 @@ def views(images: Tensor, boxes: Tensor | None, side: int, input_size: int, augm
         view to the place in its image that is seen there, both in [-1, 1], x before y; elastic distortion moves it by a few px more.
     """
     count, height, width = images.shape[:3]
+    augment = distortion is not None
     if not augment and boxes is None:
         return to_input(images, input_size), torch.eye(2, 3).expand(count, 2, 3)
     # Sampling only enlarges: what is larger than the network's input is first shrunk to it, with antialiasing.
@@ -77,12 +81,13 @@ def views(images: Tensor, boxes: Tensor | None, side: int, input_size: int, augm
         centre_x = _centres(boxes[:, 0] / width, boxes[:, 2] / width, share / zoom, draws)
         centre_y = _centres(boxes[:, 1] / height, boxes[:, 3] / height, share / zoom, draws)
     cosine, sine = torch.cos(turn) * share / zoom, torch.sin(turn) * share / zoom
-    wider, lean = torch.exp(uniform(math.log1p(STRETCH))), uniform(SHEAR)
+    strength = distortion or 0.0
+    wider, lean = torch.exp(uniform(math.log1p(STRETCH) * strength)), uniform(SHEAR * strength)
     across, down = torch.stack([cosine, sine], 1) * wider[:, None], torch.stack([-sine, cosine], 1) / wider[:, None]
     theta = torch.stack([across, down + lean[:, None] * across, torch.stack([centre_x, centre_y], 1)], 2)
     grid = F.affine_grid(theta.to(full.device), [count, 3, side, side], align_corners=False)
-    if augment:
-        grid = grid + _bends(side, share, draws).to(grid.device)
+    if strength:
+        grid = grid + strength * _bends(side, share, draws).to(grid.device)
     # What lies outside of the image continues its border: an empty background of MNIST, a plausible one of photographs.
     seen = F.grid_sample(full, grid.to(full.dtype), padding_mode="border", align_corners=False)
     if augment:
