@@ -16,7 +16,7 @@ from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.learning.draws import Draws, seeded
 from hsal_cli.learning.finetune import FinetuneTask, SingleObjects, accuracy, background_share, finetune, read_single_objects, settle
 from hsal_cli.learning.settings import FinetuneSettings
-from hsal_cli.learning.views import cell_centres, crop_sides, views
+from hsal_cli.learning.views import cell_centres, crop_sides, share_in_view, views
 from hsal_cli.vision.images import to_input
 
 CPU = torch.device("cpu")
@@ -221,15 +221,49 @@ def test_elastic_distortion_bends_a_view_smoothly_by_a_few_px_at_most() -> None:
     assert (offsets[:, 1:] - offsets[:, :-1]).std() < 1.4 * offsets.std()  # of unrelated ones: 1.41, and neighbours move together
 
 
-def test_what_stands_at_the_border_stays_in_an_augmented_full_view() -> None:
-    images = torch.zeros(200, 100, 100, dtype=torch.uint8)
-    for image, (x, y) in zip(images, [(0, 40), (80, 40), (40, 0), (40, 80)] * 50, strict=True):
-        image[y : y + 20, x : x + 20] = 255
-    seen, theta = views(images, None, 112, 112, 1.0, Draws.all(torch.Generator().manual_seed(0), 200))
+def test_the_share_in_view_is_that_of_an_object_which_a_view_shows() -> None:
+    images = torch.zeros(60, 100, 100, dtype=torch.uint8)
+    boxes = torch.tensor(
+        [[x, y, x + 20, y + 20] for x, y in [(0, 40), (80, 0), (40, 0), (40, 80), (40, 40), (78, 78)] * 10], dtype=torch.float
+    )
+    for image, (x0, y0, x1, y1) in zip(images, boxes.int().tolist(), strict=True):
+        image[y0:y1, x0:x1] = 255
+    seen, theta = views(images, None, 112, 112, 0.0, Draws.all(torch.Generator().manual_seed(0), 60))
+    shares = share_in_view(theta, boxes[:, None], (100, 100))[:, 0]
+    assert shares.min() < 0.7 and (shares[4::6] == 1).all() and (shares == 1).float().mean() > 0.4
     grey = seen[:, 0].flatten(1)
     lit = (grey > (grey.amin(1, keepdim=True) + grey.amax(1, keepdim=True)) / 2).sum(1)
-    whole = (20 * 1.12) ** 2 / (torch.linalg.det(theta[:, :, :2]))  # px of the view that the object takes up where none of it is cut off
-    assert (lit / whole).mean() > 0.95 and (lit / whole).min() > 0.5
+    whole = (20 * 1.12) ** 2 / torch.linalg.det(theta[:, :, :2])  # px of the view that the object takes up where none of it is cut off
+    free = (boxes.amin(1) > 0) & (boxes.amax(1) < 100)  # what touches the image's border continues beyond it
+    assert (lit / whole - shares)[free].abs().max() < 0.1
+
+
+def looking_at(part: float, right: float):
+    """Views that see only the middle `part` of an image, moved to the right."""
+    theta = torch.tensor([[part, 0, right], [0, part, 0]])
+    return lambda images, *_: (
+        views(images, None, 32, 32, None, Draws.all(torch.Generator(), len(images)))[0],
+        theta.expand(len(images), 2, 3),
+    )
+
+
+def test_an_object_that_is_cut_off_is_not_asked_for(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hsal_cli.learning.finetune.views", looking_at(0.6, 0.0))
+    data = read_single_objects(scenes, "train")
+    settings = dataclasses.replace(FAST, mode="full", crowd=3)
+    labels = data.show(torch.arange(24), False, 32, OneLayer("", 2, 32), settings, Draws.all(torch.Generator().manual_seed(0), 24)).labels
+    x0, y0, x1, y1 = data.boxes.T
+    whole = (x0 >= 10) & (x1 <= 40) & (y0 >= 8) & (y1 <= 32)  # of 50 x 40 px
+    outside = (x1 <= 10) | (x0 >= 40) | (y1 <= 8) | (y0 >= 32)
+    assert whole.any() and outside.any() and (labels[outside, 0] == -1).all() and torch.equal(labels[whole, 0], data.labels[whole])
+
+
+def test_a_batch_of_objects_cut_off_alone_teaches_nothing_and_breaks_nothing(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hsal_cli.learning.finetune.views", looking_at(1.0, 3.0))
+    task = task_of(read_single_objects(scenes, "train"), dataclasses.replace(FAST, mode="full", crowd=2))
+    task.start_epoch(len(task.plan) - 1)
+    logged = task.step(0)[1]
+    assert logged["loss"].item() == 0 and all(weight.isfinite().all() for weight in task.model.parameters())
 
 
 @pytest.mark.parametrize(("distortion", "least", "most"), [(None, 0.9, 1.1), (0.0, 0.65, 1.4), (1.0, 0.6, 1.5)])

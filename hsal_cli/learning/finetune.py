@@ -24,6 +24,7 @@ from hsal_cli.learning.many_objects import (
     LossSums,
     Shown,
     WholeImages,
+    in_view,
     naming_loss,
     read_scenes,
     share_of,
@@ -32,7 +33,7 @@ from hsal_cli.learning.many_objects import (
 from hsal_cli.learning.replica import Replica
 from hsal_cli.learning.runs import Run, resume_from
 from hsal_cli.learning.settings import FinetuneSettings
-from hsal_cli.learning.views import cell_centres, crop_sides, views
+from hsal_cli.learning.views import cell_centres, crop_sides, share_in_view, views
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.settings import as_dict, build
 from hsal_cli.vision.backbone import ActivationModel, initial_weights
@@ -88,7 +89,8 @@ class SingleObjects:
         together = crowd(self.images, self.boxes, self.labels, picked, settings.crowd, draws)
         inputs, seen = views(together.images, None, model.input_size, model.input_size, settings.distortion, draws)
         centres = cell_centres(seen, model.resolution, size)
-        return Shown(inputs, together.labels, object_regions(together.boxes, centres), on_objects(together.boxes, centres))
+        labels = in_view(together.labels, share_in_view(seen, together.boxes, size))
+        return Shown(inputs, labels, object_regions(together.boxes, centres), on_objects(together.boxes, centres))
 
     def loss(self, logits: Tensor, labels: Tensor) -> LossSums:
         """Cross-entropy over the objects, and how many of them are named rightly."""
@@ -215,6 +217,7 @@ class FinetuneTask(ModelTask):
         sums = self.data.loss(logits, shown.labels)
         counts = torch.tensor([sums.terms, sums.cases], device=self.device)
         lost, right, terms, cases = workers.summed(torch.cat([torch.stack([sums.loss.detach(), sums.right]), counts]))
+        terms, cases = terms.clamp(min=1), cases.clamp(min=1)  # a small batch may show no object whole
         logged = {"loss": lost / terms, "train_accuracy": right / cases}
         if not self.settings.background:
             return sums.loss / terms, logged

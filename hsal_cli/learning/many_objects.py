@@ -20,7 +20,7 @@ from hsal_cli.learning.crowds import object_regions, on_objects
 from hsal_cli.learning.draws import Draws
 from hsal_cli.learning.rewards import count_labels
 from hsal_cli.learning.settings import FinetuneSettings
-from hsal_cli.learning.views import cell_centres, views
+from hsal_cli.learning.views import cell_centres, share_in_view, views
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.vision.backbone import ActivationModel
 from hsal_cli.vision.devices import forward_context
@@ -49,6 +49,9 @@ class Shown:
         return Shown(*(None if part is None else part[:rows].to(device) for part in parts))
 
 
+WHOLE = 0.85  # share of an object that must be in view for it to be asked for
+
+
 @dataclasses.dataclass(frozen=True)
 class LossSums:
     """A loss and an accuracy before they are averaged, so that those of several workers can be added up.
@@ -64,6 +67,11 @@ class LossSums:
     terms: int
     right: Tensor
     cases: int
+
+
+def in_view(labels: Tensor, shares: Tensor) -> Tensor:
+    """Labels (B, M) with -1 for objects too much of which is cut off, by how much of each is in view, (B, M)."""
+    return labels.masked_fill(shares < WHOLE, -1)
 
 
 def naming_loss(logits: Tensor, labels: Tensor) -> LossSums:
@@ -181,6 +189,8 @@ class BoxedObjects:
         if crops:
             place = torch.arange(len(rows))
             labels, regions = labels[place, columns][:, None], regions[place, columns][:, None]
+        else:
+            labels = in_view(labels, share_in_view(seen, corners, tuple(self.scenes.images.shape[1:3])))
         return Shown(inputs, labels, regions, on_objects(corners, centres))
 
     def loss(self, logits: Tensor, labels: Tensor) -> LossSums:

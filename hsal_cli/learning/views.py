@@ -18,6 +18,7 @@ from hsal_cli.vision.images import to_input
 ROOM = 1.15  # a crop's side over its object's
 SCALE, TURN, SHIFT = 0.12, 12.0, 0.06  # largest augmentation: relative size, degrees, share of half the image's side
 STRETCH, SHEAR = 0.12, 0.25  # likewise: width over height, sideways shift over height
+POINTS = 8  # a side of the grid of points by which an object is in view
 # Elastic distortion (Simard, Steinkraus and Platt, "Best Practices for Convolutional Neural Networks", 2003): smooth, random displacements.
 WAVES, BEND = 9, 0.025  # nodes of the field along a side of the full input; largest standard deviation, share of that side
 
@@ -75,7 +76,6 @@ def views(
     turn = uniform(math.radians(TURN))
     share = side / input_size
     if boxes is None:
-        zoom = zoom / (1 + SCALE)  # never larger: what stands at the border would be cut off
         centre_x, centre_y = uniform(SHIFT), uniform(SHIFT)
     else:
         centre_x = _centres(boxes[:, 0] / width, boxes[:, 2] / width, share / zoom, draws)
@@ -95,6 +95,25 @@ def views(
         floor = seen.amin(dim=(2, 3), keepdim=True)
         seen = floor + (seen - floor) * gain
     return seen, theta
+
+
+def share_in_view(theta: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """How much of each object a view shows.
+
+    Args:
+        theta: (B, 2, 3) as `views` returns.
+        boxes: (B, M, 4) in px of the image; -1 where there is no object.
+        image_size: (H, W) in px.
+
+    Returns:
+        (B, M) share of the points of a grid over each box that lie in the view, in [0, 1].
+    """
+    size = torch.tensor([image_size[1], image_size[0]])
+    steps = (torch.arange(POINTS) + 0.5) / POINTS
+    inside = torch.cartesian_prod(steps, steps)  # (P, 2), from corner to corner
+    points = (boxes[..., None, :2] + inside * (boxes[..., None, 2:] - boxes[..., None, :2])) / size * 2 - 1  # (B, M, P, 2)
+    places = torch.linalg.solve(theta[:, None, None, :, :2], (points - theta[:, None, None, :, 2])[..., None])[..., 0]
+    return (places.abs() <= 1).all(-1).float().mean(-1)
 
 
 def cell_centres(theta: Tensor, cells: int, image_size: tuple[int, int], covered: float = 1.0) -> Tensor:
