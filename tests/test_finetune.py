@@ -314,3 +314,17 @@ def test_views_depend_on_the_generator_alone() -> None:
     images = torch.randint(0, 256, (4, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     first, again, other = (views(images, None, 32, 32, 1.0, Draws.all(seeded(seed, 0), 4))[0] for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other) and first.isfinite().all()
+
+
+def test_views_are_distorted_where_asked_for_and_augmented(scenes: Path) -> None:
+    data, draws = read_single_objects(scenes, "train"), lambda: Draws.all(torch.Generator().manual_seed(0), 8)
+    shown = [
+        data.show(torch.arange(8), False, 32, OneLayer("", 2, 32), dataclasses.replace(FAST, **how), draws()).inputs
+        for how in (
+            {"crowd": 1},
+            {"crowd": 1, "distort": 1.0},
+            {"crowd": 1, "distort": 1.0, "augment": False},
+            {"crowd": 1, "augment": False},
+        )
+    ]
+    assert not torch.allclose(shown[0], shown[1], atol=0.1) and torch.equal(shown[2], shown[3])
