@@ -118,7 +118,7 @@ def roll_out(policy, volume, saliency, labels):
                 hidden = [max(v, 0.0) for v in linear(mlp["0.weight"], seen, mlp["0.bias"])]
                 scores.append(linear(mlp["2.weight"], hidden, mlp["2.bias"]))
                 if settings.location_input == "hidden+priority+residual":
-                    scores[-1] = [score + float(policy.controller.priority_weight) * p for score, p in zip(scores[-1], P, strict=True)]
+                    scores[-1] = [score + policy.controller.priority_weight.item() * p for score, p in zip(scores[-1], P, strict=True)]
                 cell = scores[-1].index(max(scores[-1]))
                 glimpses.append(cell)
                 a = [float(c == cell) for c in range(len(CELLS))]
