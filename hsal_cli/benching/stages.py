@@ -16,8 +16,9 @@ from hsal_cli.benching.timing import Clock, call, timed
 from hsal_cli.evaluation.evaluate import evaluate, roll_outs
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.learning.draws import Draws
-from hsal_cli.learning.finetune import FinetuneTask, read_single_objects
+from hsal_cli.learning.finetune import FinetuneTask
 from hsal_cli.learning.loop import CHECK_EVERY
+from hsal_cli.learning.single_objects import read_single_objects
 from hsal_cli.learning.train_policy import PolicyTask
 from hsal_cli.scenes.compose import Composer
 from hsal_cli.scenes.glyphs import find_digits

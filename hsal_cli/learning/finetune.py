@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,29 +15,23 @@ from hsal_cli.checkpoints import Checkpoint
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.learning import runs
-from hsal_cli.learning.crowds import crowd, object_regions, on_objects
 from hsal_cli.learning.draws import Draws, seeded
 from hsal_cli.learning.loop import ModelTask, one_cycle, train
 from hsal_cli.learning.many_objects import (
     BoxedObjects,
-    LossSums,
-    Shown,
     WholeImages,
-    in_view,
-    naming_loss,
     read_scenes,
-    share_of,
     way_of,
 )
 from hsal_cli.learning.replica import Replica
 from hsal_cli.learning.runs import Run, resume_from
 from hsal_cli.learning.settings import FinetuneSettings
-from hsal_cli.learning.views import cell_centres, crop_sides, share_in_view, views
+from hsal_cli.learning.single_objects import SingleObjects, read_single_objects
+from hsal_cli.learning.views import crop_sides
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.settings import as_dict, build
 from hsal_cli.vision.backbone import ActivationModel, initial_weights
 from hsal_cli.vision.devices import fitting, forward_context
-from hsal_cli.vision.images import to_input
 
 FULL_AFTER_CROPS, FULL_ALONE, FULL_ALONE_CPU = 36_000, 600_000, 40_000
 CROWD = 4  # objects in an image, as many as in MNIST Multiset
@@ -48,84 +41,6 @@ MEANING = {
     "counts": "the number of each class is learned",
 }
 TEST_IMAGES = 2_000  # of the test split, scored once at the end
-
-
-@dataclasses.dataclass(frozen=True)
-class SingleObjects:
-    """Single-object images with their labels, resident in memory.
-
-    Attributes:
-        images: uint8 (N, H, W) or (N, H, W, 3).
-        labels: int64 (N,) in 0..K-1.
-        boxes: float (N, 4) x0, y0, x1, y1 in px; None where the scene file has none.
-    """
-
-    images: Tensor
-    labels: Tensor
-    boxes: Tensor | None
-
-    def select(self, rows: Tensor) -> SingleObjects:
-        """The images at `rows`."""
-        return SingleObjects(self.images[rows], self.labels[rows], None if self.boxes is None else self.boxes[rows])
-
-    def hold_out(self, count: int, seed: int) -> tuple[SingleObjects, SingleObjects]:
-        """Splits off `count` images, at most half of them: (held out, the rest)."""
-        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
-        count = min(count, len(self.labels) // 2)
-        return self.select(order[:count]), self.select(order[count:].sort().values)
-
-    def show(self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws) -> Shown:
-        """What a step shows: crops or full views of one object, labels (B,); or, with `crowd`, full views of crowds, each object with a
-        region of its own."""
-        size = tuple(self.images.shape[1:3])
-        if crops or settings.crowd == 1:
-            batch = self.select(picked)
-            inputs, seen = views(batch.images, batch.boxes if crops else None, side, model.input_size, settings.distortion, draws)
-            if batch.boxes is None:
-                return Shown(inputs, batch.labels)
-            cells = -(-side // model.stride)
-            centres = cell_centres(seen, cells, size, cells * model.stride / side)
-            return Shown(inputs, batch.labels, None, on_objects(batch.boxes[:, None], centres))
-        together = crowd(self.images, self.boxes, self.labels, picked, settings.crowd, draws)
-        inputs, seen = views(together.images, None, model.input_size, model.input_size, settings.distortion, draws)
-        centres = cell_centres(seen, model.resolution, size)
-        labels = in_view(together.labels, share_in_view(seen, together.boxes, size))
-        return Shown(inputs, labels, object_regions(together.boxes, centres), on_objects(together.boxes, centres))
-
-    def loss(self, logits: Tensor, labels: Tensor) -> LossSums:
-        """Cross-entropy over the objects, and how many of them are named rightly."""
-        return naming_loss(logits[labels >= 0], labels[labels >= 0])
-
-    def score(self, model: ActivationModel, batch_size: int, device: torch.device) -> float:
-        """Share of the images, shown in full, that are classified correctly."""
-        return accuracy(model, self, batch_size, device)
-
-
-def read_single_objects(scenes: Path, split: str, most: int | None = None) -> SingleObjects:
-    """Reads a split of a scene file whose images hold one object each.
-
-    Raises:
-        FileError: the split is missing, or an image holds more than one object.
-    """
-    with open_scenes(scenes) as file:
-        if split not in file.splits:
-            raise FileError(f"{scenes} has no split {split}", "make it with: hsal make-data mnist-single")
-        part = file.split(split)
-        stop = len(part) if most is None else min(most, len(part))
-        labels = part.labels[:stop]
-        objects = (labels >= 0).sum(axis=1)
-        crowded = np.flatnonzero(objects != 1)
-        if len(crowded):
-            raise FileError(
-                f"{scenes}: image {crowded[0]} of {split} holds {objects[crowded[0]]} objects; fine-tuning takes one",
-                "make such images with: hsal make-data mnist-single, or learn from several: --objects auto",
-            )
-        column = (labels >= 0).argmax(axis=1)
-        rows = np.arange(stop)
-        boxes = None if part.boxes is None else torch.from_numpy(part.boxes[rows, column].astype(np.float32))
-        if boxes is not None and bool((boxes[:, 2] <= boxes[:, 0]).any()):
-            boxes = None
-        return SingleObjects(torch.from_numpy(part.read(0, stop)), torch.from_numpy(labels[rows, column].astype(np.int64)), boxes)
 
 
 def read_objects(scenes: Path, split: str, way: str, most: int | None = None) -> SingleObjects | BoxedObjects | WholeImages:
@@ -305,20 +220,6 @@ def _epochs_of(kind: str, images: int, size: int) -> list[tuple[str, int]]:
     """Splits `images` into epochs of about `size`."""
     count = max(1, round(images / size)) if images else 0
     return [(kind, images * (part + 1) // count - images * part // count) for part in range(count)]
-
-
-@torch.inference_mode()
-def accuracy(model: ActivationModel, data: SingleObjects, batch_size: int, device: torch.device) -> float:
-    """Share of single-object images, shown in full, that are classified correctly."""
-    model.eval()
-    right, own = 0, workers.stretch(len(data.labels), batch_size)
-    for start in own[::batch_size]:
-        rows = slice(start, min(start + batch_size, own.stop))
-        inputs = to_input(data.images[rows], model.input_size).to(device)
-        with forward_context(device):
-            named = model.classify(inputs.contiguous(memory_format=torch.channels_last)).argmax(1)
-        right += int((named.cpu() == data.labels[rows]).sum())
-    return share_of(right, len(own))
 
 
 def finetune(

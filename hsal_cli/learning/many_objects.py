@@ -1,7 +1,7 @@
 """Fine-tuning on images of several objects: by their boxes, by one label drawn at random (section 5), or by counts alone.
 
 Each of the classes here holds a split in memory and says what a step shows the network of it, what the loss is, and how it is scored;
-`finetune.SingleObjects` does the same for images of one object.
+`single_objects.SingleObjects` does the same for images of one object.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hsal_cli.learning.crowds import object_regions, on_objects
 from hsal_cli.learning.draws import Draws
 from hsal_cli.learning.rewards import count_labels
 from hsal_cli.learning.settings import FinetuneSettings
-from hsal_cli.learning.views import cell_centres, share_in_view, views
+from hsal_cli.learning.views import cell_centres, share_in_view, view_centres, views
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.vision.backbone import ActivationModel
 from hsal_cli.vision.devices import forward_context
@@ -183,8 +183,7 @@ class BoxedObjects:
         corners, labels = self.scenes.corners[rows], self.scenes.multisets[rows]
         own = self.scenes.corners[rows, columns] if crops else None
         inputs, seen = views(self.scenes.images[rows], own, side, model.input_size, settings.distortion, draws)
-        cells = -(-side // model.stride)
-        centres = cell_centres(seen, cells, tuple(self.scenes.images.shape[1:3]), cells * model.stride / side)
+        centres = view_centres(seen, side, model.stride, tuple(self.scenes.images.shape[1:3]))
         regions = own_cells(corners, centres)
         if crops:
             place = torch.arange(len(rows))

@@ -134,6 +134,12 @@ def cell_centres(theta: Tensor, cells: int, image_size: tuple[int, int], covered
     return (seen + 1) / 2 * torch.tensor([image_size[1], image_size[0]])
 
 
+def view_centres(theta: Tensor, side: int, stride: int, image_size: tuple[int, int]) -> Tensor:
+    """`cell_centres` of views of this side, px, in a network of this stride, px a cell."""
+    cells = -(-side // stride)
+    return cell_centres(theta, cells, image_size, cells * stride / side)
+
+
 def _bends(side: int, share: float, draws: Draws) -> Tensor:
     """Elastic distortion, (B, side, side, 2): displacements in [-1, 1] of the full image, of a strength drawn for each view."""
     nodes = max(2, round(WAVES * share))
