@@ -14,12 +14,12 @@ from test_finetune import OneLayer, write_scenes
 
 from hsal_cli import checkpoints
 from hsal_cli.errors import FileError, Interrupted, UsageError
-from hsal_cli.learning import finetune as finetune_room
 from hsal_cli.learning import runs
 from hsal_cli.learning import train_policy as train_room
 from hsal_cli.learning.finetune import finetune
 from hsal_cli.learning.runs import Run
 from hsal_cli.learning.settings import TrainSettings
+from hsal_cli.learning.single_objects import SingleObjects
 from hsal_cli.learning.train_policy import train_policy
 
 CPU = torch.device("cpu")
@@ -65,7 +65,7 @@ def interrupt(command: str, point: str, monkeypatch: pytest.MonkeyPatch) -> Stop
     """A reporter that stops at a point, or an evaluation that does."""
     # Both have 3 steps in an epoch.
     reporter = StoppingReporter({"epoch end": 3, "mid-epoch": 5}.get(point))
-    room, name = (train_room, "quick_scores") if command == "train" else (finetune_room, "accuracy")
+    room, name = (train_room, "quick_scores") if command == "train" else (SingleObjects, "score")
     calls, score = [], getattr(room, name)
 
     def scoring(*arguments: Any) -> Any:

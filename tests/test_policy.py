@@ -6,12 +6,14 @@ import json
 import pytest
 import torch
 
+from hsal_cli.errors import UsageError
 from hsal_cli.policy.choosing import draw, greedy, sampling
 from hsal_cli.policy.episode import Episode
 from hsal_cli.policy.gaussian import GaussianAttention
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.meta_controller import WinnerTakeAll
 from hsal_cli.policy.settings import PolicySettings, stored_policy
+from hsal_cli.policy.surround import neighbours
 from hsal_cli.settings import as_dict
 
 CLASSES, SHAPE = 3, (6, 4, 5)
@@ -284,9 +286,9 @@ def test_a_narrow_mask_clears_as_much_saliency_as_a_wide_one_by_default():
         assert PolicySettings(mask=mask).inhibition_reach == 1.0
 
 
-def test_policies_stored_before_inhibition_had_a_width_are_what_they_were():
-    stored = {name: value for name, value in as_dict(PolicySettings()).items() if name != "inhibition_width"}
-    assert stored_policy(stored) == PolicySettings(inhibition_width=1.0)
+def test_policies_stored_before_there_was_a_choice_are_what_they_were():
+    stored = {name: value for name, value in as_dict(PolicySettings()).items() if name not in ("inhibition_width", "glimpse_size")}
+    assert stored_policy(stored) == PolicySettings(inhibition_width=1.0, glimpse_size=1)
     for now in (PolicySettings(), PolicySettings(inhibition_width=1.7)):
         assert stored_policy(json.loads(json.dumps(as_dict(now)))) == now
 
@@ -325,3 +327,27 @@ def test_wrong_shapes_are_refused_by_name():
         policy(volumes, saliency, choose=greedy)
     with pytest.raises(ValueError, match="steps have shape"):
         policy(volumes, saliency, choose=greedy, steps=torch.tensor([1]))
+
+
+def test_the_square_around_a_glimpse_has_a_middle():
+    with pytest.raises(UsageError, match="glimpse_size = 4 is even"):
+        PolicySettings(glimpse_size=4)
+
+
+def test_a_glimpse_of_one_cell_reads_its_column_alone():
+    names = [name for name, _ in make(glimpse_size=1).named_parameters()]
+    assert not [name for name in names if "surround" in name]
+    wide = make(glimpse_size=3)
+    assert sum(p.numel() for p in wide.parameters()) > sum(p.numel() for p in make(glimpse_size=1).parameters())
+    # Nothing that is not learned is stored with the weights.
+    assert set(wide.state_dict()) == {name for name, _ in wide.named_parameters()} | {"volume_scale"}
+
+
+@pytest.mark.parametrize(("size", "height", "width"), [(3, 3, 4), (5, 2, 2), (3, 1, 1)])
+def test_neighbours_are_the_cells_of_the_square_that_lie_on_the_map(size, height, width):
+    cells, inside = neighbours(size, height, width)
+    assert cells.shape == inside.shape == (height * width, size * size - 1)
+    for cell in range(height * width):
+        row, column = divmod(cell, width)
+        near = [c for c in range(height * width) if max(abs(c // width - row), abs(c % width - column)) <= size // 2 and c != cell]
+        assert cells[cell][inside[cell].bool()].tolist() == near

@@ -83,6 +83,12 @@ def attention(policy, hidden, saliency):
     return gaussians
 
 
+def square(cell, side):
+    """The cells around a cell, on the map or off it."""
+    reach = range(-(side // 2), side // 2 + 1)
+    return [(cell[0] + i, cell[1] + j) for i in reach for j in reach if (i, j) != (0, 0)]
+
+
 def roll_out(policy, volume, saliency, labels):
     """One example, labelled as told; yields what each meta-step has, by the names of Episode."""
     settings, stop = policy.settings, policy.stop
@@ -95,6 +101,7 @@ def roll_out(policy, volume, saliency, labels):
     context, location, glimpse = (part(policy, f"controller.encode_{name}") for name in ("context", "location", "glimpse"))
     by_cell = [list(column) for column in zip(*location["weight"], strict=True)]
     encode = [a + b + c for a, b, c in zip(context["weight"], by_cell, glimpse["weight"], strict=True)]  # W_encode, whole
+    surround = part(policy, "controller.surround")
     gru_controller, heads = part(policy, "controller.gru"), {n: part(policy, f"controller.{n}") for n in ("label", "value", "location")}
     memory = [0.0] * (stop + 1)
     h_meta, h = [0.0] * settings.meta_hidden, [0.0] * settings.controller_hidden
@@ -105,12 +112,13 @@ def roll_out(policy, volume, saliency, labels):
         M = [phi(gaussians, i, j) for i, j in CELLS]
         P = normalise([m * s for m, s in zip(M, S, strict=True)])
         g = [sum(m * column[c] for m, column in zip(M, columns, strict=True)) for c in range(C)]
-        a = [0.0] * len(CELLS)
+        a, around = [0.0] * len(CELLS), [0.0] * settings.controller_encode
         if settings.controller_state == "reset":
             h = [0.0] * settings.controller_hidden
         glimpses, scores, values = [], [], []
         for i in range(settings.glimpses + 1):
-            h = gru(gru_controller, linear(encode, P + memory + a + g, context["bias"]), h)
+            e = linear(encode, P + memory + a + g, context["bias"])
+            h = gru(gru_controller, [one + more for one, more in zip(e, around, strict=True)], h)
             values.append(linear(heads["value"]["weight"], h, heads["value"]["bias"])[0])
             if i < settings.glimpses:
                 mlp = heads["location"]
@@ -123,6 +131,10 @@ def roll_out(policy, volume, saliency, labels):
                 glimpses.append(cell)
                 a = [float(c == cell) for c in range(len(CELLS))]
                 g = columns[cell]
+                if surround:
+                    seen = [columns[CELLS.index(near)] if near in CELLS else [0.0] * C for near in square(CELLS[cell], settings.glimpse_size)]
+                    narrowed = [value for column in seen for value in linear(surround["narrow.weight"], column)]
+                    around = linear(surround["encode.weight"], narrowed)
         yield {
             "logits": linear(heads["label"]["weight"], h, heads["label"]["bias"]),
             "glimpses": glimpses,
@@ -148,6 +160,7 @@ def roll_out(policy, volume, saliency, labels):
 def test_roll_out_is_the_papers_equations(mask, inhibition, location_input, memory, state, glimpses):
     settings = PolicySettings(
         glimpses=glimpses,
+        glimpse_size=2 * glimpses - 1 if glimpses else 1,
         gaussians=1 + glimpses,
         meta_encode=5,
         meta_hidden=4,

@@ -2,6 +2,8 @@
 
 x_i = [P_t, y_{t-1}, a_{i-1}, g_{i-1}],   e_i = W_encode x_i,   h_i = GRU(e_i, h_{i-1})
 s_i = W_location h_i for i <= k,  W_class h_i for i = k + 1
+
+With a glimpse size above 1, the encoded neighbours of the glimpsed cell are added to e_i (see `surround`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from hsal_cli.policy.gru import GRU
 from hsal_cli.policy.interface import column
 from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.surround import Surround
 
 PRIORITY_WEIGHT = 10.0  # a cell of half the highest priority starts at e^-5 of its probability
 Pick = Callable[[Tensor], Tensor]
@@ -40,12 +43,13 @@ class Controller(nn.Module):
     Args:
         settings: the architecture.
         labels: K + 1.
-        cells: cells of the maps, h * w.
-        channels: channels of the volume, C.
+        volume_shape: (C, h, w) of the volumes.
     """
 
-    def __init__(self, settings: PolicySettings, labels: int, cells: int, channels: int) -> None:
+    def __init__(self, settings: PolicySettings, labels: int, volume_shape: tuple[int, int, int]) -> None:
         super().__init__()
+        channels, height, width = volume_shape
+        cells = height * width
         self.glimpses = settings.glimpses
         self.sees_priority = settings.location_input != "hidden"
         encode, hidden = settings.controller_encode, settings.controller_hidden
@@ -59,6 +63,7 @@ class Controller(nn.Module):
         bound = (cells + labels + cells + channels) ** -0.5
         for part in (self.encode_context.weight, self.encode_context.bias, self.encode_location.weight, self.encode_glimpse.weight):
             nn.init.uniform_(part, -bound, bound)
+        self.surround = Surround(settings.glimpse_size, channels, height, width, encode) if settings.glimpse_size > 1 else None
         self.gru = GRU(encode, hidden)
         self.location = nn.Sequential(
             nn.Linear(hidden + (cells if self.sees_priority else 0), settings.location_hidden),
@@ -92,6 +97,8 @@ class Controller(nn.Module):
             encoded = context + self.encode_glimpse(glimpse)
             if i > 0:
                 encoded = encoded + self.encode_location(cells[-1])
+                if self.surround is not None:
+                    encoded = encoded + self.surround(volumes, cells[-1]) / scale
             state = self.gru(encoded, state)
             # Detached, as appendix A says: the rewards of glimpses and the baseline's error train their heads alone.
             known = state.detach()

@@ -34,13 +34,13 @@ class HSAL(nn.Module):
         self.classes = classes
         self.stop = classes
         self.volume_shape = tuple(volume_shape)
-        channels, height, width = self.volume_shape
+        _, height, width = self.volume_shape
         self.meta_controller = (
             WinnerTakeAll(settings, height, width)
             if settings.mask == "winner-take-all"
             else MetaController(settings, classes + 1, height, width)
         )
-        self.controller = Controller(settings, classes + 1, height * width, channels)
+        self.controller = Controller(settings, classes + 1, self.volume_shape)
         self.register_buffer("volume_scale", torch.tensor(float(volume_scale)))
 
     def forward(

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+from hsal_cli.errors import UsageError
 from hsal_cli.settings import build, check, setting
 
 PAPER_SIDE = 7  # cells along a side of the paper's maps
@@ -16,6 +17,13 @@ class PolicySettings:
     """The architecture of the hierarchical policy. `--preset paper` holds the paper's values; the defaults are measured."""
 
     glimpses: int = setting(2, "Overt glimpses a meta-step, k (appendix A: 2).", low=0, high=64)
+    glimpse_size: int = setting(
+        3,
+        "Side of the square of cells that a glimpse reads, cells, odd: 1, one column of the volume as in the paper; 3, its neighbours too, "
+        "each narrowed to 64 numbers.",
+        low=1,
+        high=63,
+    )
     gaussians: int = setting(5, "Components of the Gaussian attention mask, K (appendix A: 5).", low=1, high=64)
     meta_encode: int = setting(128, "Width of the meta-controller's input encoding (appendix A: 128).", low=1, high=8192)
     meta_hidden: int = setting(128, "Units of the meta-controller's GRU (appendix A: 128).", low=1, high=8192)
@@ -63,7 +71,7 @@ class PolicySettings:
         "last", "Label memory fed to both controllers: the last label as in the paper, or counts of all labels named so far."
     )
     controller_state: Literal["carry", "reset"] = setting(
-        "carry", "The controller's hidden state at the start of a meta-step: carried over, or reset to zero."
+        "reset", "The controller's hidden state at the start of a meta-step: carried over as in the paper, or reset to zero."
     )
     saliency_transform: Literal["none", "sqrt"] = setting(
         "sqrt", "What is done to the raw saliency map before it is scaled to [0, 1]: nothing as in the paper, or its square root."
@@ -71,6 +79,8 @@ class PolicySettings:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.glimpse_size % 2 == 0:
+            raise UsageError(f"glimpse_size = {self.glimpse_size} is even, so that no cell is its middle", "take an odd one: 1, 3 or 5")
 
     @property
     def initial_spread(self) -> float:
@@ -102,5 +112,5 @@ class PolicySettings:
 
 
 def stored_policy(stored: dict[str, Any]) -> PolicySettings:
-    """The settings that a run or a checkpoint holds; those made before inhibition of return had a width of its own have it at 1."""
-    return build(PolicySettings, {"inhibition_width": 1.0, **stored})
+    """The settings that a run or a checkpoint holds; what there was no choice of when it was made has the only value it had then."""
+    return build(PolicySettings, {"inhibition_width": 1.0, "glimpse_size": 1, **stored})
