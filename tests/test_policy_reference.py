@@ -132,7 +132,9 @@ def roll_out(policy, volume, saliency, labels):
                 a = [float(c == cell) for c in range(len(CELLS))]
                 g = columns[cell]
                 if surround:
-                    seen = [columns[CELLS.index(near)] if near in CELLS else [0.0] * C for near in square(CELLS[cell], settings.glimpse_size)]
+                    seen = [
+                        columns[CELLS.index(near)] if near in CELLS else [0.0] * C for near in square(CELLS[cell], settings.glimpse_size)
+                    ]
                     narrowed = [value for column in seen for value in linear(surround["narrow.weight"], column)]
                     around = linear(surround["encode.weight"], narrowed)
         yield {

@@ -17,12 +17,7 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.learning import runs
 from hsal_cli.learning.draws import Draws, seeded
 from hsal_cli.learning.loop import ModelTask, one_cycle, train
-from hsal_cli.learning.many_objects import (
-    BoxedObjects,
-    WholeImages,
-    read_scenes,
-    way_of,
-)
+from hsal_cli.learning.many_objects import BoxedObjects, WholeImages, read_scenes, way_of
 from hsal_cli.learning.replica import Replica
 from hsal_cli.learning.runs import Run, resume_from
 from hsal_cli.learning.settings import FinetuneSettings

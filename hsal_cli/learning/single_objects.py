@@ -13,8 +13,8 @@ from hsal_cli import workers
 from hsal_cli.errors import FileError
 from hsal_cli.learning.crowds import crowd, object_regions, on_objects
 from hsal_cli.learning.draws import Draws
-from hsal_cli.learning.many_objects import LossSums, Shown, in_view, naming_loss, share_of
 from hsal_cli.learning.settings import FinetuneSettings
+from hsal_cli.learning.shown import LossSums, Shown, in_view, naming_loss, share_of
 from hsal_cli.learning.views import share_in_view, view_centres, views
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.vision.backbone import ActivationModel

@@ -50,8 +50,8 @@ def neighbours(size: int, height: int, width: int) -> tuple[Tensor, Tensor]:
         height, width: cells of the map.
 
     Returns:
-        int64 (h * w, size^2 - 1), the cells of the square but the middle one, row by row; and (h * w, size^2 - 1), 1 for those on the map, 0
-        for those that lie off it, which stand as cell 0.
+        int64 (h * w, size^2 - 1), the cells of the square but the middle one, row by row; and (h * w, size^2 - 1), 1 for those on the map,
+        0 for those that lie off it, which stand as cell 0.
     """
     reach = torch.arange(size) - size // 2
     down, across = torch.meshgrid(reach, reach, indexing="ij")
