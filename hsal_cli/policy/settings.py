@@ -18,7 +18,7 @@ class PolicySettings:
 
     glimpses: int = setting(2, "Overt glimpses a meta-step, k (appendix A: 2).", low=0, high=64)
     glimpse_size: int = setting(
-        3,
+        1,
         "Side of the square of cells that a glimpse reads, cells, odd: 1, one column of the volume as in the paper; 3, its neighbours too, "
         "each narrowed to 64 numbers.",
         low=1,
@@ -68,7 +68,7 @@ class PolicySettings:
         "times a learned number, is added to its scores too.",
     )
     memory: Literal["last", "counts"] = setting(
-        "last", "Label memory fed to both controllers: the last label as in the paper, or counts of all labels named so far."
+        "counts", "Label memory fed to both controllers: the last label as in the paper, or counts of all labels named so far."
     )
     controller_state: Literal["carry", "reset"] = setting(
         "reset", "The controller's hidden state at the start of a meta-step: carried over as in the paper, or reset to zero."
