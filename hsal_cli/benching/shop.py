@@ -129,11 +129,11 @@ class Shop:
         bias = policy.controller.label.bias
         with torch.no_grad():
             bias[policy.stop] = NEVER
-            first = self.table.select(slice(0, 256))
-            episodes = [episode for _, episode in roll_outs(policy, first, self.most_labels + 2, 256, self.device)]
-            logits = torch.cat([episode.logits.flatten(0, 1) for episode in episodes])
-            lead = logits[:, : policy.stop].amax(1) - (logits[:, policy.stop] - NEVER)
-            bias[policy.stop] = torch.quantile(lead, 1 / ((low + high) / 2 + 1))
+            first, most = self.table.select(slice(0, 256)), self.most_labels + 2
+            (_, episode), *_ = roll_outs(policy, first, most, 256, self.device)
+            lead = episode.logits[..., : policy.stop].amax(2) - (episode.logits[..., policy.stop] - NEVER)
+            # An image goes on while its lowest lead so far is above the bias: at (low + high) / 2 of its meta-steps, on average.
+            bias[policy.stop] = torch.quantile(lead.cummin(0).values, 1 - (low + high) / 2 / most)
         return policy
 
     def policy_checkpoint(self) -> Path:
