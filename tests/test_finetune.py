@@ -16,7 +16,7 @@ from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.learning.draws import Draws, seeded
 from hsal_cli.learning.finetune import FinetuneTask, background_share, finetune, settle
 from hsal_cli.learning.settings import FinetuneSettings
-from hsal_cli.learning.single_objects import SingleObjects, accuracy, read_single_objects
+from hsal_cli.learning.single_objects import SingleObjects, read_single_objects
 from hsal_cli.learning.views import cell_centres, crop_sides, share_in_view, views
 from hsal_cli.vision.images import to_input
 
@@ -106,7 +106,7 @@ def test_fine_tuning_learns_colour_and_grey_images_and_describes_its_checkpoint(
     model.eval()
     with torch.no_grad():
         right = sum(model.classify(to_input(test.images[row : row + 1], 32)).argmax().item() == test.labels[row].item() for row in range(6))
-    assert run.status["test_accuracy"] == pytest.approx(right / 6) == accuracy(model, test, 4, CPU)
+    assert run.status["test_accuracy"] == pytest.approx(right / 6) == test.score(model, 4, CPU)
 
 
 def test_without_boxes_there_are_no_crops_and_that_is_said(tmp_path: Path) -> None:

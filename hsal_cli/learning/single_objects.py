@@ -66,9 +66,18 @@ class SingleObjects:
         """Cross-entropy over the objects, and how many of them are named rightly."""
         return naming_loss(logits[labels >= 0], labels[labels >= 0])
 
+    @torch.inference_mode()
     def score(self, model: ActivationModel, batch_size: int, device: torch.device) -> float:
         """Share of the images, shown in full, that are classified correctly."""
-        return accuracy(model, self, batch_size, device)
+        model.eval()
+        right, own = 0, workers.stretch(len(self.labels), batch_size)
+        for start in own[::batch_size]:
+            rows = slice(start, min(start + batch_size, own.stop))
+            inputs = to_input(self.images[rows], model.input_size).to(device)
+            with forward_context(device):
+                named = model.classify(inputs.contiguous(memory_format=torch.channels_last)).argmax(1)
+            right += int((named.cpu() == self.labels[rows]).sum())
+        return share_of(right, len(own))
 
 
 def read_single_objects(scenes: Path, split: str, most: int | None = None) -> SingleObjects:
@@ -96,17 +105,3 @@ def read_single_objects(scenes: Path, split: str, most: int | None = None) -> Si
         if boxes is not None and bool((boxes[:, 2] <= boxes[:, 0]).any()):
             boxes = None
         return SingleObjects(torch.from_numpy(part.read(0, stop)), torch.from_numpy(labels[rows, column].astype(np.int64)), boxes)
-
-
-@torch.inference_mode()
-def accuracy(model: ActivationModel, data: SingleObjects, batch_size: int, device: torch.device) -> float:
-    """Share of single-object images, shown in full, that are classified correctly."""
-    model.eval()
-    right, own = 0, workers.stretch(len(data.labels), batch_size)
-    for start in own[::batch_size]:
-        rows = slice(start, min(start + batch_size, own.stop))
-        inputs = to_input(data.images[rows], model.input_size).to(device)
-        with forward_context(device):
-            named = model.classify(inputs.contiguous(memory_format=torch.channels_last)).argmax(1)
-        right += int((named.cpu() == data.labels[rows]).sum())
-    return share_of(right, len(own))
