@@ -81,7 +81,7 @@ def test_what_the_policy_names_greedily_is_what_is_scored():
     assert (found["exact_match"], found["macro_f1"]) == (quick["exact_match"], quick["macro_f1"]) == pytest.approx((exact, macro_f1))
     assert quick["attn_saliency"] == pytest.approx(found["attn_saliency"]["raw"])
     assert quick["attn_saliency_normalized"] == pytest.approx(found["attn_saliency"]["normalized"])
-    local = ("glimpse_hit", "mask_mass", "digits_once", "repeat_visits")
+    local = ("glimpse_hit", "mask_mass", "area", "digits_once", "repeat_visits")
     assert [quick[key] for key in local] == pytest.approx([found["localization"][key] for key in local])
 
 

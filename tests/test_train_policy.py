@@ -229,3 +229,18 @@ def test_a_mask_that_leaves_the_objects_is_warned_of_in_the_epoch_that_it_does()
     said = [task.check(rows[:count]) for count in range(1, 6)]
     assert said[:3] == [None] * 3 and said[4] is None
     assert "epoch 4" in said[3] and "from 0.19 to 0.06" in said[3] and "--mask winner-take-all" in said[3]
+
+
+def test_a_mask_that_never_comes_to_the_objects_is_warned_of_once() -> None:
+    task = PolicyTask(HSAL(SMALL, 2, (2, 3, 3)), easy_table(8), torch.arange(8), easy_table(4), FAST, CPU, {"max_labels": 2})
+    alive = {"early_stops": 0.0, "reward": 0.5, "exact_match": 0.3}
+
+    def said(masses: list[float], area: float) -> list[str | None]:
+        rows = [{"epoch": epoch, "mask_mass": mass, "area": area, **alive} for epoch, mass in enumerate(masses, start=1)]
+        return [task.check(rows[:count]) for count in range(1, len(rows) + 1)]
+
+    first, second, third = said([0.08, 0.09, 0.08], 0.05)
+    assert (first, third) == (None, None) and "never came" in second and "evenly has 0.05" in second
+    assert said([0.08, 0.3, 0.4], 0.05) == [None] * 3
+    assert said([0.6, 0.7], 0.3) == [None, None]  # large objects: chance is higher, and so is what counts
+    assert "0.35 at best" in said([0.3, 0.35], 0.3)[1]

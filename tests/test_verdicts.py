@@ -84,6 +84,13 @@ def test_a_run_that_went_well_has_no_problem_and_says_where_it_levelled_off():
             5,
         ),
         (
+            {"mask_mass": [0.12, 0.08, 0.08, 0.09, 0.08, 0.07, 0.08, 0.08], "area": [0.05] * 8},
+            "problem",
+            "the mask never came to the objects: mask_mass is 0.12 at best, where a mask spread evenly has 0.05",
+            "mask_mass",
+            2,
+        ),
+        (
             {"exact_match": [0.0] * 8, "reward": [-0.8] * 8, "label_entropy": [2.0] * 8},
             "problem",
             "hardly anything was learned: exact match 0.000, reward -0.80",

@@ -202,7 +202,7 @@ def quick_scores(
 
     Returns:
         `exact_match`, `macro_f1`, `attn_saliency` (raw scale, as in the paper's figure 5), `attn_saliency_normalized`, and where boxes
-        are known `glimpse_hit`, `mask_mass`, `digits_once` and `repeat_visits`. Those of which there is no case are left out.
+        are known `glimpse_hit`, `mask_mass`, `area`, `digits_once` and `repeat_visits`. Those of which there is no case are left out.
     """
     own = _Found(policy.classes)
     for part, episode in roll_outs(policy, table, max_steps, batch_size, device):
@@ -213,7 +213,7 @@ def quick_scores(
     found = {
         "attn_saliency": salient.get("raw"),
         "attn_saliency_normalized": salient.get("normalized"),
-        **{name: local.get(name) for name in ("glimpse_hit", "mask_mass", "digits_once", "repeat_visits")},
+        **{name: local.get(name) for name in ("glimpse_hit", "mask_mass", "area", "digits_once", "repeat_visits")},
     }
     return {"exact_match": exact, "macro_f1": macro_f1, **{name: value for name, value in found.items() if value is not None}}
 

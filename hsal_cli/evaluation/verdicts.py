@@ -24,6 +24,7 @@ LABELS_SETTLED = 0.1  # nats: label distributions this sharp explore no more
 REWARD_LOW = 0.5  # mean reward (-1 to 1) at which exploring would still pay
 BESIDE = 0.15  # share of glimpses on the object that is named; chance is about 0.1
 DRIFTED = 0.5  # share of its best mask_mass that a mask is left with once it has drifted off the objects
+SPREAD = 0.1  # of the way from chance to the whole mask on the object: a mask that stays below it never came to the objects
 EXPLAINS = 0.05  # share of the reward's variance; a baseline below it does not help
 FEWEST = 4  # epochs that a trend is read from
 
@@ -134,19 +135,32 @@ def _looking(record: Record) -> Iterator[Verdict]:
 
 
 def _masking(record: Record) -> Iterator[Verdict]:
-    found = drift(record.curve("mask_mass"))
+    found = mask_off_objects(record.curve("mask_mass"), record.curve("area"))
     if found:
         yield Verdict(found[1], "problem", "mask_mass", found[0])
 
 
-def drift(mask_mass: Curve) -> tuple[int, str] | None:
-    """Whether the covert mask has left the objects that are named, and is off them to the end of the curve.
+def mask_off_objects(mask_mass: Curve, area: Curve) -> tuple[int, str] | None:
+    """Whether the covert mask never came to the objects that are named, in two epochs at least, or has left them to the end of the curve.
+
+    Args:
+        mask_mass: share of the mask on the object that is named, an epoch each.
+        area: the object's share of the image's area, which an even mask has there; empty where it was not recorded.
 
     Returns:
-        The epoch since when, and a sentence with a hint; None where it has not.
+        The epoch since when (the second, if never), and a sentence with a hint; None where it is on them.
     """
-    best = max((value for _, value in mask_mass), default=0.0)
-    if not mask_mass or mask_mass[-1][1] >= DRIFTED * best:
+    if len(mask_mass) < 2:
+        return None
+    best = max(value for _, value in mask_mass)
+    chance = area[-1][1] if area else None
+    if chance is not None and best < chance + SPREAD * (1 - chance):
+        text = (
+            f"the mask never came to the objects: mask_mass is {best:.2f} at best, where a mask spread evenly has {chance:.2f}; "
+            "try --mask anchored or winner-take-all, or --memory last"
+        )
+        return mask_mass[1][0], text
+    if mask_mass[-1][1] >= DRIFTED * best:
         return None
     since = _since(mask_mass, lambda value: value < DRIFTED * best)
     text = (

@@ -17,7 +17,7 @@ from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, TrainingError, UsageError
 from hsal_cli.evaluation.count_classifier import CountClassifier
 from hsal_cli.evaluation.evaluate import quick_scores
-from hsal_cli.evaluation.verdicts import drift
+from hsal_cli.evaluation.verdicts import mask_off_objects
 from hsal_cli.learning import runs
 from hsal_cli.learning.count_task import CountTask
 from hsal_cli.learning.draws import Draws
@@ -75,8 +75,9 @@ class PolicyTask(FeatureTask):
                 f"the policy has collapsed: {row['early_stops']:.0%} of its steps say stop too early, reward {row['reward']:.2f}",
                 "use --stop supervised, a larger --batch-size or a lower --learning-rate",
             )
-        drifted = drift([(row["epoch"], row["mask_mass"]) for row in rows if "mask_mass" in row])
-        return drifted[1] if drifted and drifted[0] == row["epoch"] else None  # said once
+        mask_mass, area = ([(row["epoch"], row[name]) for row in rows if name in row] for name in ("mask_mass", "area"))
+        found = mask_off_objects(mask_mass, area)
+        return found[1] if found and found[0] == row["epoch"] else None  # said once
 
 
 def hold_out(images: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
