@@ -162,6 +162,16 @@ def test_every_variant_trains(changes, features, tmp_path) -> None:
     assert len(run.rows()) == 1
 
 
+@pytest.mark.parametrize(
+    ("objective", "chosen", "memory"), [("rl", None, "counts"), ("multiset", None, "last"), ("multiset", "counts", "counts")]
+)
+def test_the_memory_follows_the_objective_where_none_is_chosen(objective, chosen, memory, features, tmp_path) -> None:
+    settings = dataclasses.replace(FAST, epochs=1, objective=objective)
+    run = train_policy(features, tmp_path / "run", small(memory=chosen), settings, CPU)
+    meta = checkpoints.load(run.checkpoints, "best").meta
+    assert run.config["policy"]["memory"] == meta["policy"]["memory"] == memory
+
+
 @pytest.mark.parametrize("images", [2, 3, 40, 50_000])
 def test_what_is_held_out_and_what_is_trained_on_make_the_training_split(images: int) -> None:
     rows, held_out = hold_out(images, 0.05, seed=3)

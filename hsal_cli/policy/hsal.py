@@ -128,7 +128,7 @@ class HSAL(nn.Module):
         inhibiting = mask if width == 1 else gaussian_mask(widened(gaussians, width), *saliency.shape[1:])
         live.saliency = inhibit(saliency, inhibiting, step.glimpses, self.settings.inhibition == "normalized")
         named = F.one_hot(labels, self.classes + 1).to(memory.dtype)
-        live.memory = memory + named if self.settings.memory == "counts" else named
+        live.memory = memory + named if self.settings.label_memory == "counts" else named
         return labels
 
     def _first_saliency(self, saliency: Tensor) -> Tensor:

@@ -67,8 +67,10 @@ class PolicySettings:
         "What the location head reads: the controller's state as in the paper, or that and the priority map; residual: the priority map, "
         "times a learned number, is added to its scores too.",
     )
-    memory: Literal["last", "counts"] = setting(
-        "counts", "Label memory fed to both controllers: the last label as in the paper, or counts of all labels named so far."
+    memory: Literal["last", "counts"] | None = setting(
+        None,
+        "Label memory fed to both controllers: the last label as in the paper, or counts of all labels named so far; unset: counts, with "
+        "--objective multiset the last, since nothing draws its mask to the objects where what is left can be told from the counts.",
     )
     controller_state: Literal["carry", "reset"] = setting(
         "reset", "The controller's hidden state at the start of a meta-step: carried over as in the paper, or reset to zero."
@@ -91,6 +93,15 @@ class PolicySettings:
     def inhibition_reach(self) -> float:
         """The inhibition width in force."""
         return self.inhibition_width if self.inhibition_width is not None else 2.5 if self.mask == "anchored" else 1.0
+
+    @property
+    def label_memory(self) -> Literal["last", "counts"]:
+        """The memory in force, unless the objective asks for another (`for_objective`)."""
+        return self.memory or "counts"
+
+    def for_objective(self, objective: str) -> PolicySettings:
+        """These settings with the memory that suits an objective, where none was chosen."""
+        return self if self.memory else dataclasses.replace(self, memory="last" if objective == "multiset" else self.label_memory)
 
     def beta_range(self, height: int, width: int) -> tuple[float, float]:
         """The range of beta in force on a map of so many cells, 1/cells^2.
