@@ -150,7 +150,7 @@ def roll_out(policy, volume, saliency, labels):
         wider = [(alpha, beta / settings.inhibition_reach**2, y, x) for alpha, beta, y, x in gaussians]
         S = update(S, [phi(wider, i, j) for i, j in CELLS], glimpses, settings.inhibition == "normalized")
         named = [float(c == label) for c in range(stop + 1)]
-        memory = [m + n for m, n in zip(memory, named, strict=True)] if settings.memory == "counts" else named
+        memory = [m + n for m, n in zip(memory, named, strict=True)] if settings.label_memory == "counts" else named
 
 
 @pytest.mark.parametrize("glimpses", [0, 1, 2])

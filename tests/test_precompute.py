@@ -22,6 +22,7 @@ from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.vision import feature_writer
 from hsal_cli.vision import precompute as room
 from hsal_cli.vision.backbone import ActivationModel, load_backbone
+from hsal_cli.vision.devices import autocast_gains
 from hsal_cli.vision.feature_file import check_match, open_features
 from hsal_cli.vision.images import to_input
 from hsal_cli.vision.precompute import plan, precompute
@@ -126,8 +127,10 @@ def test_features_are_those_of_a_direct_forward_pass_and_everything_else_is_copi
             table = features.table(split)
             volumes = model(to_input(torch.from_numpy(source[split]["images"][()]), 32))
             assert table.volumes.dtype == torch.float16 and table.saliency.dtype == torch.float32
-            torch.testing.assert_close(table.volumes.float(), volumes, rtol=2e-3, atol=1e-3)
-            torch.testing.assert_close(table.saliency, activation_saliency(volumes), rtol=1e-4, atol=1e-4)
+            # The file is in bfloat16 on CPUs that have it (8 bits, layer by layer), else only its volumes are rounded, to float16.
+            close, saliency_close = (5e-2, 5e-2) if autocast_gains(CPU) else (2e-3, 1e-4)
+            torch.testing.assert_close(table.volumes.float(), volumes, rtol=close, atol=close / 2)
+            torch.testing.assert_close(table.saliency, activation_saliency(volumes), rtol=saliency_close, atol=saliency_close)
             np.testing.assert_array_equal(table.labels, source[split]["labels"][()])
             np.testing.assert_array_equal(table.boxes, source[split]["boxes"][()])
             assert table.labels.dtype == table.boxes.dtype == torch.int64
