@@ -141,7 +141,7 @@ def test_the_checkpoint_says_what_evaluation_needs(features, whole_runs) -> None
     assert meta["max_labels"] == 2 and meta["objective"] == "rl" and meta["features"] == str(features) and meta["backbone"] is None
     assert (meta["features_digest"], meta["scenes_digest"], meta["backbone_digest"]) == ("f" * 64, "s" * 64, "b" * 64)
     assert meta["volume_scale"] == pytest.approx(easy_table(32).volumes.float().std(correction=0).item(), rel=1e-6)
-    assert load_policy(run.path).policy.settings == SMALL
+    assert load_policy(run.path).policy.settings == SMALL.for_objective("rl")
 
 
 def test_each_epoch_logs_what_the_contract_names(whole_runs) -> None:

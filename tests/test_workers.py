@@ -6,7 +6,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from worker_parts import assert_same_training, hsal
+
+from hsal_cli.vision.devices import autocast_gains
 
 SLOW = pytest.mark.slow
 OBJECTIVES = [("rl", 2), *(pytest.param(*case, marks=SLOW) for case in (("rl", 3), ("cross-entropy", 2), ("count", 2)))]
@@ -29,8 +32,9 @@ def test_fine_tuning_takes_batch_norm_over_all_workers(worker_place, worker_nurs
     words = ("finetune", "--data", "squares.h5", "--out")
     for size in (1, 2):
         hsal(worker_nursery, worker_place, *words, worker_place / f"finetune-{size}", size=size)
-    # The bias before a BatchNorm has no gradient but rounding's, which AdamW makes steps of.
-    assert_same_training(worker_place / "finetune-1", worker_place / "finetune-2", without=("conv.bias", "norm.running_mean"))
+    # The bias before a BatchNorm has no gradient but rounding's, which AdamW makes steps of. bfloat16, where a CPU has it, rounds to 8 bits.
+    runs, relative = (worker_place / "finetune-1", worker_place / "finetune-2"), 1e-2 if autocast_gains(torch.device("cpu")) else 1e-4
+    assert_same_training(*runs, without=("conv.bias", "norm.running_mean"), relative=relative)
     one, two = (json.loads((worker_place / f"finetune-{size}/status.json").read_text()) for size in (1, 2))
     assert one["test_accuracy"] == two["test_accuracy"] and one["accuracy"] == two["accuracy"]
 

@@ -87,7 +87,7 @@ def hsal(nursery: Nursery, folder: Path, *words: object, size: int = 2, expect: 
     return found[0]
 
 
-def assert_same_training(one: Path, two: Path, without: tuple[str, ...] = ()) -> None:
+def assert_same_training(one: Path, two: Path, without: tuple[str, ...] = (), relative: float = 1e-4) -> None:
     import pytest
     import torch
     from learning_parts import TIMES
@@ -97,13 +97,15 @@ def assert_same_training(one: Path, two: Path, without: tuple[str, ...] = ()) ->
     mine, theirs = (checkpoints.load(run / "checkpoints", "last").weights for run in (one, two))
     assert mine.keys() == theirs.keys()
     for name in mine.keys() - set(without):
-        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            mine[name], theirs[name], rtol=relative, atol=relative / 10, msg=lambda text, name=name: f"{name}: {text}"
+        )
     mine, theirs = ([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, two))
     assert len(mine) == len(theirs) == 2
     for left, right in zip(mine, theirs, strict=True):
         assert left.keys() == right.keys()
         for name in left.keys() - TIMES:
-            assert left[name] == pytest.approx(right[name], rel=1e-4, abs=1e-5), name
+            assert left[name] == pytest.approx(right[name], rel=relative, abs=relative / 10), name
 
 
 def main() -> None:
