@@ -32,7 +32,7 @@ def test_fine_tuning_takes_batch_norm_over_all_workers(worker_place, worker_nurs
     words = ("finetune", "--data", "squares.h5", "--out")
     for size in (1, 2):
         hsal(worker_nursery, worker_place, *words, worker_place / f"finetune-{size}", size=size)
-    # The bias before a BatchNorm has no gradient but rounding's, which AdamW makes steps of. bfloat16, where a CPU has it, rounds to 8 bits.
+    # The bias before a BatchNorm has no gradient but rounding's, which AdamW makes steps of. bfloat16, where a CPU has it, rounds more.
     runs, relative = (worker_place / "finetune-1", worker_place / "finetune-2"), 1e-2 if autocast_gains(torch.device("cpu")) else 1e-4
     assert_same_training(*runs, without=("conv.bias", "norm.running_mean"), relative=relative)
     one, two = (json.loads((worker_place / f"finetune-{size}/status.json").read_text()) for size in (1, 2))
