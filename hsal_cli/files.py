@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from hsal_cli.errors import FileError
 if TYPE_CHECKING:
     import numpy as np
 
+PICTURE_MARK = b"Software\x00hsal "  # in every PNG that hsal writes
 SPARE_BYTES = 1 << 23  # what HDF5 may hold back, and some more
 
 
@@ -137,6 +138,13 @@ def write_text(target: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
     with whole(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def remove_pictures(folder: Path, keep: Sequence[str] = ()) -> None:
+    """Removes the PNG files of a folder that hsal wrote, known by their mark, but those named; of a folder that is not there, none."""
+    for picture in folder.glob("*.png"):
+        if picture.name not in keep and PICTURE_MARK in picture.read_bytes()[:4096]:
+            picture.unlink()
 
 
 def write_json(target: Path, document: Any) -> None:

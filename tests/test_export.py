@@ -50,6 +50,13 @@ def test_every_file_is_listed_with_its_checksum_and_how_it_was_made(runs) -> Non
     assert backbone["made_from"] == hashlib.sha256(original.read_bytes()).hexdigest()
 
 
+def test_a_run_that_went_on_with_more_epochs_states_both_commands(runs) -> None:
+    with Path("runs/a/command.txt").open("a") as commands:
+        commands.write("/some/where/hsal train --resume runs/a --epochs 6\n")
+    command = export(["runs/a"], Path("out"))["policies"]["mnist-toy.rl"]["command"]
+    assert command == "hsal train --data toy.features.h5 --out=rl --epochs 3 --seed 7 && hsal train --resume runs/a --epochs 6"
+
+
 def test_weights_are_float16_in_the_file_and_float32_once_they_are_read(runs) -> None:
     export(["runs/a"], Path("out"))
     stored, before = load_file("out/mnist-toy.rl/weights.safetensors"), checkpoints.load(runs / "a" / "checkpoints", "best").weights

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +112,17 @@ def test_without_any_checkpoint_a_resumed_run_begins_anew(command, data, tmp_pat
     assert_equal(everything(resumed), everything(go(command, data, tmp_path / "whole")))
 
 
-def test_more_epochs_go_on_where_the_run_ended_and_fewer_are_refused(data, tmp_path) -> None:
+def test_more_epochs_go_on_where_the_run_ended_and_fewer_are_refused(data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["hsal", "train", "--epochs", "3"])
     run = go("train", data, tmp_path / "run")
     first, weights = run.rows(), checkpoints.load(run.checkpoints, "last").weights
     reporter = StoppingReporter()
+    monkeypatch.setattr(sys, "argv", ["hsal", "train", "--resume", "run", "--epochs", "5"])
     longer = go("train", data, run.path, reporter, resume=True, epochs=5)
     assert reporter.steps == 6 and any("epochs 3 -> 5" in line for line in reporter.said)
     assert longer.rows()[:3] == first and [row["epoch"] for row in longer.rows()] == [1, 2, 3, 4, 5]
     assert longer.config["train"] == {**dataclasses.asdict(TRAIN), "epochs": 5} and longer.status["state"] == "finished"
+    assert (run.path / "command.txt").read_text().splitlines() == ["hsal train --epochs 3", "hsal train --resume run --epochs 5"]
     assert not torch.equal(checkpoints.load(run.checkpoints, "last").weights["controller.label.weight"], weights["controller.label.weight"])
     with pytest.raises(UsageError, match="has 5 epochs, which is more than 4"):
         go("train", data, run.path, resume=True, epochs=4)

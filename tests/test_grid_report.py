@@ -4,6 +4,7 @@ import json
 import statistics
 
 import pytest
+from PIL import Image
 
 from hsal_cli.evaluation.summary import GridRun
 from hsal_cli.pictures.grid_report import curve_panels, shown_score, write_report
@@ -72,6 +73,14 @@ def test_the_tables_say_what_the_runs_say(runs, tmp_path) -> None:
         assert f"    {command}\n" in text + "\n"
     assert summary["pictures"] == ["macro-f1.png", "attn-saliency.png", "attention.png"]
     assert {path.name for path in tmp_path.iterdir()} == {"summary.md", "summary.json", *summary["pictures"]}
+
+
+def test_pictures_of_an_earlier_report_go_and_others_stay(runs, tmp_path) -> None:
+    write_report(tmp_path, runs, PROVENANCE, {}, "hsal reproduce")
+    (tmp_path / "macro-f1.png").rename(tmp_path / "trajectories.mnist-multiset.png")
+    Image.new("L", (2, 2)).save(tmp_path / "mine.png")
+    summary = write_report(tmp_path, runs, PROVENANCE, {}, "hsal reproduce")
+    assert {path.name for path in tmp_path.glob("*.png")} == {*summary["pictures"], "mine.png"}
 
 
 def test_curves_hold_every_run_of_an_objective_that_has_the_score(runs) -> None:

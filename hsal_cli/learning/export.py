@@ -141,10 +141,11 @@ def to_half(tensor: Tensor) -> Tensor:
 
 
 def _origin(run: runs.Run) -> dict[str, Any]:
-    """The command and the seed of a run."""
+    """The command, or commands, and the seed of a run."""
     settings = next((table for table in map(run.config.get, ("train", "finetune")) if table), {})
     try:
-        command = tidy((run.path / "command.txt").read_text(encoding="utf-8"))
+        commands = (run.path / "command.txt").read_text(encoding="utf-8").splitlines()
+        command = " && ".join(map(tidy, commands)) or None
     except OSError:
         command = None
     return {"command": command, "seed": settings.get("seed")}

@@ -2,7 +2,7 @@
 
 RUN/
     config.json    every setting, and what the run was trained on; it and status.json hold a digest of themselves
-    command.txt    the command line
+    command.txt    the command lines, one a line: the one that made the run, then any that gave it other settings, such as more epochs
     env.json       versions, device, threads
     status.json    kind, state (running, stopped, failed, finished), times
     metrics.jsonl  one line an epoch
@@ -28,7 +28,7 @@ from hsal_cli import __version__, checkpoints, workers
 from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.history import Record
-from hsal_cli.files import cannot_write, only_writer, read_json, read_sealed, whole, write_json, write_sealed, write_text
+from hsal_cli.files import cannot_write, only_writer, read_json, read_sealed, remove_pictures, whole, write_json, write_sealed, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,9 +153,15 @@ def _fill(path: Path, kind: Kind, config: dict[str, Any]) -> None:
     except OSError as error:
         raise cannot_write(path, error) from error
     write_sealed(path / "config.json", config)
-    write_text(path / "command.txt", shlex.join(sys.argv) + "\n")
+    _note_command(path / "command.txt")
     write_json(path / "env.json", environment())
     write_sealed(path / "status.json", {"format": FORMAT, "kind": kind, "state": "running", "started": _now(), "updated": _now()})
+
+
+def _note_command(file: Path) -> None:
+    """Adds the command line of this process to those that a run was made by."""
+    earlier = file.read_text(encoding="utf-8") if file.is_file() else ""
+    write_text(file, f"{earlier}{shlex.join(sys.argv)}\n")
 
 
 def _empty(path: Path) -> None:
@@ -163,9 +169,7 @@ def _empty(path: Path) -> None:
     checkpoints.clear(path / "checkpoints")
     for name in ("config.json", "command.txt", "env.json", "metrics.jsonl", "results.csv", "eval.json"):
         (path / name).unlink(missing_ok=True)
-    for picture in path.glob("plots/*.png"):
-        if b"Software\x00hsal " in picture.read_bytes()[:4096]:  # as hsal marks its pictures
-            picture.unlink()
+    remove_pictures(path / "plots")
 
 
 def _is_run(path: Path) -> bool:
@@ -216,6 +220,7 @@ def being_trained(run: Run, config: dict[str, Any], device: str) -> Iterator[Non
         for place in (run.path, run.checkpoints):
             checkpoints.clear_temporary(place)
         if config != run.config:
+            _note_command(run.path / "command.txt")
             run.set_config(config)
         run.set_status("running", device=device, workers=workers.current().size)
         yield

@@ -18,7 +18,7 @@ from hsal_cli import __version__
 from hsal_cli.console import clock
 from hsal_cli.evaluation.examples import Example
 from hsal_cli.evaluation.summary import GridRun, curve_of, table_rows
-from hsal_cli.files import write_json, write_text
+from hsal_cli.files import remove_pictures, write_json, write_text
 from hsal_cli.pictures.curves import Panel, write_curves
 from hsal_cli.pictures.markdown import markdown_table
 from hsal_cli.pictures.trajectory import trajectories
@@ -44,7 +44,7 @@ LEARNED = 0.9  # the exact match whose epoch is reported
 def write_report(
     folder: Path, runs: Sequence[GridRun], provenance: dict[str, Any], examples: Mapping[str, Sequence[Example]], command: str
 ) -> dict[str, Any]:
-    """Writes the report folder; files of an earlier report are replaced.
+    """Writes the report folder; what an earlier report left there is replaced, and its pictures that are not drawn again are removed.
 
     Args:
         folder: where; made if missing.
@@ -95,6 +95,7 @@ def write_report(
     }
     write_json(folder / "summary.json", summary)
     write_text(folder / "summary.md", markdown(summary, runs))
+    remove_pictures(folder, pictures)
     return summary
 
 
