@@ -51,6 +51,14 @@ class OneLayer(nn.Module):
         return self.fc(summed / (self.input_size / self.stride) ** 2)
 
 
+def with_stop_head(policy: HSAL) -> HSAL:
+    """The policy, with a head for stop that says something, as it does not from the start."""
+    if policy.stop_head is not None:
+        nn.init.normal_(policy.stop_head.score.weight)
+        nn.init.normal_(policy.stop_head.score.bias)
+    return policy
+
+
 class StoppingReporter(Reporter):
     """Remembers what was said, and asks to stop after some steps, as a signal would."""
 
@@ -123,8 +131,17 @@ def small(**changes: Any) -> PolicySettings:
 
 
 TINY = PolicySettings(
-    glimpses=1, gaussians=2, meta_encode=3, meta_hidden=3, controller_encode=4, controller_hidden=4, location_hidden=3, mask="learned"
+    glimpses=1,
+    gaussians=2,
+    meta_encode=3,
+    meta_hidden=3,
+    controller_encode=4,
+    controller_hidden=4,
+    location_hidden=3,
+    mask="learned",
+    stop_input="state",
 )
+TWO_STOP_HEADS = dataclasses.replace(TINY, stop_input="state+saliency")
 PLAIN = TrainSettings(label_entropy=0.0, location_entropy=0.0, location_weight=1.0)
 
 

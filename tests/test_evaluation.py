@@ -126,7 +126,7 @@ def test_glimpses_are_sampled_too():
     table = small_table()
 
     def first_glimpses(seed):
-        (_, episode), *_ = roll_outs(small_policy(), table, 4, 256, seed=seed)
+        (_, episode), *_ = roll_outs(small_policy(settings=dataclasses.replace(SMALL, stop_input="state")), table, 4, 256, seed=seed)
         return episode.glimpses[0].tolist()
 
     assert first_glimpses(1) == first_glimpses(1) != first_glimpses(2)
@@ -150,11 +150,12 @@ def test_a_request_to_stop_is_heeded_between_batches():
 def test_a_look_is_one_images_part_of_an_episode():
     generator = torch.Generator().manual_seed(0)
     maps = torch.rand(3, 3, 2, 2, 4, generator=generator)  # which map, step, image, h, w
-    logits = torch.randn(3, 2, 4, generator=generator)
+    logits, stop_shift = torch.randn(3, 2, 4, generator=generator), torch.randn(3, 2, generator=generator)
     episode = Episode(
         active=torch.tensor([[True, True], [True, True], [False, True]]),
         labels=torch.tensor([[1, 2], [3, 0], [-1, 3]]),
         logits=logits,
+        stop_shift=stop_shift,
         glimpses=torch.tensor([[[0, 5], [1, 6]], [[2, 2], [7, 3]], [[0, 0], [4, 4]]]),
         location_logits=torch.zeros(3, 2, 2, 8),
         values=torch.zeros(3, 2, 3),
@@ -164,7 +165,8 @@ def test_a_look_is_one_images_part_of_an_episode():
         gaussians=torch.zeros(3, 2, 1, 4),
     )
     document = to_json(look_at(episode, 1, "x.png", np.zeros((2, 2, 3), np.uint8), NAMES))
-    softmax = logits[:, 1].softmax(-1)
+    scores = logits + stop_shift[..., None] * torch.eye(4)[3]
+    softmax = scores[:, 1].softmax(-1)
     assert document["labels"] == ["owl", "cat"]
     assert document["stop_probability"] == pytest.approx(float(softmax[2, 3]), abs=1e-5)
     for step, (label, glimpses) in enumerate(((2, [[0, 1], [1, 2]]), (0, [[1, 3], [0, 3]]))):
@@ -175,7 +177,7 @@ def test_a_look_is_one_images_part_of_an_episode():
             assert np.allclose(found[name], maps[place, step, 1], atol=1e-5)
     first = to_json(look_at(episode, 0, "x.png", np.zeros((2, 2, 3), np.uint8), NAMES))
     assert first["labels"] == ["dog"]
-    assert first["stop_probability"] == pytest.approx(float(logits[1, 0].softmax(-1)[3]), abs=1e-5)
+    assert first["stop_probability"] == pytest.approx(float(scores[1, 0].softmax(-1)[3]), abs=1e-5)
 
 
 multisets = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), min_size=1, max_size=12)

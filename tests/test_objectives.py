@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from learning_parts import PLAIN, TINY, gradients, images, roll_out, targets_of, tiny_policy
+from learning_parts import PLAIN, TINY, TWO_STOP_HEADS, gradients, images, roll_out, targets_of, tiny_policy
 
 from hsal_cli.errors import UsageError
 from hsal_cli.learning.objectives import Namer, losses, make_targets
@@ -88,6 +88,34 @@ def test_the_stop_loss_stays_finite_and_useful_where_the_policy_is_sure_to_stop(
     loss = losses(episode, targets, PLAIN)[0]["stop"]
     assert loss.item() == pytest.approx(300 * 3 / 2, rel=0.05)
     assert gradients(loss, policy)["controller.label.bias"][2].item() == pytest.approx(1.5, rel=0.01)
+
+
+@pytest.mark.parametrize("objective", ["rl", "cross-entropy", "multiset"])
+def test_the_second_stop_head_learns_at_every_step_what_the_first_one_lacks_and_leaves_the_rest_alone(objective: str) -> None:
+    policy, targets = tiny_policy(2, settings=TWO_STOP_HEADS), targets_of([[0], [1, 1]], 2)
+    settings = dataclasses.replace(PLAIN, objective=objective)
+    episode = roll_out(policy, targets, settings)
+    terms, _ = losses(episode, targets, settings)
+    expected = 0.0
+    for b, size in enumerate([1, 2]):
+        for t in range(size + 1):
+            shifted = episode.logits[t, b].tolist()
+            shifted[2] += episode.stop_shift[t, b].item()
+            p = torch.tensor(shifted).double().softmax(-1)[2].item()
+            expected -= math.log(p if t == size else 1 - p) / 2
+    assert terms["stop_shift"].item() == pytest.approx(expected, rel=1e-6)
+    reached = {key for key, grad in gradients(terms.pop("stop_shift"), policy).items() if grad.abs().max() > 0}
+    assert reached and all(key.startswith("stop_head.") for key in reached)
+    alone, _ = losses(dataclasses.replace(episode, stop_shift=episode.stop_shift.detach()), targets, settings)
+    assert {name: term.item() for name, term in alone.items()} == {name: term.item() for name, term in terms.items()}
+
+
+def test_early_stops_are_counted_as_both_heads_have_it() -> None:
+    policy, targets = tiny_policy(3, settings=TWO_STOP_HEADS), targets_of([[0] * 3] * 4, 3)
+    for bias, share in ((100.0, 1.0), (-100.0, 0.0)):
+        with torch.no_grad():
+            policy.stop_head.score.bias.fill_(bias)
+        assert losses(roll_out(policy, targets, PLAIN), targets, PLAIN)[1]["early_stops"] == share
 
 
 def test_sampled_stop_earns_minus_one_when_it_comes_early_and_is_supervised_once() -> None:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import types
 
 import pytest
 import torch
+from learning_parts import with_stop_head
 
 from hsal_cli.errors import UsageError
 from hsal_cli.policy.choosing import draw, greedy, sampling
@@ -13,6 +15,7 @@ from hsal_cli.policy.gaussian import GaussianAttention
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.meta_controller import WinnerTakeAll
 from hsal_cli.policy.settings import PolicySettings, stored_policy
+from hsal_cli.policy.stop_head import StopHead
 from hsal_cli.policy.surround import neighbours
 from hsal_cli.settings import as_dict
 
@@ -26,17 +29,17 @@ SMALL = {
     "controller_hidden": 12,
     "location_hidden": 6,
 }
-FLOATS = ("logits", "location_logits", "values", "masks", "priority", "saliency", "gaussians")
+FLOATS = ("logits", "stop_shift", "location_logits", "values", "masks", "priority", "saliency", "gaussians")
 
 
 def make(seed=0, shape=SHAPE, scale=0.7, **settings):
     torch.manual_seed(seed)
-    policy = HSAL(PolicySettings(**{**SMALL, **settings}), CLASSES, shape, scale)
+    policy = with_stop_head(HSAL(PolicySettings(**{**SMALL, **settings}), CLASSES, shape, scale))
     volumes, saliency = data(16, shape)
     with torch.no_grad():
         # Labels that differ between examples, and stop about as likely as not to be the highest.
         policy.controller.label.weight.mul_(8)
-        logits = policy(volumes, saliency, choose=greedy, steps=torch.full((16,), 4)).logits
+        logits = policy(volumes, saliency, choose=greedy, steps=torch.full((16,), 4)).scores
         policy.controller.label.bias[CLASSES] -= (logits[..., CLASSES] - logits[..., :CLASSES].amax(-1)).median()
     return policy
 
@@ -69,7 +72,8 @@ def test_label_term_reaches_all_but_the_other_heads_and_those_are_reached_by_the
     episode = policy(volumes, saliency, choose=sampling(), steps=torch.full((16,), 3), sample_glimpses=True)
     names = {name for name, _ in policy.named_parameters()}
     location_head = {name for name in names if name.startswith(("controller.location.", "controller.priority_weight"))}
-    heads = {name for name in names if name.startswith("controller.value")} | location_head
+    stop_head = {name for name in names if name.startswith("stop_head.")}
+    heads = {name for name in names if name.startswith("controller.value")} | location_head | stop_head
     label = episode.logits.log_softmax(-1).gather(-1, episode.labels[..., None]).mean()
     location = episode.location_logits.log_softmax(-1).gather(-1, episode.glimpses[..., None]).mean()
     assert reached(policy, label) == names - heads
@@ -77,6 +81,7 @@ def test_label_term_reaches_all_but_the_other_heads_and_those_are_reached_by_the
     location = episode.location_logits.log_softmax(-1).gather(-1, episode.glimpses[..., None]).mean()
     assert reached(policy, location) == location_head
     assert reached(policy, episode.values.pow(2).mean()) == {"controller.value.weight", "controller.value.bias"}
+    assert stop_head and reached(policy, episode.scores.log_softmax(-1)[..., -1].mean()) == stop_head
 
 
 @pytest.mark.parametrize(("inhibition", "width"), [("mask", 1.0), ("normalized", 1.0), ("normalized", 1.7)])
@@ -286,9 +291,22 @@ def test_a_narrow_mask_clears_as_much_saliency_as_a_wide_one_by_default():
         assert PolicySettings(mask=mask).inhibition_reach == 1.0
 
 
+def test_the_second_stop_head_starts_silent_and_reaches_as_far_on_a_finer_map():
+    torch.manual_seed(0)
+    head = StopHead()
+    maps = torch.rand(3, 2, 7, 7)
+    assert not head(*maps).any()
+    with_stop_head(types.SimpleNamespace(stop_head=head))
+    finer = maps.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(head(*finer), head(*maps))
+    assert head(*maps).std() > 0
+
+
 def test_policies_stored_before_there_was_a_choice_are_what_they_were():
-    stored = {name: value for name, value in as_dict(PolicySettings()).items() if name not in ("inhibition_width", "glimpse_size")}
-    assert stored_policy(stored) == PolicySettings(inhibition_width=1.0, glimpse_size=1)
+    stored = {
+        name: value for name, value in as_dict(PolicySettings()).items() if name not in ("inhibition_width", "glimpse_size", "stop_input")
+    }
+    assert stored_policy(stored) == PolicySettings(inhibition_width=1.0, glimpse_size=1, stop_input="state")
     for now in (PolicySettings(), PolicySettings(inhibition_width=1.7)):
         assert stored_policy(json.loads(json.dumps(as_dict(now)))) == now
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from learning_parts import with_stop_head
 
 from hsal_cli.policy.choosing import greedy
 from hsal_cli.policy.gaussian import gaussian_mask
@@ -89,6 +90,33 @@ def square(cell, side):
     return [(cell[0] + i, cell[1] + j) for i in reach for j in reach if (i, j) != (0, 0)]
 
 
+def convolved(layer, maps, apart):
+    """What a 3 x 3 convolution with its taps so far apart makes of maps [channel][row][column], zeros around, below 0 cut off."""
+    taps = [(-apart, 0), (0, 1), (apart, 2)]
+
+    def at(channel, i, j):
+        return maps[channel][i][j] if 0 <= i < H and 0 <= j < W else 0.0
+
+    def value(weight, bias, i, j):
+        total = bias
+        for channel in range(len(maps)):
+            total += sum(weight[channel][a][b] * at(channel, i + di, j + dj) for di, a in taps for dj, b in taps)
+        return max(total, 0.0)
+
+    return [[[value(w, b, i, j) for j in range(W)] for i in range(H)] for w, b in zip(layer["weight"], layer["bias"], strict=True)]
+
+
+def stop_shift(policy, first, saliency, priority):
+    """What the second head for stop adds to its score."""
+    if policy.stop_head is None:
+        return 0.0
+    maps = [[one[i * W : (i + 1) * W] for i in range(H)] for one in (first, saliency, priority)]
+    for name in ("near", "far"):
+        maps = convolved(part(policy, f"stop_head.{name}"), maps, 1)
+    score = part(policy, "stop_head.score")
+    return linear(score["weight"], [max(max(row) for row in one) for one in maps], score["bias"])[0]
+
+
 def roll_out(policy, volume, saliency, labels):
     """One example, labelled as told; yields what each meta-step has, by the names of Episode."""
     settings, stop = policy.settings, policy.stop
@@ -96,7 +124,7 @@ def roll_out(policy, volume, saliency, labels):
     columns = [[volume[c][i - 1][j - 1] / scale for c in range(C)] for i, j in CELLS]
     raw = [saliency[i - 1][j - 1] for i, j in CELLS]
     S = normalise([math.sqrt(s) for s in raw] if settings.saliency_transform == "sqrt" else raw, 0)
-    learned = settings.mask != "winner-take-all"
+    first, learned = S, settings.mask != "winner-take-all"
     encode_meta, gru_meta = part(policy, "meta_controller.encode"), part(policy, "meta_controller.gru")
     context, location, glimpse = (part(policy, f"controller.encode_{name}") for name in ("context", "location", "glimpse"))
     by_cell = [list(column) for column in zip(*location["weight"], strict=True)]
@@ -139,6 +167,7 @@ def roll_out(policy, volume, saliency, labels):
                     around = linear(surround["encode.weight"], narrowed)
         yield {
             "logits": linear(heads["label"]["weight"], h, heads["label"]["bias"]),
+            "stop_shift": stop_shift(policy, first, S, P),
             "glimpses": glimpses,
             "location_logits": scores,
             "values": values,
@@ -175,10 +204,11 @@ def test_roll_out_is_the_papers_equations(mask, inhibition, location_input, memo
         location_input=location_input,
         memory=memory,
         controller_state=state,
+        stop_input="state+saliency" if state == "reset" else "state",
         saliency_transform="sqrt" if glimpses == 1 else "none",
     )
     torch.manual_seed(glimpses + 3)
-    policy = HSAL(settings, CLASSES, (C, H, W), volume_scale=2.5).double()
+    policy = with_stop_head(HSAL(settings, CLASSES, (C, H, W), volume_scale=2.5).double())
     volumes = torch.rand(3, C, H, W, dtype=torch.float64) * 6
     saliency = volumes.pow(2).sum(1)
     labels = torch.tensor([[0, 0, 3, 1], [2, 1, -1, -1], [3, 2, 2, -1]])  # (B, T)
@@ -197,20 +227,21 @@ def test_roll_out_is_the_papers_equations(mask, inhibition, location_input, memo
 def test_greedy_roll_out_ends_where_the_reference_names_stop():
     torch.manual_seed(4)
     settings = PolicySettings(meta_encode=5, meta_hidden=4, controller_encode=6, controller_hidden=7, location_hidden=3)
-    policy = HSAL(settings, CLASSES, (C, H, W)).double()
+    policy = with_stop_head(HSAL(settings, CLASSES, (C, H, W)).double())
     volumes = torch.randn(8, C, H, W, dtype=torch.float64).abs() * 4
     saliency = volumes.pow(2).sum(1)
     with torch.no_grad():
         # Labels that differ between examples, and stop about as likely as not to be the highest.
         policy.controller.label.weight.mul_(8)
-        logits = policy(volumes, saliency, choose=greedy, steps=torch.full((8,), 4)).logits
+        logits = policy(volumes, saliency, choose=greedy, steps=torch.full((8,), 4)).scores
         policy.controller.label.bias[CLASSES] -= (logits[..., CLASSES] - logits[..., :CLASSES].amax(-1)).median()
     episode = policy(volumes, saliency, choose=greedy, max_steps=5)
     for b in range(8):
         labels: list[int] = []
         while len(labels) < 5 and policy.stop not in labels:
             *_, last = roll_out(policy, volumes[b].tolist(), saliency[b].tolist(), [*labels, 0])
-            labels.append(last["logits"].index(max(last["logits"])))
+            scores = [*last["logits"][:-1], last["logits"][-1] + last["stop_shift"]]
+            labels.append(scores.index(max(scores)))
         assert episode.labels[: len(labels), b].tolist() == labels
         assert int(episode.lengths[b]) == len(labels)
     assert len(set(episode.lengths.tolist())) > 1

@@ -141,7 +141,7 @@ def test_the_checkpoint_says_what_evaluation_needs(features, whole_runs) -> None
     assert meta["max_labels"] == 2 and meta["objective"] == "rl" and meta["features"] == str(features) and meta["backbone"] is None
     assert (meta["features_digest"], meta["scenes_digest"], meta["backbone_digest"]) == ("f" * 64, "s" * 64, "b" * 64)
     assert meta["volume_scale"] == pytest.approx(easy_table(32).volumes.float().std(correction=0).item(), rel=1e-6)
-    assert load_policy(run.path).policy.settings == SMALL.for_objective("rl")
+    assert load_policy(run.path).policy.settings == SMALL.for_training("rl", "supervised")
 
 
 def test_each_epoch_logs_what_the_contract_names(whole_runs) -> None:
@@ -170,6 +170,22 @@ def test_the_memory_follows_the_objective_where_none_is_chosen(objective, chosen
     run = train_policy(features, tmp_path / "run", small(memory=chosen), settings, CPU)
     meta = checkpoints.load(run.checkpoints, "best").meta
     assert run.config["policy"]["memory"] == meta["policy"]["memory"] == memory
+
+
+@pytest.mark.parametrize(("stop", "stop_input"), [("supervised", "state+saliency"), ("sampled", "state")])
+def test_what_decides_stop_follows_how_it_is_trained_where_nothing_is_chosen(stop, stop_input, features, tmp_path) -> None:
+    settings = dataclasses.replace(FAST, epochs=1, stop=stop)
+    run = train_policy(features, tmp_path / "run", small(), settings, CPU)
+    assert run.config["policy"]["stop_input"] == stop_input
+    weights = checkpoints.load(run.checkpoints, "best").weights
+    assert any(name.startswith("stop_head.") for name in weights) == (stop == "supervised")
+    assert ("loss_stop_shift" in run.rows()[0]) == (stop == "supervised")
+
+
+def test_a_head_that_reads_the_saliency_map_is_refused_where_stop_is_sampled(features, tmp_path) -> None:
+    with pytest.raises(UsageError, match="can only be trained by supervision"):
+        train_policy(features, tmp_path / "run", small(stop_input="state+saliency"), dataclasses.replace(FAST, stop="sampled"), CPU)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("images", [2, 3, 40, 50_000])

@@ -87,6 +87,7 @@ def train(
     name = scenes.name.removesuffix(".h5").removesuffix(".features")
     if saliency_kind(precompute.saliency) != "activation" and name == scenes.name.removesuffix(".h5"):
         name += f"-{saliency_kind(precompute.saliency)}"
+    policy = policy if resume else policy.for_training(settings.objective, settings.stop)
     settled = {"data": str(scenes), "train": as_dict(settings), "policy": as_dict(policy)}
     if resume is not None:
         _check_alone(resume, {"--backbone": backbone, "--init-from": init_from, "--saliency": saliency, "--memory-budget": memory_budget})

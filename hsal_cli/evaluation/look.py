@@ -178,7 +178,7 @@ def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes:
         image: uint8 (H, W, 3).
         classes: K names.
     """
-    probabilities = episode.logits[:, place].softmax(-1).double().cpu()  # (T, K+1)
+    probabilities = episode.scores[:, place].detach().softmax(-1).double().cpu()  # (T, K+1)
     width = episode.masks.shape[-1]
     names = [*classes, STOP]
     steps = []

@@ -112,8 +112,8 @@ def losses(
         batch: images of the whole batch, where several workers share it; None: these are all.
 
     Returns:
-        terms: "class", "stop", "location", "value", "label_entropy", "location_entropy", each already weighted; their sum is the loss. Of
-            several workers each has its own part, and the loss is the sum of all.
+        terms: "class", "stop", "location", "value", "label_entropy", "location_entropy", "stop_shift", as far as there are such, each
+            already weighted; their sum is the loss. Of several workers each has its own part, and the loss is the sum of all.
         logged: the terms as "loss_class" and so on, their sum "loss", and "reward", "location_reward", "label_entropy",
             "location_entropy", "early_stops", "explained_variance", averages over the whole batch.
     """
@@ -148,11 +148,9 @@ def losses(
     if settings.objective == "rl":
         named = log_named.gather(-1, episode.labels.clamp(0, log_named.shape[-1] - 1)[..., None])[..., 0]
         terms["class"] = -total(named * advantages[..., -1], naming)
-        # -log(1 - p_stop), computed from the logits of the labels, so that it stays finite as p_stop nears 1.
-        log_go = episode.logits[..., :classes].logsumexp(dim=-1) - episode.logits.logsumexp(dim=-1)
         terms["stop"] = -total(log_stop, last)
         if settings.stop == "supervised":
-            terms["stop"] = terms["stop"] - total(log_go, naming)
+            terms["stop"] = terms["stop"] - total(_log_go(episode.logits), naming)
         terms["label_entropy"] = -settings.label_entropy * total(label_entropy, naming)
     else:
         terms["class"] = -total(_expected_log(log_all, remaining, targets, settings), naming)
@@ -161,9 +159,13 @@ def losses(
         terms["location"] = -settings.location_weight * total(glimpsed * advantages[..., :-1], locating)
         terms["value"] = settings.value_weight * total((returns - episode.values).square(), naming[..., None])
         terms["location_entropy"] = -settings.location_entropy * total(location_entropy, locating)
+    scores = episode.scores
+    decided = scores.log_softmax(dim=-1)[..., classes]  # stop as both heads have it
+    if decided.requires_grad:
+        terms["stop_shift"] = -total(decided, last) - total(_log_go(scores), naming)
 
     # Where stop is never sampled early, it is counted where it would be the likeliest outcome.
-    early = episode.labels == classes if settings.stop == "sampled" else log_stop > HALF
+    early = episode.labels == classes if settings.stop == "sampled" else decided > HALF
     averaged = {
         "reward": (class_rewards, naming),
         "location_reward": (location_rewards, locating),
@@ -173,6 +175,11 @@ def losses(
     }
     rewarded, valued = returns[..., -1][naming], episode.values.detach()[..., -1][naming]
     return terms, _logged(terms, averaged, moments(rewarded, rewarded - valued))
+
+
+def _log_go(scores: Tensor) -> Tensor:
+    """log(1 - p_stop) from scores (..., K + 1), computed from those of the labels, so that it stays finite as p_stop nears 1."""
+    return scores[..., :-1].logsumexp(dim=-1) - scores.logsumexp(dim=-1)
 
 
 def _logged(terms: dict[str, Tensor], averaged: dict[str, tuple[Tensor, Tensor]], spread: Tensor) -> dict[str, Tensor]:

@@ -77,7 +77,7 @@ class Bench:
     def _is_same(self, place: Path, policy: PolicySettings, saliency: str) -> bool:
         config = runs.Run(place).config
         wanted = {
-            "policy": as_dict(policy.for_objective(self.train.objective)),
+            "policy": as_dict(policy.for_training(self.train.objective, self.train.stop)),
             "train": as_dict(self.train),
             "backbone_digest": self.backbone.digest,
             "saliency": saliency,

@@ -192,7 +192,7 @@ def train_policy(
         model = CountClassifier(len(classes), shape, most, scale).to(device)
         described = {"count": {"most": most, "hidden": model.hidden}}
     else:
-        policy_settings = policy_settings.for_objective(settings.objective)
+        policy_settings = policy_settings.for_training(settings.objective, settings.stop)
         kind, model = "policy", HSAL(policy_settings, len(classes), shape, scale).to(device)
         described = {"policy": as_dict(policy_settings)}
     started = start_from(model, kind, init_from, classes) if init_from and before is None else None

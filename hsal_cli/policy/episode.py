@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import Tensor
 
 
@@ -18,7 +19,9 @@ class Episode:
     Args:
         active: (T, B) bool, whether the example takes meta-step t.
         labels: (T, B) int64, the label named, 0 to K (K is stop), or -1.
-        logits: (T, B, K + 1), scores of the labels.
+        logits: (T, B, K + 1), scores of the labels from the controller's state.
+        stop_shift: (T, B), what the head that reads the saliency map adds to the score of stop; carries gradients to that head alone.
+            0 without such a head.
         glimpses: (T, B, k) int64, cells row * w + column, from 0.
         location_logits: (T, B, k, h * w), scores of the cells.
         values: (T, B, k + 1), the baseline V(s_{t,i}); the last one is of the step that names the label.
@@ -31,6 +34,7 @@ class Episode:
     active: Tensor
     labels: Tensor
     logits: Tensor
+    stop_shift: Tensor
     glimpses: Tensor
     location_logits: Tensor
     values: Tensor
@@ -43,3 +47,13 @@ class Episode:
     def lengths(self) -> Tensor:
         """(B,) int64, how many meta-steps each example took."""
         return self.active.sum(0)
+
+    @property
+    def scores(self) -> Tensor:
+        """(T, B, K + 1), what labels are chosen by: the logits, with stop as both heads score it. Gradients go to the second one alone."""
+        return with_shift(self.logits.detach(), self.stop_shift)
+
+
+def with_shift(logits: Tensor, stop_shift: Tensor) -> Tensor:
+    """Scores (..., K + 1) of which the last one, that of stop, is shifted by (...)."""
+    return torch.cat([logits[..., :-1], logits[..., -1:] + stop_shift[..., None]], -1)

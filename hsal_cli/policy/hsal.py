@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 from hsal_cli.policy.choosing import Choose, Source, draw
 from hsal_cli.policy.controller import Controller, Pick
-from hsal_cli.policy.episode import Episode
+from hsal_cli.policy.episode import Episode, with_shift
 from hsal_cli.policy.gaussian import gaussian_mask, widened
 from hsal_cli.policy.inhibition import inhibit
 from hsal_cli.policy.interface import initial_glimpse, min_max, priority_map
 from hsal_cli.policy.meta_controller import MetaController, WinnerTakeAll
 from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.stop_head import StopHead
 
 
 class HSAL(nn.Module):
-    """Meta-controller, interface, controller and inhibition of return.
+    """Meta-controller, interface, controller, inhibition of return, and where it is asked for a second head for stop.
 
     Args:
         settings: the architecture.
@@ -41,6 +42,7 @@ class HSAL(nn.Module):
             else MetaController(settings, classes + 1, height, width)
         )
         self.controller = Controller(settings, classes + 1, self.volume_shape)
+        self.stop_head = StopHead() if settings.stops_by_saliency else None
         self.register_buffer("volume_scale", torch.tensor(float(volume_scale)))
 
     def forward(
@@ -80,10 +82,12 @@ class HSAL(nn.Module):
             counts = [int(n) for n in (steps > torch.arange(limit)[:, None]).sum(1)]
             rows = order.to(device)
             volumes, saliency = volumes[rows], saliency[rows]
+        first = self._first_saliency(saliency.to(dtype))
         live = _Live(
             rows=rows,
             volumes=volumes.flatten(2).to(dtype),
-            saliency=self._first_saliency(saliency.to(dtype)),
+            first=first,
+            saliency=first,
             memory=torch.zeros(size, self.classes + 1, device=device, dtype=dtype),
         )
 
@@ -109,11 +113,13 @@ class HSAL(nn.Module):
         priority = priority_map(mask, saliency)
         glimpse = initial_glimpse(mask, live.volumes) / self.volume_scale
         step = self.controller(priority, memory, glimpse, live.volumes, self.volume_scale, live.state, pick)
-        labels = choose(t, live.rows, step.logits.detach())
+        stop_shift = step.logits.new_zeros(len(live.rows)) if self.stop_head is None else self.stop_head(live.first, saliency, priority)
+        labels = choose(t, live.rows, with_shift(step.logits, stop_shift).detach())
         record.add(
             live.rows,
             labels=labels,
             logits=step.logits,
+            stop_shift=stop_shift,
             glimpses=step.glimpses,
             location_logits=step.location_logits,
             values=step.values,
@@ -145,6 +151,7 @@ class HSAL(nn.Module):
             active=record.active(live.rows.device),
             labels=record.stack("labels", longs(0), fill=-1),
             logits=record.stack("logits", floats(0, self.classes + 1)),
+            stop_shift=record.stack("stop_shift", floats(0)),
             glimpses=record.stack("glimpses", longs(0, k)),
             location_logits=record.stack("location_logits", floats(0, k, cells.numel())),
             values=record.stack("values", floats(0, k + 1)),
@@ -171,7 +178,8 @@ class _Live:
 
     rows: Tensor  # (n,)
     volumes: Tensor  # (n, C, h * w)
-    saliency: Tensor  # (n, h, w)
+    first: Tensor  # (n, h, w), S_0
+    saliency: Tensor  # (n, h, w), S_t
     memory: Tensor  # (n, K + 1)
     meta_state: Tensor | None = None  # (n, hidden), the meta-controller's h_{t-1}; None is zeros
     state: Tensor | None = None  # (n, hidden), the controller's

@@ -75,6 +75,11 @@ class PolicySettings:
     controller_state: Literal["carry", "reset"] = setting(
         "reset", "The controller's hidden state at the start of a meta-step: carried over as in the paper, or reset to zero."
     )
+    stop_input: Literal["state", "state+saliency"] | None = setting(
+        None,
+        "What stop is decided by: the controller's state as in the paper, or that and a small convolutional head that reads the saliency "
+        "map as it was and as it is; unset: state+saliency, with --stop sampled the state.",
+    )
     saliency_transform: Literal["none", "sqrt"] = setting(
         "sqrt", "What is done to the raw saliency map before it is scaled to [0, 1]: nothing as in the paper, or its square root."
     )
@@ -96,12 +101,30 @@ class PolicySettings:
 
     @property
     def label_memory(self) -> Literal["last", "counts"]:
-        """The memory in force, unless the objective asks for another (`for_objective`)."""
+        """The memory in force, unless training asks for another (`for_training`)."""
         return self.memory or "counts"
 
-    def for_objective(self, objective: str) -> PolicySettings:
-        """These settings with the memory that suits an objective, where none was chosen."""
-        return self if self.memory else dataclasses.replace(self, memory="last" if objective == "multiset" else self.label_memory)
+    @property
+    def stops_by_saliency(self) -> bool:
+        """Whether stop is decided by the saliency map too, unless training asks for the state alone (`for_training`)."""
+        return self.stop_input != "state"
+
+    def for_training(self, objective: str, stop: str) -> PolicySettings:
+        """These settings with the memory and the input of stop that suit an objective and its handling of stop, where none was chosen.
+
+        Raises:
+            UsageError: stop is sampled, and the saliency map was chosen to decide it.
+        """
+        if stop == "sampled" and self.stop_input == "state+saliency":
+            raise UsageError(
+                "stop is sampled, and a head that reads the saliency map can only be trained by supervision",
+                "give --stop-input state, or --stop supervised",
+            )
+        return dataclasses.replace(
+            self,
+            memory=self.memory or ("last" if objective == "multiset" else "counts"),
+            stop_input=self.stop_input or ("state" if stop == "sampled" else "state+saliency"),
+        )
 
     def beta_range(self, height: int, width: int) -> tuple[float, float]:
         """The range of beta in force on a map of so many cells, 1/cells^2.
@@ -124,4 +147,4 @@ class PolicySettings:
 
 def stored_policy(stored: dict[str, Any]) -> PolicySettings:
     """The settings that a run or a checkpoint holds; what there was no choice of when it was made has the only value it had then."""
-    return build(PolicySettings, {"inhibition_width": 1.0, "glimpse_size": 1, **stored})
+    return build(PolicySettings, {"inhibition_width": 1.0, "glimpse_size": 1, "stop_input": "state", **stored})
