@@ -38,8 +38,8 @@ def small_policy(seed=0, shape=SHAPE, settings=SMALL) -> HSAL:
         torch.manual_seed(seed)
         policy = HSAL(settings, len(NAMES), shape, volume_scale=2.0)
         with torch.no_grad():
-            for parameter in policy.parameters():
-                parameter.normal_(0, 0.8)
+            for name, parameter in policy.named_parameters():
+                parameter.normal_(0, 0.1 if name.startswith("stop_head.") else 0.8)
     return policy.eval()
 
 

@@ -26,6 +26,7 @@ from hsal_cli.learning.pipeline import Recipe
 from hsal_cli.learning.settings import FinetuneSettings, TrainSettings
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.stop_head import CHANNELS
 from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.vision.settings import PrecomputeSettings
 
@@ -100,6 +101,7 @@ def hand_count(settings: PolicySettings, steps: list[int], classes: int, shape: 
         multiplications += (k + carried) * hidden * 3 * hidden
         multiplications += k * ((hidden + cells) * settings.location_hidden + settings.location_hidden * cells)
         multiplications += hidden * labels + (k + 1) * hidden
+        multiplications += CHANNELS * settings.stops_by_saliency  # the second head's last layer; convolutions are not counted
         total += 2 * active * multiplications
     return total
 

@@ -126,7 +126,7 @@ def test_glimpses_are_sampled_too():
     table = small_table()
 
     def first_glimpses(seed):
-        (_, episode), *_ = roll_outs(small_policy(settings=dataclasses.replace(SMALL, stop_input="state")), table, 4, 256, seed=seed)
+        (_, episode), *_ = roll_outs(small_policy(), table, 4, 256, seed=seed)
         return episode.glimpses[0].tolist()
 
     assert first_glimpses(1) == first_glimpses(1) != first_glimpses(2)

@@ -1,12 +1,13 @@
 """Test images chosen by rule, compared with a walk through all images one by one."""
 
+import dataclasses
 import json
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from evaluation_parts import NAMES, small_policy, small_table, write_features, write_run
+from evaluation_parts import NAMES, SMALL, small_policy, small_table, write_features, write_run
 
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation import examples as module
@@ -32,7 +33,7 @@ def named_by(policy, table) -> list[list[int]]:
 
 def world(folder, labels_of) -> tuple[list[list[int]], list[list[int]]]:
     """Features, scenes and a run whose true labels are `labels_of(row, named)`; (named, true)."""
-    policy = small_policy()
+    policy = small_policy(settings=dataclasses.replace(SMALL, stop_input="state"))
     with torch.no_grad():
         policy.controller.label.bias[policy.stop] -= 1.5  # so that it names several
     table = small_table(COUNT)
