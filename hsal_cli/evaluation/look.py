@@ -13,7 +13,7 @@ import torch
 from hsal_cli.errors import FileError, HsalError, UsageError
 from hsal_cli.evaluation.loading import LoadedPolicy
 from hsal_cli.policy.choosing import greedy
-from hsal_cli.policy.episode import Episode
+from hsal_cli.policy.episode import Episode, with_shift
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -178,7 +178,7 @@ def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes:
         image: uint8 (H, W, 3).
         classes: K names.
     """
-    probabilities = episode.scores[:, place].detach().softmax(-1).double().cpu()  # (T, K+1)
+    probabilities = with_shift(episode.logits[:, place], episode.stop_shift[:, place]).detach().softmax(-1).double().cpu()  # (T, K+1)
     width = episode.masks.shape[-1]
     names = [*classes, STOP]
     steps = []
