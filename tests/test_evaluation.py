@@ -124,9 +124,10 @@ def test_sampled_rollouts_are_seeded_and_averaged():
 
 def test_glimpses_are_sampled_too():
     table = small_table()
+    policy = small_policy(settings=dataclasses.replace(SMALL, location_input="hidden"))
 
     def first_glimpses(seed):
-        (_, episode), *_ = roll_outs(small_policy(), table, 4, 256, seed=seed)
+        (_, episode), *_ = roll_outs(policy, table, 4, 256, seed=seed)
         return episode.glimpses[0].tolist()
 
     assert first_glimpses(1) == first_glimpses(1) != first_glimpses(2)
