@@ -149,7 +149,7 @@ def test_a_look_keeps_all_class_probabilities_and_the_meta_step_that_named_stop(
         kept = [*look.steps, *([look.end] if look.end else [])]
         assert len(kept) == len(taken)
         for step, one in zip(taken, kept, strict=True):
-            scores = episode.logits[step, place].double()
+            scores = episode.scores[step, place].double()
             wanted = (scores.exp() / scores.exp().sum()).tolist()
             assert [name for name, _ in one.classes] == [*NAMES, "stop"]
             assert [p for _, p in one.classes] == pytest.approx(wanted, abs=1e-6)

@@ -120,7 +120,7 @@ def test_the_roll_outs_agree_with_looking_at_each_image_alone(place):
             episode = loaded.policy(one.volumes.float(), one.saliency, choose=greedy, max_steps=5)
         labels = episode.labels[:, 0].tolist()
         assert found.named[row].tolist() == [labels.count(c) for c in range(3)]
-        chances = episode.logits[:, 0].softmax(-1)
+        chances = episode.scores[:, 0].softmax(-1)
         lowest = min(float(chances[step, label]) for step, label in enumerate(labels) if label >= 0)
         assert found.confidence[row] == pytest.approx(lowest, abs=1e-5)
 
