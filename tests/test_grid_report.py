@@ -1,5 +1,6 @@
 """The report of a reproduction, from runs made up for it: what its tables and curves say."""
 
+import dataclasses
 import json
 import statistics
 
@@ -67,12 +68,22 @@ def test_the_tables_say_what_the_runs_say(runs, tmp_path) -> None:
     where = row_of(text, "Where it looks", "MNIST Set", "HSAL-RL")
     assert [cell.split(" ")[0] for cell in where] == ["0.950", "0.500", "0.900", "0.050", "26,735"]
     assert "Count classifier" not in text.split("## Where it looks")[1].split("## Over training")[0]
-    assert row_of(text, "Runs", "mnist-set.rl.seed0")[2:5] == ["3", "3", "1:01"]
+    assert row_of(text, "Runs", "mnist-set.rl.seed0")[2:7] == ["3", "3", "0.930", "0.930", "1:01"]
     assert "the policy has collapsed" in text and "1:01:15" in text and "0.9" in row_of(text, "Runs", "mnist-set.rl.seed0")[0]
     for command in (*PROVENANCE["commands"], *(run.commands[0] for run in runs)):
         assert f"    {command}\n" in text + "\n"
     assert summary["pictures"] == ["macro-f1.png", "attn-saliency.png", "attention.png"]
     assert {path.name for path in tmp_path.iterdir()} == {"summary.md", "summary.json", *summary["pictures"]}
+
+
+def test_a_run_that_fell_after_its_best_epoch_shows_both(runs, tmp_path) -> None:
+    fallen = dataclasses.replace(runs[0], rows=[*reversed(runs[0].rows), {"epoch": 4}])
+    nothing = dataclasses.replace(runs[1], rows=[])
+    summary = write_report(tmp_path, [fallen, nothing], PROVENANCE, {}, "hsal reproduce")
+    text = (tmp_path / "summary.md").read_text()
+    assert row_of(text, "Runs", fallen.name)[2:6] == ["4", "3", "0.930", "0.310"]
+    assert row_of(text, "Runs", nothing.name)[2:6] == ["0", "-", "-", "-"]
+    assert [run["held_out_exact_match"] for run in summary["runs"]] == [{"best": pytest.approx(0.93), "last": pytest.approx(0.31)}, None]
 
 
 def test_pictures_of_an_earlier_report_go_and_others_stay(runs, tmp_path) -> None:

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import json
 import math
 
 import pytest
@@ -11,7 +12,8 @@ from learning_parts import PLAIN, TINY, TWO_STOP_HEADS, gradients, images, roll_
 
 from hsal_cli.errors import UsageError
 from hsal_cli.learning.objectives import Namer, losses, make_targets
-from hsal_cli.learning.settings import TrainSettings
+from hsal_cli.learning.settings import TrainSettings, stored_train
+from hsal_cli.settings import as_dict
 
 # --- what each term reaches -------------------------------------------------------------------------------------------------------
 
@@ -142,25 +144,29 @@ def test_early_stops_are_the_share_of_naming_steps_that_stopped() -> None:
 
 
 @pytest.mark.parametrize("task", ["multiset", "list"])
-@pytest.mark.parametrize("to_go", [False, True])
-def test_the_rl_terms_are_those_of_a_plain_loop(to_go: bool, task: str) -> None:
+@pytest.mark.parametrize(("gradient", "to_go"), [("sampled", False), ("sampled", True), ("expected", False)])
+def test_the_rl_terms_are_those_of_a_plain_loop(gradient: str, to_go: bool, task: str) -> None:
     policy = tiny_policy(3, settings=dataclasses.replace(TINY, glimpses=2))
     true = [[0, 1, 1], [2], [1, 2], []]
     targets = targets_of(true, 3)
-    settings = TrainSettings(return_to_go=to_go, task=task, label_entropy=0.3, location_entropy=0.2, location_weight=0.7, value_weight=0.4)
+    weights = {"label_entropy": 0.3, "location_entropy": 0.2, "location_weight": 0.7, "value_weight": 0.4}
+    settings = TrainSettings(gradient=gradient, return_to_go=to_go, task=task, **weights)
     episode = roll_out(policy, targets, settings, seed=4)
     expected: dict[str, float] = collections.defaultdict(float)
     for b, labels in enumerate(true):
-        left, rewards, values, log_p, entropies = collections.Counter(labels), [], [], [], []
+        left, rewards, values, log_p, entropies, means = collections.Counter(labels), [], [], [], [], []
         for t, turn in enumerate(labels):
             for i in range(2):
                 logp = episode.location_logits[t, b, i].log_softmax(-1)
                 cell = int(episode.glimpses[t, b, i])
                 rewards.append(episode.priority[t, b].flatten()[cell].item())
                 log_p.append(logp[cell].item())
+                means.append((logp.exp() * episode.priority[t, b].flatten()).sum().item())
                 entropies.append(-(logp.exp() * logp).sum().item())
             logp = episode.logits[t, b, :3].log_softmax(-1)
             name = int(episode.labels[t, b])
+            rewarded = {turn} if task == "list" else {label for label, count in left.items() if count > 0}
+            means.append(sum(p * (1 if label in rewarded else -1) for label, p in enumerate(logp.exp().tolist())))
             hit = name == turn if task == "list" else left[name] > 0
             left[name] -= hit
             rewards.append(1.0 if hit else -1.0)
@@ -170,7 +176,8 @@ def test_the_rl_terms_are_those_of_a_plain_loop(to_go: bool, task: str) -> None:
         for place in range(len(rewards)):
             gain = sum(rewards[place:]) if to_go else rewards[place]
             kind = "class" if place % 3 == 2 else "location"
-            expected[kind] -= log_p[place] * (gain - values[place]) * (0.7 if kind == "location" else 1) / 4
+            surrogate = means[place] if gradient == "expected" else log_p[place] * (gain - values[place])
+            expected[kind] -= surrogate * (0.7 if kind == "location" else 1) / 4
             expected["value"] += 0.4 * (gain - values[place]) ** 2 / 4
             entropy = "label_entropy" if kind == "class" else "location_entropy"
             expected[entropy] -= (0.3 if kind == "class" else 0.2) * entropies[place] / 4
@@ -279,3 +286,14 @@ def test_labels_are_sampled_from_the_policys_own_distribution() -> None:
 def test_a_list_has_an_order_so_the_multiset_loss_refuses_it() -> None:
     with pytest.raises(UsageError, match="list"):
         TrainSettings(objective="multiset", task="list")
+
+
+def test_the_gradient_is_averaged_over_actions_unless_their_rewards_are_unknown_or_a_run_is_older() -> None:
+    assert TrainSettings().averages_actions and TrainSettings(gradient="expected").averages_actions
+    assert not TrainSettings(return_to_go=True).averages_actions and not TrainSettings(gradient="sampled").averages_actions
+    stored = {key: value for key, value in as_dict(TrainSettings(epochs=2)).items() if key != "gradient"}
+    assert stored_train(stored) == TrainSettings(epochs=2, gradient="sampled")
+    for now in (TrainSettings(), TrainSettings(gradient="expected")):
+        assert stored_train(json.loads(json.dumps(as_dict(now)))) == now
+    with pytest.raises(UsageError, match="gradient expected with return_to_go"):
+        TrainSettings(gradient="expected", return_to_go=True)

@@ -120,9 +120,10 @@ def test_the_enumerated_gradient_is_that_of_finite_differences(monkeypatch) -> N
         assert found[name][place].item() == pytest.approx((values[0] - values[1]) / (2 * step), abs=1e-6), name
 
 
+@pytest.mark.parametrize("gradient", ["sampled", "expected"])
 @pytest.mark.parametrize("stop", ["supervised", "sampled"])
 @pytest.mark.parametrize("true", [[1], [0, 0], [1, 0]])
-def test_the_immediate_surrogate_has_the_gradient_of_each_actions_own_expected_reward(true, stop, monkeypatch) -> None:
+def test_the_immediate_surrogate_has_the_gradient_of_each_actions_own_expected_reward(true, stop, gradient, monkeypatch) -> None:
     """The paper's estimator: sum over actions of grad log p times their own reward; what led there counts as given."""
     policy = tiny_policy(2)
     found = enumerate_all(policy, true, stop, monkeypatch)
@@ -134,7 +135,21 @@ def test_the_immediate_surrogate_has_the_gradient_of_each_actions_own_expected_r
         objective = objective + ((given + glimpse + label.detach() + later).exp() * found.location_rewards[t]).sum()
         objective = objective + ((given + glimpse.detach() + label + later).exp() * torch.tensor(found.rewards[t]).double()).sum()
         given = given + (label + glimpse).detach()
-    assert_same(estimator_mean(found, policy, dataclasses.replace(PLAIN, stop=stop)), gradients(objective, policy))
+    assert_same(estimator_mean(found, policy, dataclasses.replace(PLAIN, stop=stop, gradient=gradient)), gradients(objective, policy))
+
+
+@pytest.mark.parametrize(("gradient", "varies"), [("sampled", True), ("expected", False)])
+def test_the_expected_gradient_is_the_same_whatever_the_last_action_was(gradient, varies, monkeypatch) -> None:
+    """Trajectories of one label and the same glimpse: only which label was sampled differs, and all of it is noise."""
+    policy = tiny_policy(2)
+    found = enumerate_all(policy, [1], "sampled", monkeypatch)
+    terms = []
+    for b in range(0, len(found.labels[0]), CELLS):
+        parts = {field.name: getattr(found.episode, field.name)[:, b : b + 1] for field in dataclasses.fields(Episode)}
+        one = Targets(*(getattr(found.targets, name)[b : b + 1] for name in ("labels", "counts", "sizes")))
+        terms.append(losses(Episode(**parts), one, dataclasses.replace(PLAIN, stop="sampled", gradient=gradient))[0]["class"].item())
+    assert len(terms) == 3
+    assert (max(terms) - min(terms) > 1e-3) == varies
 
 
 def test_with_one_label_the_immediate_class_term_has_the_exact_gradient(monkeypatch) -> None:

@@ -1,6 +1,8 @@
 """The objectives of section 4 and their loss terms; each is a dict of named terms, weighted in one place.
 
-- rl: REINFORCE on the multiset reward (section 4.2).
+- rl: REINFORCE on the multiset reward (section 4.2), or its mean over all actions: an action's own reward is known for every label and
+  cell, so that sum_a pi(a) R(a) can be followed itself ("all-action" or "expected" policy gradient; Sutton et al., "Comparing
+  Policy-Gradient Algorithms", 2001; Ciosek and Whiteson, "Expected Policy Gradients", AAAI 2018).
 - cross-entropy: the paper's baseline, cross-entropy on randomly ordered labels (section 5).
 - multiset: cross-entropy to the uniform distribution over the remaining multiset (Welleck et al., "Loss Functions for Multiset
   Prediction", NeurIPS 2018).
@@ -16,7 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hsal_cli import workers
-from hsal_cli.learning.rewards import count_labels, explained_variance, list_rewards, moments, multiset_rewards, returns_to_go, wide
+from hsal_cli.learning.rewards import (
+    count_labels,
+    explained_variance,
+    list_rewards,
+    list_rewards_of_all,
+    moments,
+    multiset_rewards,
+    returns_to_go,
+    rewards_of_all,
+    wide,
+)
 from hsal_cli.learning.settings import TrainSettings
 from hsal_cli.policy.choosing import Source, draw
 from hsal_cli.policy.episode import Episode
@@ -146,8 +158,13 @@ def losses(
 
     terms: dict[str, Tensor] = {}
     if settings.objective == "rl":
-        named = log_named.gather(-1, episode.labels.clamp(0, log_named.shape[-1] - 1)[..., None])[..., 0]
-        terms["class"] = -total(named * advantages[..., -1], naming)
+        if settings.averages_actions:
+            each = list_rewards_of_all(targets.labels, len(steps), classes) if settings.task == "list" else rewards_of_all(remaining)
+            gained = (log_named.exp() * each[..., : log_named.shape[-1]]).sum(dim=-1)
+        else:
+            named = log_named.gather(-1, episode.labels.clamp(0, log_named.shape[-1] - 1)[..., None])[..., 0]
+            gained = named * advantages[..., -1]
+        terms["class"] = -total(gained, naming)
         terms["stop"] = -total(log_stop, last)
         if settings.stop == "supervised":
             terms["stop"] = terms["stop"] - total(_log_go(episode.logits), naming)
@@ -156,7 +173,11 @@ def losses(
         terms["class"] = -total(_expected_log(log_all, remaining, targets, settings), naming)
         terms["stop"] = -total(log_stop, last)
     if settings.objective != "cross-entropy":
-        terms["location"] = -settings.location_weight * total(glimpsed * advantages[..., :-1], locating)
+        if settings.averages_actions:
+            pointed = (location_log.exp() * episode.priority.flatten(2).detach()[:, :, None]).sum(dim=-1)
+        else:
+            pointed = glimpsed * advantages[..., :-1]
+        terms["location"] = -settings.location_weight * total(pointed, locating)
         terms["value"] = settings.value_weight * total((returns - episode.values).square(), naming[..., None])
         terms["location_entropy"] = -settings.location_entropy * total(location_entropy, locating)
     scores = episode.scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -57,6 +58,33 @@ def list_rewards(named: Tensor, labels: Tensor) -> Tensor:
     most = min(len(named), labels.shape[1])
     turns[:most] = labels.T[:most]
     return ((named == turns) & (turns >= 0)).float() * 2 - 1
+
+
+def rewards_of_all(remaining: Tensor) -> Tensor:
+    """R_clf of every action: +1 for each label still in the multiset, -1 for the others and for stop.
+
+    Args:
+        remaining: (T, B, K), A_t before step t, as `multiset_rewards` returns it.
+
+    Returns:
+        (T, B, K + 1) of +1 and -1.
+    """
+    return F.pad((remaining > 0).float() * 2 - 1, (0, 1), value=-1.0)
+
+
+def list_rewards_of_all(labels: Tensor, steps: int, classes: int) -> Tensor:
+    """The same for the list task: +1 for the label whose turn it is, -1 for all else.
+
+    Args:
+        labels: (B, L) in their order, padded with -1.
+        steps: T.
+        classes: K.
+
+    Returns:
+        (T, B, K + 1) of +1 and -1.
+    """
+    every = torch.arange(classes + 1, device=labels.device)[:, None, None].expand(classes + 1, steps, len(labels))
+    return torch.stack([list_rewards(named, labels) for named in every], dim=-1)
 
 
 def returns_to_go(rewards: Tensor) -> Tensor:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from hsal_cli.errors import UsageError
-from hsal_cli.settings import SEED_LIMIT, check, setting
+from hsal_cli.settings import SEED_LIMIT, build, check, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +95,16 @@ class TrainSettings:
     epochs: int = setting(6, "Passes over the training part.", low=1, high=100_000)
     batch_size: int = setting(128, "Images a step.", low=1, high=65536)
     learning_rate: float = setting(2e-3, "Peak learning rate of Adam (one-cycle, with warm-up).", above=0, high=10)
-    label_entropy: float = setting(0.01, "Weight of the entropy bonus on label distributions.", low=0, high=100)
+    label_entropy: float = setting(0.1, "Weight of the entropy bonus on label distributions.", low=0, high=100)
     location_entropy: float = setting(0.0, "Weight of the entropy bonus on glimpse distributions.", low=0, high=100)
     value_weight: float = setting(0.5, "Weight of the value baseline's squared error.", low=0, high=100)
     location_weight: float = setting(1.0, "Weight of the glimpses' REINFORCE term.", low=0, high=100)
     return_to_go: bool = setting(False, "Credit an action with all rewards that follow it, not with its own alone.")
+    gradient: Literal["sampled", "expected"] | None = setting(
+        None,
+        "How the policy gradient is estimated: sampled: from the actions taken and a value baseline, as in section 4.2; expected: its mean "
+        "over all actions, whose rewards are known, so that this noise is gone; unset: expected, with --return-to-go sampled.",
+    )
     clip: float = setting(5.0, "Largest norm of the gradient.", above=0)
     validation: float = setting(0.05, "Share of the training images held out for validation.", above=0, high=0.5)
     seed: int = setting(0, "Seed of all that is random.", low=0, high=SEED_LIMIT)
@@ -110,6 +115,21 @@ class TrainSettings:
             raise UsageError(
                 f"objective {self.objective} with task list: a list has an order", "take --objective cross-entropy or rl for lists"
             )
+        if self.gradient == "expected" and self.return_to_go:
+            raise UsageError(
+                "gradient expected with return_to_go: what follows an action that was not taken is not known",
+                "take --gradient sampled, or leave --return-to-go out",
+            )
+
+    @property
+    def averages_actions(self) -> bool:
+        """Whether the policy gradient is its mean over all actions."""
+        return self.gradient == "expected" or (self.gradient is None and not self.return_to_go)
+
+
+def stored_train(stored: dict[str, Any]) -> TrainSettings:
+    """The settings that a run holds; what there was no choice of when it was made has the only value it had then."""
+    return build(TrainSettings, {"gradient": "sampled", **stored})
 
 
 SWEEP_PARTS = ("count", "size", "clutter", "spacing", "contrast", "glimpses", "saliency")

@@ -15,7 +15,7 @@ from hsal_cli.evaluation.loading import LoadedPolicy, load_policy
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.files import read_json, write_json
 from hsal_cli.learning import runs
-from hsal_cli.learning.settings import SweepSettings, TrainSettings
+from hsal_cli.learning.settings import SweepSettings, TrainSettings, stored_train
 from hsal_cli.learning.sweep import AGAIN, row_of
 from hsal_cli.learning.train_policy import train_policy
 from hsal_cli.policy.settings import PolicySettings
@@ -105,7 +105,7 @@ def bench_for(
     if not features.is_file():
         raise FileError(f"the features the policy was trained on are not at {features}", "name them with --data FILE.features.h5")
     config = runs.Run(run).config if (run / "config.json").is_file() else {}
-    train = build(TrainSettings, config.get("train", {"objective": loaded.meta.get("objective")}))
+    train = stored_train(config["train"]) if "train" in config else build(TrainSettings, {"objective": loaded.meta.get("objective")})
     train = dataclasses.replace(train, epochs=settings.epochs)
     return Bench(loaded.policy.settings, train, features, backbone, out, device, reporter)
 

@@ -26,10 +26,10 @@ from hsal_cli.learning.loop import train
 from hsal_cli.learning.objectives import Namer, losses, make_targets
 from hsal_cli.learning.rewards import count_labels
 from hsal_cli.learning.runs import Run, resume_from, say_missing_classes
-from hsal_cli.learning.settings import TrainSettings
+from hsal_cli.learning.settings import TrainSettings, stored_train
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.settings import PolicySettings, stored_policy
-from hsal_cli.settings import as_dict, build
+from hsal_cli.settings import as_dict
 from hsal_cli.vision.devices import fitting
 from hsal_cli.vision.feature_file import FeatureTable, open_features
 from hsal_cli.vision.feature_stream import FeatureStream, window_rows
@@ -154,7 +154,7 @@ def train_policy(
         run = runs.open_run(out, runs.EVALUATED)
         config = run.config
         features, backbone = moved or Path(config["features"]), Path(config["backbone"]) if config["backbone"] else None
-        policy_settings, settings = stored_policy(config["policy"]), build(TrainSettings, config["train"])
+        policy_settings, settings = stored_policy(config["policy"]), stored_train(config["train"])
         init_from = Path(config["init_from"]["path"]) if config.get("init_from") else None
         if (epochs or settings.epochs) < settings.epochs:
             raise UsageError(f"{out} has {settings.epochs} epochs, which is more than {epochs}", "leave --epochs out, or give a larger one")
