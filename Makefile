@@ -19,8 +19,9 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[test]'
 	touch $(READY)
 
+# One process a core; the tests of a file stay together, since they share what they prepare.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
