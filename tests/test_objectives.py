@@ -290,7 +290,9 @@ def test_a_list_has_an_order_so_the_multiset_loss_refuses_it() -> None:
 
 def test_the_gradient_is_averaged_over_actions_unless_their_rewards_are_unknown_or_a_run_is_older() -> None:
     assert TrainSettings().averages_actions and TrainSettings(gradient="expected").averages_actions
-    assert not TrainSettings(return_to_go=True).averages_actions and not TrainSettings(gradient="sampled").averages_actions
+    assert TrainSettings(objective="multiset", gradient="expected").averages_actions
+    for settings in (TrainSettings(return_to_go=True), TrainSettings(gradient="sampled"), TrainSettings(objective="multiset")):
+        assert not settings.averages_actions
     stored = {key: value for key, value in as_dict(TrainSettings(epochs=2)).items() if key != "gradient"}
     assert stored_train(stored) == TrainSettings(epochs=2, gradient="sampled")
     for now in (TrainSettings(), TrainSettings(gradient="expected")):

@@ -103,7 +103,8 @@ class TrainSettings:
     gradient: Literal["sampled", "expected"] | None = setting(
         None,
         "How the policy gradient is estimated: sampled: from the actions taken and a value baseline, as in section 4.2; expected: its mean "
-        "over all actions, whose rewards are known, so that this noise is gone; unset: expected, with --return-to-go sampled.",
+        "over all actions, whose rewards are known, so that this noise is gone; unset: expected, but sampled with --return-to-go and with "
+        "other objectives than rl, for their glimpses.",
     )
     clip: float = setting(5.0, "Largest norm of the gradient.", above=0)
     validation: float = setting(0.05, "Share of the training images held out for validation.", above=0, high=0.5)
@@ -124,7 +125,7 @@ class TrainSettings:
     @property
     def averages_actions(self) -> bool:
         """Whether the policy gradient is its mean over all actions."""
-        return self.gradient == "expected" or (self.gradient is None and not self.return_to_go)
+        return self.gradient == "expected" or (self.gradient is None and self.objective == "rl" and not self.return_to_go)
 
 
 def stored_train(stored: dict[str, Any]) -> TrainSettings:
