@@ -166,6 +166,7 @@ def live(order: dict[str, Any], folder: Path, said: dict[str, int]) -> None:
     os.chdir(folder)
     count = watch_events(folder, order.get("hit_at"), order.get("signals", [signal.SIGKILL]))
     if "limit" in order:
+        sys.dont_write_bytecode = True  # Python 3.11 takes the cut-off file of a module for whole, ever after
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], resource.RLIM_INFINITY))
     if "memory" in order:
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

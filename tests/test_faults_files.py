@@ -46,11 +46,13 @@ from hsal_cli.vision.feature_file import open_features
 def largest_file(size: int) -> Iterator[None]:
     """A limit that no look at the free space shows, as a quota is."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    compiling, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # Python 3.11 takes the cut-off file of a module for whole
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = compiling
 
 
 # --- HDF5 -------------------------------------------------------------------------------------------------------------------------
@@ -76,6 +78,7 @@ def test_hdf5_through_a_steady_file_is_plain_hdf5(tmp_path: Path) -> None:
 def test_a_disk_that_fails_under_hdf5_is_an_os_error_and_the_process_ends_well(tmp_path: Path) -> None:
     code = """
 import errno, resource, sys
+sys.dont_write_bytecode = True
 import numpy as np
 from pathlib import Path
 from hsal_cli.steady import SteadyFile
