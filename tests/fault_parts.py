@@ -1,6 +1,10 @@
 """Small scene files, feature files, runs and recipes that the tests of faults share."""
 
+import contextlib
 import json
+import resource
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -52,6 +56,19 @@ batch_size = 8
 [eval]
 resamples = 20
 """
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """A limit that no look at the free space shows, as a quota is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    compiling, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # Python 3.11 takes the cut-off file of a module for whole
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = compiling
 
 
 def small_scenes(path: Path, train: int = 7, test: int = 3, seed: int = 0) -> Path:

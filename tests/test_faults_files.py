@@ -1,10 +1,8 @@
 """Files that are not what they should be, disks that fail, writers that meet: each named, nothing replaced by something worse."""
 
-import contextlib
 import errno
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from fault_parts import (
     contents,
     fill_features,
     flip_inside,
+    largest_file,
     left_behind,
     small_run,
     small_scenes,
@@ -40,20 +39,6 @@ from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.steady import SteadyFile
 from hsal_cli.vision.devices import fitting
 from hsal_cli.vision.feature_file import open_features
-
-
-@contextlib.contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """A limit that no look at the free space shows, as a quota is."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    compiling, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # Python 3.11 takes the cut-off file of a module for whole
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        sys.dont_write_bytecode = compiling
-
 
 # --- HDF5 -------------------------------------------------------------------------------------------------------------------------
 

@@ -4,14 +4,12 @@ import errno
 import json
 import os
 import pickle
-import resource
-import signal
-import sys
 from pathlib import Path
 
 import h5py
 import pytest
 import torch
+from fault_parts import largest_file
 
 from hsal_cli.checkpoints import KEEP, load, read_checkpoint, save, write_checkpoint
 from hsal_cli.errors import FileError, UsageError
@@ -62,20 +60,13 @@ def test_a_disk_that_takes_no_more_is_a_file_error_and_leaves_the_old_file(tmp_p
     """A limit on the size of files stands for a full disk: the system refuses the write itself."""
     target = tmp_path / "numbers"
     write_text(target, "old")
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    compiling, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # Python 3.11 takes the cut-off file of a module for whole
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
+    with largest_file(1000):
         with pytest.raises(FileError, match="cannot write"):
             write_text(target, "x" * 5000)
         with pytest.raises(FileError, match="cannot write"):
             write_checkpoint(tmp_path / "weights", {"w": torch.zeros(5000)}, None, {})
         with pytest.raises(FileError, match="cannot write"):
             write_checkpoint(tmp_path / "state", {"w": torch.zeros(2)}, {"s": torch.zeros(5000)}, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-        sys.dont_write_bytecode = compiling
     assert target.read_text() == "old" and entries(tmp_path) == ["numbers"]
 
 
