@@ -196,6 +196,17 @@ def test_other_settings_are_not_mixed_into_the_same_table(here) -> None:
         run_grid(dataclasses.replace(grid, recipe=other), CPU, SILENT)
 
 
+def test_runs_of_other_epochs_are_not_mixed_into_the_same_table(here) -> None:
+    with pytest.raises(UsageError, match=r"mnist-multiset\.rl\.seed0 was begun for 2 epochs, not 3") as refused:
+        run_grid(grid_of(epochs={"rl": 3}), CPU, SILENT)
+    assert "--epochs rl=2" in refused.value.hint
+    steps = plan(grid_of(epochs={"rl": 2, "multiset": 3}, objectives=(*OBJECTIVES, "multiset")))
+    assert {step.what for step in steps if step.state != "done"} == {
+        "train mnist-multiset.multiset.seed0",
+        "eval mnist-multiset.multiset.seed0",
+    }
+
+
 def test_a_run_of_other_features_is_refused_by_name(here) -> None:
     config = here / "runs/reproduce/runs/mnist-multiset.rl.seed0/config.json"
     before = config.read_text()

@@ -221,12 +221,27 @@ def _check_settings(grid: Grid) -> None:
         f"{table}.{key} is {before[table][key]}, not {value}"
         for table, values in shared_settings(grid).items()
         for key, value in values.items()
-        if key in before.get(table, {}) and before[table][key] != value
+        if table != "epochs" and key in before.get(table, {}) and before[table][key] != value
     ]
     if differing:
         raise UsageError(
             f"{grid.out} was begun with other settings: {'; '.join(differing)}",
             "give the same --preset and --config as before, or name another folder with --out",
+        )
+    for cell in grid.cells:
+        _check_epochs(grid, cell)
+
+
+def _check_epochs(grid: Grid, cell: Cell) -> None:
+    """Refuses a run that was begun for another number of epochs than the table would say: its learning rate followed another schedule."""
+    path, asked = grid.run_path(cell), grid.train_settings(cell).epochs
+    if state_of_run(path) == "missing":
+        return
+    has = runs.Run(path).config.get("train", {}).get("epochs")
+    if has != asked:
+        raise UsageError(
+            f"{path} was begun for {has} epochs, not {asked}",
+            f"give --epochs {cell.objective}={has} as before, or name another folder with --out",
         )
 
 
