@@ -23,11 +23,11 @@ class TinyModel(ActivationModel):
 
     def __init__(self, arch: str, classes: int, input_size: int = 96, resolution: int = 3, dilate: bool = True):
         nn.Module.__init__(self)
-        self.arch, self.classes, self.input_size, self.resolution, self.views = arch, classes, input_size, resolution, 1
+        self.arch, self.classes, self.input_size, self.resolution = arch, classes, input_size, resolution
         self.conv1, self.bn1 = nn.Conv2d(3, SHAPE[0], 1), nn.BatchNorm2d(SHAPE[0])
         self.fc = nn.Linear(SHAPE[0], classes)
 
-    def _volumes(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.bn1(self.conv1(nn.functional.adaptive_avg_pool2d(images, self.resolution))).relu()
 
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
 from hsal_cli import console, workers
 from hsal_cli.commands.options import Config, Device, Json, Preset, options, settings_for
-from hsal_cli.commands.policies import PretrainedOption, RunOption, ViewsOption, check_one, load, policy_run
-from hsal_cli.errors import FileError, UsageError
+from hsal_cli.commands.policies import PretrainedOption, RunOption, check_one, load, policy_run
+from hsal_cli.errors import FileError
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.vision.settings import PrecomputeSettings, saliency_kind
-
-if TYPE_CHECKING:
-    from hsal_cli.evaluation.loading import LoadedPolicy
 
 
 @options(settings=EvalSettings)
@@ -33,11 +30,7 @@ def eval_(
             show_default="what the policy was trained on; with --pretrained data/DATASET.h5",
         ),
     ] = None,
-    views: ViewsOption = 1,
-    out: Annotated[
-        Optional[Path],
-        typer.Option("--out", help="JSON file to write.", show_default="eval.json in the run; with --views N eval.viewsN.json"),
-    ] = None,
+    out: Annotated[Optional[Path], typer.Option("--out", help="JSON file to write.", show_default="eval.json in the run")] = None,
     device: Device = "auto",
     json: Json = False,
     preset: Preset = None,
@@ -45,7 +38,7 @@ def eval_(
 ) -> None:
     """Evaluate a policy: multiset metrics with 95% intervals, attention scores, localization, and trivial baselines.
 
-    With --pretrained a scene file is enough: its features are computed on the way and not kept. So they are with --views.
+    With --pretrained a scene file is enough: its features are computed on the way and not kept.
     """
     from hsal_cli.evaluation.evaluate import evaluate_file
     from hsal_cli.files import write_sealed
@@ -57,17 +50,13 @@ def eval_(
     target = out
     with console.stopping(reporter), workers.joined(chosen, reporter):
         if pretrained is not None:
-            found = _evaluate_shipped(pretrained, data, views, settings, settings_for(SceneSettings, preset, config), chosen, reporter)
+            found = _evaluate_shipped(pretrained, data, settings, settings_for(SceneSettings, preset, config), chosen, reporter)
         else:
             place = policy_run(run, chosen, reporter, preset, config, counts=True)
             loaded = load(place, chosen, reporter, counts=True)
-            if views > 1:
-                found = _evaluate_views(loaded, data, views, settings, chosen, reporter)
-            else:
-                features = _features(data, loaded.meta, chosen, reporter)
-                found = evaluate_file(loaded, features, settings, chosen, reporter)
-            name = f"eval.views{views}.json" if views > 1 else "eval.json"
-            target = out or (place / name if (place / "status.json").is_file() else None)
+            features = _features(data, loaded.meta, chosen, reporter)
+            found = evaluate_file(loaded, features, settings, chosen, reporter)
+            target = out or (place / "eval.json" if (place / "status.json").is_file() else None)
     if not workers.asked().leads:
         return
     if target is not None:
@@ -85,38 +74,22 @@ def eval_(
 
 
 def _evaluate_shipped(
-    name: str, data: Path | None, views: int, settings: EvalSettings, scenes: SceneSettings, device: Any, reporter: console.Reporter
+    name: str, data: Path | None, settings: EvalSettings, scenes: SceneSettings, device: Any, reporter: console.Reporter
 ) -> dict[str, Any]:
     """Evaluates a policy that comes with hsal, on a scene file or on features by its backbone; adds `pretrained` and `stated`."""
     from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
     from hsal_cli.evaluation.shipped import load_shipped
     from hsal_cli.learning.pipeline import DATA, ensure_scenes
-    from hsal_cli.vision.multi_view import with_views
 
     shipped = load_shipped(name, device, counts=True)
     source = data or DATA / f"{shipped.dataset}.h5"
     if data is None:
         ensure_scenes(source, scenes, reporter)
-    if views > 1 or _is_scene_file(source):
-        found = evaluate_scenes(shipped.policy, with_views(shipped.backbone, views), _scenes_of(source), settings, device, reporter)
+    if _is_scene_file(source):
+        found = evaluate_scenes(shipped.policy, shipped.backbone, source, settings, device, reporter)
     else:
         found = evaluate_file(shipped.policy, source, settings, device, reporter)
     return {**found, "pretrained": shipped.name, "stated": shipped.stated.get("result")}
-
-
-def _evaluate_views(
-    loaded: LoadedPolicy, data: Path | None, views: int, settings: EvalSettings, device: Any, reporter: console.Reporter
-) -> dict[str, Any]:
-    """Evaluates a policy on the images of a scene file, or on those that a feature file was made from, in several views each."""
-    from hsal_cli.evaluation.evaluate import evaluate_scenes
-    from hsal_cli.evaluation.loading import find_backbone
-    from hsal_cli.vision.multi_view import with_views
-
-    saliency = loaded.meta.get("saliency", "activation")
-    if data is not None and saliency_kind(saliency) == "file":
-        raise UsageError(f"the policy was trained on {saliency}, where the maps of {data} are not", "leave --data out, or --views")
-    scenes = _scenes_of(_recorded(loaded.meta) if data is None else data)
-    return evaluate_scenes(loaded, with_views(find_backbone(loaded.meta, device=device), views), scenes, settings, device, reporter)
 
 
 def _stated(found: dict[str, Any]) -> str:
@@ -136,7 +109,10 @@ def _stated(found: dict[str, Any]) -> str:
 def _features(data: Path | None, meta: dict[str, Any], device: Any, reporter: console.Reporter) -> Path:
     """The feature file that is meant; for a scene file its features by the policy's own backbone, computed if missing."""
     if data is None:
-        return _recorded(meta)
+        recorded = Path(meta["features"])
+        if not recorded.is_file():
+            raise FileError(f"the features the policy was trained on are not at {recorded}", "name a scene or feature file with --data")
+        return recorded
     if not _is_scene_file(data):
         return data
     from hsal_cli.evaluation.loading import find_backbone
@@ -155,24 +131,6 @@ def _features(data: Path | None, meta: dict[str, Any], device: Any, reporter: co
     backbone = find_backbone(meta)
     settings = PrecomputeSettings(saliency=saliency, resolution=backbone.refined)
     return ensure_features(data, backbone.path, reporter, device, settings)
-
-
-def _recorded(meta: dict[str, Any]) -> Path:
-    """The feature file that a policy was trained on."""
-    recorded = Path(meta["features"])
-    if not recorded.is_file():
-        raise FileError(f"the features the policy was trained on are not at {recorded}", "name a scene or feature file with --data")
-    return recorded
-
-
-def _scenes_of(source: Path) -> Path:
-    """A scene file, or the one that a feature file was made from."""
-    if _is_scene_file(source):
-        return source
-    from hsal_cli.evaluation.tested import find_scenes
-
-    with find_scenes(source) as file:
-        return file.path
 
 
 def _is_scene_file(data: Path) -> bool:

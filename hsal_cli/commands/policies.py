@@ -42,15 +42,6 @@ PretrainedOption = Annotated[
         show_default=False,
     ),
 ]
-ViewsOption = Annotated[
-    int,
-    typer.Option(
-        "--views",
-        min=1,
-        max=5,
-        help="Test-time augmentation: mean volumes of this many views of an image, enlarged, shrunk and turned (not in the paper).",
-    ),
-]
 
 
 def check_one(run: Path | None, pretrained: str | None) -> None:
@@ -109,7 +100,6 @@ def looks(
     max_steps: int | None,
     reporter: console.Reporter,
     pretrained: str | None = None,
-    views: int = 1,
 ) -> Iterator[tuple[Path, Look | HsalError]]:
     """Shows images to the policy that is meant, through the backbone it was trained with (see `look.look_at_files`)."""
     from hsal_cli.evaluation.look import look_at_files
@@ -123,14 +113,14 @@ def looks(
             except HsalError as error:
                 yield path, error
         return
-    loaded, backbone = load_with_backbone(run, device, reporter, pretrained, views)
+    loaded, backbone = load_with_backbone(run, device, reporter, pretrained)
     yield from look_at_files(images, backbone, loaded, max_steps)
 
 
 def load_with_backbone(
-    run: Path | None, device: str, reporter: console.Reporter, pretrained: str | None = None, views: int = 1
+    run: Path | None, device: str, reporter: console.Reporter, pretrained: str | None = None
 ) -> tuple[LoadedPolicy, LoadedBackbone]:
-    """The policy that is meant and the backbone it was trained with, averaging over views, on a device.
+    """The policy that is meant and the backbone it was trained with, on a device.
 
     Where neither a run nor a pretrained policy is named: the newest finished run, else the pretrained policy that hsal comes with, and
     only where it came without any, one that is trained now.
@@ -139,7 +129,6 @@ def load_with_backbone(
     from hsal_cli.evaluation.shipped import DEFAULT, load_shipped, own_folder
     from hsal_cli.learning import runs
     from hsal_cli.vision.devices import choose_device
-    from hsal_cli.vision.multi_view import with_views
 
     check_one(run, pretrained)
     chosen = choose_device(device)
@@ -152,6 +141,6 @@ def load_with_backbone(
             pretrained = DEFAULT
     if pretrained is not None:
         shipped = load_shipped(pretrained, chosen)
-        return shipped.policy, with_views(shipped.backbone, views)
+        return shipped.policy, shipped.backbone
     loaded = load(policy_run(run, chosen, reporter), chosen, reporter)
-    return loaded, with_views(find_backbone(loaded.meta, device=chosen), views)
+    return loaded, find_backbone(loaded.meta, device=chosen)

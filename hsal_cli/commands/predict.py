@@ -9,7 +9,7 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.options import Device, Json
-from hsal_cli.commands.policies import LookRunOption, PretrainedOption, ViewsOption, looks
+from hsal_cli.commands.policies import LookRunOption, PretrainedOption, looks
 from hsal_cli.errors import HsalError
 
 MaxSteps = Annotated[
@@ -23,7 +23,6 @@ def predict(
     run: LookRunOption = None,
     pretrained: PretrainedOption = None,
     max_steps: MaxSteps = None,
-    views: ViewsOption = 1,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -31,7 +30,7 @@ def predict(
     reporter = console.TerminalReporter()
     documents, failed = [], False
     with console.stopping(reporter):
-        for path, found in looks(images, run, device, max_steps, reporter, pretrained, views):
+        for path, found in looks(images, run, device, max_steps, reporter, pretrained):
             if isinstance(found, HsalError):
                 failed = True
                 console.print_error(found.message, found.hint)

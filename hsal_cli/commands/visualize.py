@@ -11,7 +11,7 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.options import Device, Json
-from hsal_cli.commands.policies import LookRunOption, PretrainedOption, ViewsOption, load_with_backbone, looks
+from hsal_cli.commands.policies import LookRunOption, PretrainedOption, load_with_backbone, looks
 from hsal_cli.commands.predict import MaxSteps, words
 from hsal_cli.errors import HsalError, UsageError
 
@@ -50,7 +50,6 @@ def visualize(
         bool, typer.Option("--html", help="Also a replay to step through in a browser, IMAGE.hsal.html: one file, no network.")
     ] = False,
     max_steps: MaxSteps = None,
-    views: ViewsOption = 1,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -62,7 +61,7 @@ def visualize(
         if images or labels is not None:
             raise UsageError("--data goes without images and without --labels", "name either images or a scene file")
         target = targets([Path(data.name)], out, kinds)[0]
-        _scenes(data, split, parse_rows(rows), run, target, kinds, max_steps, device, json, reporter, pretrained, views)
+        _scenes(data, split, parse_rows(rows), run, target, kinds, max_steps, device, json, reporter, pretrained)
         return
     if not images:
         raise UsageError("there is no image to look at", "hsal visualize image.png, or hsal visualize --data data/mnist-multiset.h5")
@@ -78,7 +77,7 @@ def visualize(
     places = targets(wanted, out, kinds)
     documents, failed = [], False
     with console.stopping(reporter):
-        for number, (path, found) in enumerate(looks(wanted, run, device, max_steps, reporter, pretrained, views)):
+        for number, (path, found) in enumerate(looks(wanted, run, device, max_steps, reporter, pretrained)):
             try:
                 if isinstance(found, HsalError):
                     raise found
@@ -126,12 +125,11 @@ def _scenes(
     json: bool,
     reporter: console.Reporter,
     pretrained: str | None,
-    views: int,
 ) -> None:
     """Draws images of a scene file, whose labels are known, into one picture, one animation and one replay."""
     from hsal_cli.evaluation.look import look_at_scenes
 
-    loaded, backbone = load_with_backbone(run, device, reporter, pretrained, views)
+    loaded, backbone = load_with_backbone(run, device, reporter, pretrained)
     found = look_at_scenes(data, split, rows, backbone, loaded, max_steps)
     made = _draw([look for look, _ in found], [truth for _, truth in found], target, kinds)
     if json:

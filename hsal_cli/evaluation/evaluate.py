@@ -126,10 +126,10 @@ def evaluate_scenes(
     Memory is bounded by one batch; sampled roll-outs take the images several times, so their features are held in memory, in float16.
 
     Args:
-        backbone: the one the policy was trained with, on `device`; several views of each image are its own matter (see `multi_view`).
+        backbone: the one the policy was trained with, on `device`.
 
     Returns:
-        What `evaluate_file` gives, with `scenes` and `views` in place of `features`.
+        What `evaluate_file` gives, with `scenes` in place of `features`.
 
     Raises:
         FileError: the file is unusable, has no such split, or has other classes; or the backbone does not fit the policy.
@@ -149,7 +149,7 @@ def evaluate_scenes(
         if settings.sample > 1:
             table = table.in_memory(settings.batch_size, reporter)
         found = _evaluate(loaded, table, settings, device, reporter, train_labels)
-    return _documented(loaded, scenes, settings.split, found, {"scenes": str(scenes), "views": backbone.model.views})
+    return _documented(loaded, scenes, settings.split, found, {"scenes": str(scenes)})
 
 
 def _evaluate(
@@ -169,7 +169,7 @@ def _evaluate(
         return evaluate(model, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels)
 
 
-def _documented(loaded: LoadedPolicy, source: Path, split: str, found: dict[str, Any], made_from: dict[str, Any]) -> dict[str, Any]:
+def _documented(loaded: LoadedPolicy, source: Path, split: str, found: dict[str, Any], made_from: dict[str, str]) -> dict[str, Any]:
     """Scores, and what they are scores of."""
     from hsal_cli.vision.feature_file import dataset_of
 

@@ -20,7 +20,6 @@ from hsal_cli import checkpoints
 from hsal_cli.checkpoints import Checkpoint
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, HsalError, UsageError
-from hsal_cli.vision.multi_view import view
 from hsal_cli.vision.pretrained import WAYS_OUT, CannotDownload, cached_download, read_weights
 
 ARCHITECTURES = ("resnet34", "resnet18")
@@ -83,7 +82,6 @@ class ActivationModel(nn.Module):
             )
         self.arch, self.classes, self.input_size, self.resolution = arch, classes, input_size, resolution
         self.stride = input_size // resolution
-        self.views = 1  # of each image, over which volumes are averaged (see `multi_view`)
         resnet = getattr(torchvision_resnet(), arch)(weights=None, num_classes=classes)
         self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
@@ -102,11 +100,6 @@ class ActivationModel(nn.Module):
         Returns:
             (B, 512, s / stride, s / stride), >= 0.
         """
-        if self.views == 1:
-            return self._volumes(images)
-        return torch.stack([self._volumes(view(images, number)).float() for number in range(self.views)]).mean(dim=0)
-
-    def _volumes(self, images: Tensor) -> Tensor:
         x = images.contiguous(memory_format=torch.channels_last)
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
