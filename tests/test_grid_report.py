@@ -86,6 +86,22 @@ def test_a_run_that_fell_after_its_best_epoch_shows_both(runs, tmp_path) -> None
     assert [run["held_out_exact_match"] for run in summary["runs"]] == [{"best": pytest.approx(0.93), "last": pytest.approx(0.31)}, None]
 
 
+def test_scores_after_the_last_epoch_stand_beside_those_of_the_best(runs, tmp_path) -> None:
+    heading = "Results on the test split"
+    write_report(tmp_path, runs, PROVENANCE, {}, "hsal reproduce")
+    assert "After the last epoch" not in (tmp_path / "summary.md").read_text(), "where the last is the best, there is nothing to add"
+    fallen = dataclasses.replace(runs[1], last=run_of("rl", 1, 0.45).evaluation)
+    summary = write_report(tmp_path, [runs[0], fallen, *runs[2:]], PROVENANCE, {}, "hsal reproduce")
+    best, last = (tmp_path / "summary.md").read_text().split("After the last epoch:")
+    half = 12.706205 * statistics.stdev([0.97, 0.45]) / 2**0.5
+    assert row_of(best, heading, "MNIST Set", "HSAL-RL")[2].startswith("0.960 ±")
+    last = f"## {heading}\n{last}"
+    assert row_of(last, heading, "MNIST Set", "HSAL-RL")[:3] == ["0.900 ± 0.000", f"0.710 ± {half:.3f}", "0.950 ± 0.000"]
+    assert row_of(last, heading, "MNIST Set", "Count classifier") == ["0.900", "0.880 (0.870 to 0.890)", "-", "-"]
+    assert "Cross-entropy" not in last.split("Predictors")[0], "a failed run has no last epoch"
+    assert [run["last_scores"] and run["last_scores"]["exact_match"] for run in summary["runs"]] == [None, 0.45, None, None]
+
+
 def test_pictures_of_an_earlier_report_go_and_others_stay(runs, tmp_path) -> None:
     write_report(tmp_path, runs, PROVENANCE, {}, "hsal reproduce")
     (tmp_path / "macro-f1.png").rename(tmp_path / "trajectories.mnist-multiset.png")

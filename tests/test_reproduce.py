@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 import statistics
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from idx_files import write_idx_set
 from learning_parts import StoppingReporter, assert_equal, without
 from typer.testing import CliRunner
 
+from hsal_cli import checkpoints
 from hsal_cli.commands.options import recipe_for, settings_for
 from hsal_cli.commands.reproduce import parse_names, parse_own_seeds, parse_seeds, reproduce
 from hsal_cli.console import SILENT
@@ -229,6 +231,30 @@ def test_an_evaluation_on_other_data_does_not_count(here) -> None:
         path.write_text(json.dumps({**json.loads(before), **change}))
         assert evaluated(grid, cell) is None
     path.write_text(before)
+
+
+def test_the_last_epoch_is_evaluated_where_another_is_the_best(here, tmp_path) -> None:
+    grid = grid_of(objectives=("rl",))
+    [cell] = grid.cells
+    run = tmp_path / "run"
+    shutil.copytree(grid.run_path(cell), run)
+    [plain] = run_grid(grid, CPU, SILENT)
+    root = grid.run_path(cell) / "checkpoints"
+    last = checkpoints.index_of(root)["last"]
+    try:
+        shutil.copytree(root / checkpoints.index_of(root)["best"], root / "epoch-00009-step-0000000")
+        checkpoints.write_index(root, last=last, best="epoch-00009-step-0000000")
+        assert [step.state for step in plan(grid)][-2:] == ["done", "missing"], "eval.json is of another checkpoint than the best"
+        [found] = run_grid(grid, CPU, SILENT)
+        names = [Path(scores["checkpoint"]).name for scores in (found.evaluation, found.last)]
+        assert names == ["epoch-00009-step-0000000", last]
+        assert found.last == json.loads((grid.run_path(cell) / "eval.last.json").read_text())
+        assert found.evaluation["exact_match"] == plain.evaluation["exact_match"]
+        assert found.commands[-1].startswith(f"hsal eval --run {root / last} --out ") and len(found.commands) == 3
+        assert [step.state for step in plan(grid)][-2:] == ["done", "done"]
+    finally:
+        shutil.rmtree(grid.run_path(cell))
+        shutil.copytree(run, grid.run_path(cell))
 
 
 def test_a_policy_that_collapses_is_passed_over_and_tried_again(here, monkeypatch) -> None:

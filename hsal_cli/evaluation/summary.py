@@ -51,6 +51,7 @@ class GridRun:
         digest: sha256 of the weights that were evaluated.
         commands: what makes the run and its scores alone.
         failure: why there is no evaluation, else "".
+        last: what `evaluate_file` gave of the last epoch, where `evaluation` is of another one, the best; else None.
     """
 
     name: str
@@ -64,18 +65,24 @@ class GridRun:
     digest: str
     commands: list[str]
     failure: str = ""
+    last: dict[str, Any] | None = None
 
     @property
     def scores(self) -> dict[str, float]:
         """The scores of the summary that this run has."""
-        found = {}
-        for name, path in SCORES.items():
-            value: Any = self.evaluation
-            for part in path:
-                value = value.get(part) if isinstance(value, dict) else None
-            if isinstance(value, (int, float)):
-                found[name] = float(value)
-        return found
+        return scores_of(self.evaluation)
+
+
+def scores_of(evaluation: dict[str, Any] | None) -> dict[str, float]:
+    """The scores of the summary that an evaluation has."""
+    found = {}
+    for name, path in SCORES.items():
+        value: Any = evaluation
+        for part in path:
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, (int, float)):
+            found[name] = float(value)
+    return found
 
 
 def table_rows(runs: Sequence[GridRun]) -> list[dict[str, Any]]:
@@ -83,9 +90,9 @@ def table_rows(runs: Sequence[GridRun]) -> list[dict[str, Any]]:
 
     Returns:
         Rows of `dataset`, `objective`, `seeds`, `failed` (seeds of runs without scores), `epochs` (of each run that has scores), `paper`
-        (its figures, or None), and `scores`: name -> `mean`, `values` (one a seed), `low`, `high` and `interval`. The interval is
-        Student's over seeds ("seeds"); with one seed that of the bootstrap over test images ("images") where the evaluation has one, else
-        `low`, `high` and `interval` are None.
+        (its figures, or None), and `scores`: name -> `mean`, `values` (one a seed), `low`, `high` and `interval`; `last_scores`: the same
+        after the last epoch, where `scores` are of the best. The interval is Student's over seeds ("seeds"); with one seed that of the
+        bootstrap over test images ("images") where the evaluation has one, else `low`, `high` and `interval` are None.
     """
     groups: dict[tuple[str, str], list[GridRun]] = {}
     for run in runs:
@@ -93,6 +100,8 @@ def table_rows(runs: Sequence[GridRun]) -> list[dict[str, Any]]:
     rows = []
     for (dataset, objective), members in groups.items():
         done = [run for run in members if run.evaluation is not None]
+        best = [run.evaluation for run in done]
+        last = [run.last or run.evaluation for run in done]
         rows.append(
             {
                 "dataset": dataset,
@@ -101,20 +110,29 @@ def table_rows(runs: Sequence[GridRun]) -> list[dict[str, Any]]:
                 "failed": [run.seed for run in members if run.evaluation is None],
                 "epochs": [len(run.rows) for run in done],
                 "paper": PAPER.get((dataset, objective)),
-                "scores": {name: _score(name, done) for name in SCORES if any(name in run.scores for run in done)},
+                "scores": _scores(best),
+                "last_scores": _scores(last),
             }
         )
     return rows
 
 
-def _score(name: str, runs: list[GridRun]) -> dict[str, Any]:
-    values = [run.scores[name] for run in runs if name in run.scores]
+def _scores(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
+    found = [scores_of(evaluation) for evaluation in evaluations]
+    return {
+        name: _score(name, [scores[name] for scores in found if name in scores], evaluations)
+        for name in SCORES
+        if any(name in scores for scores in found)
+    }
+
+
+def _score(name: str, values: list[float], evaluations: list[dict[str, Any]]) -> dict[str, Any]:
     found = mean_of_runs(values)
     low = high = interval = None
     if found.half is not None:
         low, high, interval = found.mean - found.half, found.mean + found.half, "seeds"
     else:
-        over_images = (runs[0].evaluation or {}).get("ci95", {}).get(name)
+        over_images = evaluations[0].get("ci95", {}).get(name)
         if over_images is not None:
             (low, high), interval = over_images, "images"
     return {"mean": found.mean, "low": low, "high": high, "interval": interval, "values": values}

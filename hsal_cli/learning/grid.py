@@ -3,7 +3,7 @@
 OUT/
     grid.json                       settings of the grid, the backbone it shares, seconds spent on each step
     backbone/                       the fine-tuned run, where there was none to share
-    runs/DATASET.OBJECTIVE.seedN/   a policy run each, with its eval.json
+    runs/DATASET.OBJECTIVE.seedN/   a policy run each, with its eval.json, and where its last epoch is not its best one eval.last.json
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal
 
+from hsal_cli import checkpoints
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.files import read_json, write_json
@@ -23,6 +24,7 @@ from hsal_cli.settings import as_dict, build
 from hsal_cli.vision.feature_writer import partial_of
 
 FORMAT = "hsal-grid"
+EVALUATIONS = {"best": "eval.json", "last": "eval.last.json"}  # of a run's checkpoints
 State = Literal["done", "resume", "missing"]
 
 
@@ -160,20 +162,28 @@ def plan(grid: Grid) -> list[Step]:
         state = state_of_run(path)
         train, evaluate = cell_commands(grid, cell, backbone)
         steps.append(Step(f"train {cell.name}", path, state, train))
-        is_scored = state == "done" and evaluated(grid, cell) is not None
+        is_scored = state == "done" and all(evaluated(grid, cell, which) is not None for which in to_evaluate(path))
         steps.append(Step(f"eval {cell.name}", path / "eval.json", "done" if is_scored else "missing", evaluate))
     return steps
 
 
-def evaluated(grid: Grid, cell: Cell) -> dict[str, Any] | None:
-    """The evaluation of a run, if it has one of this data set by these settings."""
+def to_evaluate(path: Path) -> list[str]:
+    """The checkpoints of a finished run that its scores are of: the best, and the last where that is another one."""
+    index = checkpoints.index_of(path / "checkpoints")
+    return ["best"] if index.get("last") == index.get("best") else ["best", "last"]
+
+
+def evaluated(grid: Grid, cell: Cell, which: str = "best") -> dict[str, Any] | None:
+    """The evaluation of a run's checkpoint, if it has one of this data set by these settings."""
+    path = grid.run_path(cell)
     try:
-        found = read_json(grid.run_path(cell) / "eval.json", "hsal eval")
+        found = read_json(path / EVALUATIONS[which], "hsal eval")
     except FileError:
         return None
     if not isinstance(found, dict):
         return None
     same = all(found.get(name) == getattr(grid.evaluation, name) for name in ("split", "sample"))
+    same = same and Path(str(found.get("checkpoint"))).name == checkpoints.index_of(path / "checkpoints").get(which)
     return found if same and found.get("features") == str(grid.features(cell.dataset)) else None
 
 

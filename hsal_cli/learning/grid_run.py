@@ -7,6 +7,7 @@ features from their last whole block.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from hsal_cli.files import cannot_write, write_json
 from hsal_cli.learning import runs
 from hsal_cli.learning.finetune import finetune
 from hsal_cli.learning.grid import (
+    EVALUATIONS,
     Cell,
     Grid,
     backbone_place,
@@ -34,6 +36,7 @@ from hsal_cli.learning.grid import (
     record,
     shared_settings,
     state_of_run,
+    to_evaluate,
 )
 from hsal_cli.learning.pipeline import ensure_features, ensure_scenes
 from hsal_cli.learning.train_policy import train_policy
@@ -119,14 +122,14 @@ def _run_cell(grid: Grid, cell: Cell, backbone: Path, device: torch.device, repo
     except TrainingError as error:
         reporter.warn(f"{cell.name} failed: {error.message}")
         failure = error.message
-    digest, scores = "", None
+    digest, scores = "", {}
+    commands = list(cell_commands(grid, cell, backbone))
     if not failure:
-        scores = evaluated(grid, cell)
-        if scores is None:
-            with _timed(grid, f"eval {cell.name}"):
-                scores = evaluate_file(load_model(path, "best", device), features, grid.evaluation, device, reporter)
-                write_json(path / "eval.json", scores)
+        scores = {which: _evaluate(grid, cell, which, features, device, reporter) for which in to_evaluate(path)}
         digest = checkpoints.load(path / "checkpoints", "best").digest
+    if "last" in scores:
+        last = path / "checkpoints" / checkpoints.index_of(path / "checkpoints")["last"]
+        commands.append(shlex.join(["hsal", "eval", "--run", str(last), "--out", str(path / EVALUATIONS["last"]), *grid.options]))
     rows = runs.Run(path).rows()
     return GridRun(
         cell.name,
@@ -134,13 +137,25 @@ def _run_cell(grid: Grid, cell: Cell, backbone: Path, device: torch.device, repo
         cell.objective,
         cell.seed,
         str(path),
-        scores,
+        scores.get("best"),
         rows,
         _seconds_of(grid, cell, rows),
         digest,
-        list(cell_commands(grid, cell, backbone)),
+        commands,
         failure,
+        scores.get("last"),
     )
+
+
+def _evaluate(grid: Grid, cell: Cell, which: str, features: Path, device: torch.device, reporter: Reporter) -> dict[str, Any]:
+    """The scores of a finished run's best or last checkpoint: those that are there, else new ones, which are kept."""
+    found = evaluated(grid, cell, which)
+    if found is None:
+        path = grid.run_path(cell)
+        with _timed(grid, f"eval {cell.name}"):
+            found = evaluate_file(load_model(path, which, device), features, grid.evaluation, device, reporter)
+            write_json(path / EVALUATIONS[which], found)
+    return found
 
 
 def _seconds_of(grid: Grid, cell: Cell, rows: list[dict[str, Any]]) -> float | None:

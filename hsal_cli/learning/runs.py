@@ -167,7 +167,7 @@ def _note_command(file: Path) -> None:
 def _empty(path: Path) -> None:
     """Removes what hsal wrote into a run but its status, and nothing else."""
     checkpoints.clear(path / "checkpoints")
-    for name in ("config.json", "command.txt", "env.json", "metrics.jsonl", "results.csv", "eval.json"):
+    for name in ("config.json", "command.txt", "env.json", "metrics.jsonl", "results.csv", "eval.json", "eval.last.json"):
         (path / name).unlink(missing_ok=True)
     remove_pictures(path / "plots")
 

@@ -17,7 +17,7 @@ from typing import Any
 from hsal_cli import __version__
 from hsal_cli.console import clock
 from hsal_cli.evaluation.examples import Example
-from hsal_cli.evaluation.summary import GridRun, curve_of, table_rows
+from hsal_cli.evaluation.summary import GridRun, curve_of, scores_of, table_rows
 from hsal_cli.files import remove_pictures, write_json, write_text
 from hsal_cli.pictures.curves import Panel, write_curves
 from hsal_cli.pictures.markdown import markdown_table
@@ -119,7 +119,7 @@ def curve_panels(runs: Sequence[GridRun], scores: Sequence[str]) -> list[Panel]:
 def markdown(summary: dict[str, Any], runs: Sequence[GridRun]) -> str:
     """summary.md, from what summary.json holds and the runs' evaluations."""
     lines = ["# Table 1, reproduced", "", f"Made by `{summary['command']}` with hsal {summary['hsal']}.", ""]
-    lines += [*_table_1(summary), *_baselines(runs), *_attention(summary), *_controls(summary), *_pictures(summary)]
+    lines += [*_table_1(summary), *_last_epochs(summary), *_baselines(runs), *_attention(summary), *_controls(summary), *_pictures(summary)]
     lines += [*_runs(summary), *_made_from(summary), *_commands(summary)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -154,6 +154,16 @@ def _table_1(summary: dict[str, Any]) -> list[str]:
     columns = ["data set", "objective", "macro-F1", "paper", "0-1 (exact match)", "paper", "epochs", "seeds"]
     shared = "Seeds differ in the policy alone: data, backbone and features are shared."
     return ["## Results on the test split", "", *markdown_table(columns, rows), " ".join([*said, shared]), ""]
+
+
+def _last_epochs(summary: dict[str, Any]) -> list[str]:
+    names = ("macro_f1", "exact_match", "glimpse_hit", "mask_mass")
+    rows = [[*_names(row), *(shown_score(row["last_scores"].get(name)) for name in names)] for row in summary["table"] if row["seeds"]]
+    if all(row["last_scores"] == row["scores"] for row in summary["table"]):
+        return []
+    columns = ["data set", "objective", "macro-F1", "0-1 (exact match)", "glimpse_hit", "mask_mass"]
+    said = "These are scores after the epoch that was best on held-out images. After the last epoch:"
+    return [said, "", *markdown_table(columns, rows)]
 
 
 def _baselines(runs: Sequence[GridRun]) -> list[str]:
@@ -248,6 +258,7 @@ def _run_document(run: GridRun) -> dict[str, Any]:
         "parameters": evaluation.get("parameters"),
         "examples": evaluation.get("examples"),
         "scores": run.scores,
+        "last_scores": None if run.last is None else scores_of(run.last),
         "ci95": evaluation.get("ci95"),
         "commands": run.commands,
     }

@@ -52,9 +52,10 @@ def check_run(path: Path, report: Report) -> None:
     _check_rows(path, rows, report)
     found = _check_checkpoints(run, kind, config, report)
     _check_agreement(run, status, config, rows, found, report)
-    if (path / "eval.json").is_file():
-        with report.noting():
-            read_sealed(path / "eval.json", f"hsal eval --run {path}")
+    for name in ("eval.json", "eval.last.json"):
+        if (path / name).is_file():
+            with report.noting():
+                read_sealed(path / name, f"hsal eval --run {path}")
     report.summary = f"of a {kind}, {state}, {len(rows)} epochs, {len(found)} checkpoints"
 
 
