@@ -32,6 +32,7 @@ reliability: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache  # the house: docs/architecture.md
 
 demo: $(READY)
 	rm -rf demo && mkdir demo
