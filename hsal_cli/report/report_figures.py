@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hsal_cli.evaluation.intervals import NORMAL, mean_of_runs
+from hsal_cli.evaluation.intervals import mean_of_runs
 from hsal_cli.pictures.charts.curves import Curve, Panel, draw_curves
 from hsal_cli.pictures.charts.panels import Bars, Heat, draw_panels
 from hsal_cli.pictures.trajectory import trajectories
@@ -114,7 +115,7 @@ def count_figure(details: Mapping[str, Sequence[Detail]]) -> PageFigure:
 
 
 def _binomial(images: int, share: float) -> float:
-    return NORMAL * (share * (1 - share) / images) ** 0.5
+    return NormalDist().inv_cdf(0.975) * (share * (1 - share) / images) ** 0.5
 
 
 def confusion_figure(name: str, group: str, runs: Sequence[Detail], classes: list[str]) -> PageFigure:
