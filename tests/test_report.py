@@ -22,7 +22,7 @@ from hsal_cli.pictures.charts.curves import DPI, HEIGHT, WIDTH
 from hsal_cli.policy.choosing import greedy
 from hsal_cli.report.detail import Detail, choose, confusion, detail, exact_by_count
 from hsal_cli.report.report_figures import count_figure, curve_figures, curve_name
-from hsal_cli.report.report_page import Finding, Page, PageFigure, Section, render, spark
+from hsal_cli.report.report_page import Page, PageFigure, PageFinding, Section, render, spark
 from hsal_cli.scenes.scene_file import open_scenes
 
 app = typer.Typer()
@@ -238,7 +238,7 @@ def test_a_run_without_an_epoch_has_a_page_that_says_so(tmp_path):
 
 def test_names_are_text_and_not_markup():
     wicked = '<b>run</b> & "quotes"'
-    finding = Finding(wicked, "note", "f", wicked, [(1, 0.0), (2, 1.0)], 2)
+    finding = PageFinding(wicked, "note", "f", wicked, [(1, 0.0), (2, 1.0)], 2)
     figure = PageFigure("f", wicked, wicked, b"png")
     text = render(
         Page(

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.experiments import sweep, sweep_trained
-from hsal_cli.experiments.sweep import Recipe, conditions, dim, recipe_of, shifts
+from hsal_cli.experiments.sweep import SceneRecipe, conditions, dim, recipe_of, shifts
 from hsal_cli.experiments.sweep_report import panels, table
 from hsal_cli.experiments.sweep_trained import bench_for, glimpse_budgets, saliency_models
 from hsal_cli.features.precompute import precompute
@@ -49,7 +49,7 @@ def made(tmp_path_factory):
 
 
 def test_conditions_change_one_thing_each_and_the_trained_one_comes_first():
-    recipe = Recipe("mnist-multiset", SceneSettings(train=0, test=9, count=(1, 3)), None)
+    recipe = SceneRecipe("mnist-multiset", SceneSettings(train=0, test=9, count=(1, 3)), None)
     found = list(conditions(recipe, ALL.split(",")))
     assert found[0].part == "trained" and found[0].scenes == recipe.scenes
     fields = {"count": "count", "size": "digit_size", "clutter": "clutter", "spacing": "placement"}
@@ -70,7 +70,7 @@ def test_conditions_change_one_thing_each_and_the_trained_one_comes_first():
 
 def test_a_condition_that_cannot_be_composed_is_left_out_and_said():
     heard = Heard()
-    recipe = Recipe("mnist-multiset", SceneSettings(test=9, digit_size=(40, 50)), None)
+    recipe = SceneRecipe("mnist-multiset", SceneSettings(test=9, digit_size=(40, 50)), None)
     found = [condition.value for condition in conditions(recipe, ["count"], heard)]
     assert found == ["as trained", "1", "2", "3", "4"] and len(heard.said) == 4 and "8 is left out" in heard.said[-1]
 

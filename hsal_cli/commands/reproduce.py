@@ -16,7 +16,7 @@ from hsal_cli.evaluation.settings import EvalSettings
 if TYPE_CHECKING:
     import torch
 
-    from hsal_cli.evaluation.examples import Example
+    from hsal_cli.evaluation.examples import ChosenExample
     from hsal_cli.experiments.grid import Grid, Step
     from hsal_cli.experiments.summary import GridRun
 
@@ -95,12 +95,12 @@ def _run(grid: Grid, steps: list[Step], command: str, device: torch.device) -> d
         return write_report(grid.out / "report", runs, {"commands": commands, **provenance(grid)}, examples, command)
 
 
-def _examples(grid: Grid, runs: list[GridRun], device: torch.device, reporter: console.Reporter) -> dict[str, list[Example]]:
+def _examples(grid: Grid, runs: list[GridRun], device: torch.device, reporter: console.Reporter) -> dict[str, list[ChosenExample]]:
     """Test images chosen by rule, for the first run of each data set that is a policy, and not a classifier that takes no steps."""
     from hsal_cli.evaluation.examples import choose_examples
     from hsal_cli.models.load import load_policy
 
-    found: dict[str, list[Example]] = {}
+    found: dict[str, list[ChosenExample]] = {}
     shown: set[str] = set()
     for run in runs:
         takes_steps = run.evaluation is not None and run.evaluation.get("max_steps") is not None

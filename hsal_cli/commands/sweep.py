@@ -16,7 +16,7 @@ from hsal_cli.settings import as_dict
 from hsal_cli.training.settings import SweepSettings
 
 if TYPE_CHECKING:
-    from hsal_cli.experiments.sweep import Recipe
+    from hsal_cli.experiments.sweep import SceneRecipe
     from hsal_cli.models.load import LoadedPolicy
     from hsal_cli.vision.backbone import LoadedBackbone
 
@@ -102,7 +102,7 @@ def _trained(
     run: Path,
     loaded: LoadedPolicy,
     backbone: Path | None,
-    recipe: Recipe,
+    recipe: SceneRecipe,
     scenes: Path | None,
     settings: SweepSettings,
     out: Path,

@@ -26,7 +26,7 @@ READ = 1024  # rows of features in memory at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
+class ChosenExample:
     """A test image and what a policy did with it.
 
     Attributes:
@@ -50,7 +50,7 @@ def choose_examples(
     batch_size: int = 256,
     device: torch.device | str = "cpu",
     reporter: Reporter = SILENT,
-) -> list[Example]:
+) -> list[ChosenExample]:
     """The first image of a split with a repeated label that a policy predicts right, the first other one with four objects, and its first
     failure, by greedy roll-outs on the stored features, which is how the policy is evaluated.
 
@@ -96,7 +96,7 @@ def choose_examples(
                 image = as_rgb(torch.from_numpy(pictures.read(row, row + 1)[0])).numpy()
                 look = look_at(episode, place, f"{split} image {row}, {rule.split(',')[0]}", image, loaded.classes)
                 truth = [loaded.classes[label] for label in pictures.labels[row] if label >= 0]
-                examples.append(Example(rule, row, look, truth))
+                examples.append(ChosenExample(rule, row, look, truth))
     return examples
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hsal_cli import __version__
-from hsal_cli.evaluation.examples import Example
+from hsal_cli.evaluation.examples import ChosenExample
 from hsal_cli.experiments.summary import GridRun, curve_of, scores_of, table_rows
 from hsal_cli.pictures.charts.curves import Panel, write_curves
 from hsal_cli.pictures.trajectory import trajectories
@@ -42,7 +42,7 @@ LEARNED = 0.9  # the exact match whose epoch is reported
 
 
 def write_report(
-    folder: Path, runs: Sequence[GridRun], provenance: dict[str, Any], examples: Mapping[str, Sequence[Example]], command: str
+    folder: Path, runs: Sequence[GridRun], provenance: dict[str, Any], examples: Mapping[str, Sequence[ChosenExample]], command: str
 ) -> dict[str, Any]:
     """Writes the report folder; what an earlier report left there is replaced, and its pictures that are not drawn again are removed.
 

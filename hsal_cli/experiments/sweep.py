@@ -62,7 +62,7 @@ class Condition:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class SceneRecipe:
     """What a policy was trained on, as its scene or feature file tells.
 
     Attributes:
@@ -76,7 +76,7 @@ class Recipe:
     file: Path
 
 
-def recipe_of(source: Path, images: int) -> Recipe:
+def recipe_of(source: Path, images: int) -> SceneRecipe:
     """Reads how images were composed from a scene file or a feature file, for test images alone.
 
     Raises:
@@ -96,10 +96,10 @@ def recipe_of(source: Path, images: int) -> Recipe:
     settings = dataclasses.replace(build(SceneSettings, config), train=0, test=images)
     if settings.mnist_dir and not Path(settings.mnist_dir).is_dir():  # made on another machine
         settings = dataclasses.replace(settings, mnist_dir=None)
-    return Recipe(config["dataset"], settings, source)
+    return SceneRecipe(config["dataset"], settings, source)
 
 
-def conditions(recipe: Recipe, parts: list[str], reporter: Reporter = SILENT) -> Iterator[Condition]:
+def conditions(recipe: SceneRecipe, parts: list[str], reporter: Reporter = SILENT) -> Iterator[Condition]:
     """The conditions of the parts that shift the test images; the recipe itself comes first.
 
     A condition that cannot be composed, such as 8 digits of 40 px in 100 px, is left out and said.
@@ -128,7 +128,7 @@ def conditions(recipe: Recipe, parts: list[str], reporter: Reporter = SILENT) ->
 def shifts(
     loaded: LoadedPolicy,
     backbone: LoadedBackbone,
-    recipe: Recipe,
+    recipe: SceneRecipe,
     settings: SweepSettings,
     out: Path,
     device: torch.device,

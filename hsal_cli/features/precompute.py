@@ -37,7 +37,7 @@ LARGEST_HALF = torch.finfo(torch.float16).max
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PrecomputePlan:
     """What a precomputation would write.
 
     Attributes:
@@ -119,7 +119,7 @@ def precompute(
     return out
 
 
-def plan(scenes: Path, backbone: Path, out: Path, settings: PrecomputeSettings, overwrite: bool = False) -> Plan:
+def plan(scenes: Path, backbone: Path, out: Path, settings: PrecomputeSettings, overwrite: bool = False) -> PrecomputePlan:
     """What `precompute` would write; it raises what `precompute` would refuse, and writes nothing."""
     loaded = _at_resolution(load_backbone(backbone), settings.resolution)
     with open_scenes(scenes) as source:
@@ -132,7 +132,7 @@ def _at_resolution(backbone: LoadedBackbone, resolution: str | None) -> LoadedBa
     return dataclasses.replace(backbone, model=finer(backbone.model, int(resolution)))
 
 
-def _plan(scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, out: Path, overwrite: bool) -> Plan:
+def _plan(scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, out: Path, overwrite: bool) -> PrecomputePlan:
     side = backbone.model.resolution
     splits = [scenes.split(name) for name in scenes.splits]
     size = 0
@@ -146,7 +146,7 @@ def _plan(scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, 
         made_from["resolution"] = side
     digest = digest_of(made_from)
     exists = out.exists() and _is_there(out, digest, scenes, backbone, saliency, overwrite)
-    return Plan(sum(map(len, splits)), size, (CHANNELS, side, side), digest, exists)
+    return PrecomputePlan(sum(map(len, splits)), size, (CHANNELS, side, side), digest, exists)
 
 
 def _is_there(out: Path, digest: str, scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, overwrite: bool) -> bool:

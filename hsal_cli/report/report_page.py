@@ -34,7 +34,7 @@ class PageFigure:
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class PageFinding:
     """A verdict on a run, with the curve that led to it.
 
     Attributes:
@@ -83,7 +83,7 @@ class Page:
     lead: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    findings: Mapping[str, Sequence[Finding]]
+    findings: Mapping[str, Sequence[PageFinding]]
     sections: Sequence[Section]
     left_out: Sequence[str]
     settings: Mapping[str, Mapping[str, Any]]

@@ -11,7 +11,7 @@ from hsal_cli.evaluation.metrics import exact_match_and_f1
 from hsal_cli.models.look import Look
 from hsal_cli.report.detail import Detail, exact_by_count
 from hsal_cli.report.report_figures import METRICS, confusion_figure, count_figure, curve_figures, curve_name, gallery_figure
-from hsal_cli.report.report_page import Finding, Page, Section
+from hsal_cli.report.report_page import Page, PageFinding, Section
 from hsal_cli.report.tested import Tested
 from hsal_cli.runs.record import Group, Record
 from hsal_cli.training.verdicts import Verdict, verdicts
@@ -79,9 +79,11 @@ def _names(records: Sequence[Record]) -> dict[Path, str]:
     return {record.path: name if short.count(name) == 1 else str(record.path) for record, name in zip(records, short, strict=True)}
 
 
-def _finding(record: Record, verdict: Verdict) -> Finding:
+def _finding(record: Record, verdict: Verdict) -> PageFinding:
     title = METRICS[record.kind][verdict.metric].title
-    return Finding(verdict.text, verdict.kind, curve_name(record.kind, verdict.metric), title, record.curve(verdict.metric), verdict.epoch)
+    return PageFinding(
+        verdict.text, verdict.kind, curve_name(record.kind, verdict.metric), title, record.curve(verdict.metric), verdict.epoch
+    )
 
 
 def _scores(record: Record, tested: Mapping[Path, Tested]) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ HEIGHT = {"train": (3.88, 0.66, 0.15), "test": (4.08, 0.47, 0.17)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class NumberPlan:
     """One number to draw.
 
     Attributes:
@@ -37,7 +37,7 @@ class Plan:
     boxes: np.ndarray
 
 
-def read_plans(path: Path) -> dict[str, list[Plan]]:
+def read_plans(path: Path) -> dict[str, list[NumberPlan]]:
     """Reads SVHN's labels from JSON: split -> "N.png" -> `digits`, `boxes_xyxy`, `size_wh`.
 
     Returns:
@@ -66,7 +66,7 @@ def read_plans(path: Path) -> dict[str, list[Plan]]:
                 flat = not (boxes[:, 2:] > boxes[:, :2]).all() or not np.isfinite(boxes).all()
                 if min(width, height) < 1 or flat or not digits or not all(0 <= digit <= 9 for digit in digits):
                     raise ValueError("a size, box or digit that cannot be")
-                plans.append(Plan((width, height), digits, boxes))
+                plans.append(NumberPlan((width, height), digits, boxes))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             where = f"{split}, {name}" if document[split] else split
             raise FileError(f"{path}: {where}: {type(error).__name__}: {error}", hint) from error
@@ -76,7 +76,7 @@ def read_plans(path: Path) -> dict[str, list[Plan]]:
     return found
 
 
-def draw_plan(rng: np.random.Generator, split: str) -> Plan:
+def draw_plan(rng: np.random.Generator, split: str) -> NumberPlan:
     """Draws a number and its place as they are distributed in SVHN, about."""
     count = 1 + _choose(rng, LENGTHS[split])
     digits = [_choose(rng, DIGITS) for _ in range(count)]
@@ -98,7 +98,7 @@ def draw_plan(rng: np.random.Generator, split: str) -> Plan:
         top = y + slope * (x - width / 2) + 0.03 * tall * rng.standard_normal()
         boxes.append((x, top, x + across, top + down))
         x += across + (gaps[place] if place < len(gaps) else 0)
-    return Plan((width, height), digits, np.array(boxes))
+    return NumberPlan((width, height), digits, np.array(boxes))
 
 
 def _choose(rng: np.random.Generator, weights: tuple[int, ...]) -> int:

@@ -16,7 +16,7 @@ from hsal_cli.errors import UsageError
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.make import write_composed
 from hsal_cli.scenes.settings import StreetSettings
-from hsal_cli.scenes.street.plans import MOST_DIGITS, Plan, draw_plan, read_plans
+from hsal_cli.scenes.street.plans import MOST_DIGITS, NumberPlan, draw_plan, read_plans
 from hsal_cli.scenes.street.typefaces import HEIGHT, Levels, Typeface, find_typefaces, letters
 from hsal_cli.scenes.street.wall import LUMA, Rect, against, clouds, colour, plate, wall
 from hsal_cli.settings import as_dict
@@ -42,7 +42,7 @@ class StreetPainter:
         plans: what SVHN shows; None: drawn from a model of it.
     """
 
-    def __init__(self, settings: StreetSettings, split: str, faces: list[Typeface], signs: list[Levels], plans: list[Plan] | None):
+    def __init__(self, settings: StreetSettings, split: str, faces: list[Typeface], signs: list[Levels], plans: list[NumberPlan] | None):
         self.settings, self.split, self.faces, self.signs, self.plans = settings, split, faces, signs, plans
         self.shape = (settings.image_size, settings.image_size, 3)
         self.most = MOST_DIGITS if plans is None else max(len(plan.digits) for plan in plans)
