@@ -120,6 +120,16 @@ def test_options_that_are_named_exist(page):
     assert options_of(page.read_text(encoding="utf-8")) <= all_options() | FOREIGN
 
 
+@by_page([page for page in LIVING if page.stem in ("method", "experiments", "finer-maps")])
+def test_values_of_a_variant_that_are_named_exist(page):
+    from hsal_cli.policy.variant import DEFAULT, changed, values_of
+
+    named = set(re.findall(r"(?:--set |`)([a-z_]+=[^`\s]+)", page.read_text(encoding="utf-8"))) - {"name=value"}
+    assert named
+    for text in named:
+        changed(DEFAULT, values_of([text]))
+
+
 def test_a_command_with_an_option_that_does_not_exist_is_noticed():
     text = "Text.\n\n    hsal eval && hsal visualize image.png --no-such-option\n"
     assert commands_of(text) == [["eval"], ["visualize", "image.png", "--no-such-option"]]
