@@ -18,58 +18,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hsal_cli import workers
-from hsal_cli.errors import HsalError, Interrupted, out_of_memory
+from hsal_cli import distributed
+from hsal_cli.errors import HsalError, out_of_memory
+from hsal_cli.progress import Reporter, clock
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS = 40  # blocks in a line, at most
 LINE_EVERY_S = 5.0  # without a terminal, long work says where it is this often
-
-
-class Reporter:
-    """What a room may say while it works; this base class says nothing.
-
-    Attributes:
-        stop_signal: the signal that asked the work to stop (2 or 15), 0 while none has. Long loops look at it between steps,
-            save their state and raise `Interrupted`.
-    """
-
-    stop_signal: int = 0
-
-    def say(self, message: str) -> None:
-        """One line of news."""
-
-    def warn(self, message: str) -> None:
-        """One line that the user should not miss."""
-
-    @contextlib.contextmanager
-    def track(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
-        """A progress bar with rate and ETA.
-
-        Args:
-            what: a few words.
-            total: how many units the whole work has.
-            unit: the unit in the plural, such as "images".
-            done: how many were done before (a resumed run); they do not count for the rate.
-
-        Yields:
-            advance(n, note=""): n more units are done; the note stands below the bar.
-        """
-        yield lambda n, note="": None
-
-    def plot(self, curves: Mapping[str, Sequence[float]]) -> None:
-        """How work in progress has gone so far, name -> one value an epoch; a terminal shows it below the bar.
-
-        Called while a `track` runs; each call replaces the one before.
-        """
-
-    def check_stop(self, hint: str) -> None:
-        """Raises `Interrupted` with this hint if a signal asked for it."""
-        if self.stop_signal:
-            raise Interrupted("stopped on request", hint, self.stop_signal)
-
-
-SILENT = Reporter()
 
 
 class TerminalReporter(Reporter):
@@ -78,7 +33,7 @@ class TerminalReporter(Reporter):
     def __init__(self) -> None:
         from rich.console import Console
 
-        self.console = Console(stderr=True, highlight=False, emoji=False, quiet=not workers.asked().leads)
+        self.console = Console(stderr=True, highlight=False, emoji=False, quiet=not distributed.asked().leads)
         self._curves: Mapping[str, Sequence[float]] = {}
 
     def say(self, message: str) -> None:
@@ -181,13 +136,6 @@ def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
     return "".join(BLOCKS[round((mean - least) * scale)] if math.isfinite(mean) else "?" for mean in means)
 
 
-def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    minutes, rest = divmod(round(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 def prepare_streams() -> None:
     """Makes printing safe: closed streams swallow what is printed, and signs that an encoding lacks are shown as escapes."""
     for name in ("stdout", "stderr"):
@@ -215,7 +163,7 @@ def print_line(text: str = "") -> None:
 
 def _write(text: str) -> None:
     """Writes to stdout; of several workers the first one alone does."""
-    if workers.asked().leads:
+    if distributed.asked().leads:
         sys.stdout.write(text)
 
 
@@ -246,7 +194,7 @@ def stopping(reporter: Reporter) -> Iterator[None]:
     """
 
     def handle(number: int, frame: object) -> None:
-        alone = workers.asked().size == 1
+        alone = distributed.asked().size == 1
         if reporter.stop_signal and alone:
             os._exit(128 + number)
         if not reporter.stop_signal:
@@ -295,8 +243,8 @@ def exit_code_of(call: Callable[[], Any]) -> int:
 
 def print_error(message: str, hint: str) -> None:
     """The two lines of an error, on stderr; of several workers that have it, one says it."""
-    if not workers.may_speak():
+    if not distributed.may_speak():
         return
     sys.stderr.write(f"Error: {' '.join(message.split())}\nHint: {' '.join(hint.split())}\n")
     sys.stderr.flush()
-    workers.has_spoken()
+    distributed.has_spoken()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hsal_cli import __version__, console, workers
+from hsal_cli import __version__, console, distributed
 from hsal_cli.commands.bench import bench
 from hsal_cli.commands.check import check
 from hsal_cli.commands.compare import compare
@@ -67,7 +67,7 @@ def hsal(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version, and stop.")] = False,
 ) -> None:
     """Options that stand before a command."""
-    workers.prepare(context.invoked_subcommand)
+    distributed.prepare(context.invoked_subcommand)
 
 
 def run() -> None:

@@ -66,7 +66,7 @@ def main() -> None:
     import torch
     import torchvision.models  # noqa: F401
 
-    import hsal_cli.learning.pipeline
+    import hsal_cli.experiments.pipeline
     import hsal_cli.main  # noqa: F401
     from hsal_cli.commands import check, eval, train, visualize  # noqa: F401
     from hsal_cli.pictures import trajectory  # noqa: F401
@@ -97,8 +97,9 @@ def make_small() -> None:
     """A network of one layer, a checkpoint at every step, and small blocks, so that there is much to hit."""
     from test_finetune import OneLayer
 
-    from hsal_cli.learning import finetune, loop
-    from hsal_cli.vision import feature_writer
+    from hsal_cli.features import writer as feature_writer
+    from hsal_cli.finetuning import finetune
+    from hsal_cli.runs import loop
 
     finetune.ActivationModel = OneLayer
     finetune.initial_weights = lambda model, weights, reporter: "random"

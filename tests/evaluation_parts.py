@@ -7,12 +7,12 @@ import h5py
 import numpy as np
 import torch
 
-from hsal_cli.checkpoints import write_checkpoint
-from hsal_cli.hdf5 import seal, stamp
+from hsal_cli.features.table import FeatureTable
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.settings import as_dict
-from hsal_cli.vision.feature_file import FeatureTable
+from hsal_cli.storage.checkpoints import write_checkpoint
+from hsal_cli.storage.hdf5 import seal, stamp
 
 NAMES = ["cat", "dog", "owl"]
 SHAPE, SIZE = (4, 3, 3), (30, 60)  # volume C, h, w; image H, W in px

@@ -11,10 +11,10 @@ import h5py
 import numpy as np
 import torch
 
-from hsal_cli import checkpoints
-from hsal_cli.learning import runs
+from hsal_cli.features.writer import Origin, features_to_fill
+from hsal_cli.runs import run as runs
 from hsal_cli.scenes.scene_file import open_scenes, write_scenes
-from hsal_cli.vision.feature_writer import Origin, features_to_fill
+from hsal_cli.storage import checkpoints
 
 CLASSES = ["one", "two", "thrée [3]"]
 SHAPE = (4, 2, 3)
@@ -85,9 +85,9 @@ def small_scenes(path: Path, train: int = 7, test: int = 3, seed: int = 0) -> Pa
 
 def fill_features(scenes: Path, out: Path, stop_after: int | None = None, batch: int = 2) -> None:
     """Writes features of a scene file by hsal's own writer; volumes depend on the row alone. Stops after some batches if asked to."""
-    from hsal_cli.console import SILENT
-    from hsal_cli.files import digest_of
-    from hsal_cli.hdf5 import FORMAT_VERSION
+    from hsal_cli.progress import SILENT
+    from hsal_cli.storage.files import digest_of
+    from hsal_cli.storage.hdf5 import FORMAT_VERSION
 
     with open_scenes(scenes) as source:
         digest = digest_of({"scenes": source.digest, "backbone": "b" * 64, "format_version": FORMAT_VERSION})

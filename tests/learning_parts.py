@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hsal_cli.console import Reporter
-from hsal_cli.learning.objectives import Namer, Targets
-from hsal_cli.learning.rewards import count_labels
-from hsal_cli.learning.settings import TrainSettings
+from hsal_cli.features.table import FeatureTable
 from hsal_cli.policy.episode import Episode
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.settings import PolicySettings
-from hsal_cli.vision.feature_file import FeatureTable
+from hsal_cli.progress import Reporter
+from hsal_cli.training.objectives import Namer, Targets
+from hsal_cli.training.rewards import count_labels
+from hsal_cli.training.settings import TrainSettings
 
 SMALL = PolicySettings(
     mask="anchored",

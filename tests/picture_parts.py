@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hsal_cli.evaluation.look import Look, LookStep
+from hsal_cli.models.look import Look, LookStep
 
 
 def a_step(label="3", probability=0.75, glimpses=((0, 1), (2, 0)), grid=(3, 4), seed=0, classes=("3", "5", "a <b> & 'c'", "stop")):

@@ -10,8 +10,8 @@ import torch
 from evaluation_parts import NAMES, SMALL, policy_meta, small_policy
 from torch import nn
 
-from hsal_cli.checkpoints import write_checkpoint
-from hsal_cli.hdf5 import seal, stamp
+from hsal_cli.storage.checkpoints import write_checkpoint
+from hsal_cli.storage.hdf5 import seal, stamp
 from hsal_cli.vision.backbone import ActivationModel
 
 SHAPE = (512, 3, 3)

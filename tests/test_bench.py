@@ -11,24 +11,24 @@ from idx_files import write_idx_set
 from learning_parts import StoppingReporter
 from typer.testing import CliRunner
 
-from hsal_cli.benching import stages
-from hsal_cli.benching.bench import bench as run_bench
-from hsal_cli.benching.pairs import Stage, lap, measure
-from hsal_cli.benching.products import MatrixProducts, replay
-from hsal_cli.benching.settings import STAGES, BenchSettings
-from hsal_cli.benching.shop import Shop
-from hsal_cli.benching.timing import Clock, call
+from hsal_cli.bench import stages
+from hsal_cli.bench.bench import bench as run_bench
+from hsal_cli.bench.pairs import Stage, lap, measure
+from hsal_cli.bench.products import MatrixProducts, replay
+from hsal_cli.bench.settings import STAGES, BenchSettings
+from hsal_cli.bench.shop import Shop
+from hsal_cli.bench.timing import Clock, call
 from hsal_cli.commands.bench import bench
 from hsal_cli.errors import HsalError, Interrupted, UsageError
 from hsal_cli.evaluation.evaluate import roll_outs
 from hsal_cli.evaluation.settings import EvalSettings
-from hsal_cli.learning.pipeline import Recipe
-from hsal_cli.learning.settings import FinetuneSettings, TrainSettings
+from hsal_cli.experiments.pipeline import Recipe
+from hsal_cli.features.settings import PrecomputeSettings
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.policy.stop_head import CHANNELS
 from hsal_cli.scenes.settings import SceneSettings
-from hsal_cli.vision.settings import PrecomputeSettings
+from hsal_cli.training.settings import FinetuneSettings, TrainSettings
 
 SMALL = {"meta_encode": 8, "meta_hidden": 8, "controller_encode": 16, "controller_hidden": 16, "location_hidden": 8}
 TOML = f"""
@@ -202,8 +202,8 @@ def test_a_call_runs_hsal_of_this_checkout_wherever_it_runs(tmp_path) -> None:
 
 
 def test_the_picture_is_looked_at_by_the_policy_made_for_it(tmp_path) -> None:
-    from hsal_cli.evaluation.loading import find_backbone, load_policy
-    from hsal_cli.evaluation.look import look_at_files
+    from hsal_cli.models.load import find_backbone, load_policy
+    from hsal_cli.models.look import look_at_files
 
     shop = Shop(small_recipe(), tmp_path, torch.device("cpu"), StoppingReporter())
     loaded = load_policy(shop.policy_checkpoint())
@@ -220,7 +220,7 @@ def test_the_untrained_policy_stops_about_when_a_trained_one_would(tmp_path) -> 
 
 def test_a_room_is_timed_from_where_it_says_how_much_there_is(monkeypatch) -> None:
     times = iter([10.0, 13.0, 20.0])
-    monkeypatch.setattr("hsal_cli.benching.timing.time.perf_counter", lambda: next(times))
+    monkeypatch.setattr("hsal_cli.bench.timing.time.perf_counter", lambda: next(times))
     clock = Clock(StoppingReporter())
     with clock.running(), clock.track("composing", 70, "images") as advance:
         advance(70)

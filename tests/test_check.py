@@ -12,10 +12,10 @@ import typer
 from fault_parts import InterruptedWriting, edit_json, fill_features, flip, flip_inside, small_run, small_scenes
 from typer.testing import CliRunner
 
-from hsal_cli import checkpoints
 from hsal_cli.commands.check import check
 from hsal_cli.commands.doctor import doctor
 from hsal_cli.errors import HsalError
+from hsal_cli.storage import checkpoints
 from hsal_cli.upkeep import doctor as room
 from hsal_cli.upkeep.check import check_path, check_paths
 
@@ -203,7 +203,7 @@ def test_every_damage_to_a_run_is_found(what: str, said: str, place: Path) -> No
 
 
 def test_an_unfinished_run_is_sound_and_the_way_on_is_named(place: Path) -> None:
-    from hsal_cli.learning.runs import Run
+    from hsal_cli.runs.run import Run
 
     Run(place / "run").set_status("stopped")
     report = check_path(place / "run")

@@ -11,19 +11,9 @@ from pathlib import Path
 import pytest
 
 from hsal_cli import console
-from hsal_cli.console import (
-    SILENT,
-    Reporter,
-    TerminalReporter,
-    clock,
-    exit_code_of,
-    print_json,
-    print_line,
-    print_table,
-    sparkline,
-    stopping,
-)
+from hsal_cli.console import TerminalReporter, exit_code_of, print_json, print_line, print_table, sparkline, stopping
 from hsal_cli.errors import FileError, HsalError, Interrupted, TrainingError, UsageError
+from hsal_cli.progress import SILENT, Reporter, clock
 
 
 def raising(error: BaseException):
@@ -236,7 +226,7 @@ def test_a_signal_asks_long_work_to_stop_at_its_next_safe_point(number: int, cod
 
 def test_the_second_signal_leaves_at_once() -> None:
     script = (
-        "import os, signal\nfrom hsal_cli.console import Reporter, stopping\n"
+        "import os, signal\nfrom hsal_cli.progress import Reporter; from hsal_cli.console import stopping\n"
         "with stopping(Reporter()):\n"
         "    for _ in range(2): os.kill(os.getpid(), signal.SIGINT)\n"
         "    while True: pass\n"

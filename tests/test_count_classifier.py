@@ -11,18 +11,18 @@ from evaluation_parts import write_features
 from learning_parts import SMALL, StoppingReporter, assert_equal, easy_table, without
 from typer.testing import CliRunner
 
-from hsal_cli import checkpoints
 from hsal_cli.errors import FileError, Interrupted, UsageError
-from hsal_cli.evaluation.count_classifier import CountClassifier
 from hsal_cli.evaluation.evaluate import evaluate_file
 from hsal_cli.evaluation.evaluate_counts import evaluate_counts
-from hsal_cli.evaluation.loading import load_model, load_policy
 from hsal_cli.evaluation.settings import EvalSettings
-from hsal_cli.learning import runs
-from hsal_cli.learning.count_task import CountTask
-from hsal_cli.learning.settings import TrainSettings
-from hsal_cli.learning.train_policy import train_policy
 from hsal_cli.main import app
+from hsal_cli.models.load import load_model, load_policy
+from hsal_cli.policy.count_classifier import CountClassifier
+from hsal_cli.runs import run as runs
+from hsal_cli.storage import checkpoints
+from hsal_cli.training.count_task import CountTask
+from hsal_cli.training.settings import TrainSettings
+from hsal_cli.training.train import train_policy
 
 CPU = torch.device("cpu")
 NAMES = ["one", "two"]
@@ -56,7 +56,7 @@ def test_it_learns_how_often_each_class_occurs() -> None:
 
 
 def test_the_loss_is_the_negative_log_likelihood_of_the_whole_multiset(monkeypatch) -> None:
-    monkeypatch.setattr("hsal_cli.learning.count_task.DROPOUT", 0.0)
+    monkeypatch.setattr("hsal_cli.training.count_task.DROPOUT", 0.0)
     table = easy_table(6)
     model = CountClassifier(2, (2, 3, 3), most=2, hidden=4)
     task = CountTask(model, table, torch.arange(6), table, dataclasses.replace(FAST, batch_size=6), CPU, {})
@@ -154,7 +154,7 @@ def test_the_commands_take_it_in_turn(features, tmp_path, monkeypatch) -> None:
 
 
 def test_its_verdicts_speak_of_the_loss_since_it_has_no_reward(trained) -> None:
-    from hsal_cli.evaluation.verdicts import verdicts
+    from hsal_cli.training.verdicts import verdicts
 
     record = runs.read_record(trained.path)
     scores = [0.5, 0.8, 0.9, 0.6, 0.5, 0.4]

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.stats import t
 
 from hsal_cli.evaluation.intervals import mean_of_runs, t_quantile
-from hsal_cli.pictures.curves import COLOURS, DPI, HEIGHT, WIDTH, Panel, draw_curves, mean_curve, write_curves
+from hsal_cli.pictures.charts.curves import COLOURS, DPI, HEIGHT, WIDTH, Panel, draw_curves, mean_curve, write_curves
 
 
 def rgb(png: bytes) -> np.ndarray:
@@ -72,7 +72,7 @@ def test_a_share_is_never_shown_beyond_one() -> None:
     assert areas[1] > 0
     from matplotlib.figure import Figure
 
-    from hsal_cli.pictures.curves import _draw_panel
+    from hsal_cli.pictures.charts.curves import _draw_panel
 
     axes = Figure().subplots()
     _draw_panel(axes, bounded, ["a"])
@@ -91,7 +91,7 @@ def test_a_series_without_values_and_a_level_are_drawn_without_ado(tmp_path) -> 
 def test_one_epoch_has_one_tick() -> None:
     from matplotlib.figure import Figure
 
-    from hsal_cli.pictures.curves import _draw_panel
+    from hsal_cli.pictures.charts.curves import _draw_panel
 
     axes = Figure().subplots()
     _draw_panel(axes, Panel("one", "score", {"a": [[(1, 0.5)]]}), ["a"])

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from idx_files import idx_bytes, write_idx_set
 
-from hsal_cli.console import SILENT
 from hsal_cli.errors import FileError, UsageError
+from hsal_cli.progress import SILENT
 from hsal_cli.scenes.class_names import EMNIST, FASHION, KUZUSHIJI
-from hsal_cli.scenes.glyphs import Glyphs, find_digits
+from hsal_cli.scenes.digits.glyphs import Glyphs, find_digits
 from hsal_cli.scenes.settings import SceneSettings
 
 

@@ -11,16 +11,16 @@ from evaluation_parts import NAMES, SMALL, small_policy, small_table, write_feat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError, Interrupted
 from hsal_cli.evaluation.baselines import trivial_baselines
 from hsal_cli.evaluation.evaluate import evaluate, evaluate_file, mean_of, quick_scores, roll_outs
-from hsal_cli.evaluation.loading import load_policy
-from hsal_cli.evaluation.look import look_at, to_json
 from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts
 from hsal_cli.evaluation.settings import EvalSettings
+from hsal_cli.models.load import load_policy
+from hsal_cli.models.look import look_at, to_json
 from hsal_cli.policy.choosing import greedy
 from hsal_cli.policy.episode import Episode
+from hsal_cli.progress import Reporter
 
 CONTRACT = {
     *("examples", "exact_match", "macro_f1", "macro_precision", "macro_recall", "micro_f1", "micro_precision", "micro_recall"),

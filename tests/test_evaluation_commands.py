@@ -11,12 +11,12 @@ from evaluation_parts import NAMES, small_policy, small_table, write_features, w
 from PIL import Image
 from typer.testing import CliRunner
 
-from hsal_cli.checkpoints import write_checkpoint
 from hsal_cli.commands.eval import eval_
 from hsal_cli.commands.predict import predict, words
 from hsal_cli.commands.visualize import visualize
-from hsal_cli.evaluation.loading import find_backbone, load_policy
-from hsal_cli.evaluation.look import look, look_at_files, to_json
+from hsal_cli.models.load import find_backbone, load_policy
+from hsal_cli.models.look import look, look_at_files, to_json
+from hsal_cli.storage.checkpoints import write_checkpoint
 from hsal_cli.vision.backbone import ActivationModel
 
 app = typer.Typer()
@@ -115,7 +115,7 @@ def test_eval_of_a_scene_file_uses_the_features_of_the_policys_own_backbone(here
         asked.append((scenes.name, find_backbone(load_policy(here / "runs" / "policy").meta).path == backbone, settings.saliency))
         return here / "toy.features.h5"
 
-    monkeypatch.setattr("hsal_cli.learning.pipeline.ensure_features", ensure_features)
+    monkeypatch.setattr("hsal_cli.experiments.pipeline.ensure_features", ensure_features)
     call("eval", "--data", "scenes.h5", "--resamples", 2)
     assert asked == [("scenes.h5", True, "activation")]
 
@@ -127,9 +127,9 @@ def test_without_a_policy_one_is_trained(here, monkeypatch):
         asked.append(recipe.train.objective)
         return here / "runs" / "policy"
 
-    monkeypatch.setattr("hsal_cli.learning.pipeline.ensure_policy", ensure_policy)
-    monkeypatch.setattr("hsal_cli.learning.runs.newest", lambda kind: None)
-    monkeypatch.setattr("hsal_cli.evaluation.shipped.own_folder", lambda: None)
+    monkeypatch.setattr("hsal_cli.experiments.pipeline.ensure_policy", ensure_policy)
+    monkeypatch.setattr("hsal_cli.runs.run.newest", lambda kind: None)
+    monkeypatch.setattr("hsal_cli.models.shipped.own_folder", lambda: None)
     for words_ in (("eval", "--resamples", 2), ("predict", "grey.png"), ("visualize", "grey.png")):
         call(*words_)
     assert asked == ["rl"] * 3
@@ -226,7 +226,7 @@ def test_looking_at_tensors_and_files_is_the_same_whatever_the_batch(here, monke
     grey, colour = (np.array(Image.open(here / name)) for name in ("grey.png", "colour.jpg"))
     together = [to_json(found) for found in look([torch.from_numpy(grey), torch.from_numpy(colour)[None]], backbone, policy)]
     assert [document.pop("image") for document in together] == ["1", "2"]
-    monkeypatch.setattr("hsal_cli.evaluation.look.BATCH", 1)
+    monkeypatch.setattr("hsal_cli.models.look.BATCH", 1)
     for document, (path, found) in zip(together, look_at_files([here / "grey.png", here / "colour.jpg"], backbone, policy), strict=True):
         alone = to_json(found)
         assert alone.pop("image") == str(path)

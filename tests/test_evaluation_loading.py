@@ -7,11 +7,11 @@ import pytest
 import torch
 from evaluation_parts import NAMES, policy_meta, small_policy, small_table, write_run
 
-from hsal_cli.checkpoints import write_checkpoint
 from hsal_cli.errors import FileError
-from hsal_cli.evaluation import loading
-from hsal_cli.evaluation.loading import find_backbone, load_policy
+from hsal_cli.models import load as loading
+from hsal_cli.models.load import find_backbone, load_policy
 from hsal_cli.policy.choosing import greedy
+from hsal_cli.storage.checkpoints import write_checkpoint
 
 
 def test_a_policy_comes_back_as_it_was(tmp_path):

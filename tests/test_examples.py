@@ -12,11 +12,11 @@ from evaluation_parts import NAMES, SMALL, small_policy, small_table, write_feat
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation import examples as module
 from hsal_cli.evaluation.examples import FAILURE, MANY, REPEAT, RIGHT, choose_examples
-from hsal_cli.evaluation.loading import load_policy
-from hsal_cli.hdf5 import attribute, seal
+from hsal_cli.features.table import FeatureTable
+from hsal_cli.models.load import load_policy
 from hsal_cli.policy.choosing import greedy
 from hsal_cli.scenes.scene_file import open_scenes
-from hsal_cli.vision.feature_file import FeatureTable
+from hsal_cli.storage.hdf5 import attribute, seal
 
 COUNT = 40
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from shipped_parts import write_backbone, write_policy
 from typer.testing import CliRunner
 
-from hsal_cli import checkpoints
 from hsal_cli.errors import FileError, HsalError, UsageError
-from hsal_cli.learning.export import export, tidy, to_half
 from hsal_cli.main import app
+from hsal_cli.models.export import export, tidy, to_half
+from hsal_cli.storage import checkpoints
 
 
 @pytest.fixture

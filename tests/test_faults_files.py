@@ -27,18 +27,19 @@ from fault_parts import (
 from learning_parts import StoppingReporter
 from test_loop import LineTask
 
-from hsal_cli import checkpoints
-from hsal_cli.console import SILENT, prepare_streams, print_json, print_table
+from hsal_cli.console import prepare_streams, print_json, print_table
 from hsal_cli.errors import FileError, HsalError, TrainingError
-from hsal_cli.files import only_writer, read_sealed, whole, write_sealed, write_text
-from hsal_cli.hdf5 import format_of
-from hsal_cli.learning import runs
-from hsal_cli.learning.loop import train
-from hsal_cli.learning.runs import say_missing_classes
+from hsal_cli.features.table import open_features
+from hsal_cli.progress import SILENT
+from hsal_cli.runs import run as runs
+from hsal_cli.runs.loop import train
+from hsal_cli.runs.run import say_missing_classes
 from hsal_cli.scenes.scene_file import open_scenes
-from hsal_cli.steady import SteadyFile
+from hsal_cli.storage import checkpoints
+from hsal_cli.storage.files import atomic_write, only_writer, read_sealed, write_sealed, write_text
+from hsal_cli.storage.hdf5 import format_of
+from hsal_cli.storage.steady import SteadyFile
 from hsal_cli.vision.devices import fitting
-from hsal_cli.vision.feature_file import open_features
 
 # --- HDF5 -------------------------------------------------------------------------------------------------------------------------
 
@@ -66,7 +67,7 @@ import errno, resource, sys
 sys.dont_write_bytecode = True
 import numpy as np
 from pathlib import Path
-from hsal_cli.steady import SteadyFile
+from hsal_cli.storage.steady import SteadyFile
 for limit in [0, 50, 100, 1000, 3000, 9000, 30_000, 60_000, 90_000, 120_000, 150_000, 160_000]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
@@ -241,13 +242,11 @@ def test_a_second_writer_is_refused_and_the_lock_ends_with_the_block(tmp_path: P
 
 
 def test_temporary_files_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path: Path) -> None:
-    code = (
-        "import os, sys; from pathlib import Path; from hsal_cli.files import whole\nwith whole(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
-    )
+    code = "import os, sys; from pathlib import Path; from hsal_cli.storage.files import whole\nwith whole(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, tmp_path / "a.txt"], cwd=Path(__file__).parents[1])
     assert len(left_behind(tmp_path)) == 1
     (tmp_path / ".a.txt.mine.tmp").write_text("not hsal's")
-    with whole(tmp_path / "a.txt") as outer:
+    with atomic_write(tmp_path / "a.txt") as outer:
         write_text(tmp_path / "a.txt", "inner")
         assert outer.exists()
     assert left_behind(tmp_path) == [".a.txt.mine.tmp"]
@@ -384,5 +383,5 @@ def test_closed_streams_swallow_what_is_printed(monkeypatch) -> None:
 
 
 def test_errno_of_the_disk_becomes_words(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="Disk quota exceeded"), whole(tmp_path / "a"):
+    with pytest.raises(FileError, match="Disk quota exceeded"), atomic_write(tmp_path / "a"):
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))

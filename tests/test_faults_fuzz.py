@@ -21,18 +21,18 @@ from learning_parts import assert_equal
 from PIL import Image
 from safetensors.torch import save_file
 
-from hsal_cli import checkpoints
 from hsal_cli.commands.options import known_tables
 from hsal_cli.errors import HsalError
-from hsal_cli.files import read_sealed, write_sealed
-from hsal_cli.learning.runs import Run
-from hsal_cli.scenes.idx import read_idx
+from hsal_cli.features.table import open_features
+from hsal_cli.runs.run import Run
+from hsal_cli.scenes.digits.idx import read_idx
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.settings import check_tables, read_tables
+from hsal_cli.storage import checkpoints
+from hsal_cli.storage.files import read_sealed, write_sealed
 from hsal_cli.upkeep.check import check_path
-from hsal_cli.vision.feature_file import open_features
 from hsal_cli.vision.images import MOST_PIXELS, read_image
-from hsal_cli.vision.pretrained import read_weights
+from hsal_cli.vision.weights import read_weights
 
 
 def read_scenes(path: Path) -> Any:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from hsal_cli.errors import HsalError
-from hsal_cli.evaluation import look as room
+from hsal_cli.models import look as room
 from hsal_cli.vision.images import read_image
 
 WHITE, RED = (255, 255, 255), (200, 0, 0)

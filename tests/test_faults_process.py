@@ -16,9 +16,9 @@ from fault_parts import SETTINGS, contents, fill_features, left_behind, small_sc
 from idx_files import write_idx_set
 from learning_parts import assert_equal, without
 
-from hsal_cli import checkpoints
-from hsal_cli.learning.runs import Run
+from hsal_cli.runs.run import Run
 from hsal_cli.scenes.scene_file import open_scenes
+from hsal_cli.storage import checkpoints
 from hsal_cli.upkeep.check import check_path
 
 COMMANDS = ("make-data", "finetune", "precompute", "train")

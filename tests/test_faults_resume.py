@@ -13,15 +13,15 @@ from learning_parts import SMALL, StoppingReporter, assert_equal, easy_table, sm
 from test_finetune import FAST as FINETUNE
 from test_finetune import OneLayer, write_scenes
 
-from hsal_cli import checkpoints
 from hsal_cli.errors import FileError, Interrupted, UsageError
-from hsal_cli.learning import runs
-from hsal_cli.learning import train_policy as train_room
-from hsal_cli.learning.finetune import finetune
-from hsal_cli.learning.runs import Run
-from hsal_cli.learning.settings import TrainSettings
-from hsal_cli.learning.single_objects import SingleObjects
-from hsal_cli.learning.train_policy import train_policy
+from hsal_cli.finetuning.finetune import finetune
+from hsal_cli.finetuning.single_objects import SingleObjects
+from hsal_cli.runs import run as runs
+from hsal_cli.runs.run import Run
+from hsal_cli.storage import checkpoints
+from hsal_cli.training import train as train_room
+from hsal_cli.training.settings import TrainSettings
+from hsal_cli.training.train import train_policy
 
 CPU = torch.device("cpu")
 TRAIN = TrainSettings(epochs=3, batch_size=8, validation=0.25)  # 24 of 32 images: 3 steps an epoch
@@ -30,8 +30,8 @@ NAMES = ["one", "two"]
 
 @pytest.fixture(autouse=True)
 def one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hsal_cli.learning.finetune.ActivationModel", OneLayer)
-    monkeypatch.setattr("hsal_cli.learning.finetune.initial_weights", lambda model, weights, reporter: "random")
+    monkeypatch.setattr("hsal_cli.finetuning.finetune.ActivationModel", OneLayer)
+    monkeypatch.setattr("hsal_cli.finetuning.finetune.initial_weights", lambda model, weights, reporter: "random")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_without_any_checkpoint_a_resumed_run_begins_anew(command, data, tmp_pat
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("hsal_cli.learning.loop._save", killed)
+        patch.setattr("hsal_cli.runs.loop._save", killed)
         go(command, data, tmp_path / "run")
     reporter = StoppingReporter()
     resumed = go(command, data, tmp_path / "run", reporter, resume=True)

@@ -9,13 +9,14 @@ from children import Nursery
 from evaluation_parts import write_features
 from learning_parts import SMALL, StoppingReporter, assert_equal, easy_table, without
 
-from hsal_cli import checkpoints
 from hsal_cli.errors import Interrupted, UsageError
-from hsal_cli.learning.settings import TrainSettings
-from hsal_cli.learning.train_policy import train_policy
-from hsal_cli.vision import feature_file, feature_stream
-from hsal_cli.vision.feature_file import open_features
-from hsal_cli.vision.feature_stream import FeatureStream, window_rows
+from hsal_cli.features import stream as feature_stream
+from hsal_cli.features import table as feature_file
+from hsal_cli.features.stream import FeatureStream, window_rows
+from hsal_cli.features.table import open_features
+from hsal_cli.storage import checkpoints
+from hsal_cli.training.settings import TrainSettings
+from hsal_cli.training.train import train_policy
 
 CPU = torch.device("cpu")
 NAMES = ["one", "two"]

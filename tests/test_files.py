@@ -11,11 +11,11 @@ import pytest
 import torch
 from fault_parts import largest_file
 
-from hsal_cli.checkpoints import KEEP, load, read_checkpoint, save, write_checkpoint
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.files import digest_of, digest_of_file, read_json, read_sealed, whole, write_json, write_text
-from hsal_cli.hdf5 import attribute, open_hdf5, seal, stamp
-from hsal_cli.learning import runs
+from hsal_cli.runs import run as runs
+from hsal_cli.storage.checkpoints import KEEP, load, read_checkpoint, save, write_checkpoint
+from hsal_cli.storage.files import atomic_write, digest_of, digest_of_file, read_json, read_sealed, write_json, write_text
+from hsal_cli.storage.hdf5 import attribute, open_hdf5, seal, stamp
 
 WEIGHTS = {"layer.weight": torch.arange(6.0).view(2, 3), "scale": torch.tensor(2.5), "count": torch.tensor(3)}
 STATE = {"task": {"moments": [torch.ones(2), 3]}, "progress": {"epoch": 1, "best": float("-inf"), "rows": [{"loss": 0.5}]}}
@@ -32,7 +32,7 @@ def entries(folder: Path) -> list[str]:
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(fault: BaseException, tmp_path: Path) -> None:
     target = tmp_path / "result.json"
     write_json(target, {"old": 1})
-    with pytest.raises(FileError if isinstance(fault, OSError) else type(fault)) as caught, whole(target) as temporary:
+    with pytest.raises(FileError if isinstance(fault, OSError) else type(fault)) as caught, atomic_write(target) as temporary:
         temporary.write_text("half of it")
         raise fault
     assert json.loads(target.read_text()) == {"old": 1} and entries(tmp_path) == ["result.json"]
@@ -41,7 +41,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(fault: BaseExce
 
 
 def test_a_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a bug"), whole(tmp_path / "folder", folder=True) as temporary:
+    with pytest.raises(ValueError, match="a bug"), atomic_write(tmp_path / "folder", folder=True) as temporary:
         (temporary / "part").write_text("x")
         raise ValueError("a bug")
     assert entries(tmp_path) == []
@@ -50,7 +50,7 @@ def test_a_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:
 def test_a_write_replaces_the_file_at_once_and_makes_missing_folders(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b" / "text"
     write_text(target, "first")
-    with whole(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_text("second")
         assert target.read_text() == "first" and temporary.parent == target.parent
     assert target.read_text() == "second" and entries(target.parent) == ["text"]

@@ -11,13 +11,13 @@ import pytest
 import torch
 from learning_parts import OneLayer, StoppingReporter, assert_equal, without
 
-from hsal_cli import checkpoints
 from hsal_cli.errors import FileError, Interrupted, UsageError
-from hsal_cli.learning.draws import Draws, seeded
-from hsal_cli.learning.finetune import FinetuneTask, background_share, finetune, settle
-from hsal_cli.learning.settings import FinetuneSettings
-from hsal_cli.learning.single_objects import SingleObjects, read_single_objects
-from hsal_cli.learning.views import cell_centres, crop_sides, share_in_view, views
+from hsal_cli.finetuning.finetune import FinetuneTask, background_share, finetune, settle
+from hsal_cli.finetuning.single_objects import SingleObjects, read_single_objects
+from hsal_cli.finetuning.views import cell_centres, crop_sides, share_in_view, views
+from hsal_cli.runs.seeds import Draws, seeded
+from hsal_cli.storage import checkpoints
+from hsal_cli.training.settings import FinetuneSettings
 from hsal_cli.vision.images import to_input
 
 CPU = torch.device("cpu")
@@ -29,8 +29,8 @@ FAST = FinetuneSettings(
 
 @pytest.fixture(autouse=True)
 def one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hsal_cli.learning.finetune.ActivationModel", OneLayer)
-    monkeypatch.setattr("hsal_cli.learning.finetune.initial_weights", lambda model, weights, reporter: "random")
+    monkeypatch.setattr("hsal_cli.finetuning.finetune.ActivationModel", OneLayer)
+    monkeypatch.setattr("hsal_cli.finetuning.finetune.initial_weights", lambda model, weights, reporter: "random")
 
 
 def write_scenes(path: Path, count: int = 24, boxes: bool = True, colour: bool = True, extra_label: bool = False, test: int = 6) -> Path:
@@ -249,7 +249,7 @@ def looking_at(part: float, right: float):
 
 
 def test_an_object_that_is_cut_off_is_not_asked_for(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hsal_cli.learning.single_objects.views", looking_at(0.6, 0.0))
+    monkeypatch.setattr("hsal_cli.finetuning.single_objects.views", looking_at(0.6, 0.0))
     data = read_single_objects(scenes, "train")
     settings = dataclasses.replace(FAST, mode="full", crowd=3)
     labels = data.show(torch.arange(24), False, 32, OneLayer("", 2, 32), settings, Draws.all(torch.Generator().manual_seed(0), 24)).labels
@@ -260,7 +260,7 @@ def test_an_object_that_is_cut_off_is_not_asked_for(scenes: Path, monkeypatch: p
 
 
 def test_a_batch_of_objects_cut_off_alone_teaches_nothing_and_breaks_nothing(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hsal_cli.learning.single_objects.views", looking_at(1.0, 3.0))
+    monkeypatch.setattr("hsal_cli.finetuning.single_objects.views", looking_at(1.0, 3.0))
     task = task_of(read_single_objects(scenes, "train"), dataclasses.replace(FAST, mode="full", crowd=2))
     task.start_epoch(len(task.plan) - 1)
     logged = task.step(0)[1]

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.scenes.annotations import read_labels
-from hsal_cli.scenes.folder import make_from_folder
-from hsal_cli.scenes.gather import fitted
+from hsal_cli.scenes.readers.annotations import read_labels
+from hsal_cli.scenes.readers.folder import make_from_folder
+from hsal_cli.scenes.readers.gather import fitted
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import FolderSettings
 from hsal_cli.vision.images import read_image

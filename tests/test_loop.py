@@ -8,11 +8,12 @@ import pytest
 import torch
 from learning_parts import StoppingReporter, assert_equal, without
 
-from hsal_cli import checkpoints
-from hsal_cli.console import SILENT
 from hsal_cli.errors import FileError, Interrupted, TrainingError
-from hsal_cli.learning import loop, runs
-from hsal_cli.learning.loop import one_cycle, train
+from hsal_cli.progress import SILENT
+from hsal_cli.runs import loop
+from hsal_cli.runs import run as runs
+from hsal_cli.runs.loop import one_cycle, train
+from hsal_cli.storage import checkpoints
 
 
 class LineTask:

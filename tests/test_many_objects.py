@@ -12,13 +12,13 @@ import torch
 from learning_parts import OneLayer, StoppingReporter, assert_equal, without
 from torch import nn
 
-from hsal_cli import checkpoints
 from hsal_cli.errors import FileError, Interrupted, UsageError
-from hsal_cli.learning.draws import Draws
-from hsal_cli.learning.finetune import FinetuneTask, finetune, read_objects
-from hsal_cli.learning.many_objects import BoxedObjects, Scenes, WholeImages, own_cells, read_scenes, way_of
-from hsal_cli.learning.settings import FinetuneSettings
-from hsal_cli.learning.views import cell_centres
+from hsal_cli.finetuning.finetune import FinetuneTask, finetune, read_objects
+from hsal_cli.finetuning.many_objects import BoxedObjects, Scenes, WholeImages, own_cells, read_scenes, way_of
+from hsal_cli.finetuning.views import cell_centres
+from hsal_cli.runs.seeds import Draws
+from hsal_cli.storage import checkpoints
+from hsal_cli.training.settings import FinetuneSettings
 
 CPU = torch.device("cpu")
 FAST = FinetuneSettings(input_size=32, crop_images=160, full_images=160, epoch_images=160, batch_size=8, validation=6, learning_rate=0.05)
@@ -26,8 +26,8 @@ FAST = FinetuneSettings(input_size=32, crop_images=160, full_images=160, epoch_i
 
 @pytest.fixture(autouse=True)
 def one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hsal_cli.learning.finetune.ActivationModel", OneLayer)
-    monkeypatch.setattr("hsal_cli.learning.finetune.initial_weights", lambda model, weights, reporter: "random")
+    monkeypatch.setattr("hsal_cli.finetuning.finetune.ActivationModel", OneLayer)
+    monkeypatch.setattr("hsal_cli.finetuning.finetune.initial_weights", lambda model, weights, reporter: "random")
 
 
 def write_scenes(path: Path, boxes: bool = True, most: int = 3, train: int = 30, test: int = 8) -> Path:
@@ -224,7 +224,7 @@ def test_an_epoch_of_crops_is_planned_by_objects(boxed):
 
 
 def test_a_missing_backbone_is_made_from_the_scenes_themselves_where_they_are_not_mnists(boxed, tmp_path, monkeypatch):
-    from hsal_cli.learning import pipeline
+    from hsal_cli.experiments import pipeline
 
     monkeypatch.chdir(tmp_path)
     taken = []

@@ -11,9 +11,9 @@ import torch
 from learning_parts import PLAIN, TINY, TWO_STOP_HEADS, gradients, images, roll_out, targets_of, tiny_policy
 
 from hsal_cli.errors import UsageError
-from hsal_cli.learning.objectives import Namer, losses, make_targets
-from hsal_cli.learning.settings import TrainSettings, stored_train
 from hsal_cli.settings import as_dict
+from hsal_cli.training.objectives import Namer, losses, make_targets
+from hsal_cli.training.settings import TrainSettings, stored_train
 
 # --- what each term reaches -------------------------------------------------------------------------------------------------------
 

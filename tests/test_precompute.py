@@ -16,18 +16,18 @@ import numpy as np
 import pytest
 import torch
 
-from hsal_cli import checkpoints
-from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError, Interrupted, UsageError
-from hsal_cli.vision import feature_writer
-from hsal_cli.vision import precompute as room
+from hsal_cli.features import precompute as room
+from hsal_cli.features import writer as feature_writer
+from hsal_cli.features.precompute import plan, precompute
+from hsal_cli.features.saliency.models import activation_saliency
+from hsal_cli.features.settings import PrecomputeSettings
+from hsal_cli.features.table import check_match, open_features
+from hsal_cli.progress import Reporter
+from hsal_cli.storage import checkpoints
 from hsal_cli.vision.backbone import ActivationModel, load_backbone
 from hsal_cli.vision.devices import autocast_gains
-from hsal_cli.vision.feature_file import check_match, open_features
 from hsal_cli.vision.images import to_input
-from hsal_cli.vision.precompute import plan, precompute
-from hsal_cli.vision.saliency import activation_saliency
-from hsal_cli.vision.settings import PrecomputeSettings
 
 CPU = torch.device("cpu")
 TRAIN, TEST = 23, 5
@@ -282,9 +282,9 @@ def killed(made, tmp_path_factory) -> Path:
 import os, signal, sys
 from pathlib import Path
 import torch
-from hsal_cli.vision import feature_writer
-from hsal_cli.vision.precompute import precompute
-from hsal_cli.vision.settings import PrecomputeSettings
+from hsal_cli.features import writer as feature_writer
+from hsal_cli.features.precompute import precompute
+from hsal_cli.features.settings import PrecomputeSettings
 feature_writer.BLOCK_BYTES, feature_writer.SAVE_EVERY_S = 3 * 1024, -1
 left, write = 4, feature_writer.FeatureWriter._write
 def writing(*item):

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from hsal_cli.commands.precompute import precompute
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.learning import runs
+from hsal_cli.runs import run as runs
 
 APP = typer.Typer()
 APP.command("precompute")(precompute)

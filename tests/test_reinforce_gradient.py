@@ -9,10 +9,10 @@ import torch
 from learning_parts import PLAIN, gradients, images, targets_of, tiny_policy
 from torch import Tensor
 
-from hsal_cli.learning.objectives import Targets, losses
-from hsal_cli.learning.settings import TrainSettings
 from hsal_cli.policy.episode import Episode
 from hsal_cli.policy.hsal import HSAL
+from hsal_cli.training.objectives import Targets, losses
+from hsal_cli.training.settings import TrainSettings
 
 LOCATION_HEAD = ("controller.location", "controller.priority_weight")
 

@@ -15,7 +15,7 @@ from evaluation_parts import NAMES, small_policy, small_table
 from picture_parts import a_look
 from PIL import Image
 
-from hsal_cli.evaluation.look import look_at
+from hsal_cli.models.look import look_at
 from hsal_cli.pictures.replay import data_uri, replay_page
 from hsal_cli.pictures.trajectory import hits, remaining
 from hsal_cli.pictures.writing import is_ours, write_bytes

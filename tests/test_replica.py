@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from hsal_cli import workers
+from hsal_cli import distributed
+from hsal_cli.distributed import Workers, share, stretch
 from hsal_cli.errors import HsalError, UsageError, WorkerLost
-from hsal_cli.learning.draws import Draws, seeded
-from hsal_cli.learning.replica import Replica, SharedBatchNorm, synchronised
-from hsal_cli.workers import Workers, share, stretch
+from hsal_cli.runs.replica import Replica, SharedBatchNorm, synchronised
+from hsal_cli.runs.seeds import Draws, seeded
 
 
 @dataclasses.dataclass
@@ -24,7 +24,7 @@ class Pretended:
 @pytest.fixture
 def of(monkeypatch):
     """of(rank, size): pretends to be that worker."""
-    return lambda rank, size: monkeypatch.setattr(workers, "_group", Pretended(Workers(rank, size)))
+    return lambda rank, size: monkeypatch.setattr(distributed, "_group", Pretended(Workers(rank, size)))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
@@ -107,9 +107,9 @@ def test_batch_norm_statistics_are_those_from_before_a_step_that_fails() -> None
 
 def test_one_process_needs_no_others() -> None:
     values = torch.tensor([1.0, 2.0])
-    assert workers.summed(values) is values and workers.largest(15) == 15 and workers.gathered("a") == ["a"]
-    assert workers.lead(lambda: 3) == 3 and workers.current() == Workers()
-    workers.meet()
+    assert distributed.all_reduce(values) is values and distributed.all_reduce_max(15) == 15 and distributed.all_gather("a") == ["a"]
+    assert distributed.broadcast(lambda: 3) == 3 and distributed.current() == Workers()
+    distributed.barrier()
 
 
 @pytest.mark.parametrize(
@@ -126,25 +126,25 @@ def test_torchrun_tells_who_a_worker_is(environment, expected, monkeypatch) -> N
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert workers.asked() == expected
+    assert distributed.asked() == expected
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-3", "nan", "inf"])
 def test_a_timeout_that_is_none_is_refused(text, monkeypatch) -> None:
-    monkeypatch.setenv(workers.TIMEOUT, text)
-    with pytest.raises(UsageError, match=workers.TIMEOUT):
-        workers._timeout()
-    monkeypatch.setenv(workers.TIMEOUT, "2.5")
-    assert math.isclose(workers._timeout(), 2.5)
+    monkeypatch.setenv(distributed.TIMEOUT, text)
+    with pytest.raises(UsageError, match=distributed.TIMEOUT):
+        distributed._timeout()
+    monkeypatch.setenv(distributed.TIMEOUT, "2.5")
+    assert math.isclose(distributed._timeout(), 2.5)
 
 
 def test_only_errors_of_connections_are_taken_for_lost_workers(of, monkeypatch) -> None:
     of(0, 2)
-    monkeypatch.setattr(workers, "_published", lambda: None)
-    with pytest.raises(WorkerLost), workers.guarded():
+    monkeypatch.setattr(distributed, "_published", lambda: None)
+    with pytest.raises(WorkerLost), distributed.guarded():
         raise RuntimeError("[/gloo/transport/tcp/pair.cc:1] Connection closed by peer")
-    with pytest.raises(RuntimeError, match="shapes"), workers.guarded():
+    with pytest.raises(RuntimeError, match="shapes"), distributed.guarded():
         raise RuntimeError("shapes differ")
-    monkeypatch.setattr(workers, "_published", lambda: HsalError("the disk is full", "free some space"))
-    with pytest.raises(HsalError, match="disk is full"), workers.guarded():
+    monkeypatch.setattr(distributed, "_published", lambda: HsalError("the disk is full", "free some space"))
+    with pytest.raises(HsalError, match="disk is full"), distributed.guarded():
         raise RuntimeError("gloo: Connection closed by peer")

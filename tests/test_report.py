@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 
 from hsal_cli.commands.report import report
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.evaluation.detail import Detail, choose, confusion, detail, exact_by_count
-from hsal_cli.evaluation.loading import load_policy
-from hsal_cli.pictures.curves import DPI, HEIGHT, WIDTH
-from hsal_cli.pictures.report_figures import count_figure, curve_figures, curve_name
-from hsal_cli.pictures.report_page import Finding, Page, PageFigure, Section, render, spark
+from hsal_cli.models.load import load_policy
+from hsal_cli.pictures.charts.curves import DPI, HEIGHT, WIDTH
 from hsal_cli.policy.choosing import greedy
+from hsal_cli.report.detail import Detail, choose, confusion, detail, exact_by_count
+from hsal_cli.report.report_figures import count_figure, curve_figures, curve_name
+from hsal_cli.report.report_page import Finding, Page, PageFigure, Section, render, spark
 from hsal_cli.scenes.scene_file import open_scenes
 
 app = typer.Typer()

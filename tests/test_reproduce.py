@@ -14,17 +14,17 @@ from idx_files import write_idx_set
 from learning_parts import StoppingReporter, assert_equal, without
 from typer.testing import CliRunner
 
-from hsal_cli import checkpoints
 from hsal_cli.commands.options import recipe_for, settings_for
 from hsal_cli.commands.reproduce import parse_names, parse_own_seeds, parse_seeds, reproduce
-from hsal_cli.console import SILENT
 from hsal_cli.errors import FileError, Interrupted, TrainingError, UsageError
 from hsal_cli.evaluation.settings import EvalSettings
-from hsal_cli.evaluation.summary import GridRun, table_rows
-from hsal_cli.files import write_sealed
-from hsal_cli.learning import grid_run
-from hsal_cli.learning.grid import Grid, evaluated, plan, read_record
-from hsal_cli.learning.grid_run import AGAIN, run_grid
+from hsal_cli.experiments import grid_run
+from hsal_cli.experiments.grid import Grid, evaluated, plan, read_record
+from hsal_cli.experiments.grid_run import AGAIN, run_grid
+from hsal_cli.experiments.summary import GridRun, table_rows
+from hsal_cli.progress import SILENT
+from hsal_cli.storage import checkpoints
+from hsal_cli.storage.files import write_sealed
 
 TOY = """
 [make-data]

@@ -10,18 +10,18 @@ import torch
 
 from hsal_cli.errors import UsageError
 from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
-from hsal_cli.evaluation.loading import find_backbone, load_policy
-from hsal_cli.evaluation.look import look_at_scenes
 from hsal_cli.evaluation.settings import EvalSettings
-from hsal_cli.learning.finetune import finetune
-from hsal_cli.learning.settings import FinetuneSettings, TrainSettings
-from hsal_cli.learning.train_policy import train_policy
+from hsal_cli.features.precompute import precompute
+from hsal_cli.features.settings import PrecomputeSettings
+from hsal_cli.features.table import dataset_of, features_path, open_features
+from hsal_cli.finetuning.finetune import finetune
+from hsal_cli.models.load import find_backbone, load_policy
+from hsal_cli.models.look import look_at_scenes
 from hsal_cli.pictures.trajectory import draw_trajectory
 from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.training.settings import FinetuneSettings, TrainSettings
+from hsal_cli.training.train import train_policy
 from hsal_cli.vision.backbone import ActivationModel, finer, load_backbone
-from hsal_cli.vision.feature_file import dataset_of, features_path, open_features
-from hsal_cli.vision.precompute import precompute
-from hsal_cli.vision.settings import PrecomputeSettings
 
 CPU = torch.device("cpu")
 

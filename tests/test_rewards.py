@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsal_cli.learning.rewards import count_labels, explained_variance, list_rewards, moments, multiset_rewards, returns_to_go
+from hsal_cli.training.rewards import count_labels, explained_variance, list_rewards, moments, multiset_rewards, returns_to_go
 
 CLASSES = 4
 label = st.integers(0, CLASSES - 1)

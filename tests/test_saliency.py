@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.vision.saliency import proportional, saliency_model, to_cells
-from hsal_cli.vision.saliency_itti import itti_saliency, promote
-from hsal_cli.vision.saliency_spectral import spectral_residual
-from hsal_cli.vision.settings import SALIENCY, PrecomputeSettings
+from hsal_cli.features.saliency.cells import proportional, to_cells
+from hsal_cli.features.saliency.itti import itti_saliency, promote
+from hsal_cli.features.saliency.models import saliency_model
+from hsal_cli.features.saliency.spectral import spectral_residual
+from hsal_cli.features.settings import SALIENCY, PrecomputeSettings
 
 LONG, WIDE, STEP = 12, 3, 24  # px, of the search displays
 

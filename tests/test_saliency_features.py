@@ -11,26 +11,27 @@ from PIL import Image
 from test_precompute import TEST, TRAIN, Heard, write_scenes
 from typer.testing import CliRunner
 
-from hsal_cli import checkpoints
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.evaluate import evaluate_file
-from hsal_cli.evaluation.loading import load_policy
-from hsal_cli.evaluation.look import look, look_at_scenes
 from hsal_cli.evaluation.settings import EvalSettings
-from hsal_cli.hdf5 import attribute
-from hsal_cli.learning.pipeline import ensure_features
-from hsal_cli.learning.settings import TrainSettings
-from hsal_cli.learning.train_policy import train_policy
+from hsal_cli.experiments.pipeline import ensure_features
+from hsal_cli.features import precompute as room
+from hsal_cli.features.precompute import precompute
+from hsal_cli.features.saliency.cells import to_cells
+from hsal_cli.features.saliency.itti import itti_saliency
+from hsal_cli.features.saliency.models import saliency_model
+from hsal_cli.features.settings import PrecomputeSettings
+from hsal_cli.features.table import check_match, dataset_of, features_path, open_features
 from hsal_cli.main import app
+from hsal_cli.models.load import load_policy
+from hsal_cli.models.look import look, look_at_scenes
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.scenes.scene_file import open_scenes
-from hsal_cli.vision import precompute as room
+from hsal_cli.storage import checkpoints
+from hsal_cli.storage.hdf5 import attribute
+from hsal_cli.training.settings import TrainSettings
+from hsal_cli.training.train import train_policy
 from hsal_cli.vision.backbone import ActivationModel, load_backbone
-from hsal_cli.vision.feature_file import check_match, dataset_of, features_path, open_features
-from hsal_cli.vision.precompute import precompute
-from hsal_cli.vision.saliency import saliency_model, to_cells
-from hsal_cli.vision.saliency_itti import itti_saliency
-from hsal_cli.vision.settings import PrecomputeSettings
 
 CPU = torch.device("cpu")
 SMALL = PolicySettings(controller_encode=8, controller_hidden=8, location_hidden=4)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hsal_cli.errors import UsageError
 from hsal_cli.scenes.compose import INK, Composer
-from hsal_cli.scenes.glyphs import Glyphs, gather
+from hsal_cli.scenes.digits.glyphs import Glyphs, gather
 from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.scenes.uniforms import AHEAD, Uniforms
 
@@ -74,7 +74,7 @@ def test_free_keeps_whole_glyphs_apart_and_tight_only_their_ink():
 
 @pytest.mark.parametrize("placement", ["free", "tight", "grid"])
 def test_boxes_are_tight_around_the_ink(mnist_dir, placement):
-    from hsal_cli.scenes.glyphs import DigitSource
+    from hsal_cli.scenes.digits.glyphs import DigitSource
 
     make = composer(DigitSource("mnist", mnist_dir).glyphs("test", 0), clutter=0, placement=placement)
     for index in range(30):

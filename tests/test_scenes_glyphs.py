@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from idx_files import idx_bytes, write_idx_set
 
-from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.scenes import glyphs
-from hsal_cli.scenes.glyphs import DigitSource, find_digits
-from hsal_cli.scenes.idx import read_idx, read_pair
+from hsal_cli.progress import SILENT, Reporter
+from hsal_cli.scenes.digits import glyphs
+from hsal_cli.scenes.digits.glyphs import DigitSource, find_digits
+from hsal_cli.scenes.digits.idx import read_idx, read_pair
 from hsal_cli.scenes.settings import SceneSettings
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from idx_files import write_idx_set
 
-from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError, Interrupted, UsageError
-from hsal_cli.scenes import make, strokes
+from hsal_cli.progress import Reporter
+from hsal_cli.scenes import make
+from hsal_cli.scenes.digits import strokes
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from hsal_cli.commands.options import DryRun, Given, check_resumed, known_tables, one_of, options, settings_for
 from hsal_cli.console import exit_code_of
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.files import write_sealed
-from hsal_cli.learning.settings import FinetuneSettings, TrainSettings
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.settings import SEED_LIMIT, as_dict, build, check, check_tables, parse, preset_names, read_tables, setting
+from hsal_cli.storage.files import write_sealed
+from hsal_cli.training.settings import FinetuneSettings, TrainSettings
 
 
 @dataclasses.dataclass(frozen=True)

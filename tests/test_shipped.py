@@ -11,21 +11,21 @@ from PIL import Image
 from shipped_parts import use_tiny_backbone, write_backbone, write_policy, write_scenes
 from typer.testing import CliRunner
 
-from hsal_cli import checkpoints
-from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError, HsalError, UsageError
-from hsal_cli.evaluation import shipped
-from hsal_cli.evaluation.shipped import find_shipped, load_shipped, own_folder
-from hsal_cli.files import digest_of_file
-from hsal_cli.learning.export import export
+from hsal_cli.features.precompute import precompute
+from hsal_cli.features.saliency.models import ActivationSaliency
+from hsal_cli.features.scene_features import SceneFeatures
+from hsal_cli.features.settings import PrecomputeSettings
+from hsal_cli.features.table import open_features
 from hsal_cli.main import app
+from hsal_cli.models import shipped
+from hsal_cli.models.export import export
+from hsal_cli.models.shipped import find_shipped, load_shipped, own_folder
+from hsal_cli.progress import Reporter
 from hsal_cli.scenes.scene_file import open_scenes
+from hsal_cli.storage import checkpoints
+from hsal_cli.storage.files import digest_of_file
 from hsal_cli.vision.backbone import load_backbone
-from hsal_cli.vision.feature_file import open_features
-from hsal_cli.vision.precompute import precompute
-from hsal_cli.vision.saliency import ActivationSaliency
-from hsal_cli.vision.scene_features import SceneFeatures
-from hsal_cli.vision.settings import PrecomputeSettings
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def here(tmp_path, monkeypatch) -> Path:
     write_policy(Path("runs/a"), digest)
     write_policy(Path("runs/b"), digest, "multiset", seed=1)
     export(["mnist-multiset.rl=runs/a", "mnist-multiset.multiset=runs/b"], tmp_path / "package" / "pretrained")
-    monkeypatch.setattr("hsal_cli.evaluation.shipped.own_folder", lambda: tmp_path / "package" / "pretrained")
+    monkeypatch.setattr("hsal_cli.models.shipped.own_folder", lambda: tmp_path / "package" / "pretrained")
     folder = tmp_path / "empty"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -99,7 +99,7 @@ def test_a_run_and_a_pretrained_policy_exclude_each_other(here) -> None:
 
 def test_an_export_of_ones_own_is_named_by_its_folder(here, monkeypatch) -> None:
     folder = here.parent / "package" / "pretrained"
-    monkeypatch.setattr("hsal_cli.evaluation.shipped.own_folder", lambda: None)
+    monkeypatch.setattr("hsal_cli.models.shipped.own_folder", lambda: None)
     with pytest.raises(UsageError, match="came without any"):
         load_shipped("mnist-multiset")
     assert find_shipped(f"{folder}/mnist-multiset") == (folder, "mnist-multiset.rl")
@@ -159,7 +159,7 @@ def test_a_policy_of_another_export_is_refused(here) -> None:
 
 
 def test_features_of_scenes_are_those_that_precompute_writes(here, monkeypatch) -> None:
-    monkeypatch.setattr("hsal_cli.vision.scene_features.BATCH", 4)
+    monkeypatch.setattr("hsal_cli.features.scene_features.BATCH", 4)
     folder = here.parent / "package" / "pretrained" / "backbone"
     precompute(write_scenes(Path("s.h5")), folder, Path("f.h5"), PrecomputeSettings(), torch.device("cpu"))
     with open_scenes(Path("s.h5")) as scenes, open_features(Path("f.h5")) as features:
@@ -215,7 +215,7 @@ def test_eval_without_data_takes_the_data_set_of_the_name_and_makes_it_if_missin
         scenes.parent.mkdir()
         return write_scenes(scenes)
 
-    monkeypatch.setattr("hsal_cli.learning.pipeline.ensure_scenes", ensure_scenes)
+    monkeypatch.setattr("hsal_cli.experiments.pipeline.ensure_scenes", ensure_scenes)
     call("eval", "--pretrained", "mnist-multiset.multiset", "--resamples", 2, "--preset", "quick")
     assert asked == [("data/mnist-multiset.h5", 3500)]
 
@@ -243,7 +243,7 @@ def test_without_a_run_the_pretrained_policy_is_taken_and_said_and_a_run_goes_be
     def no_training(*_):
         raise AssertionError("a policy would be trained")
 
-    monkeypatch.setattr("hsal_cli.learning.pipeline.ensure_policy", no_training)
+    monkeypatch.setattr("hsal_cli.experiments.pipeline.ensure_policy", no_training)
     for command in ("predict", "visualize"):
         found = call(command, "image.png")
         assert [line for line in found.stderr.splitlines() if "pretrained mnist-multiset" in line] and "image.png: " in found.stdout

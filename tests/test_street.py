@@ -9,13 +9,14 @@ import pytest
 from PIL import Image
 
 from hsal_cli.errors import FileError
-from hsal_cli.scenes import make, street, typefaces
+from hsal_cli.scenes import make
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import StreetSettings
-from hsal_cli.scenes.street import StreetPainter, _Style, _warped, make_street_numbers
-from hsal_cli.scenes.street_plans import LENGTHS, draw_plan, read_plans
-from hsal_cli.scenes.street_wall import LUMA, against
-from hsal_cli.scenes.typefaces import LIKENESS, Typeface, _alike, _shapes, find_typefaces
+from hsal_cli.scenes.street import street, typefaces
+from hsal_cli.scenes.street.plans import LENGTHS, draw_plan, read_plans
+from hsal_cli.scenes.street.street import StreetPainter, _Style, _warped, make_street_numbers
+from hsal_cli.scenes.street.typefaces import LIKENESS, Typeface, _alike, _shapes, find_typefaces
+from hsal_cli.scenes.street.wall import LUMA, against
 
 HOUSES = {
     "10.png": {"digits": [3, 3, 8], "boxes_xyxy": [[20, 5, 30, 25], [31, 5, 41, 25], [42, 6, 52, 26]], "size_wh": [70, 30]},

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from hsal_cli.scenes.stroke_shapes import WAYS
-from hsal_cli.scenes.strokes import MOST_POINTS, SAMPLES, _ink, draw_pool, parse_way
+from hsal_cli.scenes.digits.stroke_shapes import WAYS
+from hsal_cli.scenes.digits.strokes import MOST_POINTS, SAMPLES, _ink, draw_pool, parse_way
 
 
 @pytest.fixture(scope="module")

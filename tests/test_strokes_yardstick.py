@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from hsal_cli.scenes.idx import read_pair
-from hsal_cli.scenes.strokes import draw_pool
+from hsal_cli.scenes.digits.idx import read_pair
+from hsal_cli.scenes.digits.strokes import draw_pool
 
 
 def train_on_strokes(glyphs: int = 8_000, epochs: int = 4, seed: int = 0) -> nn.Module:

@@ -13,22 +13,22 @@ from test_precompute import Heard
 from test_saliency_features import SMALL, write_backbone
 from typer.testing import CliRunner
 
-from hsal_cli import checkpoints
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.evaluation.loading import load_policy
-from hsal_cli.learning import sweep, sweep_trained
-from hsal_cli.learning.settings import SweepSettings, TrainSettings
-from hsal_cli.learning.sweep import Recipe, conditions, dim, recipe_of, shifts
-from hsal_cli.learning.sweep_trained import bench_for, glimpse_budgets, saliency_models
-from hsal_cli.learning.train_policy import train_policy
+from hsal_cli.experiments import sweep, sweep_trained
+from hsal_cli.experiments.sweep import Recipe, conditions, dim, recipe_of, shifts
+from hsal_cli.experiments.sweep_report import panels, table
+from hsal_cli.experiments.sweep_trained import bench_for, glimpse_budgets, saliency_models
+from hsal_cli.features.precompute import precompute
+from hsal_cli.features.settings import SALIENCY, PrecomputeSettings
 from hsal_cli.main import app
-from hsal_cli.pictures.sweep_report import panels, table
+from hsal_cli.models.load import load_policy
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings
+from hsal_cli.storage import checkpoints
+from hsal_cli.training.settings import SweepSettings, TrainSettings
+from hsal_cli.training.train import train_policy
 from hsal_cli.vision.backbone import load_backbone
-from hsal_cli.vision.precompute import precompute
-from hsal_cli.vision.settings import SALIENCY, PrecomputeSettings
 
 CPU = torch.device("cpu")
 ALL = "count,size,clutter,spacing,contrast"

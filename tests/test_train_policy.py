@@ -9,12 +9,12 @@ import torch
 from evaluation_parts import write_features
 from learning_parts import SMALL, StoppingReporter, assert_equal, easy_table, small, without
 
-from hsal_cli import checkpoints
 from hsal_cli.errors import FileError, Interrupted, TrainingError, UsageError
-from hsal_cli.learning.runs import Run
-from hsal_cli.learning.settings import TrainSettings
-from hsal_cli.learning.train_policy import VALIDATION_MOST, PolicyTask, hold_out, left_to_right, train_policy, volume_scale
 from hsal_cli.policy.hsal import HSAL
+from hsal_cli.runs.run import Run
+from hsal_cli.storage import checkpoints
+from hsal_cli.training.settings import TrainSettings
+from hsal_cli.training.train import VALIDATION_MOST, PolicyTask, hold_out, left_to_right, train_policy, volume_scale
 
 CPU = torch.device("cpu")
 NAMES = ["one", "two"]
@@ -133,7 +133,7 @@ def test_an_existing_run_stays_unless_overwriting_is_asked_for(features, tmp_pat
 
 
 def test_the_checkpoint_says_what_evaluation_needs(features, whole_runs) -> None:
-    from hsal_cli.evaluation.loading import load_policy
+    from hsal_cli.models.load import load_policy
 
     run = whole_runs("rl")
     meta = checkpoints.load(run.checkpoints, "best").meta

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hsal_cli.evaluation.look import Look, LookStep
+from hsal_cli.models.look import Look, LookStep
 from hsal_cli.pictures import writing
 from hsal_cli.pictures.marks import cell_box
 from hsal_cli.pictures.palette import GREEN, ORANGE, RED, heat

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from hsal_cli.errors import FileError
-from hsal_cli.evaluation.history import Record, best_of, groups, run_summary
-from hsal_cli.evaluation.verdicts import verdicts
-from hsal_cli.learning.runs import Run, read_record
+from hsal_cli.runs.record import Record, best_of, groups, run_summary
+from hsal_cli.runs.run import Run, read_record
+from hsal_cli.training.verdicts import verdicts
 
 CALM = {
     "reward": [0.2, 0.6, 0.8, 0.9, 0.93, 0.94, 0.94, 0.94],

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from hsal_cli import checkpoints
 from hsal_cli.errors import FileError, HsalError, UsageError
-from hsal_cli.learning import runs
+from hsal_cli.features.saliency.models import activation_saliency
+from hsal_cli.runs import run as runs
+from hsal_cli.storage import checkpoints
 from hsal_cli.vision.backbone import ActivationModel, fused, load_backbone
-from hsal_cli.vision.saliency import activation_saliency
 
 META = {
     "kind": "backbone",

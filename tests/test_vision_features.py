@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from hsal_cli.errors import FileError
-from hsal_cli.hdf5 import seal, stamp
-from hsal_cli.vision import feature_file
-from hsal_cli.vision.feature_file import FeatureTable, open_features
+from hsal_cli.features import table as feature_file
+from hsal_cli.features.table import FeatureTable, open_features
+from hsal_cli.storage.hdf5 import seal, stamp
 
 COUNT = 50
 

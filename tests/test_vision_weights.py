@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
-from hsal_cli.checkpoints import write_checkpoint, write_index
-from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError, HsalError
+from hsal_cli.progress import Reporter
+from hsal_cli.storage.checkpoints import write_checkpoint, write_index
 from hsal_cli.vision import backbone
 from hsal_cli.vision.backbone import ActivationModel, imagenet_url, initial_weights
 

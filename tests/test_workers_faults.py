@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from worker_parts import assert_same_training, hsal
 
-from hsal_cli import checkpoints
+from hsal_cli.storage import checkpoints
 
 TRAIN = ("train", "--data", "easy.features.h5", "--out")
 

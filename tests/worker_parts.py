@@ -92,7 +92,7 @@ def assert_same_training(one: Path, two: Path, without: tuple[str, ...] = (), re
     import torch
     from learning_parts import TIMES
 
-    from hsal_cli import checkpoints
+    from hsal_cli.storage import checkpoints
 
     mine, theirs = (checkpoints.load(run / "checkpoints", "last").weights for run in (one, two))
     assert mine.keys() == theirs.keys()
@@ -116,7 +116,7 @@ def main() -> None:
     from test_finetune import OneLayer
 
     from hsal_cli.commands import eval, finetune, precompute, train  # noqa: F401
-    from hsal_cli.learning import finetune as room
+    from hsal_cli.finetuning import finetune as room
 
     torch.set_num_threads(1)
     room.ActivationModel = OneLayer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hsal_cli import console
-from hsal_cli.benching.settings import BenchSettings
+from hsal_cli.bench.settings import BenchSettings
 from hsal_cli.commands.options import Config, Device, Json, Preset, options, recipe_for, settings_for
 
 
@@ -22,7 +22,7 @@ def bench(
 
     Written to the system's folder for temporary files (TMPDIR). The sizes are those that the commands have by default, or by --preset.
     """
-    from hsal_cli.benching.bench import bench as run
+    from hsal_cli.bench.bench import bench as run
     from hsal_cli.evaluation.settings import EvalSettings
     from hsal_cli.vision.devices import choose_device
 

@@ -16,7 +16,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Put evaluated runs side by side, with the trivial baselines of their data."""
-    from hsal_cli.learning.runs import evaluations
+    from hsal_cli.runs.run import evaluations
 
     found = evaluations(runs)
     if json:

@@ -7,13 +7,13 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from hsal_cli import console, workers
+from hsal_cli import console, distributed
 from hsal_cli.commands.options import Config, Device, Json, Preset, options, settings_for
 from hsal_cli.commands.policies import PretrainedOption, RunOption, check_one, load, policy_run
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.settings import EvalSettings
+from hsal_cli.features.settings import PrecomputeSettings, saliency_kind
 from hsal_cli.scenes.settings import SceneSettings
-from hsal_cli.vision.settings import PrecomputeSettings, saliency_kind
 
 
 @options(settings=EvalSettings)
@@ -41,14 +41,14 @@ def eval_(
     With --pretrained a scene file is enough: its features are computed on the way and not kept.
     """
     from hsal_cli.evaluation.evaluate import evaluate_file
-    from hsal_cli.files import write_sealed
+    from hsal_cli.storage.files import write_sealed
     from hsal_cli.vision.devices import choose_device
 
     check_one(run, pretrained)
     reporter = console.TerminalReporter()
     chosen = choose_device(device)
     target = out
-    with console.stopping(reporter), workers.joined(chosen, reporter):
+    with console.stopping(reporter), distributed.joined(chosen, reporter):
         if pretrained is not None:
             found = _evaluate_shipped(pretrained, data, settings, settings_for(SceneSettings, preset, config), chosen, reporter)
         else:
@@ -57,7 +57,7 @@ def eval_(
             features = _features(data, loaded.meta, chosen, reporter)
             found = evaluate_file(loaded, features, settings, chosen, reporter)
             target = out or (place / "eval.json" if (place / "status.json").is_file() else None)
-    if not workers.asked().leads:
+    if not distributed.asked().leads:
         return
     if target is not None:
         found = write_sealed(target, found)
@@ -78,8 +78,8 @@ def _evaluate_shipped(
 ) -> dict[str, Any]:
     """Evaluates a policy that comes with hsal, on a scene file or on features by its backbone; adds `pretrained` and `stated`."""
     from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
-    from hsal_cli.evaluation.shipped import load_shipped
-    from hsal_cli.learning.pipeline import DATA, ensure_scenes
+    from hsal_cli.experiments.pipeline import DATA, ensure_scenes
+    from hsal_cli.models.shipped import load_shipped
 
     shipped = load_shipped(name, device, counts=True)
     source = data or DATA / f"{shipped.dataset}.h5"
@@ -115,9 +115,9 @@ def _features(data: Path | None, meta: dict[str, Any], device: Any, reporter: co
         return recorded
     if not _is_scene_file(data):
         return data
-    from hsal_cli.evaluation.loading import find_backbone
-    from hsal_cli.learning.pipeline import ensure_features
-    from hsal_cli.vision.feature_file import features_path
+    from hsal_cli.experiments.pipeline import ensure_features
+    from hsal_cli.features.table import features_path
+    from hsal_cli.models.load import find_backbone
 
     saliency = meta.get("saliency", "activation")
     if saliency_kind(saliency) == "file":  # the maps of other scenes are not where those of the training scenes are
@@ -141,7 +141,7 @@ def _is_scene_file(data: Path) -> bool:
     """
     import h5py
 
-    from hsal_cli.hdf5 import format_of
+    from hsal_cli.storage.hdf5 import format_of
 
     if not data.is_file():
         raise FileError(f"{data} is missing", "make it with: hsal make-data")

@@ -27,7 +27,7 @@ def export(
 
     A policy is called DATASET.OBJECTIVE, as it was evaluated, or what NAME=RUN says. --pretrained FOLDER/NAME uses it.
     """
-    from hsal_cli.learning.export import export as export_runs
+    from hsal_cli.models.export import export as export_runs
 
     reporter = console.TerminalReporter()
     with console.stopping(reporter):

@@ -7,10 +7,10 @@ from typing import Annotated, Optional
 
 import typer
 
-from hsal_cli import console, workers
+from hsal_cli import console, distributed
 from hsal_cli.commands.options import Config, Device, DryRun, Given, Json, Overwrite, Preset, Resume, check_resumed, options, settings_for
-from hsal_cli.learning.settings import FinetuneSettings
 from hsal_cli.settings import as_dict
+from hsal_cli.training.settings import FinetuneSettings
 
 
 @options(settings=FinetuneSettings)
@@ -36,9 +36,9 @@ def finetune(
     given: Given,
 ) -> None:
     """Fine-tune the ResNet-34 activation model, on single objects where there are such images."""
-    from hsal_cli.learning import runs
-    from hsal_cli.learning.finetune import finetune as finetune_run
-    from hsal_cli.learning.pipeline import SINGLE, ensure_scenes
+    from hsal_cli.experiments.pipeline import SINGLE, ensure_scenes
+    from hsal_cli.finetuning.finetune import finetune as finetune_run
+    from hsal_cli.runs import run as runs
     from hsal_cli.scenes.settings import SceneSettings
     from hsal_cli.vision.devices import choose_device
 
@@ -50,8 +50,8 @@ def finetune(
     if dry_run:
         console.print_json({"out": str(resume or out or runs.fresh_path("finetune")), "device": str(chosen), **settled})
         return
-    with console.stopping(reporter), workers.joined(chosen, reporter):
-        scenes, target = data or SINGLE, workers.lead(lambda: resume or out or runs.fresh_path("finetune"))
+    with console.stopping(reporter), distributed.joined(chosen, reporter):
+        scenes, target = data or SINGLE, distributed.broadcast(lambda: resume or out or runs.fresh_path("finetune"))
         if resume is None:
             ensure_scenes(scenes, settings_for(SceneSettings, preset, config), reporter)
             run = finetune_run(scenes, target, settings, chosen, reporter, overwrite)

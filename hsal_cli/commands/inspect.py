@@ -33,18 +33,18 @@ def inspect(
         if file.is_dir():
             raise UsageError(f"--out draws what is in a data file; {file} is a folder", f"hsal report {file}")
     if file.is_dir():
-        from hsal_cli.evaluation.history import run_summary
-        from hsal_cli.learning.runs import read_record
+        from hsal_cli.runs.record import run_summary
+        from hsal_cli.runs.run import read_record
 
         document: dict[str, Any] = {"run": str(file), **run_summary(read_record(file))}
         made = _run_tables(document)
     else:
-        from hsal_cli.evaluation.contents import look_into
+        from hsal_cli.upkeep.contents import look_into
 
         contents = look_into(file)
         document, made = contents.document, _file_tables(contents.document)
         if out is not None:
-            from hsal_cli.pictures.data_figure import data_figure
+            from hsal_cli.pictures.charts.data_figure import data_figure
             from hsal_cli.pictures.writing import is_ours, write_bytes
 
             if out.exists() and not is_ours(out):

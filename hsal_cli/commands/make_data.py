@@ -96,7 +96,7 @@ def street_numbers(
     """Synthetic street numbers in colour, a stand-in for SVHN."""
 
     def make(target: Path, reporter: console.Reporter) -> dict[str, Any]:
-        from hsal_cli.scenes.street import make_street_numbers
+        from hsal_cli.scenes.street.street import make_street_numbers
 
         make_street_numbers(settings, target, workers, reporter)
         return {}
@@ -118,7 +118,7 @@ def svhn_multiset(
     """SVHN, format 1, from its folders or archives: house numbers as multisets of digits (section 5)."""
 
     def make(target: Path, reporter: console.Reporter) -> dict[str, Any]:
-        from hsal_cli.scenes.svhn import make_svhn
+        from hsal_cli.scenes.readers.svhn import make_svhn
 
         return {"skipped": make_svhn(settings, target, reporter)}
 
@@ -138,7 +138,7 @@ def folder(
     """Your own images and labels: CSV, JSONL, COCO JSON, YOLO text files or Pascal VOC XML."""
 
     def make(target: Path, reporter: console.Reporter) -> dict[str, Any]:
-        from hsal_cli.scenes.folder import make_from_folder
+        from hsal_cli.scenes.readers.folder import make_from_folder
         from hsal_cli.vision.images import read_image
 
         return {"skipped": make_from_folder(settings, target, read_image, reporter)}

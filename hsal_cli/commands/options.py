@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from hsal_cli.errors import UsageError
-from hsal_cli.files import read_sealed
-from hsal_cli.hdf5 import format_of
 from hsal_cli.settings import SEED_LIMIT, as_dict, build, check_tables, kind_of, read_tables
+from hsal_cli.storage.files import read_sealed
+from hsal_cli.storage.hdf5 import format_of
 
 if TYPE_CHECKING:
-    from hsal_cli.learning.pipeline import Recipe
+    from hsal_cli.experiments.pipeline import Recipe
 
 Device = Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:N or mps.")]
 Workers = Annotated[Optional[int], typer.Option("--workers", min=1, help="How many processes to use.", show_default="one a core")]
@@ -44,12 +44,12 @@ Config = Annotated[Optional[Path], typer.Option("--config", help="A TOML file of
 
 def known_tables() -> dict[str, list[type]]:
     """TOML table -> the settings dataclasses it may hold; none of these imports torch."""
-    from hsal_cli.benching.settings import BenchSettings
+    from hsal_cli.bench.settings import BenchSettings
     from hsal_cli.evaluation.settings import EvalSettings
-    from hsal_cli.learning.settings import FinetuneSettings, SweepSettings, TrainSettings
+    from hsal_cli.features.settings import PrecomputeSettings
     from hsal_cli.policy.settings import PolicySettings
     from hsal_cli.scenes.settings import FolderSettings, SceneSettings, StreetSettings, SvhnSettings
-    from hsal_cli.vision.settings import PrecomputeSettings
+    from hsal_cli.training.settings import FinetuneSettings, SweepSettings, TrainSettings
 
     return {
         "make-data": [SceneSettings],
@@ -81,7 +81,7 @@ def settings_for(kind: type, preset: str | None, config: Path | None, **override
 
 def recipe_for(preset: str | None, config: Path | None, **settled: Any) -> Recipe:
     """The settings of every step up to a trained policy; `settled` are those that the command line has settled already."""
-    from hsal_cli.learning.pipeline import Recipe
+    from hsal_cli.experiments.pipeline import Recipe
 
     hints = typing.get_type_hints(Recipe)
     return Recipe(**{name: settled.get(name) or settings_for(kind, preset, config) for name, kind in hints.items()})

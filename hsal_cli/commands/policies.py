@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from hsal_cli import console, workers
+from hsal_cli import console, distributed
 from hsal_cli.commands.options import recipe_for
 from hsal_cli.errors import FileError, HsalError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
-    from hsal_cli.evaluation.loading import LoadedPolicy
-    from hsal_cli.evaluation.look import Look
+    from hsal_cli.models.load import LoadedPolicy
+    from hsal_cli.models.look import Look
     from hsal_cli.vision.backbone import LoadedBackbone
 
 RunOption = Annotated[
@@ -66,11 +66,11 @@ def policy_run(
     Raises:
         FileError: there is no run where one is named.
     """
-    from hsal_cli.learning import runs
-    from hsal_cli.learning.pipeline import ensure_policy
+    from hsal_cli.experiments.pipeline import ensure_policy
+    from hsal_cli.runs import run as runs
 
     if run is None:
-        newest = workers.lead(lambda: runs.newest(runs.EVALUATED if counts else "policy"))
+        newest = distributed.broadcast(lambda: runs.newest(runs.EVALUATED if counts else "policy"))
         if newest is not None:
             return newest.path
         return ensure_policy(recipe_for(preset, config), device, reporter)
@@ -85,7 +85,7 @@ def load(run: Path, device: object, reporter: console.Reporter, counts: bool = F
     Args:
         counts: whether a count classifier, which takes no glimpses, will do too.
     """
-    from hsal_cli.evaluation.loading import load_model, load_policy
+    from hsal_cli.models.load import load_model, load_policy
 
     loaded = (load_model if counts else load_policy)(run, "best", device)
     if loaded.checkpoint.note:
@@ -102,7 +102,7 @@ def looks(
     pretrained: str | None = None,
 ) -> Iterator[tuple[Path, Look | HsalError]]:
     """Shows images to the policy that is meant, through the backbone it was trained with (see `look.look_at_files`)."""
-    from hsal_cli.evaluation.look import look_at_files
+    from hsal_cli.models.look import look_at_files
     from hsal_cli.vision.images import read_image
 
     check_one(run, pretrained)
@@ -125,9 +125,9 @@ def load_with_backbone(
     Where neither a run nor a pretrained policy is named: the newest finished run, else the pretrained policy that hsal comes with, and
     only where it came without any, one that is trained now.
     """
-    from hsal_cli.evaluation.loading import find_backbone
-    from hsal_cli.evaluation.shipped import DEFAULT, load_shipped, own_folder
-    from hsal_cli.learning import runs
+    from hsal_cli.models.load import find_backbone
+    from hsal_cli.models.shipped import DEFAULT, load_shipped, own_folder
+    from hsal_cli.runs import run as runs
     from hsal_cli.vision.devices import choose_device
 
     check_one(run, pretrained)

@@ -8,12 +8,12 @@ from typing import Annotated, Optional
 
 import typer
 
-from hsal_cli import console, workers
+from hsal_cli import console, distributed
 from hsal_cli.commands.options import Device, DryRun, Json, Overwrite, options
 from hsal_cli.errors import FileError
-from hsal_cli.learning import runs
+from hsal_cli.features.settings import PrecomputeSettings
+from hsal_cli.runs import run as runs
 from hsal_cli.settings import as_dict
-from hsal_cli.vision.settings import PrecomputeSettings
 
 DEFAULT_DATA = Path("data/mnist-multiset.h5")
 
@@ -57,10 +57,10 @@ def precompute(
             raise FileError("there is no finished backbone in runs", "make one with: hsal finetune")
         backbone = newest.path
 
+    from hsal_cli.features.precompute import plan
+    from hsal_cli.features.precompute import precompute as compute
+    from hsal_cli.features.table import features_path, open_features
     from hsal_cli.vision.devices import choose_device
-    from hsal_cli.vision.feature_file import features_path, open_features
-    from hsal_cli.vision.precompute import plan
-    from hsal_cli.vision.precompute import precompute as compute
 
     out = out or features_path(data, settings.saliency, settings.resolution)
     chosen = choose_device(device)
@@ -74,7 +74,7 @@ def precompute(
         return
     reporter = console.TerminalReporter()
     start = time.monotonic()
-    with console.stopping(reporter), workers.joined(chosen, reporter):
+    with console.stopping(reporter), distributed.joined(chosen, reporter):
         compute(data, backbone, out, settings, chosen, reporter, overwrite, volumes_from)
     seconds = time.monotonic() - start
     with open_features(out) as features:

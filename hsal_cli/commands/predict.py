@@ -35,7 +35,7 @@ def predict(
                 failed = True
                 console.print_error(found.message, found.hint)
             elif json:
-                from hsal_cli.evaluation.look import to_json
+                from hsal_cli.models.look import to_json
 
                 documents.append(to_json(found))
             else:

@@ -30,11 +30,11 @@ def report(
     json: Json = False,
 ) -> None:
     """Write a page on how training went: curves, verdicts in words, confusion of labels, and images that show what was learned."""
-    from hsal_cli.evaluation.history import best_of, groups
-    from hsal_cli.evaluation.tested import gallery, look_at_runs
-    from hsal_cli.learning.runs import read_record
-    from hsal_cli.pictures.report_page import check_folder, write_report
-    from hsal_cli.pictures.run_report import compose
+    from hsal_cli.report.report_page import check_folder, write_report
+    from hsal_cli.report.run_report import compose
+    from hsal_cli.report.tested import gallery, look_at_runs
+    from hsal_cli.runs.record import best_of, groups
+    from hsal_cli.runs.run import read_record
     from hsal_cli.vision.devices import choose_device
 
     places = [run.resolve() for run in runs]

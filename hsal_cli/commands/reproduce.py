@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
 
     from hsal_cli.evaluation.examples import Example
-    from hsal_cli.evaluation.summary import GridRun
-    from hsal_cli.learning.grid import Grid, Step
+    from hsal_cli.experiments.grid import Grid, Step
+    from hsal_cli.experiments.summary import GridRun
 
 MOST_SEEDS = 100
 WORDS = {"done": "there", "resume": "begun: would go on", "missing": "would be made"}
@@ -46,7 +46,7 @@ def reproduce(
     config: Config = None,
 ) -> None:
     """Reproduce Table 1: run whatever is missing of a grid of data sets, objectives and seeds, and write a report folder."""
-    from hsal_cli.learning.grid import Grid, plan
+    from hsal_cli.experiments.grid import Grid, plan
 
     settled = [word for name, value in (("preset", preset), ("config", config)) if value is not None for word in (f"--{name}", str(value))]
     shared, own = parse_own_seeds(seeds, objectives)
@@ -81,8 +81,8 @@ def reproduce(
 
 
 def _run(grid: Grid, steps: list[Step], command: str, device: torch.device) -> dict[str, Any]:
-    from hsal_cli.learning.grid_run import provenance, run_grid
-    from hsal_cli.pictures.grid_report import write_report
+    from hsal_cli.experiments.grid_report import write_report
+    from hsal_cli.experiments.grid_run import provenance, run_grid
 
     reporter = console.TerminalReporter()
     done = sum(step.state == "done" for step in steps)
@@ -98,7 +98,7 @@ def _run(grid: Grid, steps: list[Step], command: str, device: torch.device) -> d
 def _examples(grid: Grid, runs: list[GridRun], device: torch.device, reporter: console.Reporter) -> dict[str, list[Example]]:
     """Test images chosen by rule, for the first run of each data set that is a policy, and not a classifier that takes no steps."""
     from hsal_cli.evaluation.examples import choose_examples
-    from hsal_cli.evaluation.loading import load_policy
+    from hsal_cli.models.load import load_policy
 
     found: dict[str, list[Example]] = {}
     shown: set[str] = set()
@@ -192,7 +192,7 @@ def _show_plan(steps: list[Step], json: bool) -> None:
 
 
 def _show(summary: dict[str, Any], folder: Path) -> None:
-    from hsal_cli.pictures.grid_report import shown_score
+    from hsal_cli.experiments.grid_report import shown_score
 
     rows = []
     for row in summary["table"]:

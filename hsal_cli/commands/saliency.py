@@ -11,13 +11,13 @@ from hsal_cli import console
 from hsal_cli.commands.options import Device, Json
 from hsal_cli.commands.visualize import targets
 from hsal_cli.errors import FileError, HsalError, UsageError
-from hsal_cli.vision.settings import SALIENCY, SALIENCY_HELP, saliency_kind
+from hsal_cli.features.settings import SALIENCY, SALIENCY_HELP, saliency_kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from hsal_cli.features.saliency.models import SaliencyModel
     from hsal_cli.vision.backbone import LoadedBackbone
-    from hsal_cli.vision.saliency import SaliencyModel
 
 ENDING = ".saliency.hsal.png"
 WORDS = {
@@ -57,8 +57,8 @@ def saliency(
     places = targets(images, out, [".png"], ENDING)
     reporter = console.TerminalReporter()
 
+    from hsal_cli.features.saliency.models import saliency_model
     from hsal_cli.vision.devices import choose_device
-    from hsal_cli.vision.saliency import saliency_model
 
     loaded = _backbone(backbone, "activation" in names, bool(model and "activation" in model) or not every, choose_device(device))
     if loaded is None and "activation" in names:
@@ -84,7 +84,7 @@ def saliency(
 
 def _backbone(path: Path | None, wanted: bool, needed: bool, device: Any) -> LoadedBackbone | None:
     """The activation model that is meant; None where none is wanted, or none is there and none needed."""
-    from hsal_cli.learning import runs
+    from hsal_cli.runs import run as runs
     from hsal_cli.vision.backbone import load_backbone
 
     if not wanted:
@@ -102,10 +102,10 @@ def _backbone(path: Path | None, wanted: bool, needed: bool, device: Any) -> Loa
 
 
 def _draw(path: Path, models: Sequence[SaliencyModel], backbone: LoadedBackbone | None, target: Path) -> dict[str, Any]:
+    from hsal_cli.features.saliency.models import maps_of_image
     from hsal_cli.pictures.saliency_maps import SaliencyView, draw_saliency
     from hsal_cli.pictures.writing import refuse_foreign, write_picture
     from hsal_cli.vision.images import from_pil, read_image
-    from hsal_cli.vision.saliency import maps_of_image
 
     image = from_pil(read_image(path))
     maps = maps_of_image(image, str(path), models, backbone)

@@ -12,12 +12,12 @@ from hsal_cli import console
 from hsal_cli.commands.options import Device, DryRun, Json, options
 from hsal_cli.commands.policies import RunOption, load, policy_run
 from hsal_cli.errors import FileError
-from hsal_cli.learning.settings import SweepSettings
 from hsal_cli.settings import as_dict
+from hsal_cli.training.settings import SweepSettings
 
 if TYPE_CHECKING:
-    from hsal_cli.evaluation.loading import LoadedPolicy
-    from hsal_cli.learning.sweep import Recipe
+    from hsal_cli.experiments.sweep import Recipe
+    from hsal_cli.models.load import LoadedPolicy
     from hsal_cli.vision.backbone import LoadedBackbone
 
 
@@ -47,8 +47,8 @@ def sweep(
     json: Json = False,
 ) -> None:
     """Test a policy on scenes unlike its own: more, smaller, fainter or touching digits, clutter; and vary its glimpses."""
-    from hsal_cli.learning.sweep import conditions, recipe_of, shifts
-    from hsal_cli.pictures.sweep_report import TITLES, table, write_report
+    from hsal_cli.experiments.sweep import conditions, recipe_of, shifts
+    from hsal_cli.experiments.sweep_report import TITLES, table, write_report
     from hsal_cli.vision.devices import choose_device
 
     reporter = console.TerminalReporter()
@@ -85,7 +85,7 @@ def sweep(
 
 
 def _backbone(path: Path | None, loaded: LoadedPolicy, device: Any) -> LoadedBackbone:
-    from hsal_cli.evaluation.loading import find_backbone
+    from hsal_cli.models.load import find_backbone
     from hsal_cli.vision.backbone import load_backbone
 
     if path is None:
@@ -110,8 +110,8 @@ def _trained(
     reporter: console.Reporter,
 ) -> dict[str, list[dict[str, Any]]]:
     """The parts that train short runs."""
-    from hsal_cli.learning.sweep_trained import bench_for, glimpse_budgets, saliency_models
-    from hsal_cli.vision.feature_file import open_features
+    from hsal_cli.experiments.sweep_trained import bench_for, glimpse_budgets, saliency_models
+    from hsal_cli.features.table import open_features
 
     wanted = [part for part in settings.part_names if part in ("glimpses", "saliency")]
     if not wanted:

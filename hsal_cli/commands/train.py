@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from hsal_cli import console, workers
+from hsal_cli import console, distributed
 from hsal_cli.commands.options import (
     Config,
     Device,
@@ -23,10 +23,10 @@ from hsal_cli.commands.options import (
     settings_for,
 )
 from hsal_cli.errors import UsageError
-from hsal_cli.learning.settings import TrainSettings
+from hsal_cli.features.settings import SALIENCY_HELP, PrecomputeSettings, saliency_kind
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.settings import as_dict
-from hsal_cli.vision.settings import SALIENCY_HELP, PrecomputeSettings, saliency_kind
+from hsal_cli.training.settings import TrainSettings
 
 
 @options(settings=TrainSettings, policy=PolicySettings)
@@ -75,9 +75,9 @@ def train(
 
     With --objective count, train the direct baseline instead: a convolutional classifier of how often each class occurs.
     """
-    from hsal_cli.learning import runs
-    from hsal_cli.learning.pipeline import DEFAULT_SCENES, ensure_policy_data, features_path
-    from hsal_cli.learning.train_policy import train_policy
+    from hsal_cli.experiments.pipeline import DEFAULT_SCENES, ensure_policy_data, features_path
+    from hsal_cli.runs import run as runs
+    from hsal_cli.training.train import train_policy
     from hsal_cli.vision.devices import choose_device
 
     reporter = console.TerminalReporter()
@@ -96,8 +96,8 @@ def train(
         target = resume or out or runs.fresh_path(f"{name}-{settings.objective}")
         console.print_json({"out": str(target), "device": str(chosen), **settled})
         return
-    with console.stopping(reporter), workers.joined(chosen, reporter):
-        target = workers.lead(lambda: resume or out or runs.fresh_path(f"{name}-{settings.objective}"))
+    with console.stopping(reporter), distributed.joined(chosen, reporter):
+        target = distributed.broadcast(lambda: resume or out or runs.fresh_path(f"{name}-{settings.objective}"))
         if resume is None:
             recipe = recipe_for(preset, config, train=settings, policy=policy, precompute=precompute)
             features, backbone = ensure_policy_data(scenes, backbone, recipe, chosen, reporter, saliency)

@@ -16,7 +16,7 @@ from hsal_cli.commands.predict import MaxSteps, words
 from hsal_cli.errors import HsalError, UsageError
 
 if TYPE_CHECKING:
-    from hsal_cli.evaluation.look import Look
+    from hsal_cli.models.look import Look
 
 ENDING = ".hsal.png"
 OURS = (ENDING, ".hsal.gif")  # images that hsal writes beside those it is shown
@@ -127,7 +127,7 @@ def _scenes(
     pretrained: str | None,
 ) -> None:
     """Draws images of a scene file, whose labels are known, into one picture, one animation and one replay."""
-    from hsal_cli.evaluation.look import look_at_scenes
+    from hsal_cli.models.look import look_at_scenes
 
     loaded, backbone = load_with_backbone(run, device, reporter, pretrained)
     found = look_at_scenes(data, split, rows, backbone, loaded, max_steps)
@@ -141,7 +141,7 @@ def _scenes(
 
 
 def _document(look: Look) -> dict[str, Any]:
-    from hsal_cli.evaluation.look import to_json
+    from hsal_cli.models.look import to_json
 
     return to_json(look)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hsal_cli import workers
+from hsal_cli import distributed
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ class Tally:
     def together(self) -> Tally:
         """The tally of what all workers have added."""
         found = Tally()
-        for tally in workers.gathered(self):
+        for tally in distributed.all_gather(self):
             for name, count in tally._counts.items():
                 found._sums[name] = found._sums.get(name, 0.0) + tally._sums[name]
                 found._counts[name] = found._counts.get(name, 0) + count

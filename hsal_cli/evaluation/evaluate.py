@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hsal_cli import workers
-from hsal_cli.console import SILENT, Reporter
+from hsal_cli import distributed
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.attention import Tally, add_attn_saliency, add_localization
 from hsal_cli.evaluation.baselines import trivial_baselines
-from hsal_cli.evaluation.count_classifier import CountClassifier
 from hsal_cli.evaluation.evaluate_counts import evaluate_counts
-from hsal_cli.evaluation.loading import LoadedPolicy
 from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, multiset_metrics
 from hsal_cli.evaluation.settings import EvalSettings
+from hsal_cli.features.settings import saliency_kind
+from hsal_cli.models.load import LoadedPolicy
 from hsal_cli.policy.choosing import greedy, sampling
+from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.episode import Episode
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.vision.settings import saliency_kind
+from hsal_cli.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
+    from hsal_cli.features.scene_features import SceneFeatures
+    from hsal_cli.features.table import FeatureTable
     from hsal_cli.vision.backbone import LoadedBackbone
-    from hsal_cli.vision.feature_file import FeatureTable
-    from hsal_cli.vision.scene_features import SceneFeatures
 
 STOPPED_HINT = "run the same command again"
 
@@ -65,7 +65,7 @@ def evaluate(
     max_steps = settings.max_steps or max_steps
     true = label_counts(table.labels, policy.classes)
     results = []
-    rows = len(workers.stretch(len(table), settings.batch_size))
+    rows = len(distributed.stretch(len(table), settings.batch_size))
     with reporter.track("evaluating", rows * max(settings.sample, 1), "images") as advance:
         for number in range(max(settings.sample, 1)):
             own = _Found(policy.classes)
@@ -99,7 +99,7 @@ def evaluate_file(
         FileError: the file is unusable, has no such split, or holds features of another backbone, other classes or another shape.
         Interrupted: a signal asked to stop.
     """
-    from hsal_cli.vision.feature_file import check_match, open_features
+    from hsal_cli.features.table import check_match, open_features
 
     with open_features(features) as file:
         check_match(file, backbone_digest=loaded.meta.get("backbone_digest"))
@@ -135,10 +135,10 @@ def evaluate_scenes(
         FileError: the file is unusable, has no such split, or has other classes; or the backbone does not fit the policy.
         Interrupted: a signal asked to stop.
     """
+    from hsal_cli.features.saliency.models import saliency_model
+    from hsal_cli.features.scene_features import SceneFeatures
     from hsal_cli.scenes.scene_file import open_scenes
     from hsal_cli.vision.backbone import CHANNELS
-    from hsal_cli.vision.saliency import saliency_model
-    from hsal_cli.vision.scene_features import SceneFeatures
 
     side = backbone.model.resolution
     with open_scenes(scenes) as file:
@@ -171,7 +171,7 @@ def _evaluate(
 
 def _documented(loaded: LoadedPolicy, source: Path, split: str, found: dict[str, Any], made_from: dict[str, str]) -> dict[str, Any]:
     """Scores, and what they are scores of."""
-    from hsal_cli.vision.feature_file import dataset_of
+    from hsal_cli.features.table import dataset_of
 
     return {
         "dataset": dataset_of(source),
@@ -234,7 +234,7 @@ def roll_outs(
     Yields:
         (part, episode): the rows of the table that make the batch, and what the policy did with them.
     """
-    own = workers.stretch(len(table), batch_size)
+    own = distributed.stretch(len(table), batch_size)
     for start in own[::batch_size]:
         part = table.select(slice(start, min(start + batch_size, own.stop)))
         generator = None if seed is None else torch.Generator().manual_seed((seed * 1_000_003 + start) % 2**63)
@@ -276,7 +276,7 @@ class _Found:
     def together(self) -> _Found:
         """What all workers have found."""
         whole = _Found(self._classes)
-        whole._parts = workers.gathered(self.predicted)
+        whole._parts = distributed.all_gather(self.predicted)
         whole.attention, whole.localization = self.attention.together(), self.localization.together()
         return whole
 

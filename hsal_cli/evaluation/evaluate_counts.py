@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hsal_cli import workers
-from hsal_cli.console import SILENT, Reporter
+from hsal_cli import distributed
 from hsal_cli.errors import UsageError
 from hsal_cli.evaluation.baselines import trivial_baselines
-from hsal_cli.evaluation.count_classifier import CountClassifier
 from hsal_cli.evaluation.metrics import label_counts, multiset_metrics
 from hsal_cli.evaluation.settings import EvalSettings
+from hsal_cli.policy.count_classifier import CountClassifier
+from hsal_cli.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
-    from hsal_cli.vision.feature_file import FeatureTable
+    from hsal_cli.features.table import FeatureTable
 
 
 def predicted_counts(
@@ -29,7 +29,7 @@ def predicted_counts(
     Yields:
         (part, counts): the rows of the table that make the batch, and (n, K) int64 counts on the CPU.
     """
-    own = workers.stretch(len(table), batch_size)
+    own = distributed.stretch(len(table), batch_size)
     for start in own[::batch_size]:
         part = table.select(slice(start, min(start + batch_size, own.stop)))
         with torch.inference_mode():
@@ -39,7 +39,7 @@ def predicted_counts(
 def all_counts(found: Iterable[tuple[FeatureTable, Tensor]], classes: int) -> np.ndarray:
     """(N, K) int64 counts of all rows, those that other workers have predicted included."""
     own = [counts for _, counts in found]
-    return np.concatenate(workers.gathered(torch.cat([torch.zeros(0, classes, dtype=torch.int64), *own]).numpy()))
+    return np.concatenate(distributed.all_gather(torch.cat([torch.zeros(0, classes, dtype=torch.int64), *own]).numpy()))
 
 
 def evaluate_counts(
@@ -71,7 +71,7 @@ def evaluate_counts(
     if settings.sample or settings.max_steps:
         raise UsageError("a count classifier takes no steps, so there are none to sample or to cap", "leave --sample and --max-steps out")
     predicted = []
-    with reporter.track("evaluating", len(workers.stretch(len(table), settings.batch_size)), "images") as advance:
+    with reporter.track("evaluating", len(distributed.stretch(len(table), settings.batch_size)), "images") as advance:
         for part, counts in predicted_counts(model, table, settings.batch_size, device):
             predicted.append((part, counts))
             advance(len(part))

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hsal_cli.console import SILENT, Reporter
 from hsal_cli.evaluation.evaluate import STOPPED_HINT, roll_outs
-from hsal_cli.evaluation.loading import LoadedPolicy
-from hsal_cli.evaluation.look import Look, as_rgb, look_at
 from hsal_cli.evaluation.metrics import label_counts
+from hsal_cli.features.table import check_match, open_features
+from hsal_cli.models.load import LoadedPolicy
+from hsal_cli.models.look import Look, as_rgb, look_at
 from hsal_cli.policy.episode import Episode
-from hsal_cli.vision.feature_file import check_match, open_features
+from hsal_cli.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
     import numpy as np

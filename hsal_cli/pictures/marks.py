@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from hsal_cli.pictures.palette import FAINT, INK, ORANGE, PALE, PAPER, SKY, font, heat
 
 if TYPE_CHECKING:
-    from hsal_cli.evaluation.look import LookStep
+    from hsal_cli.models.look import LookStep
 
 PLATE = 14  # height of a glimpse's number, px
 BAR = 17  # height of a class probability, px

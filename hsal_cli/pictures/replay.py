@@ -19,7 +19,7 @@ from hsal_cli.pictures.trajectory import hits, remaining, titles
 from hsal_cli.pictures.writing import MARK
 
 if TYPE_CHECKING:
-    from hsal_cli.evaluation.look import Look
+    from hsal_cli.models.look import Look
 
 LONGEST = 1200  # side of an embedded image, px; larger ones are reduced
 LOSSLESS = 100_000  # images of more pixels than this are embedded as JPEG

@@ -21,7 +21,7 @@ from hsal_cli.pictures.marks import BAR, Box, draw_centres, draw_classes, draw_g
 from hsal_cli.pictures.palette import FAINT, GREEN, INK, ORANGE, PAPER, RED, SKY, Colour, font, heat
 
 if TYPE_CHECKING:
-    from hsal_cli.evaluation.look import Look, LookStep
+    from hsal_cli.models.look import Look, LookStep
 
 ROWS = (("image", "and glimpses", ""), ("saliency", "map", "S"), ("covert", "mask", "M"), ("priority", "map", "P"))
 MARGIN, GAP, APART = 16, 10, 30  # px; the last between trajectories

@@ -12,8 +12,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError
-from hsal_cli.files import whole
 from hsal_cli.pictures.palette import FAINT, GREEN, INK, ORANGE, PALE, PAPER, RED, SKY, heat
+from hsal_cli.storage.files import atomic_write
 
 BYTES = 300_000  # pictures above this size are reduced to 256 colours
 FIXED, HEATS = (PAPER, INK, FAINT, PALE, ORANGE, SKY, GREEN, RED), 48  # colours that an animation keeps exactly, and those of maps
@@ -41,7 +41,7 @@ def write_bytes(content: bytes, target: Path) -> None:
     Raises:
         FileError: the place cannot be written.
     """
-    with whole(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_bytes(content)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from hsal_cli.scenes.glyphs import Glyphs
-from hsal_cli.scenes.idx import GLYPH
+from hsal_cli.scenes.digits.glyphs import Glyphs
+from hsal_cli.scenes.digits.idx import GLYPH
 from hsal_cli.scenes.settings import SceneSettings, board_side
 from hsal_cli.scenes.uniforms import Uniforms
 

@@ -18,10 +18,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, UsageError
+from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.compose import Composer
-from hsal_cli.scenes.glyphs import find_digits
+from hsal_cli.scenes.digits.glyphs import find_digits
 from hsal_cli.scenes.scene_file import write_scenes
 from hsal_cli.scenes.settings import DATASETS, RECIPES, SceneSettings
 from hsal_cli.settings import as_dict

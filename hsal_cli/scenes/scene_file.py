@@ -21,9 +21,9 @@ import h5py
 import numpy as np
 
 from hsal_cli.errors import FileError
-from hsal_cli.files import check_space, digest_of, whole
-from hsal_cli.hdf5 import attribute, open_hdf5, put_text, reading, seal, stamp
-from hsal_cli.steady import SteadyFile
+from hsal_cli.storage.files import atomic_write, check_space, digest_of
+from hsal_cli.storage.hdf5 import attribute, open_hdf5, put_text, reading, seal, stamp
+from hsal_cli.storage.steady import SteadyFile
 
 FORMAT = "hsal-scenes"
 MADE_BY = "hsal make-data mnist-multiset"
@@ -211,7 +211,7 @@ def write_scenes(target: Path, config: dict[str, Any], classes: list[str]) -> It
         FileError: the place cannot be written.
     """
     # The newer layout has checksums of HDF5's own bookkeeping too.
-    with whole(target) as temporary, SteadyFile(temporary, "w", libver=("v110", "latest")) as file:
+    with atomic_write(target) as temporary, SteadyFile(temporary, "w", libver=("v110", "latest")) as file:
         stamp(file, FORMAT, config)
         put_text(file, "classes", json.dumps(classes))
         writer = SceneWriter(file, temporary, classes)

@@ -11,17 +11,17 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hsal_cli import checkpoints
-from hsal_cli.checkpoints import MANIFEST
-from hsal_cli.console import SILENT, Reporter
-from hsal_cli.files import digest_of
-from hsal_cli.hdf5 import FORMAT_VERSION, format_of, opened, reading
+from hsal_cli.features.table import FORMAT as FEATURES
+from hsal_cli.features.table import FeatureFile, finite_rows, open_features
+from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import box_faults, open_scenes
+from hsal_cli.storage import checkpoints
+from hsal_cli.storage.checkpoints import MANIFEST
+from hsal_cli.storage.files import digest_of
+from hsal_cli.storage.hdf5 import FORMAT_VERSION, format_of, opened, reading
 from hsal_cli.upkeep.check_run import check_run, load_as_described
-from hsal_cli.upkeep.report import Report
-from hsal_cli.vision.feature_file import FORMAT as FEATURES
-from hsal_cli.vision.feature_file import FeatureFile, finite_rows, open_features
+from hsal_cli.upkeep.findings import Report
 
 BLOCK = 512  # rows read at a time
 STOPPED_HINT = "run the same command again"

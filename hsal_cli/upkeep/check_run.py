@@ -8,16 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hsal_cli import checkpoints
-from hsal_cli.checkpoints import Checkpoint
 from hsal_cli.errors import FileError
-from hsal_cli.evaluation.loading import policy_of
-from hsal_cli.files import read_json, read_sealed
-from hsal_cli.learning.runs import COMMAND_OF, EVALUATED, FORMAT, Run
-from hsal_cli.learning.settings import FinetuneSettings, TrainSettings
+from hsal_cli.models.load import policy_of
 from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.runs.run import COMMAND_OF, EVALUATED, FORMAT, Run
 from hsal_cli.settings import build
-from hsal_cli.upkeep.report import Report
+from hsal_cli.storage import checkpoints
+from hsal_cli.storage.checkpoints import Checkpoint
+from hsal_cli.storage.files import read_json, read_sealed
+from hsal_cli.training.settings import FinetuneSettings, TrainSettings
+from hsal_cli.upkeep.findings import Report
 from hsal_cli.vision.backbone import backbone_of
 
 STATES = ("running", "stopped", "failed", "finished")

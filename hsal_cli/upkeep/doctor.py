@@ -128,7 +128,7 @@ def _mps() -> Finding:
 
 def _imagenet() -> Finding:
     from hsal_cli.vision.backbone import imagenet_url
-    from hsal_cli.vision.pretrained import cached_path, is_whole
+    from hsal_cli.vision.weights import cached_path, is_whole
 
     cached = cached_path(imagenet_url("resnet34"))
     what = "ImageNet weights"
@@ -144,7 +144,7 @@ def _imagenet() -> Finding:
 
 
 def _mnist() -> Finding:
-    from hsal_cli.scenes.glyphs import DigitSource, find_local
+    from hsal_cli.scenes.digits.glyphs import DigitSource, find_local
     from hsal_cli.scenes.settings import SceneSettings
 
     hint = "name a folder of IDX files with --mnist-dir or HSAL_MNIST_DIR; without, it is downloaded, else digits are drawn"

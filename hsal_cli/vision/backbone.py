@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from hsal_cli import checkpoints
-from hsal_cli.checkpoints import Checkpoint
-from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, HsalError, UsageError
-from hsal_cli.vision.pretrained import WAYS_OUT, CannotDownload, cached_download, read_weights
+from hsal_cli.progress import SILENT, Reporter
+from hsal_cli.storage import checkpoints
+from hsal_cli.storage.checkpoints import Checkpoint
+from hsal_cli.vision.weights import WAYS_OUT, CannotDownload, cached_download, read_weights
 
 ARCHITECTURES = ("resnet34", "resnet18")
 CHANNELS = 512  # of layer4's output, in both

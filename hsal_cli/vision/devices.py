@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from hsal_cli import workers
+from hsal_cli import distributed
 from hsal_cli.errors import HsalError, UsageError, out_of_memory
 
 CPU_FLAGS = Path("/proc/cpuinfo")
@@ -28,7 +28,7 @@ def choose_device(name: str) -> torch.device:
     asked = re.fullmatch(r"auto|cpu|mps|cuda(?::(\d{1,3}))?", name)
     if asked is None:
         raise UsageError(f"there is no device {name!r}", "take one of: auto, cpu, cuda, cuda:N, mps")
-    told = workers.asked()
+    told = distributed.asked()
     has_mps = torch.backends.mps.is_available() and told.size == 1  # workers cannot talk about what an Apple GPU holds
     if told.size > 1 and (name == "mps" or asked[1]):
         raise UsageError(f"device {name} is one GPU, and there are {told.size} workers", "take --device auto, cuda or cpu")

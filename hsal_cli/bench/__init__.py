@@ -1,0 +1,1 @@
+"""How fast each stage is here, beside the floor that the machine sets."""

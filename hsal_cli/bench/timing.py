@@ -1,0 +1,112 @@
+"""Clocks: of work on a device, of a room's own progress, of a process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+import hsal_cli
+from hsal_cli.bench.pairs import Piece
+from hsal_cli.errors import HsalError
+from hsal_cli.progress import Reporter
+
+STOPPED_HINT = "run the same command again"
+
+
+def wait_for(device: torch.device) -> None:
+    """Waits until a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def timed(work: Callable[[], float], device: torch.device) -> Piece:
+    """A piece from work that returns how many units it did."""
+
+    def piece() -> tuple[float, float]:
+        wait_for(device)
+        start = time.perf_counter()
+        units = work()
+        wait_for(device)
+        return units, time.perf_counter() - start
+
+    return piece
+
+
+class Clock(Reporter):
+    """Times the work that a room tracks: from when it says how much there is, to when the block ends.
+
+    Reading inputs and starting processes is done once, however much work there is, and is timed apart.
+
+    Args:
+        parent: is asked whether to stop; hears nothing else.
+
+    Attributes:
+        start_s: seconds before the tracked work began.
+        work_s: seconds from then to the end of the block.
+        units: what was tracked.
+    """
+
+    def __init__(self, parent: Reporter):
+        self._parent = parent
+        self.start_s = self.work_s = self.units = self._tracked = 0.0
+
+    def check_stop(self, hint: str) -> None:
+        self._parent.check_stop(STOPPED_HINT)
+
+    @contextlib.contextmanager
+    def track(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
+        self._tracked, self.units = time.perf_counter(), float(total)
+        yield lambda n, note="": None
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """The block that is timed."""
+        begun = time.perf_counter()
+        yield
+        self.start_s, self.work_s = self._tracked - begun, time.perf_counter() - self._tracked
+
+
+def call(words: Sequence[str], folder: Path, reporter: Reporter) -> Piece:
+    """A piece that runs Python with these arguments in a process of its own; the unit is a call.
+
+    Args:
+        words: what stands behind `python`.
+        folder: where it runs.
+        reporter: is asked whether to stop where the process fails, for Ctrl-C reaches that too.
+
+    Raises:
+        HsalError: when called, the process fails.
+    """
+    # The package may not be installed, but lie in the folder that the benchmark was started from.
+    paths = [str(Path(hsal_cli.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+    def piece() -> tuple[float, float]:
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=environment,
+            cwd=folder,
+        )
+        took = time.perf_counter() - start
+        if done.returncode:
+            reporter.check_stop(STOPPED_HINT)
+            said = (done.stderr.strip().splitlines() or ["nothing was said"])[0]
+            shown = " ".join(["python", *words[:3]]).partition("\n")[0]
+            raise HsalError(f"{shown} ended with {done.returncode}: {said}", "see what `hsal doctor` finds")
+        return 1, took
+
+    return piece

@@ -1,0 +1,338 @@
+"""Several processes that work as one: the only place that knows torch.distributed.
+
+`torchrun --nproc-per-node=N -m hsal_cli train ...` starts N workers and tells each its rank by the environment. Worker 0 leads: it alone
+prints, and writes runs and checkpoints. With one process every operation here gives back what it is given, so callers need not ask.
+
+A worker that fails leaves its error in the store that torchrun keeps, and closes its connections. Whoever waits for it finds a connection
+closed, looks into the store and raises the same error; where there is none, the worker was lost (`errors.WorkerLost`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hsal_cli.errors import HsalError, UsageError, WorkerLost, first_line
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from hsal_cli.progress import Reporter
+
+T = TypeVar("T")
+COMMANDS = ("finetune", "precompute", "train", "eval")
+TIMEOUT = "HSAL_WORKER_TIMEOUT"
+TIMEOUT_S = 600.0  # a worker that is not heard of for so long is lost; one that ends is missed at once
+GRACE_S = 5.0  # how long the others leave it to worker 0 to say an error that all of them have
+POLL_S = 0.5
+AGAIN = "run the same command again"
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """Who this process is among the workers.
+
+    Attributes:
+        rank: 0 to size - 1.
+        size: how many there are, on all machines.
+        local_rank: the rank among those of this machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is worker 0, which prints and writes."""
+        return self.rank == 0
+
+
+class _Group:
+    """The connections of a group of workers; `store` is common to all of them."""
+
+    def __init__(self, workers: Workers, store: Any, device: torch.device, reporter: Reporter):
+        self.workers, self.store, self.device, self.reporter = workers, store, device, reporter
+        self.meetings = 0
+
+
+_group: _Group | None = None
+_last: Any = None  # the store of the last group, by which workers agree who says an error
+_joined = 0
+
+
+def asked() -> Workers:
+    """Who torchrun says that this process is; alone where it was not started by torchrun."""
+    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return Workers()
+    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return Workers(rank, size, local) if size > 1 else Workers()
+
+
+def current() -> Workers:
+    """Who this process is in the group that it has joined; alone where it has joined none."""
+    return Workers() if _group is None else _group.workers
+
+
+def prepare(command: str | None) -> None:
+    """What several processes need before torch is imported; refuses a command that is not made for them.
+
+    Raises:
+        UsageError: torchrun started several, and they would all do the same.
+    """
+    if command is None or asked().size == 1:
+        return
+    if command not in COMMANDS:
+        raise UsageError(f"hsal {command} runs in one process, not in {asked().size}", f"without torchrun: hsal {command}")
+    # DistributedDataParallel would warn, once a worker, that every parameter is used; which ones are depends on the objective.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+@contextlib.contextmanager
+def joined(device: torch.device, reporter: Reporter) -> Iterator[None]:
+    """Joins the workers that torchrun started, for the time of the block; does nothing for a single process.
+
+    Args:
+        device: where this worker computes; gloo connects CPUs, NCCL GPUs.
+        reporter: asked, while waiting for others, whether to stop.
+
+    Raises:
+        HsalError: the workers do not find each other, or another one has failed.
+    """
+    global _group, _last, _joined
+    workers = asked()
+    if workers.size == 1:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # or all of a machine would talk through its first GPU
+    if not dist.is_available():
+        raise HsalError("this torch was built without torch.distributed", "start one process, without torchrun")
+    wait = timedelta(seconds=_timeout())
+    try:
+        store, *_ = next(dist.rendezvous("env://", timeout=wait))
+        store, _joined = dist.PrefixStore(f"hsal/{_joined}", store), _joined + 1
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=workers.rank, world_size=workers.size, timeout=wait)
+    except (RuntimeError, OSError) as error:
+        raise HsalError(
+            f"worker {workers.rank} of {workers.size} does not find the others: {first_line(error)}",
+            "look whether all were started, and whether MASTER_ADDR and MASTER_PORT can be reached",
+        ) from error
+    _group, _last, failed = _Group(workers, store, device, reporter), store, False
+    try:
+        yield
+        _part(math.inf)
+    except BaseException as error:
+        failed = True
+        _publish(error)
+        with contextlib.suppress(HsalError):
+            _part(POLL_S)
+        raise
+    finally:
+        _group = None
+        if not (failed and device.type == "cuda"):  # NCCL would wait for the others; at the end of the process all is closed
+            with contextlib.suppress(RuntimeError):
+                dist.destroy_process_group()
+
+
+def _part(patience: float) -> None:
+    """Worker 0 goes last, or after so many seconds: it may be the one that keeps the store."""
+    end = time.monotonic() + patience
+    with guarded():
+        if _group.workers.leads:
+            _until(lambda: _group.store.add("parted", 0) == _group.workers.size - 1 or time.monotonic() > end)
+        else:
+            _group.store.add("parted", 1)
+
+
+def _timeout() -> float:
+    text = os.environ.get(TIMEOUT, "")
+    try:
+        seconds = float(text) if text else TIMEOUT_S
+        if not (math.isfinite(seconds) and seconds > 0):
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"{TIMEOUT} = {text} is not a number of seconds above 0", f"leave it out: it is {TIMEOUT_S:g} s") from None
+    return seconds
+
+
+def _publish(error: BaseException) -> None:
+    """Tells the others why this worker ends. What they told it, or found out themselves, is not repeated."""
+    if isinstance(error, WorkerLost) or getattr(error, "from_elsewhere", False):
+        return
+    message, hint = f"unexpected {type(error).__name__}: {error}", "HSAL_DEBUG=1 shows where; please report it"
+    if isinstance(error, KeyboardInterrupt):
+        message, hint = "interrupted", AGAIN
+    if isinstance(error, HsalError):
+        message, hint = error.message, error.hint
+    said = json.dumps([message, hint, getattr(error, "exit_code", 1)])
+    with contextlib.suppress(RuntimeError, OSError):
+        _group.store.compare_set("error", "", said)
+
+
+def _published() -> HsalError | None:
+    """The error that another worker has left, if there is one."""
+    with contextlib.suppress(RuntimeError, OSError):
+        if _group.store.check(["error"]):
+            message, hint, code = json.loads(_group.store.get("error"))
+            error = HsalError(message, hint)
+            error.exit_code, error.from_elsewhere = code, True
+            return error
+    return None
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Turns a connection that fails in the block into the error of the worker that has left, or into `WorkerLost`.
+
+    The operations of this module are guarded already.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if _group is None or not _of_connection(error):
+            raise
+        raise (_published() or WorkerLost(f"a worker was lost: {first_line(error)}", AGAIN)) from error
+
+
+def _of_connection(error: RuntimeError) -> bool:
+    from torch import distributed as dist
+
+    return isinstance(error, (dist.DistBackendError, dist.DistNetworkError)) or "gloo" in str(error).lower()
+
+
+def all_reduce(values: Tensor) -> Tensor:
+    """The sum of a tensor over all workers, the same on each; the tensor that is given stays as it is."""
+    return _reduced(values, "SUM")
+
+
+def all_reduce_max(value: int) -> int:
+    """The largest of the workers' numbers."""
+    if _group is None:
+        return value
+    import torch
+
+    return int(_reduced(torch.tensor(value), "MAX"))
+
+
+def _reduced(values: Tensor, how: str) -> Tensor:
+    if _group is None:
+        return values
+    import torch.distributed as dist
+
+    found = values.detach().clone().contiguous()
+    with guarded():
+        dist.all_reduce(found, getattr(dist.ReduceOp, how))
+    return found
+
+
+def all_gather(thing: T) -> list[T]:
+    """What each worker has, by rank."""
+    if _group is None:
+        return [thing]
+    import torch.distributed as dist
+
+    found: list[Any] = [None] * _group.workers.size
+    with guarded():
+        dist.all_gather_object(found, thing)
+    return found
+
+
+def broadcast(call: Callable[[], T]) -> T:
+    """Has worker 0 do something, however long it takes, and gives all of them the result.
+
+    Raises:
+        HsalError: what it raised in worker 0, or a signal asked to stop.
+    """
+    if _group is None:
+        return call()
+    name = _next_meeting()
+    if _group.workers.leads:
+        found = call()
+        with guarded():
+            _group.store.set(name, pickle.dumps(found))
+        return found
+    with guarded():
+        _until(lambda: _group.store.check([name]))
+        return pickle.loads(_group.store.get(name))
+
+
+def barrier() -> None:
+    """Waits, however long it takes, until all workers are here.
+
+    Raises:
+        HsalError: another one has failed, or a signal asked to stop.
+    """
+    if _group is None:
+        return
+    name, size = _next_meeting(), _group.workers.size
+    with guarded():
+        _group.store.add(name, 1)
+        _until(lambda: _group.store.add(name, 0) == size)
+
+
+def _next_meeting() -> str:
+    _group.meetings += 1
+    return f"meeting/{_group.meetings}"
+
+
+def _until(there: Callable[[], bool]) -> None:
+    pause, asked_at = 0.001, None
+    while not there():
+        error = _published()
+        if error is not None:
+            raise error
+        if _group.reporter.stop_signal:  # whoever is waited for has been asked too, and may still save what it has
+            asked_at = asked_at or time.monotonic()
+            if time.monotonic() - asked_at > GRACE_S:
+                _group.reporter.check_stop(AGAIN)
+        time.sleep(pause)
+        pause = min(2 * pause, POLL_S)
+
+
+def share(count: int) -> range:
+    """The part of `count` places that this worker takes: a stretch, as long as the others' or by one different; it may be empty."""
+    workers = current()
+    return range(count * workers.rank // workers.size, count * (workers.rank + 1) // workers.size)
+
+
+def stretch(count: int, batch: int) -> range:
+    """The part of `count` rows that this worker takes where work goes by batches: cut where a single process would cut its batches, so
+    that each batch is computed in the same way whoever does it."""
+    batches = share(-(-count // batch))
+    return range(min(batches.start * batch, count), min(batches.stop * batch, count))
+
+
+def may_speak() -> bool:
+    """Whether this process says an error. Worker 0 does; another one waits a moment, and does where worker 0 has not."""
+    told = asked()
+    if told.leads:
+        return True
+    if _last is None:
+        time.sleep(GRACE_S)  # torchrun ends this process as soon as worker 0 has ended with an error
+        return True
+    try:
+        _last.wait(["said"], timedelta(seconds=GRACE_S))
+        return False
+    except (RuntimeError, OSError):
+        return True
+
+
+def has_spoken() -> None:
+    """To be called after an error was said: the others need not say it."""
+    if _last is not None:
+        with contextlib.suppress(RuntimeError, OSError):
+            _last.set("said", "")

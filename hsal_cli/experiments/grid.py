@@ -1,0 +1,293 @@
+"""A grid of data sets, objectives and seeds (Table 1): what belongs to it, where it lies, and what of it is there.
+
+OUT/
+    grid.json                       settings of the grid, the backbone it shares, seconds spent on each step
+    backbone/                       the fine-tuned run, where there was none to share
+    runs/DATASET.OBJECTIVE.seedN/   a policy run each, with its eval.json, and where its last epoch is not its best one eval.last.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Any, Literal
+
+from hsal_cli.errors import FileError, UsageError
+from hsal_cli.evaluation.settings import EvalSettings
+from hsal_cli.experiments.pipeline import SINGLE, Recipe, features_path
+from hsal_cli.features.writer import partial_of
+from hsal_cli.runs import run as runs
+from hsal_cli.settings import as_dict, build
+from hsal_cli.storage import checkpoints
+from hsal_cli.storage.files import read_json, write_json
+from hsal_cli.training.settings import TrainSettings
+
+FORMAT = "hsal-grid"
+EVALUATIONS = {"best": "eval.json", "last": "eval.last.json"}  # of a run's checkpoints
+State = Literal["done", "resume", "missing"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What is to be run.
+
+    Attributes:
+        datasets: names; each has its scene file at data/NAME.h5 and its features beside it.
+        objectives: of `hsal train`.
+        seeds: of the policies; data and backbone are shared by all.
+        out: the folder of the grid.
+        recipe: settings of every step; `train.objective` and `train.seed` are replaced by those of the grid.
+        evaluation: how policies are evaluated.
+        backbone: the run to share; None: the one that this grid had before, else the newest finished one in runs/, else one made in
+            OUT/backbone.
+        data: the folder of the scene files.
+        options: options of the command line that bring about the same settings, such as `--preset quick`, for the commands in the report.
+        epochs: of an objective, where they are not those of the recipe; what an epoch costs and teaches differs between objectives.
+        own_seeds: of an objective, where they are not `seeds`.
+    """
+
+    datasets: tuple[str, ...]
+    objectives: tuple[str, ...]
+    seeds: tuple[int, ...]
+    out: Path
+    recipe: Recipe
+    evaluation: EvalSettings
+    backbone: Path | None = None
+    data: Path = SINGLE.parent
+    options: tuple[str, ...] = ()
+    epochs: dict[str, int] = dataclasses.field(default_factory=dict)
+    own_seeds: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The policies, seed by seed, so that an interrupted grid has all data sets and objectives at the seeds it has finished."""
+        seeds_of = {objective: self.own_seeds.get(objective, self.seeds) for objective in self.objectives}
+        return [
+            Cell(dataset, objective, seed)
+            for seed in dict.fromkeys(seed for seeds in (self.seeds, *seeds_of.values()) for seed in seeds)
+            for dataset in self.datasets
+            for objective in self.objectives
+            if seed in seeds_of[objective]
+        ]
+
+    def scenes(self, dataset: str) -> Path:
+        """The scene file of a data set."""
+        return self.data / f"{dataset}.h5"
+
+    def features(self, dataset: str) -> Path:
+        """The features of a data set."""
+        return features_path(self.scenes(dataset), self.recipe.precompute.saliency, self.recipe.precompute.resolution)
+
+    @property
+    def single_objects(self) -> Path:
+        """The scene file that a backbone is fine-tuned on: single digits where MNIST's sets are in the grid, else its first data set."""
+        of_digits = any(dataset.startswith("mnist-") for dataset in self.datasets)
+        return self.data / SINGLE.name if of_digits else self.scenes(self.datasets[0])
+
+    def run_path(self, cell: Cell) -> Path:
+        """The run directory of a policy."""
+        return self.out / "runs" / cell.name
+
+    def train_settings(self, cell: Cell) -> TrainSettings:
+        """The training settings of a policy.
+
+        Raises:
+            UsageError: there is no such objective, or it cannot be combined with the other settings.
+        """
+        own = {"objective": cell.objective, "seed": cell.seed}
+        if cell.objective in self.epochs:
+            own["epochs"] = self.epochs[cell.objective]
+        return build(TrainSettings, {**as_dict(self.recipe.train), **own})
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One policy of a grid."""
+
+    dataset: str
+    objective: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its run."""
+        return f"{self.dataset}.{self.objective}.seed{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One thing to do.
+
+    Attributes:
+        what: in a few words; the key of its seconds in grid.json.
+        path: the file or run that it makes.
+        state: done, resume (begun), or missing.
+        command: what does this step alone.
+    """
+
+    what: str
+    path: Path
+    state: State
+    command: str
+
+
+def plan(grid: Grid) -> list[Step]:
+    """Every step of a grid, in order, with what is known of it before anything is run.
+
+    Raises:
+        UsageError: the settings are not those that the grid was begun with, or an objective is unknown.
+    """
+    _check_settings(grid)
+    backbone, made_here = backbone_place(grid)
+    steps = []
+    for dataset in grid.datasets:
+        scenes = grid.scenes(dataset)
+        steps.append(Step(f"data {dataset}", scenes, _state_of_file(scenes), _command(grid, f"make-data {dataset}", out=scenes)))
+    if made_here:
+        single, state = grid.single_objects, state_of_run(backbone)
+        if state != "done" and single.stem not in grid.datasets:
+            steps.append(
+                Step(f"data {single.stem}", single, _state_of_file(single), _command(grid, f"make-data {single.stem}", out=single))
+            )
+        steps.append(Step("backbone", backbone, state, _command(grid, "finetune", data=single, out=backbone)))
+    for dataset in grid.datasets:
+        features = grid.features(dataset)
+        command = _command(grid, "precompute", data=grid.scenes(dataset), backbone=backbone, out=features)
+        begun = partial_of(features).exists() and not features.exists()
+        steps.append(Step(f"features {dataset}", features, "resume" if begun else _state_of_file(features), command))
+    for cell in grid.cells:
+        grid.train_settings(cell)
+        path = grid.run_path(cell)
+        state = state_of_run(path)
+        train, evaluate = cell_commands(grid, cell, backbone)
+        steps.append(Step(f"train {cell.name}", path, state, train))
+        is_scored = state == "done" and all(evaluated(grid, cell, which) is not None for which in to_evaluate(path))
+        steps.append(Step(f"eval {cell.name}", path / "eval.json", "done" if is_scored else "missing", evaluate))
+    return steps
+
+
+def to_evaluate(path: Path) -> list[str]:
+    """The checkpoints of a finished run that its scores are of: the best, and the last where that is another one."""
+    index = checkpoints.index_of(path / "checkpoints")
+    return ["best"] if index.get("last") == index.get("best") else ["best", "last"]
+
+
+def evaluated(grid: Grid, cell: Cell, which: str = "best") -> dict[str, Any] | None:
+    """The evaluation of a run's checkpoint, if it has one of this data set by these settings."""
+    path = grid.run_path(cell)
+    try:
+        found = read_json(path / EVALUATIONS[which], "hsal eval")
+    except FileError:
+        return None
+    if not isinstance(found, dict):
+        return None
+    same = all(found.get(name) == getattr(grid.evaluation, name) for name in ("split", "sample"))
+    same = same and Path(str(found.get("checkpoint"))).name == checkpoints.index_of(path / "checkpoints").get(which)
+    return found if same and found.get("features") == str(grid.features(cell.dataset)) else None
+
+
+def backbone_place(grid: Grid) -> tuple[Path, bool]:
+    """(the backbone to share, whether it is one that this grid makes)."""
+    own = grid.out / "backbone"
+    if grid.backbone is not None:
+        return grid.backbone, False
+    recorded = read_record(grid).get("backbone")
+    if recorded is not None:
+        return Path(recorded), Path(recorded) == own
+    if not own.exists():
+        newest = runs.newest("backbone")
+        if newest is not None:
+            return newest.path, False
+    return own, True
+
+
+def _state_of_file(path: Path) -> State:
+    return "done" if path.exists() else "missing"
+
+
+def state_of_run(path: Path) -> State:
+    """A run that was killed before its first checkpoint is missing: there is nothing to go on with."""
+    try:
+        status = runs.Run(path).status
+    except FileError:
+        return "missing"
+    if status.get("state") == "finished":
+        return "done"
+    return "resume" if any((path / "checkpoints").glob("*/manifest.json")) else "missing"
+
+
+def shared_settings(grid: Grid) -> dict[str, dict[str, Any]]:
+    """The settings that all scores of a grid must share."""
+    train = {key: value for key, value in as_dict(grid.recipe.train).items() if key not in ("objective", "seed")}
+    evaluation = {key: value for key, value in as_dict(grid.evaluation).items() if key != "batch_size"}
+    return {"train": train, "epochs": dict(grid.epochs), "policy": as_dict(grid.recipe.policy), "eval": evaluation}
+
+
+def _check_settings(grid: Grid) -> None:
+    """Refuses to mix runs of different settings in one table."""
+    before = read_record(grid).get("settings", {})
+    differing = [
+        f"{table}.{key} is {before[table][key]}, not {value}"
+        for table, values in shared_settings(grid).items()
+        for key, value in values.items()
+        if table != "epochs" and key in before.get(table, {}) and before[table][key] != value
+    ]
+    if differing:
+        raise UsageError(
+            f"{grid.out} was begun with other settings: {'; '.join(differing)}",
+            "give the same --preset and --config as before, or name another folder with --out",
+        )
+    for cell in grid.cells:
+        _check_epochs(grid, cell)
+
+
+def _check_epochs(grid: Grid, cell: Cell) -> None:
+    """Refuses a run that was begun for another number of epochs than the table would say: its learning rate followed another schedule."""
+    path, asked = grid.run_path(cell), grid.train_settings(cell).epochs
+    if state_of_run(path) == "missing":
+        return
+    has = runs.Run(path).config.get("train", {}).get("epochs")
+    if has != asked:
+        raise UsageError(
+            f"{path} was begun for {has} epochs, not {asked}",
+            f"give --epochs {cell.objective}={has} as before, or name another folder with --out",
+        )
+
+
+def read_record(grid: Grid) -> dict[str, Any]:
+    """What grid.json holds; nothing where the grid was never run.
+
+    Raises:
+        FileError: it is not the record of a grid.
+    """
+    path = grid.out / "grid.json"
+    if not path.exists():
+        return {}
+    found = read_json(path, "hsal reproduce")
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise FileError(f"{path} is not the record of a grid", "name another folder with --out")
+    return found
+
+
+def record(grid: Grid, **more: Any) -> None:
+    """Adds to grid.json."""
+    write_json(grid.out / "grid.json", {"format": FORMAT, **read_record(grid), **more})
+
+
+def cell_commands(grid: Grid, cell: Cell, backbone: Path) -> tuple[str, str]:
+    """What trains a policy of the grid, and what evaluates it."""
+    path = grid.run_path(cell)
+    chosen = {"objective": cell.objective, "seed": cell.seed}
+    if cell.objective in grid.epochs:
+        chosen["epochs"] = grid.epochs[cell.objective]
+    train = _command(grid, "train", data=grid.scenes(cell.dataset), backbone=backbone, **chosen, out=path)
+    return train, _command(grid, "eval", run=path)
+
+
+def _command(grid: Grid, words: str, **options: Any) -> str:
+    """A command line with the options of the grid."""
+    parts = ["hsal", *words.split(" ", 1)]
+    for name, value in options.items():
+        parts += [f"--{name}", str(value)]
+    return shlex.join([*parts, *grid.options])

@@ -1,0 +1,245 @@
+"""Running a grid (see `grid`): whatever is missing of it is made, whatever is there is left alone.
+
+A step that was interrupted goes on where it stopped, by the means of its own kind: fine-tuning and training from their last checkpoint,
+features from their last whole block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hsal_cli.errors import FileError, HsalError, Interrupted, TrainingError, UsageError
+from hsal_cli.evaluation.evaluate import evaluate_file
+from hsal_cli.experiments.grid import (
+    EVALUATIONS,
+    Cell,
+    Grid,
+    backbone_place,
+    cell_commands,
+    evaluated,
+    plan,
+    read_record,
+    record,
+    shared_settings,
+    state_of_run,
+    to_evaluate,
+)
+from hsal_cli.experiments.pipeline import ensure_features, ensure_scenes
+from hsal_cli.experiments.summary import GridRun
+from hsal_cli.features.table import open_features
+from hsal_cli.finetuning.finetune import finetune
+from hsal_cli.models.load import load_model
+from hsal_cli.progress import Reporter
+from hsal_cli.runs import run as runs
+from hsal_cli.storage import checkpoints
+from hsal_cli.storage.files import cannot_write, write_json
+from hsal_cli.training.train import train_policy
+from hsal_cli.vision.backbone import load_backbone
+
+AGAIN = "type the same command again: it goes on from here"
+
+
+def run_grid(grid: Grid, device: torch.device, reporter: Reporter) -> list[GridRun]:
+    """Makes whatever is missing of a grid.
+
+    A policy whose training fails (a collapse, say) is reported and passed over; the next call tries it again.
+
+    Returns:
+        Every policy of the grid with its scores.
+
+    Raises:
+        UsageError: the settings are not those that the grid was begun with, or another process works on it.
+        FileError: data, features and backbone do not belong together.
+        Interrupted: a signal asked to stop; the same call goes on from there.
+    """
+    plan(grid)
+    with _alone(grid.out), _told_how_to_go_on():
+        record(grid, options=list(grid.options), settings=shared_settings(grid))
+        for dataset in grid.datasets:
+            with _timed(grid, f"data {dataset}", grid.scenes(dataset).exists()):
+                ensure_scenes(grid.scenes(dataset), grid.recipe.scenes, reporter)
+            reporter.check_stop(AGAIN)
+        backbone = _ensure_backbone(grid, device, reporter)
+        record(grid, backbone=str(backbone))
+        for dataset in grid.datasets:
+            with _timed(grid, f"features {dataset}", grid.features(dataset).exists()):
+                ensure_features(grid.scenes(dataset), backbone, reporter, device, grid.recipe.precompute)
+            reporter.check_stop(AGAIN)
+        found = []
+        for number, cell in enumerate(grid.cells):
+            reporter.say(f"{cell.name} ({number + 1} of {len(grid.cells)})")
+            found.append(_run_cell(grid, cell, backbone, device, reporter))
+            reporter.check_stop(AGAIN)
+    return found
+
+
+def provenance(grid: Grid) -> dict[str, Any]:
+    """What the scores of a finished grid rest on: `backbone` (run, digest, accuracies), `data` (a data set each: files, digests, numbers of
+    images, the recipe), `seconds` of each step that this grid ran, `settings`, `environment`."""
+    known = read_record(grid)
+    loaded = load_backbone(Path(known["backbone"]))
+    status: dict[str, Any] = {}
+    with contextlib.suppress(HsalError):  # a checkpoint folder given as backbone has no status of its own
+        status = runs.open_run(Path(known["backbone"]), "backbone").status
+    data = {}
+    for dataset in grid.datasets:
+        features = grid.features(dataset)
+        with open_features(features) as file:
+            data[dataset] = {
+                "scenes": str(grid.scenes(dataset)),
+                "scenes_digest": file.scenes_digest,
+                "features": str(features),
+                "features_digest": file.digest,
+                "images": {split: len(file.labels(split)) for split in file.splits},
+            }
+    return {
+        "backbone": {
+            "run": known["backbone"],
+            "digest": loaded.digest,
+            "arch": loaded.meta.get("arch"),
+            "input_size": loaded.meta.get("input_size"),
+            **{name: status[name] for name in ("accuracy", "test_accuracy") if name in status},
+        },
+        "data": data,
+        "seconds": known.get("seconds", {}),
+        "settings": shared_settings(grid),
+        "environment": runs.environment(),
+    }
+
+
+def _run_cell(grid: Grid, cell: Cell, backbone: Path, device: torch.device, reporter: Reporter) -> GridRun:
+    path, features = grid.run_path(cell), grid.features(cell.dataset)
+    failure = ""
+    try:
+        _train(grid, cell, features, backbone, device, reporter)
+    except TrainingError as error:
+        reporter.warn(f"{cell.name} failed: {error.message}")
+        failure = error.message
+    digest, scores = "", {}
+    commands = list(cell_commands(grid, cell, backbone))
+    if not failure:
+        scores = {which: _evaluate(grid, cell, which, features, device, reporter) for which in to_evaluate(path)}
+        digest = checkpoints.load(path / "checkpoints", "best").digest
+    if "last" in scores:
+        last = path / "checkpoints" / checkpoints.index_of(path / "checkpoints")["last"]
+        commands.append(shlex.join(["hsal", "eval", "--run", str(last), "--out", str(path / EVALUATIONS["last"]), *grid.options]))
+    rows = runs.Run(path).rows()
+    return GridRun(
+        cell.name,
+        cell.dataset,
+        cell.objective,
+        cell.seed,
+        str(path),
+        scores.get("best"),
+        rows,
+        _seconds_of(grid, cell, rows),
+        digest,
+        commands,
+        failure,
+        scores.get("last"),
+    )
+
+
+def _evaluate(grid: Grid, cell: Cell, which: str, features: Path, device: torch.device, reporter: Reporter) -> dict[str, Any]:
+    """The scores of a finished run's best or last checkpoint: those that are there, else new ones, which are kept."""
+    found = evaluated(grid, cell, which)
+    if found is None:
+        path = grid.run_path(cell)
+        with _timed(grid, f"eval {cell.name}"):
+            found = evaluate_file(load_model(path, which, device), features, grid.evaluation, device, reporter)
+            write_json(path / EVALUATIONS[which], found)
+    return found
+
+
+def _seconds_of(grid: Grid, cell: Cell, rows: list[dict[str, Any]]) -> float | None:
+    """What training and evaluation took; of a run that was trained outside the grid, what its epochs took."""
+    spent = read_record(grid).get("seconds", {})
+    parts = [spent[key] for key in (f"train {cell.name}", f"eval {cell.name}") if key in spent]
+    if f"train {cell.name}" not in spent:
+        parts += [row["seconds"] for row in rows if "seconds" in row]
+    return sum(parts) if parts else None
+
+
+def _train(grid: Grid, cell: Cell, features: Path, backbone: Path, device: torch.device, reporter: Reporter) -> None:
+    path = grid.run_path(cell)
+    state = state_of_run(path)
+    if state != "missing":
+        with open_features(features) as file:
+            trained_on = runs.Run(path).config.get("features_digest")
+            if trained_on != file.digest:
+                raise FileError(
+                    f"{path} was trained on other features than {features} holds now",
+                    "bring those features back, or name another folder with --out",
+                )
+    if state != "done":
+        begun = state == "resume"
+        settings = grid.train_settings(cell)
+        with _timed(grid, f"train {cell.name}"):
+            train_policy(features, path, grid.recipe.policy, settings, device, reporter, path.exists() and not begun, begun, backbone)
+
+
+def _ensure_backbone(grid: Grid, device: torch.device, reporter: Reporter) -> Path:
+    place, made_here = backbone_place(grid)
+    state = state_of_run(place)
+    if made_here and state != "done":
+        if state == "missing":
+            reporter.say(f"there is no fine-tuned backbone: making {place} (hsal finetune)")
+        with _timed(grid, "backbone"):
+            single = ensure_scenes(grid.single_objects, grid.recipe.scenes, reporter)
+            begun = state == "resume"
+            finetune(single, place, grid.recipe.finetune, device, reporter, overwrite=place.exists() and not begun, resume=begun)
+    return place
+
+
+@contextlib.contextmanager
+def _timed(grid: Grid, what: str, is_done: bool = False) -> Iterator[None]:
+    """Adds the seconds of a step to the record, those of an interrupted one included; a step that was done before has none to add."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        if not is_done:
+            seconds = dict(read_record(grid).get("seconds", {}))
+            seconds[what] = round(seconds.get(what, 0.0) + time.monotonic() - start, 2)
+            record(grid, seconds=seconds)
+
+
+@contextlib.contextmanager
+def _told_how_to_go_on() -> Iterator[None]:
+    """A step's own advice (`hsal train --resume RUN`) is not what goes on with the grid."""
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted(error.message, AGAIN, error.exit_code - 128) from error
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps a second process from working on the same grid; the lock ends with the process that holds it, however that ends.
+
+    Raises:
+        UsageError: one does already.
+        FileError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    with lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows: no lock, and no harm with one process
+            pass
+        except OSError:
+            raise UsageError(f"another process works on {folder}", "wait for it, or name another folder with --out") from None
+        yield

@@ -1,0 +1,132 @@
+"""The steps before training: each finds what an earlier command made, and makes it if it is missing, saying so in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from hsal_cli import distributed
+from hsal_cli.errors import FileError
+from hsal_cli.features.precompute import precompute
+from hsal_cli.features.saliency.models import saliency_model
+from hsal_cli.features.settings import PrecomputeSettings
+from hsal_cli.features.table import check_match, features_path, open_features
+from hsal_cli.finetuning.finetune import finetune
+from hsal_cli.models.load import backbone_folder
+from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.progress import Reporter
+from hsal_cli.runs import run as runs
+from hsal_cli.scenes.make import make_dataset
+from hsal_cli.scenes.scene_file import open_scenes
+from hsal_cli.scenes.settings import SceneSettings
+from hsal_cli.training.settings import FinetuneSettings, TrainSettings
+from hsal_cli.training.train import train_policy
+from hsal_cli.vision.backbone import load_backbone
+
+DATA = Path("data")
+DEFAULT_SCENES = DATA / "mnist-multiset.h5"
+SINGLE = DATA / "mnist-single.h5"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The settings of every step up to a trained policy."""
+
+    scenes: SceneSettings
+    finetune: FinetuneSettings
+    precompute: PrecomputeSettings
+    policy: PolicySettings
+    train: TrainSettings
+
+
+def ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> Path:
+    """The scene file, made by the default recipe of its name if it is missing; of several workers the first one makes it.
+
+    Raises:
+        FileError: it is missing and its name is not one that hsal knows how to make.
+    """
+    return distributed.broadcast(lambda: _ensure_scenes(scenes, settings, reporter))
+
+
+def _ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> Path:
+    if scenes.exists():
+        return scenes
+    if scenes.stem not in ("mnist-multiset", "mnist-set", "mnist-single"):
+        raise FileError(f"{scenes} is missing", "make it with: hsal make-data")
+    reporter.say(f"{scenes} is missing: making it (hsal make-data {scenes.stem})")
+    return make_dataset(scenes.stem, settings, scenes, None, reporter)
+
+
+def ensure_backbone(recipe: Recipe, device: torch.device, reporter: Reporter, scenes: Path = DEFAULT_SCENES) -> Path:
+    """The newest finished backbone run; if there is none, one fine-tuned on single digits for MNIST's sets, else on the scenes."""
+    found = distributed.broadcast(lambda: runs.newest("backbone"))
+    if found is not None:
+        return found.path
+    reporter.say("there is no fine-tuned backbone in runs/: making one (hsal finetune)")
+    own = scenes.exists() and not scenes.name.startswith("mnist-")
+    single = scenes if own else ensure_scenes(SINGLE, recipe.scenes, reporter)
+    out = distributed.broadcast(lambda: runs.fresh_path("finetune"))
+    return finetune(single, out, recipe.finetune, device, reporter).path
+
+
+def ensure_features(
+    scenes: Path, backbone: Path, reporter: Reporter, device: torch.device, settings: PrecomputeSettings | None = None
+) -> Path:
+    """The features of a scene file by a backbone, computed if they are missing.
+
+    Features of another backbone, scene file or saliency model are refused by name, not replaced.
+
+    Raises:
+        FileError: the feature file that is there belongs to another backbone, scene file or saliency model.
+    """
+    settings = settings or PrecomputeSettings()
+    out = features_path(scenes, settings.saliency, settings.resolution)
+    if distributed.broadcast(out.exists):
+        with open_scenes(scenes) as scene_file, open_features(out) as file:
+            check_match(file, scene_file.digest, load_backbone(backbone).digest, saliency_model(settings.saliency).digest)
+        return out
+    words = "" if settings.saliency == "activation" else f" --saliency {settings.saliency}"
+    reporter.say(f"{out} is missing: computing it (hsal precompute{words})")
+    return precompute(scenes, backbone, out, settings, device, reporter)
+
+
+def ensure_policy_data(
+    data: Path, backbone: Path | None, recipe: Recipe, device: torch.device, reporter: Reporter, saliency: str | None = None
+) -> tuple[Path, Path | None]:
+    """What training a policy needs, whatever of it is missing being made.
+
+    Args:
+        data: a scene file, or a feature file, which is taken as it is.
+        backbone: the fine-tuned run; None takes the newest one.
+        recipe: settings for what has to be made.
+        device: where to compute.
+        reporter: progress.
+        saliency: the saliency model that was asked for; None: the recipe's, or whatever a feature file has.
+
+    Returns:
+        (feature file, backbone run); the run is None where a feature file was given and its backbone is not in runs/.
+
+    Raises:
+        FileError: something that is there was made from other things than it is to be used with.
+    """
+    if data.name.endswith(".features.h5"):
+        with open_features(data) as file:
+            if saliency is not None:
+                check_match(file, saliency_digest=saliency_model(saliency).digest)
+            return data, backbone or backbone_folder(file.backbone_digest)
+    scenes = ensure_scenes(data, recipe.scenes, reporter)
+    backbone = backbone or ensure_backbone(recipe, device, reporter, scenes)
+    return ensure_features(scenes, backbone, reporter, device, recipe.precompute), backbone
+
+
+def ensure_policy(recipe: Recipe, device: torch.device, reporter: Reporter) -> Path:
+    """The newest finished policy run, trained on MNIST Multiset if there is none."""
+    found = distributed.broadcast(lambda: runs.newest("policy"))
+    if found is not None:
+        return found.path
+    reporter.say("there is no trained policy in runs/: training one (hsal train)")
+    features, backbone = ensure_policy_data(DEFAULT_SCENES, None, recipe, device, reporter)
+    out = distributed.broadcast(lambda: runs.fresh_path(f"{DEFAULT_SCENES.stem}-{recipe.train.objective}"))
+    return train_policy(features, out, recipe.policy, recipe.train, device, reporter, backbone=backbone).path

@@ -1,0 +1,98 @@
+"""The report of a generalisation sweep: a table a part, and curves where the part has an order.
+
+FOLDER/
+    sweep.json, sweep.md    every score; the same as tables, with the command
+    sweep.png               a panel a part, none for saliency models
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hsal_cli import __version__
+from hsal_cli.pictures.charts.curves import Panel, write_curves
+from hsal_cli.report.markdown import markdown_table
+from hsal_cli.storage.files import write_json, write_text
+
+TITLES = {
+    "trained": "Images like those trained on",
+    "count": "More objects than were trained on",
+    "size": "Size of the digits",
+    "clutter": "Clutter",
+    "spacing": "Spacing of the digits",
+    "contrast": "Contrast",
+    "glimpses": "Glimpse budget, short runs",
+    "saliency": "Saliency models, short runs",
+}
+AXES = {
+    "count": "digits in an image",
+    "size": "size of the digits, px (middle of the range)",
+    "clutter": "pieces of clutter",
+    "spacing": "spacing: 0 in a grid, 1 apart, 2 may touch",
+    "contrast": "contrast",
+    "glimpses": "glimpses a meta-step, k",
+}
+NOTE = (
+    "The interval is that over the row's test images (bootstrap). Cardinality error: mean difference between how many labels are named and "
+    "how many there are. Max of S on it: how often the highest saliency lies on an object of the class that is named."
+)
+SCORES = {"exact_match": "exact match", "macro_f1": "macro F1", "glimpse_hit": "glimpse on the digit"}
+
+
+def write_report(folder: Path, document: dict[str, Any]) -> None:
+    """Writes the report; files of an earlier one are replaced.
+
+    Args:
+        folder: where; made if missing.
+        document: "command", "run", "data", "settings", and "parts": part -> rows as `learning.sweep.row_of` gives them.
+
+    Raises:
+        FileError: the folder cannot be written.
+    """
+    write_json(folder / "sweep.json", document)
+    drawn, picture = panels(document["parts"]), folder / "sweep.png"
+    if drawn:
+        write_curves(drawn, picture, columns=3)
+    write_text(folder / "sweep.md", markdown(document, picture.name if drawn else None))
+
+
+def markdown(document: dict[str, Any], picture: str | None) -> str:
+    """What sweep.md holds.
+
+    Args:
+        document: as in `write_report`.
+        picture: name of the file with the curves; None where there is none.
+    """
+    lines = ["# Generalisation sweep", "", f"Made by `{document['command']}` with hsal {__version__}.", ""]
+    lines += [f"![Scores over what is varied, a panel each]({picture})", ""] if picture else []
+    for part, rows in document["parts"].items():
+        lines += [f"## {TITLES[part]}", "", *markdown_table(*table(rows), left=1)]
+    lines.append(NOTE)
+    return "\n".join(lines) + "\n"
+
+
+def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Columns and cells of one part's table."""
+    columns = ["", "images", "exact match", "95% interval", "macro F1", "cardinality error", "glimpse_hit", "max of S on it"]
+    cells = []
+    for row in rows:
+        low, high = row["exact_match_ci95"]
+        scores = [row[name] for name in ("macro_f1", "cardinality_error", "glimpse_hit", "saliency_hit")]
+        shown = ["-" if score is None else f"{score:.3f}" for score in scores]
+        cells.append([row["value"], f"{row['examples']:,}", f"{row['exact_match']:.3f}", f"{low:.3f} to {high:.3f}", *shown])
+    return columns, cells
+
+
+def panels(found: dict[str, list[dict[str, Any]]]) -> list[Panel]:
+    """A panel for each part that has an order; saliency models have none."""
+    made = []
+    level = {"exact match as trained": found["trained"][0]["exact_match"]}
+    for part, rows in found.items():
+        if part not in AXES or not rows:
+            continue
+        series = {text: [[(row["x"], row[name]) for row in rows if row[name] is not None]] for name, text in SCORES.items()}
+        series = {text: runs for text, runs in series.items() if runs[0]}
+        levels = {} if part == "glimpses" else level
+        made.append(Panel(TITLES[part], "share", series, AXES[part], 0.0, 1.0, levels))
+    return made

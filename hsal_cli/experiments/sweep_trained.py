@@ -1,0 +1,157 @@
+"""The parts of a sweep that train: short runs at each glimpse budget k, or with each saliency model, all alike but for that."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hsal_cli.errors import FileError, UsageError
+from hsal_cli.evaluation.evaluate import evaluate_file
+from hsal_cli.evaluation.settings import EvalSettings
+from hsal_cli.experiments.sweep import AGAIN, row_of
+from hsal_cli.features.precompute import precompute
+from hsal_cli.features.settings import SALIENCY, PrecomputeSettings
+from hsal_cli.features.table import features_path, open_features
+from hsal_cli.models.load import LoadedPolicy, load_policy
+from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.progress import SILENT, Reporter
+from hsal_cli.runs import run as runs
+from hsal_cli.settings import as_dict, build
+from hsal_cli.storage.files import read_json, write_json
+from hsal_cli.training.settings import SweepSettings, TrainSettings, stored_train
+from hsal_cli.training.train import train_policy
+from hsal_cli.vision.backbone import LoadedBackbone
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What the short runs share.
+
+    Attributes:
+        policy, train: their settings, those of the swept policy but for the number of epochs.
+        features: the feature file that the swept policy was trained on.
+        backbone: the one behind it.
+        out: the sweep's folder.
+        device: where to compute.
+        reporter: progress.
+    """
+
+    policy: PolicySettings
+    train: TrainSettings
+    features: Path
+    backbone: LoadedBackbone
+    out: Path
+    device: torch.device
+    reporter: Reporter = SILENT
+
+    def scores(self, name: str, policy: PolicySettings, features: Path | None, saliency: str) -> dict[str, Any] | None:
+        """The scores on the test split of the run of that name, trained as far as it is not.
+
+        Args:
+            name: of the run, in OUT/runs.
+            policy: its settings.
+            features: what it is trained on; None: only say what is there.
+            saliency: their saliency model.
+
+        Returns:
+            What `evaluate_file` gives; without features, None where the run is not finished or was trained otherwise.
+        """
+        place = self.out / "runs" / name
+        state = runs.Run(place).status.get("state") if (place / "status.json").is_file() else None
+        same = state is not None and self._is_same(place, policy, saliency)
+        if same and state == "finished" and (place / "eval.json").is_file():
+            return read_json(place / "eval.json", "hsal sweep")
+        if features is None:
+            return None
+        self.reporter.say(f"{name}: training for {self.train.epochs} epochs")
+        resume = same and (place / "checkpoints" / "index.json").is_file()
+        # A run of other settings in this folder was made by an earlier sweep; this one replaces it.
+        train_policy(features, place, policy, self.train, self.device, self.reporter, not resume, resume, self.backbone.path)
+        scores = evaluate_file(load_policy(place, "best", self.device), features, EvalSettings(), self.device, self.reporter)
+        write_json(place / "eval.json", scores)
+        return scores
+
+    def _is_same(self, place: Path, policy: PolicySettings, saliency: str) -> bool:
+        config = runs.Run(place).config
+        wanted = {
+            "policy": as_dict(policy.for_training(self.train.objective, self.train.stop)),
+            "train": as_dict(self.train),
+            "backbone_digest": self.backbone.digest,
+            "saliency": saliency,
+        }
+        with open_features(self.features) as file:
+            wanted["scenes_digest"] = file.scenes_digest
+        return all(config.get(key) == value for key, value in wanted.items())
+
+
+def bench_for(
+    loaded: LoadedPolicy,
+    run: Path,
+    features: Path,
+    backbone: LoadedBackbone,
+    settings: SweepSettings,
+    out: Path,
+    device: torch.device,
+    reporter: Reporter = SILENT,
+) -> Bench:
+    """What short runs beside a policy share: its own settings, as far as its run tells.
+
+    Raises:
+        FileError: the features are missing.
+    """
+    if not features.is_file():
+        raise FileError(f"the features the policy was trained on are not at {features}", "name them with --data FILE.features.h5")
+    config = runs.Run(run).config if (run / "config.json").is_file() else {}
+    train = stored_train(config["train"]) if "train" in config else build(TrainSettings, {"objective": loaded.meta.get("objective")})
+    train = dataclasses.replace(train, epochs=settings.epochs)
+    return Bench(loaded.policy.settings, train, features, backbone, out, device, reporter)
+
+
+def glimpse_budgets(bench: Bench, budgets: tuple[int, int]) -> list[dict[str, Any]]:
+    """A row for each number of glimpses a meta-step, k, from the lowest to the highest (see `sweep.row_of`)."""
+    rows = []
+    with open_features(bench.features) as file:
+        saliency = file.saliency
+    for k in range(budgets[0], budgets[1] + 1):
+        bench.reporter.check_stop(AGAIN)
+        scores = bench.scores(f"glimpses-{k}", dataclasses.replace(bench.policy, glimpses=k), bench.features, saliency)
+        rows.append(row_of(f"k = {k}", float(k), scores))
+    return rows
+
+
+def saliency_models(bench: Bench, scenes: Path) -> list[dict[str, Any]]:
+    """A row for each saliency model; volumes are shared, maps computed from the images.
+
+    Args:
+        bench: the shared settings.
+        scenes: the scene file of the features.
+
+    Raises:
+        UsageError: the features are another model's than the activation model's, whose volumes are not rounded.
+    """
+    with open_features(bench.features) as file:
+        if file.saliency != "activation":
+            raise UsageError(
+                f"part saliency starts from features with saliency activation; {bench.features} has {file.saliency}",
+                "name other features with --data",
+            )
+    rows = []
+    for place, name in enumerate(SALIENCY):
+        bench.reporter.check_stop(AGAIN)
+        scores = bench.scores(f"saliency-{name}", bench.policy, None, name)
+        if scores is None:
+            features = bench.features if name == "activation" else _with_saliency(bench, scenes, name)
+            scores = bench.scores(f"saliency-{name}", bench.policy, features, name)
+            if features != bench.features:
+                features.unlink()
+        rows.append(row_of(name, float(place), scores))
+    return rows
+
+
+def _with_saliency(bench: Bench, scenes: Path, name: str) -> Path:
+    out = features_path(bench.out / "cache" / "scenes.h5", name)
+    settings = PrecomputeSettings(saliency=name)
+    return precompute(scenes, bench.backbone.path, out, settings, bench.device, bench.reporter, volumes_from=bench.features)

@@ -1,0 +1,1 @@
+"""The feature file, precomputing it, saliency models."""

@@ -1,0 +1,261 @@
+"""Precomputing: the features of a scene file by a backbone, so that training never runs the ResNet again.
+
+Reading, the forward pass and writing run side by side: images are read ahead in one thread and features written behind in another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hsal_cli import distributed
+from hsal_cli.errors import FileError, UsageError
+from hsal_cli.features.saliency.models import SaliencyModel, saliency_model
+from hsal_cli.features.settings import PrecomputeSettings
+from hsal_cli.features.shards import Target, held, join, target_of
+from hsal_cli.features.table import FORMAT, FeatureFile, check_match, open_features
+from hsal_cli.features.writer import Origin
+from hsal_cli.progress import SILENT, Reporter
+from hsal_cli.scenes.scene_file import SceneFile, SceneSplit, open_scenes
+from hsal_cli.settings import as_dict
+from hsal_cli.storage.files import cannot_write, digest_of
+from hsal_cli.storage.hdf5 import FORMAT_VERSION, format_of
+from hsal_cli.vision.backbone import CHANNELS, ActivationModel, LoadedBackbone, finer, fused, load_backbone
+from hsal_cli.vision.devices import autocast_gains, fitting, forward_context
+from hsal_cli.vision.images import to_input
+
+AGAIN = "run the same command again to continue"
+AHEAD = 4  # batches read ahead of the forward pass
+LARGEST_HALF = torch.finfo(torch.float16).max
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a precomputation would write.
+
+    Attributes:
+        images: over all splits.
+        size: of the feature file, bytes.
+        volume_shape: (C, h, w).
+        digest: of the feature file.
+        exists: whether it is there already.
+    """
+
+    images: int
+    size: int
+    volume_shape: tuple[int, int, int]
+    digest: str
+    exists: bool
+
+
+def precompute(
+    scenes: Path,
+    backbone: Path,
+    out: Path,
+    settings: PrecomputeSettings,
+    device: torch.device,
+    reporter: Reporter = SILENT,
+    overwrite: bool = False,
+    volumes_from: Path | None = None,
+) -> Path:
+    """Computes volumes and saliency maps of all splits of a scene file; continues an interrupted run of the same inputs.
+
+    Several workers share the images, and need a disk that all of them see (see `shards`).
+
+    Args:
+        scenes: the scene file.
+        backbone: a run of `hsal finetune`, or one of its checkpoints.
+        out: the feature file. One of the same scenes and backbone is left as it is.
+        settings: how.
+        device: where to compute.
+        reporter: told the size before the work starts.
+        overwrite: replace a feature file of other scenes, another backbone or saliency model, and make one of the same anew.
+        volumes_from: a feature file of the same scenes and backbone with another saliency model, whose volumes are copied.
+
+    Returns:
+        `out`.
+
+    Raises:
+        FileError: an input is unusable, `out` holds other features, or it cannot be written (the disk is too small, say).
+        UsageError: `out` is no place for a feature file.
+        Interrupted: the reporter was asked to stop; what is done is kept for the next run.
+    """
+    loaded = _at_resolution(load_backbone(backbone, device=device), settings.resolution)
+    if loaded.note:
+        reporter.warn(loaded.note)
+    saliency = saliency_model(settings.saliency)
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(open_scenes(scenes))
+        todo = _plan(source, loaded, saliency, out, overwrite)
+        if todo.exists:
+            reporter.say(f"{out} holds these features already")
+            return out
+        reporter.say(f"{todo.images:,} images -> {todo.size / 1e9:.2f} GB at {out}")
+        distributed.broadcast(lambda: _check_room(out, todo.size))
+        config = {
+            **as_dict(settings),
+            "scenes": str(scenes),
+            "backbone": str(backbone),
+            "precision": "bfloat16" if autocast_gains(device) else "float32",
+            "scenes_config": source.config,
+        }
+        made_from = loaded.path, loaded.digest, todo.volume_shape, loaded.model.input_size, saliency.name, saliency.digest
+        origin = Origin(source, *made_from, todo.digest, config)
+        volumes = stack.enter_context(_volumes_of(volumes_from, source, loaded, saliency, out)) if volumes_from else None
+        stack.enter_context(fitting(device, settings.batch_size))
+        with target_of(out, origin, settings.batch_size, reporter) as target:
+            if target is not None:
+                _fill(target, source, loaded, saliency, volumes, settings.batch_size, device, reporter)
+        if distributed.current().size > 1:
+            distributed.barrier()
+            distributed.broadcast(lambda: join(out, origin, settings.batch_size, reporter))
+    return out
+
+
+def plan(scenes: Path, backbone: Path, out: Path, settings: PrecomputeSettings, overwrite: bool = False) -> Plan:
+    """What `precompute` would write; it raises what `precompute` would refuse, and writes nothing."""
+    loaded = _at_resolution(load_backbone(backbone), settings.resolution)
+    with open_scenes(scenes) as source:
+        return _plan(source, loaded, saliency_model(settings.saliency), out, overwrite)
+
+
+def _at_resolution(backbone: LoadedBackbone, resolution: str | None) -> LoadedBackbone:
+    if resolution is None:
+        return backbone
+    return dataclasses.replace(backbone, model=finer(backbone.model, int(resolution)))
+
+
+def _plan(scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, out: Path, overwrite: bool) -> Plan:
+    side = backbone.model.resolution
+    splits = [scenes.split(name) for name in scenes.splits]
+    size = 0
+    for split in splits:
+        copied = split.labels.nbytes + (0 if split.boxes is None else split.boxes.nbytes)
+        size += len(split) * side * side * (2 * CHANNELS + 4) + copied
+    made_from = {"scenes": scenes.digest, "backbone": backbone.digest, "format_version": FORMAT_VERSION}
+    if saliency.digest != "activation":  # left out there, so that features made before there was a choice keep their digest
+        made_from["saliency"] = saliency.digest
+    if backbone.refined:
+        made_from["resolution"] = side
+    digest = digest_of(made_from)
+    exists = out.exists() and _is_there(out, digest, scenes, backbone, saliency, overwrite)
+    return Plan(sum(map(len, splits)), size, (CHANNELS, side, side), digest, exists)
+
+
+def _is_there(out: Path, digest: str, scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, overwrite: bool) -> bool:
+    """Whether `out` holds these features; refuses anything else than features, and other features unless they may be replaced."""
+    if format_of(out) != FORMAT:
+        raise UsageError(f"{out} exists and is not a feature file, so it is not replaced", "name another file with --out")
+    if overwrite:
+        return False
+    try:
+        with open_features(out) as features:
+            check_match(features, scenes.digest, backbone.digest, saliency.digest)
+            same = features.digest == digest
+    except FileError as error:
+        raise FileError(error.message, "replace it with --overwrite, or name another file with --out") from error
+    if not same:
+        raise FileError(f"{out} was made by another version of hsal", "replace it with --overwrite, or name another file with --out")
+    return True
+
+
+def _check_room(out: Path, size: int) -> None:
+    if distributed.current().size > 1:  # the shards stay until the file is whole
+        size *= 2
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out.parent).free + held(out)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    if free < size * 1.02:  # HDF5 needs a little for itself
+        raise FileError(
+            f"no room for {out}: it needs {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free",
+            "free some space, name another disk with --out, or make fewer images",
+        )
+
+
+@contextlib.contextmanager
+def _volumes_of(features: Path, scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, out: Path) -> Iterator[FeatureFile]:
+    """Opens the feature file whose volumes are to be copied."""
+    if saliency.name == "activation":
+        raise UsageError("saliency = activation is computed from unrounded volumes, not from a file's", "leave --volumes-from out")
+    if features.resolve() == out.resolve():
+        raise UsageError(f"volumes_from = {features} is the file to write", "name another file with --out")
+    with open_features(features) as file:
+        check_match(file, scenes.digest, backbone.digest)
+        yield file
+
+
+def _fill(
+    target: Target,
+    scenes: SceneFile,
+    backbone: LoadedBackbone,
+    saliency: SaliencyModel,
+    copied: FeatureFile | None,
+    batch_size: int,
+    device: torch.device,
+    reporter: Reporter,
+) -> None:
+    model = fused(backbone.model)
+    total = target.done + sum(map(len, target.rows.values()))
+    with reporter.track("precompute", total, "images", target.done) as advance, torch.inference_mode():
+        for name, todo in target.rows.items():
+            for start, images in _batches(scenes.split(name), todo, batch_size, device):
+                reporter.check_stop(AGAIN)
+                rows = slice(start, start + len(images))
+                images = images.to(device, non_blocking=True)
+                volumes = volumes_of(model, images) if copied is None else copied.table(name, rows).volumes.to(device)
+                found = as_features(images, volumes, saliency, [f"{name}/{row}" for row in range(rows.start, rows.stop)])
+                target.writer.put(name, start - target.first[name], *found)
+                advance(len(images))
+
+
+def volumes_of(model: ActivationModel, images: Tensor) -> Tensor:
+    """Volumes (B, C, h, w), float32, of uint8 images (B, H, W) or (B, H, W, 3) on the model's device; to be called without gradients."""
+    with forward_context(images.device):
+        return model(to_input(images, model.input_size)).float()
+
+
+def as_features(images: Tensor, volumes: Tensor, saliency: SaliencyModel, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Volumes and raw saliency maps as the feature file holds them.
+
+    Args:
+        images: uint8 (B, H, W) or (B, H, W, 3).
+        volumes: (B, C, h, w), of any float type; overwritten.
+        saliency: makes the maps.
+        names: of each image, for the saliency model.
+
+    Returns:
+        volumes: float16 (B, C, h, w), contiguous; saliency: float32 (B, h, w), of the volumes before they were rounded.
+    """
+    # Volumes that are not finite are refused by the maps they give; a model that does not read them must show them too.
+    maps = saliency(images, volumes, names) + 0 * volumes.amax((1, 2, 3)).float()[:, None, None]
+    return volumes.clamp_(max=LARGEST_HALF).half().contiguous(), maps
+
+
+def _batches(split: SceneSplit, rows: range, size: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+    """Batches of the images of some rows, read ahead in the background so that the forward pass never waits for the disk."""
+
+    def read(start: int) -> Tensor:
+        images = torch.from_numpy(split.read(start, min(start + size, rows.stop)))
+        return images.pin_memory() if device.type == "cuda" else images
+
+    starts = rows[::size]
+    with ThreadPoolExecutor(1) as reader:
+        ahead = [reader.submit(read, start) for start in starts[:AHEAD]]
+        try:
+            for place, start in enumerate(starts):
+                images = ahead.pop(0).result()
+                if place + AHEAD < len(starts):
+                    ahead.append(reader.submit(read, starts[place + AHEAD]))
+                yield start, images
+        finally:
+            for future in ahead:
+                future.cancel()

@@ -1,0 +1,1 @@
+"""Saliency models, and bringing their maps to cells."""

@@ -1,0 +1,154 @@
+"""Features that do not fit into memory: training reads them in windows, each a random choice of blocks of the file, mixed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hsal_cli.errors import UsageError
+from hsal_cli.features.table import BLOCK_ROWS, FeatureFile, FeatureTable, open_features
+
+SHARE = 0.6  # of the memory that is free, unless a budget is given
+HELD = 2  # windows: one that is being trained on, one that is read ahead
+MEMORY = Path("/proc/meminfo")
+
+
+def window_rows(file: FeatureFile, split: str, budget: float | None) -> int:
+    """How many rows a window has where a split does not fit into memory; 0 where it does, and is better read once.
+
+    Args:
+        file: of the features.
+        split: its name.
+        budget: GB for the features; None: a share of the memory that is free, divided among the processes that torchrun has started here.
+
+    Raises:
+        UsageError: the budget is too small for two windows of one block.
+    """
+    channels, height, width = file.volume_shape
+    row = height * width * (2 * channels + 4)
+    free = _free_memory() if budget is None else budget * 1e9
+    if free is None or file.rows(split) * row <= free:
+        return 0
+    blocks = int(free / (HELD * BLOCK_ROWS * row))
+    if not blocks:
+        least = HELD * BLOCK_ROWS * row / 1e9
+        raise UsageError(
+            f"memory_budget = {free / 1e9:.3g} GB is too little for these features", f"give --memory-budget at least {least:.3g}"
+        )
+    return blocks * BLOCK_ROWS
+
+
+def _free_memory() -> float | None:
+    """Bytes; None where the system does not tell, as outside Linux."""
+    try:
+        lines = MEMORY.read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
+    return SHARE * free / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+class FeatureStream:
+    """Stands in for a `FeatureTable`: labels and boxes are in memory, and of the rest the windows that are asked for; to be closed.
+
+    Args:
+        path: the feature file.
+        split: its name.
+        window: rows of a window, a multiple of `BLOCK_ROWS`.
+
+    Attributes:
+        labels, boxes, image_size: as in `FeatureTable`, of all rows.
+
+    Raises:
+        FileError: the file or the split is missing or damaged.
+    """
+
+    def __init__(self, path: Path, split: str, window: int):
+        self._file = file = open_features(path)
+        self._split, self._blocks = split, window // BLOCK_ROWS
+        self.labels, self.boxes, self.image_size = file.labels(split), file.boxes(split), file.size_of(split)
+        self._windows: list[Tensor] = []  # the blocks of each
+        self._window_of = torch.zeros(0, dtype=torch.long)  # of each block
+        self._held: dict[int, Future[tuple[Tensor, Tensor, Tensor]]] = {}
+        self._reader = ThreadPoolExecutor(1, "feature-stream")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def close(self) -> None:
+        """Ends the reading ahead, and closes the file."""
+        self._reader.shutdown(cancel_futures=True)
+        self._held.clear()
+        self._file.close()
+
+    def labelled(self, labels: Tensor, boxes: Tensor) -> FeatureStream:
+        """The same with its labels, and boxes, in another order."""
+        self.labels, self.boxes = labels, boxes
+        return self
+
+    def parts(self) -> Iterator[Tensor]:
+        """The volumes, a block at a time."""
+        for block in range(-(-len(self) // BLOCK_ROWS)):
+            yield self._file.maps(self._split, slice(block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS))[0]
+
+    def shuffled(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """An order of some rows, to be selected one after the other: those of a window's blocks are mixed, and the windows are random.
+
+        The order depends on the generator and the size of a window alone.
+        """
+        count = -(-len(self) // BLOCK_ROWS)
+        self._windows = list(torch.randperm(count, generator=generator).split(self._blocks))
+        self._window_of = torch.zeros(count, dtype=torch.long)
+        for number, blocks in enumerate(self._windows):
+            self._window_of[blocks] = number
+        self._held.clear()
+        mixed = rows[torch.randperm(len(rows), generator=generator)]
+        return mixed[self._window_of[mixed // BLOCK_ROWS].argsort(stable=True)]
+
+    def select(self, rows: Tensor) -> FeatureTable:
+        """The table of some rows, which lie in one window of the order or in two that follow each other.
+
+        Raises:
+            FileError: the data does not fit its checksums.
+        """
+        windows = self._window_of[rows // BLOCK_ROWS]
+        first, last = (int(windows.min()), int(windows.max())) if len(rows) else (0, -1)
+        channels, height, width = self._file.volume_shape
+        volumes = torch.empty(len(rows), channels, height, width, dtype=torch.float16)
+        saliency = torch.empty(len(rows), height, width)
+        for number in range(first, last + 1):
+            for done in [held for held in self._held if held < number]:
+                del self._held[done]
+            places = (windows == number).nonzero()[:, 0]
+            known, some_volumes, some_saliency = self._ask(number).result()
+            found = torch.searchsorted(known, rows[places])
+            volumes[places], saliency[places] = some_volumes[found], some_saliency[found]
+        if len(self._held) < HELD and last + 1 < len(self._windows) and last >= 0:
+            self._ask(last + 1)
+        boxes = None if self.boxes is None else self.boxes[rows]
+        return FeatureTable(volumes, saliency, self.labels[rows], boxes, self.image_size)
+
+    def _ask(self, number: int) -> Future[tuple[Tensor, Tensor, Tensor]]:
+        if number not in self._held:
+            self._held[number] = self._reader.submit(self._read, self._windows[number].sort().values)
+        return self._held[number]
+
+    def _read(self, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows, volumes, saliency) of a window, in the order of the file; filled in place, for joining parts would need twice the room."""
+        rows = (blocks[:, None] * BLOCK_ROWS + torch.arange(BLOCK_ROWS)).flatten()
+        rows = rows[rows < len(self)]
+        channels, height, width = self._file.volume_shape
+        volumes = torch.empty(len(rows), channels, height, width, dtype=torch.float16)
+        saliency = torch.empty(len(rows), height, width)
+        place = 0
+        for block in blocks.tolist():
+            some = self._file.maps(self._split, slice(block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS))
+            end = place + len(some[0])
+            volumes[place:end], saliency[place:end] = some
+            place = end
+        return rows, volumes, saliency

@@ -1,0 +1,343 @@
+"""The feature file: volumes and raw saliency maps of a scene file, computed once by a fine-tuned activation model.
+
+Root attributes: those of `hdf5.stamp` and `hdf5.seal`, `classes` (JSON list), `backbone_digest`, `scenes_digest`, `image_size`
+(H, W in px, of the first split), `input_size` (px), `volume_shape` (C, h, w), `saliency` and `saliency_digest` (see
+`saliency.SaliencyModel`; absent in files of before there was a choice). A group a split, with attribute `image_size` and
+    volumes   float16 (N, C, h, w)
+    saliency  float32 (N, h, w), raw: for "activation" the sum of squares of the volume before it was rounded to float16
+    labels    int16 (N, L), padded with -1, copied from the scene file
+    boxes     int16 (N, L, 4) x0, y0, x1, y1 in px, half-open, padded with -1, copied; absent where the scene file has none
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from hsal_cli.errors import FileError
+from hsal_cli.features.settings import SALIENCY, saliency_kind
+from hsal_cli.storage.files import digest_of_array
+from hsal_cli.storage.hdf5 import attribute, open_hdf5, reading
+
+FORMAT = "hsal-features"
+MADE_BY = "hsal precompute"
+AGAIN = f"make it again with: {MADE_BY} --overwrite"
+BLOCK_ROWS = 512  # rows read at a time when scattered rows are picked
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureTable:
+    """Features in memory, with the labels to learn from.
+
+    Attributes:
+        volumes: float16 (N, C, h, w), as the activation model gave them.
+        saliency: float32 (N, h, w), raw, >= 0.
+        labels: int64 (N, L), padded with -1.
+        boxes: int64 (N, L, 4) x0, y0, x1, y1 in px of the image, padded with -1; None where unknown.
+        image_size: height and width of the images, px.
+    """
+
+    volumes: Tensor
+    saliency: Tensor
+    labels: Tensor
+    boxes: Tensor | None
+    image_size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, rows: Tensor | slice) -> FeatureTable:
+        """The table of some rows (indices, a mask or a slice), in their order."""
+        boxes = None if self.boxes is None else self.boxes[rows]
+        return FeatureTable(self.volumes[rows], self.saliency[rows], self.labels[rows], boxes, self.image_size)
+
+    def labelled(self, labels: Tensor, boxes: Tensor) -> FeatureTable:
+        """The same with its labels, and boxes, in another order."""
+        return dataclasses.replace(self, labels=labels, boxes=boxes)
+
+    def close(self) -> None:
+        """There is nothing to close; a `FeatureStream` has a file."""
+
+    def shuffled(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """A random order of some rows."""
+        return rows[torch.randperm(len(rows), generator=generator)]
+
+    def parts(self) -> Iterator[Tensor]:
+        """The volumes, a block at a time."""
+        yield from self.volumes.split(BLOCK_ROWS)
+
+
+class FeatureFile:
+    """An open feature file; a context manager.
+
+    Attributes:
+        path: the file.
+        classes: the class names; labels index them.
+        splits: the names of the splits in it, train and test first.
+        volume_shape: (C, h, w).
+        image_size: height and width of the scene file's images, px, in its first split.
+        input_size: side that they were resized to, px.
+        digest: sha256 of what the features were made from.
+        backbone_digest, scenes_digest: of the activation model and of the scene file.
+        config: every setting it was made with, the scene file's under "scenes_config", and where backbone and scene file were.
+        saliency, saliency_digest: name of the saliency model, and what tells it from others (see `saliency.SaliencyModel`).
+
+    Raises:
+        FileError: something in it is not as it must be.
+    """
+
+    def __init__(self, path: Path, file: h5py.File):
+        self.path = path
+        self._file = file
+        with reading(path, "its description", AGAIN):
+            self._describe(file)
+
+    def _describe(self, file: h5py.File) -> None:
+        path = self.path
+        try:
+            self.classes: list[str] = json.loads(attribute(file, "classes"))
+            if not isinstance(self.classes, list) or not self.classes or not all(isinstance(name, str) for name in self.classes):
+                raise ValueError("its classes are not a list of names")
+            self.digest, self.backbone_digest, self.scenes_digest = (
+                str(attribute(file, name)) for name in ("digest", "backbone_digest", "scenes_digest")
+            )
+            self.config: dict[str, Any] = json.loads(attribute(file, "config", "{}"))
+            # Files older than the choice of saliency models have the activation model's own.
+            self.saliency = str(attribute(file, "saliency", "activation"))
+            self.saliency_digest = str(attribute(file, "saliency_digest", self.saliency))
+            channels, height, width = (int(side) for side in file.attrs["volume_shape"])
+            rows, columns = (int(side) for side in file.attrs["image_size"])
+            self.input_size = int(file.attrs["input_size"])
+            self.volume_shape, self.image_size = (channels, height, width), (rows, columns)
+            self.splits = sorted(file, key=lambda name: (name != "train", name != "test", name))
+            for name in self.splits:
+                self._check_split(name, file[name])
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise FileError(f"{path} is not a whole feature file: {error}", AGAIN) from error
+
+    def _check_split(self, name: str, group: h5py.Group) -> None:
+        count, longest = group["labels"].shape
+        wanted = {"volumes": (count, *self.volume_shape), "saliency": (count, *self.volume_shape[1:])}
+        if "boxes" in group:
+            wanted["boxes"] = (count, longest, 4)
+        for part, shape in wanted.items():
+            if group[part].shape != shape:
+                raise ValueError(f"{name}/{part} has shape {group[part].shape}, not {shape}")
+
+    def __enter__(self) -> FeatureFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def __len__(self) -> int:
+        return sum(len(self._file[name]["labels"]) for name in self.splits)
+
+    def table(self, split: str, rows: slice | Tensor | None = None) -> FeatureTable:
+        """Reads a split, or some rows of it, into memory.
+
+        Args:
+            split: its name.
+            rows: a slice, or a tensor of row indices in any order, repeats allowed; all rows if None.
+
+        Raises:
+            FileError: there is no such split, or the data does not fit its checksums.
+            IndexError: a row that the split does not have.
+        """
+        volumes, saliency = self.maps(split, rows)
+        boxes = self.boxes(split)
+        labels = self.labels(split)
+        if rows is not None:
+            chosen = torch.from_numpy(self._places(split, rows))
+            labels, boxes = labels[chosen], None if boxes is None else boxes[chosen]
+        return FeatureTable(volumes, saliency, labels, boxes, self.size_of(split))
+
+    def maps(self, split: str, rows: slice | Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The volumes, float16 (n, C, h, w), and saliency maps, float32 (n, h, w), of a split or of some rows; else as `table`."""
+        group = self._group(split)
+        with reading(self.path, split, AGAIN):
+            volumes, saliency = _read(group["volumes"], rows), _read(group["saliency"], rows)
+            self._check_finite(split, volumes, saliency, self._places(split, rows))
+            return torch.from_numpy(volumes).to(torch.float16), torch.from_numpy(saliency).to(torch.float32)
+
+    def rows(self, split: str) -> int:
+        """How many rows a split has."""
+        return len(self._group(split)["labels"])
+
+    def _places(self, split: str, rows: slice | Tensor | None) -> np.ndarray:
+        places = np.arange(self.rows(split))
+        if rows is not None:  # a copy, for torch takes no negative strides
+            places = places[rows if isinstance(rows, slice) else rows.cpu().numpy()].copy()
+        return places
+
+    def labels(self, split: str) -> Tensor:
+        """A split's labels alone, int64 (N, L), padded with -1.
+
+        Raises:
+            FileError: there is no such split, or the data does not fit its checksums.
+        """
+        self._group(split)
+        with reading(self.path, f"{split}/labels", AGAIN):
+            labels = self._copied(split, "labels")
+            named = labels >= 0
+            for wrong, what in (
+                ((labels < -1) | (labels >= len(self.classes)), f"a label outside 0 to {len(self.classes) - 1} (-1 pads)"),
+                (~named.any(1, keepdim=True), "an empty label set"),
+                (named[:, 1:] & ~named[:, :-1], "a label behind the padding"),
+            ):
+                if wrong.any():
+                    row = int(wrong.any(1).nonzero()[0])
+                    raise FileError(f"{self.path}: {split}: row {row} has {what}: {labels[row].tolist()}", AGAIN)
+            return labels
+
+    def boxes(self, split: str) -> Tensor | None:
+        """A split's boxes alone, int64 (N, L, 4) in px, padded with -1; None where unknown.
+
+        Raises:
+            FileError: there is no such split, or the data does not fit its checksums.
+        """
+        if "boxes" not in self._group(split):
+            return None
+        with reading(self.path, f"{split}/boxes", AGAIN):
+            return self._copied(split, "boxes")
+
+    def size_of(self, split: str) -> tuple[int, int]:
+        """Height and width of a split's images, px."""
+        height, width = (int(side) for side in self._file[split].attrs.get("image_size", self.image_size))
+        return height, width
+
+    def _group(self, split: str) -> h5py.Group:
+        if split not in self.splits:
+            raise FileError(f"{self.path} has no split {split!r}", f"it has: {', '.join(self.splits)}")
+        return self._file[split]
+
+    def _copied(self, split: str, part: str) -> Tensor:
+        """Labels or boxes of a split, int64, of the digest that was noted when they were copied from the scene file."""
+        group = self._file[split]
+        values = group[part][()]
+        if values.dtype.kind not in "iu":
+            raise FileError(f"{self.path}: {split}/{part} has type {values.dtype}, not integers", AGAIN)
+        noted = attribute(group, f"{part}_digest")
+        if noted is not None and noted != digest_of_array(values):
+            raise FileError(f"{self.path} is damaged: {split}/{part} does not have the digest noted when it was written", AGAIN)
+        return torch.from_numpy(values).to(torch.int64)
+
+    def _check_finite(self, split: str, volumes: np.ndarray, saliency: np.ndarray, rows: np.ndarray) -> None:
+        """Refuses values that are not finite. `hsal precompute` writes none, so of its volumes one a row tells that the row was written."""
+        sealed = "attributes_digest" in self._file.attrs
+        for part, values in (("volumes", volumes[:, 0, 0, 0] if sealed else volumes), ("saliency", saliency)):
+            for start in range(0, len(values), BLOCK_ROWS):
+                finite = finite_rows(values[start : start + BLOCK_ROWS])
+                if not finite.all():
+                    row = rows[start + int(finite.argmin())]
+                    raise FileError(f"{self.path}: {split}: row {row} of {part} has values that are not finite", AGAIN)
+
+
+def finite_rows(values: np.ndarray) -> np.ndarray:
+    """Which rows hold finite numbers only."""
+    if values.dtype == np.float16:  # NumPy's own test is an order of magnitude slower here
+        return (np.ascontiguousarray(values).view(np.uint16) & 0x7C00).reshape(len(values), -1).max(1) < 0x7C00
+    return np.isfinite(values).reshape(len(values), -1).all(1)
+
+
+def open_features(path: Path) -> FeatureFile:
+    """Opens a feature file.
+
+    Raises:
+        FileError: missing, not a feature file, not complete, or damaged.
+    """
+    path = Path(path)
+    file = open_hdf5(path, FORMAT, MADE_BY)
+    try:
+        return FeatureFile(path, file)
+    except BaseException:
+        file.close()
+        raise
+
+
+def check_match(
+    features: FeatureFile, scenes_digest: str | None = None, backbone_digest: str | None = None, saliency_digest: str | None = None
+) -> None:
+    """Refuses features that were made from other scenes, by another backbone or with another saliency model.
+
+    Args:
+        features: the file to be used.
+        scenes_digest, backbone_digest, saliency_digest: what it should have been made from; None: whatever it was.
+
+    Raises:
+        FileError: it is stale; names the file and both digests.
+    """
+    made_from = {"scene file": (features.scenes_digest, scenes_digest), "backbone": (features.backbone_digest, backbone_digest)}
+    for what, (found, wanted) in made_from.items():
+        if wanted is not None and found != wanted:
+            raise FileError(
+                f"{features.path} holds features of another {what}: digest {found[:12]}, not {wanted[:12]}",
+                f"make them again with: {MADE_BY} --overwrite --out {features.path}",
+            )
+    if saliency_digest is not None and features.saliency_digest != saliency_digest:
+        wanted = saliency_digest[:17] if saliency_digest.startswith("file:") else saliency_digest
+        others = " of other files" if features.saliency.startswith("file:") and saliency_digest.startswith("file:") else ""
+        raise FileError(
+            f"{features.path} holds features of another saliency model: {features.saliency}{others}, not {wanted}",
+            f"name another file, or make them again with: {MADE_BY} --saliency MODEL --overwrite --out {features.path}",
+        )
+
+
+def features_path(scenes: Path, saliency: str = "activation", resolution: str | None = None) -> Path:
+    """Where the features of a scene file go: data/x.h5 -> data/x.features.h5.
+
+    With another saliency model it is data/x.itti.features.h5, with a resolution that was asked for data/x.14x14.features.h5.
+    """
+    kind = saliency_kind(saliency)
+    names = [scenes.name.removesuffix(".h5")]
+    names += [] if resolution is None else [f"{resolution}x{resolution}"]
+    names += [] if kind == "activation" else [kind]
+    return scenes.with_name(".".join([*names, "features.h5"]))
+
+
+def dataset_of(features: Path) -> str:
+    """The name of the data set in a feature file's name: data/x.features.h5 and data/x.14x14.itti.features.h5 are of x."""
+    name = features.name.removesuffix(".h5").removesuffix(".features")
+    for endings in ((*SALIENCY, "file"), ("7x7", "14x14", "28x28")):
+        ending = name.rpartition(".")[2]
+        name = name.removesuffix(f".{ending}") if ending in endings else name
+    return name
+
+
+def _read(data: h5py.Dataset, rows: slice | Tensor | None) -> np.ndarray:
+    """Reads rows along the first axis, each stretch of the file once and in order."""
+    if rows is None or isinstance(rows, slice):
+        start, stop, step = (rows or slice(None)).indices(len(data))
+        if step == 1:
+            found = np.empty((max(0, stop - start), *data.shape[1:]), data.dtype)
+            if found.size:
+                data.read_direct(found, np.s_[start:stop])
+            return found
+        rows = torch.arange(start, stop, step)
+    wanted = rows.cpu().numpy().astype(np.int64)
+    wanted = np.where(wanted < 0, wanted + len(data), wanted)
+    if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(data):
+        raise IndexError(f"rows reach from {wanted.min()} to {wanted.max()}; there are {len(data)}")
+    found = np.empty((len(wanted), *data.shape[1:]), data.dtype)
+    order = np.argsort(wanted, kind="stable")
+    edges = np.arange(0, len(data) + BLOCK_ROWS, BLOCK_ROWS)
+    places = np.searchsorted(wanted[order], edges)
+    for low, high in itertools.pairwise(places):
+        if low < high:
+            some = order[low:high]
+            first = wanted[some[0]]
+            found[some] = data[first : wanted[some[-1]] + 1][wanted[some] - first]
+    return found

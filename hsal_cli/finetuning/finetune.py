@@ -1,0 +1,314 @@
+"""Fine-tuning the activation model on single-object images (section 5, "Implementation Details")."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hsal_cli import distributed
+from hsal_cli.errors import FileError, UsageError
+from hsal_cli.finetuning.many_objects import BoxedObjects, WholeImages, read_scenes, way_of
+from hsal_cli.finetuning.single_objects import SingleObjects, read_single_objects
+from hsal_cli.finetuning.views import crop_sides
+from hsal_cli.progress import SILENT, Reporter
+from hsal_cli.runs import run as runs
+from hsal_cli.runs.loop import ModelTask, one_cycle, train
+from hsal_cli.runs.replica import Replica
+from hsal_cli.runs.run import Run, resume_from
+from hsal_cli.runs.seeds import Draws, seeded
+from hsal_cli.scenes.scene_file import open_scenes
+from hsal_cli.settings import as_dict, build
+from hsal_cli.storage import checkpoints
+from hsal_cli.storage.checkpoints import Checkpoint
+from hsal_cli.training.settings import FinetuneSettings
+from hsal_cli.vision.backbone import ActivationModel, initial_weights
+from hsal_cli.vision.devices import fitting, forward_context
+
+FULL_AFTER_CROPS, FULL_ALONE, FULL_ALONE_CPU = 36_000, 600_000, 40_000
+CROWD = 4  # objects in an image, as many as in MNIST Multiset
+MEANING = {
+    "crops": "each is learned by its box",
+    "random-label": "one of its labels is drawn each time",
+    "counts": "the number of each class is learned",
+}
+TEST_IMAGES = 2_000  # of the test split, scored once at the end
+
+
+def read_objects(scenes: Path, split: str, way: str, most: int | None = None) -> SingleObjects | BoxedObjects | WholeImages:
+    """Reads a split of a scene file, to be learned from in one of the ways of `way_of`.
+
+    Raises:
+        FileError: there is no such split, or it does not fit the way.
+    """
+    if way == "single":
+        return read_single_objects(scenes, split, most)
+    found = read_scenes(scenes, split, most)
+    if way != "crops":
+        return WholeImages.of(found, counts=way == "counts")
+    if found.corners is None:
+        raise FileError(f"{scenes}: {split} has no boxes", "take --objects counts")
+    return BoxedObjects.of(found)
+
+
+class FinetuneTask(ModelTask):
+    """Fine-tuning as a task of the loop: crops first, full images last, of one object or several, validated on full images.
+
+    Args:
+        model: the network, on `device`.
+        data: the training images.
+        settings: how, with nothing left open (see `settle`).
+        device: where to compute.
+    """
+
+    command = "hsal finetune"
+    score_name = "accuracy"
+    headline = ("loss", "train_accuracy", "background_share", "accuracy")
+
+    def __init__(
+        self,
+        model: ActivationModel,
+        data: SingleObjects | BoxedObjects | WholeImages,
+        settings: FinetuneSettings,
+        device: torch.device,
+        meta: dict[str, Any],
+    ):
+        self.model, self.settings, self.device = model, settings, device
+        self._meta = meta
+        self.held_out, self.data = data.hold_out(settings.validation, settings.seed)
+        self.plan = plan(settings)
+        self.epochs = len(self.plan)
+        self.optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.replica = Replica(model, self.loss)
+        self.batches: list[tuple[Tensor, int]] = []
+        self.all_steps = sum(self.steps(epoch) for epoch in range(self.epochs))
+
+    def steps(self, epoch: int) -> int:
+        return math.ceil(self.plan[epoch][1] / self.settings.batch_size)
+
+    def start_epoch(self, epoch: int) -> None:
+        kind, count = self.plan[epoch]
+        draw = seeded(self.settings.seed, epoch)
+        rows = torch.cat([torch.randperm(len(self.data.labels), generator=draw) for _ in range(-(-count // len(self.data.labels)))])[:count]
+        sides = torch.full((count,), self.model.input_size)
+        if kind == "crops":
+            size = tuple(self.data.images.shape[1:3])
+            sides = crop_sides(self.data.boxes[rows], size, self.model.input_size, self.model.stride)
+            # Objects of a size go together, in random order within it; a batch's views share the largest side it needs.
+            rows, sides = (values[torch.argsort(sides, stable=True)] for values in (rows, sides))
+        step = self.settings.batch_size
+        batches = [(rows[start : start + step], int(sides[start : start + step].max())) for start in range(0, count, step)]
+        self.batches = [batches[place] for place in torch.randperm(len(batches), generator=draw)]
+        self.kind = kind
+        self.first_step = sum(self.steps(earlier) for earlier in range(epoch))
+
+    def step(self, step: int) -> tuple[int, dict[str, Tensor]]:
+        rows, side = self.batches[step]
+        self.model.train()
+        logged = self.replica.backward(rows, side, Draws.shared(self.settings.seed + 1, self.first_step + step, len(rows)))
+        rate = one_cycle(self.first_step + step, self.all_steps, self.settings.learning_rate)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        norm = torch.nn.utils.get_total_norm([weight.grad for weight in self.model.parameters() if weight.grad is not None])
+        self.optimiser.step()
+        return len(rows), {**logged, "gradient_norm": norm}
+
+    def loss(self, rows: Tensor, side: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """This worker's part of the loss of a batch (see `replica.Loss`): of its rows, in views of this side."""
+        crops, own = self.kind == "crops", len(draws.places)
+        draws = draws.at_least_one()
+        shown = self.data.show(rows[draws.places], crops, side, self.model, self.settings, draws).first(own, self.device)
+        with forward_context(self.device):
+            volumes = self.model(shown.inputs.contiguous(memory_format=torch.channels_last))
+            logits = self.model.name(volumes, shown.regions).float()
+        sums = self.data.loss(logits, shown.labels)
+        counts = torch.tensor([sums.terms, sums.cases], device=self.device)
+        lost, right, terms, cases = distributed.all_reduce(torch.cat([torch.stack([sums.loss.detach(), sums.right]), counts]))
+        terms, cases = terms.clamp(min=1), cases.clamp(min=1)  # a small batch may show no object whole
+        logged = {"loss": lost / terms, "train_accuracy": right / cases}
+        if not self.settings.background:
+            return sums.loss / terms, logged
+        astray = background_share(volumes.float(), shown.objects).sum() / len(rows)
+        logged["background_share"] = distributed.all_reduce(astray.detach())
+        return sums.loss / terms + self.settings.background * astray, logged
+
+    def validate(self) -> dict[str, float]:
+        return {"accuracy": self.held_out.score(self.model, self.settings.batch_size, self.device)}
+
+    def check(self, rows: list[dict[str, Any]]) -> None:
+        """Fine-tuning has no collapse to guard against beyond the loop's check of the loss."""
+
+
+def background_share(volumes: Tensor, objects: Tensor) -> Tensor:
+    """Share of each image's saliency, sum_c V_c^2, that lies off the objects.
+
+    Args:
+        volumes: (B, C, h, w).
+        objects: (B, h, w), 1 for cells on an object, 0 for background.
+
+    Returns:
+        (B,) in [0, 1].
+    """
+    saliency = volumes.square().sum(1)
+    return (saliency * (1 - objects)).sum((1, 2)) / saliency.sum((1, 2)).clamp(min=torch.finfo(saliency.dtype).tiny)
+
+
+def settle(settings: FinetuneSettings, device: torch.device, has_boxes: bool) -> FinetuneSettings:
+    """Fills in what is left open, by the device: a CPU trains on crops first, at half the pixels a cell.
+
+    Raises:
+        UsageError: crops are asked for, and there are no boxes to crop by; or no image is to be shown.
+    """
+    cpu = device.type == "cpu"
+    mode = settings.mode if settings.mode != "auto" else "crops" if cpu and has_boxes else "full"
+    if mode == "crops" and not has_boxes:
+        raise UsageError("mode = crops, but the scene file has no boxes to crop by", "take --mode full")
+    if (settings.crowd or 1) > 1 and not has_boxes:
+        raise UsageError(f"crowd = {settings.crowd}, but the scene file has no boxes to cut objects out by", "take --crowd 1")
+    if settings.background and not has_boxes:
+        raise UsageError(
+            f"background = {settings.background:g}, but there are no boxes that tell objects from background",
+            "leave --background out, or take images with boxes, and --objects crops",
+        )
+    full = settings.full_images
+    if full == 0 and (mode == "full" or not settings.crop_images):
+        raise UsageError("full_images = 0 and no crops: there is nothing to train on", "give --full-images or --crop-images a number")
+    return dataclasses.replace(
+        settings,
+        mode=mode,
+        crowd=settings.crowd or (CROWD if has_boxes else 1),
+        input_size=settings.input_size or (16 if cpu else 32) * int(settings.resolution),
+        batch_size=settings.batch_size or (32 if mode == "crops" else 128),
+        full_images=(FULL_AFTER_CROPS if mode == "crops" else FULL_ALONE_CPU if cpu else FULL_ALONE) if full is None else full,
+    )
+
+
+def plan(settings: FinetuneSettings) -> list[tuple[str, int]]:
+    """What each epoch shows: ("crops" or "full", how many images)."""
+    as_crops = settings.crop_images if settings.mode == "crops" else 0
+    return _epochs_of("crops", as_crops, settings.epoch_images) + _epochs_of("full", settings.full_images, settings.epoch_images)
+
+
+def _lengthened(
+    settings: FinetuneSettings, longer: FinetuneSettings, before: Checkpoint | None, out: Path, reporter: Reporter
+) -> FinetuneSettings:
+    """The settings of a resumed run that is to show more images; refuses what would change epochs that it has trained already."""
+    if longer == settings:
+        return settings
+    progress = {"epoch": 0, "step": 0} if before is None else before.state["progress"]
+    done = progress["epoch"] + (progress["step"] > 0)
+    if longer.full_images < settings.full_images or plan(longer)[:done] != plan(settings)[:done]:
+        raise UsageError(
+            f"{out} shows {settings.full_images:,} full images; {longer.full_images:,} would change epochs that it has trained already",
+            f"give --full-images a larger multiple of {settings.epoch_images}",
+        )
+    reporter.say(
+        f"full images {settings.full_images:,} -> {longer.full_images:,}; the learning rate follows the longer schedule from here on"
+    )
+    return longer
+
+
+def _epochs_of(kind: str, images: int, size: int) -> list[tuple[str, int]]:
+    """Splits `images` into epochs of about `size`."""
+    count = max(1, round(images / size)) if images else 0
+    return [(kind, images * (part + 1) // count - images * part // count) for part in range(count)]
+
+
+def finetune(
+    scenes: Path,
+    out: Path,
+    settings: FinetuneSettings,
+    device: torch.device,
+    reporter: Reporter = SILENT,
+    overwrite: bool = False,
+    resume: bool = False,
+    moved: Path | None = None,
+    full_images: int | None = None,
+) -> Run:
+    """Fine-tunes the activation model and keeps its best and last checkpoints.
+
+    Args:
+        scenes: a scene file, of single objects or of several (`FinetuneSettings.objects`).
+        out: the run directory to make, or with `resume` to go on with.
+        settings: how; ignored with `resume`, where the run's own settings hold.
+        device: where to compute.
+        reporter: progress.
+        overwrite: replace a run in `out`.
+        resume: go on with the run in `out`.
+        moved: with `resume`, where the run's scene file is now; None: where it was.
+        full_images: with `resume`, how many images are shown in full in all, no fewer than the run has; None: as many as it has.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        HsalError: bad input; Interrupted: asked to stop, state saved.
+    """
+    before: Checkpoint | None = None
+    if resume:
+        run = runs.open_run(out, "backbone")
+        config = run.config
+        settings, scenes = build(FinetuneSettings, config["finetune"]), moved or Path(config["scenes"])
+        longer = dataclasses.replace(settings, full_images=settings.full_images if full_images is None else full_images)
+        if run.status.get("state") == "finished" and longer == settings:
+            reporter.say(f"{out} is finished: nothing to do")
+            return run
+        before = resume_from(run, reporter)
+        settings = _lengthened(settings, longer, before, out, reporter)
+        runs.say_changes(run, str(device), reporter)
+    way = way_of(scenes, settings.objects)
+    data = read_objects(scenes, "train", way)
+    with open_scenes(scenes) as file:
+        classes, digest, labels = file.classes, file.digest, torch.from_numpy(file.split("train").labels)
+    if resume and config["scenes_digest"] != digest:
+        raise FileError(f"{scenes} is not the scene file that {out} was trained on", "train a new run: hsal finetune")
+    runs.say_missing_classes(labels, classes, scenes, reporter)
+    if way in ("counts", "random-label") and settings.mode == "crops":
+        raise UsageError(f"mode = crops does not go with objects = {way}, which looks at whole images", "leave --mode out")
+    if way != "single":
+        reporter.say(f"{scenes} has several objects an image: {MEANING[way]} (--objects {way})")
+        settings = dataclasses.replace(settings, objects=way, crowd=1)  # they are crowds already
+    elif settings.mode == "auto" and device.type == "cpu" and data.boxes is None:
+        reporter.warn(f"{scenes} has no boxes to crop by: full images only, which is slow on a CPU")
+    settings = settle(settings, device, has_boxes=data.boxes is not None)
+    torch.manual_seed(settings.seed)
+    model = ActivationModel(settings.arch, len(classes), settings.input_size, int(settings.resolution), settings.dilate)
+    used = before.meta["weights"] if before else initial_weights(model, settings.weights, reporter)
+    model.to(device, memory_format=torch.channels_last)
+    meta = {
+        "kind": "backbone",
+        "arch": settings.arch,
+        "input_size": settings.input_size,
+        "resolution": int(settings.resolution),
+        "dilate": settings.dilate,
+        "classes": classes,
+        "weights": used,
+        "scenes_digest": digest,
+    }
+    task = FinetuneTask(model, data, settings, device, meta)
+    del data  # the task has its parts, and images are what takes the memory
+    if not resume:
+        config = {"scenes": str(scenes), "scenes_digest": digest, "finetune": as_dict(settings), "weights_used": used}
+        run = runs.create(out, "backbone", config, overwrite)
+    elif used != config["weights_used"]:
+        raise FileError(f"{out} started from {config['weights_used']} weights, now there are {used}", "train a new run: hsal finetune")
+    config |= {"scenes": str(scenes), "finetune": as_dict(settings)}
+    shown = ", ".join(f"{sum(n for kind, n in task.plan if kind == part):,} {part}" for part in ("crops", "full"))
+    reporter.say(f"fine-tuning {settings.arch} at {settings.input_size} px on {scenes}: {shown} images, starting from {used} weights")
+    with runs.being_trained(run, config, str(device)), fitting(device, settings.batch_size):
+        rows = train(task, run, reporter, before)
+    distributed.barrier()  # the last checkpoint is written
+    best = checkpoints.load(run.checkpoints, "best")
+    model.load_state_dict(best.weights)
+    results: dict[str, float] = {"accuracy": max((row["accuracy"] for row in rows), default=math.nan)}
+    with open_scenes(scenes) as file:
+        tested = "test" in file.splits
+    if tested:
+        results["test_accuracy"] = read_objects(scenes, "test", way, TEST_IMAGES).score(model, settings.batch_size, device)
+    run.set_status("finished", **results)
+    distributed.barrier()
+    return run

@@ -1,0 +1,155 @@
+"""What the network sees of a single-object image while it is fine-tuned: crops that just contain the object, or the full image, augmented.
+
+Crops keep the scale that the object has in the full image: at an input size of 224 px an object of up to 97 px is seen in a crop of
+112 px, a quarter of the work.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hsal_cli.runs.seeds import Draws
+from hsal_cli.vision.images import to_input
+
+ROOM = 1.15  # a crop's side over its object's
+SCALE, TURN, SHIFT = 0.12, 12.0, 0.06  # largest augmentation: relative size, degrees, share of half the image's side
+STRETCH, SHEAR = 0.12, 0.25  # likewise: width over height, sideways shift over height
+POINTS = 8  # a side of the grid of points by which an object is in view
+# Elastic distortion (Simard, Steinkraus and Platt, "Best Practices for Convolutional Neural Networks", 2003): smooth, random displacements.
+WAVES, BEND = 9, 0.025  # nodes of the field along a side of the full input; largest standard deviation, share of that side
+
+
+def crop_sides(boxes: Tensor, image_size: tuple[int, int], input_size: int, stride: int) -> Tensor:
+    """The crop side that each object needs.
+
+    Args:
+        boxes: (N, 4) x0, y0, x1, y1 in px of the image.
+        image_size: (H, W) in px.
+        input_size: side of the network's full input, px.
+        stride: px of input a cell of the volume.
+
+    Returns:
+        (N,) half the network's input, or more where the object is larger: then a multiple of the stride, at most the input; px.
+    """
+    height, width = image_size
+    across = (boxes[:, 2] - boxes[:, 0]) * (input_size / width)
+    down = (boxes[:, 3] - boxes[:, 1]) * (input_size / height)
+    side = torch.maximum(across, down).float() * ROOM
+    needed = (torch.ceil(side / stride) * stride).clamp(max=input_size)
+    # Tighter crops are cheaper still, but a network that has seen no empty background is lost on full images.
+    return torch.where(side <= input_size / 2, input_size / 2, needed).long()
+
+
+def views(
+    images: Tensor, boxes: Tensor | None, side: int, input_size: int, distortion: float | None, draws: Draws
+) -> tuple[Tensor, Tensor]:
+    """Cuts one view of each image.
+
+    Args:
+        images: uint8 (B, H, W) or (B, H, W, 3).
+        boxes: (B, 4) in px of the image; None for full views.
+        side: side of the views, px of the network's input.
+        input_size: side of the network's full input, px.
+        distortion: strength of random stretch, shear and elastic distortion, beside random scale, rotation, shift and contrast; None: no
+            augmentation at all.
+        draws: the source of all that is random, for these B images.
+
+    Returns:
+        The views, float (B, 3, side, side), normalised for the network; and where they look, (B, 2, 3): the affine maps from a place in a
+        view to the place in its image that is seen there, both in [-1, 1], x before y; elastic distortion moves it by a few px more.
+    """
+    count, height, width = images.shape[:3]
+    augment = distortion is not None
+    if not augment and boxes is None:
+        return to_input(images, input_size), torch.eye(2, 3).expand(count, 2, 3)
+    # Sampling only enlarges: what is larger than the network's input is first shrunk to it, with antialiasing.
+    full = to_input(images, min(max(height, width), input_size))
+
+    def uniform(limit: float) -> Tensor:
+        return (draws.rand() * 2 - 1) * (limit if augment else 0.0)
+
+    zoom = torch.exp(uniform(math.log1p(SCALE)))
+    turn = uniform(math.radians(TURN))
+    share = side / input_size
+    if boxes is None:
+        centre_x, centre_y = uniform(SHIFT), uniform(SHIFT)
+    else:
+        centre_x = _centres(boxes[:, 0] / width, boxes[:, 2] / width, share / zoom, draws)
+        centre_y = _centres(boxes[:, 1] / height, boxes[:, 3] / height, share / zoom, draws)
+    cosine, sine = torch.cos(turn) * share / zoom, torch.sin(turn) * share / zoom
+    strength = distortion or 0.0
+    wider, lean = torch.exp(uniform(math.log1p(STRETCH) * strength)), uniform(SHEAR * strength)
+    across, down = torch.stack([cosine, sine], 1) * wider[:, None], torch.stack([-sine, cosine], 1) / wider[:, None]
+    theta = torch.stack([across, down + lean[:, None] * across, torch.stack([centre_x, centre_y], 1)], 2)
+    grid = F.affine_grid(theta.to(full.device), [count, 3, side, side], align_corners=False)
+    if strength:
+        grid = grid + strength * _bends(side, share, draws).to(grid.device)
+    # What lies outside of the image continues its border: an empty background of MNIST, a plausible one of photographs.
+    seen = F.grid_sample(full, grid.to(full.dtype), padding_mode="border", align_corners=False)
+    if augment:
+        gain = torch.exp(uniform(0.25)).to(seen.device)[:, None, None, None]
+        floor = seen.amin(dim=(2, 3), keepdim=True)
+        seen = floor + (seen - floor) * gain
+    return seen, theta
+
+
+def share_in_view(theta: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """How much of each object a view shows.
+
+    Args:
+        theta: (B, 2, 3) as `views` returns.
+        boxes: (B, M, 4) in px of the image; -1 where there is no object.
+        image_size: (H, W) in px.
+
+    Returns:
+        (B, M) share of the points of a grid over each box that lie in the view, in [0, 1].
+    """
+    size = torch.tensor([image_size[1], image_size[0]])
+    steps = (torch.arange(POINTS) + 0.5) / POINTS
+    inside = torch.cartesian_prod(steps, steps)  # (P, 2), from corner to corner
+    points = (boxes[..., None, :2] + inside * (boxes[..., None, 2:] - boxes[..., None, :2])) / size * 2 - 1  # (B, M, P, 2)
+    places = torch.linalg.solve(theta[:, None, None, :, :2], (points - theta[:, None, None, :, 2])[..., None])[..., 0]
+    return (places.abs() <= 1).all(-1).float().mean(-1)
+
+
+def cell_centres(theta: Tensor, cells: int, image_size: tuple[int, int], covered: float = 1.0) -> Tensor:
+    """Where the cells of a view's volume look.
+
+    Args:
+        theta: (B, 2, 3) as `views` returns.
+        cells: cells along a side of the volume.
+        image_size: (H, W) in px.
+        covered: the cells' reach over the view's side; above 1 where the last cell looks past its border.
+
+    Returns:
+        (B, cells, cells, 2) x and y of each cell's centre, px of the image.
+    """
+    along = (torch.arange(cells) * 2 + 1) * (covered / cells) - 1
+    y, x = torch.meshgrid(along, along, indexing="ij")
+    seen = torch.einsum("bij,hwj->bhwi", theta, torch.stack([x, y, torch.ones_like(x)], -1))
+    return (seen + 1) / 2 * torch.tensor([image_size[1], image_size[0]])
+
+
+def view_centres(theta: Tensor, side: int, stride: int, image_size: tuple[int, int]) -> Tensor:
+    """`cell_centres` of views of this side, px, in a network of this stride, px a cell."""
+    cells = -(-side // stride)
+    return cell_centres(theta, cells, image_size, cells * stride / side)
+
+
+def _bends(side: int, share: float, draws: Draws) -> Tensor:
+    """Elastic distortion, (B, side, side, 2): displacements in [-1, 1] of the full image, of a strength drawn for each view."""
+    nodes = max(2, round(WAVES * share))
+    strength = draws.rand()[:, None, None, None] * 2 * BEND
+    # A sum of four uniform numbers is as good as a normal one here, and never far out.
+    field = (draws.rand(4, 2, nodes, nodes).sum(1) - 2) * math.sqrt(3) * strength
+    return F.interpolate(field, size=(side, side), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+
+
+def _centres(low: Tensor, high: Tensor, share: Tensor, draws: Draws) -> Tensor:
+    """Random crop centres along one axis, in [-1, 1], such that the object from `low` to `high` (0..1) lies inside."""
+    slack = (share - (high - low)).clamp(min=0) / 2
+    return ((low + high) / 2 + (draws.rand() * 2 - 1) * slack) * 2 - 1

@@ -1,0 +1,1 @@
+"""Stored models: load, shipped, export, and showing them images."""

@@ -1,0 +1,147 @@
+"""Loading a trained policy, and finding the backbone it was trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hsal_cli.errors import FileError
+from hsal_cli.policy.count_classifier import CountClassifier
+from hsal_cli.policy.hsal import HSAL
+from hsal_cli.policy.settings import stored_policy
+from hsal_cli.storage import checkpoints
+from hsal_cli.storage.checkpoints import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+    from hsal_cli.vision.backbone import LoadedBackbone
+
+
+TRAIN_HINT = "train one with: hsal train"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedPolicy:
+    """A trained policy, or the count classifier that it is compared with.
+
+    Attributes:
+        policy: in evaluation mode, on the device asked for.
+        meta: the checkpoint's meta: policy settings, classes (names), volume_shape, volume_scale, max_labels, backbone_digest ...
+        checkpoint: where it came from; its `note` says if a damaged checkpoint was passed over.
+    """
+
+    policy: HSAL | CountClassifier
+    meta: dict[str, Any]
+    checkpoint: Checkpoint
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes."""
+        return self.meta["classes"]
+
+    @property
+    def max_steps(self) -> int:
+        """The cap on meta-steps at inference: most labels seen in training plus 2."""
+        return self.meta["max_labels"] + 2
+
+
+def load_policy(path: Path, which: str = "best", device: torch.device | str = "cpu") -> LoadedPolicy:
+    """Loads a policy and verifies that it is what its checkpoint says.
+
+    Args:
+        path: a run, or the folder of one checkpoint.
+        which: "best" or "last", for a run.
+        device: where the policy goes.
+
+    Raises:
+        FileError: missing, damaged, not a policy, or weights that do not fit the settings; names the first that differ.
+    """
+    loaded = load_model(path, which, device)
+    if isinstance(loaded.policy, CountClassifier):
+        raise FileError(
+            f"{path} holds a count classifier, the direct baseline: it looks nowhere, so there is no trajectory",
+            "name the run of a policy with --run; hsal eval takes count classifiers too",
+        )
+    return loaded
+
+
+def load_model(path: Path, which: str = "best", device: torch.device | str = "cpu") -> LoadedPolicy:
+    """Loads whatever can be evaluated, a policy or a count classifier; arguments and errors are those of `load_policy`."""
+    checkpoint = checkpoints.load_from(path, which, TRAIN_HINT)
+    policy = policy_of(checkpoint)
+    return LoadedPolicy(policy.to(device).eval(), checkpoint.meta, checkpoint)
+
+
+def policy_of(checkpoint: Checkpoint) -> HSAL | CountClassifier:
+    """The policy, or count classifier, that a checkpoint holds, on the CPU.
+
+    Raises:
+        FileError: not a policy, or weights that do not fit the settings; names the first that differ.
+    """
+    meta = checkpoint.meta
+    if not isinstance(meta, dict) or meta.get("kind") not in ("policy", "count"):
+        found = meta.get("kind", "unknown") if isinstance(meta, dict) else "unknown"
+        raise FileError(f"{checkpoint.path} is a checkpoint of kind {found}, not policy", TRAIN_HINT)
+    try:
+        classes, shape, scale = len(meta["classes"]), tuple(meta["volume_shape"]), float(meta["volume_scale"])
+        if meta["kind"] == "count":
+            policy = CountClassifier(classes, shape, meta["count"]["most"], scale, meta["count"]["hidden"])
+        else:
+            policy = HSAL(stored_policy(meta["policy"]), classes, shape, scale)
+        int(meta["max_labels"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(f"checkpoint {checkpoint.path} does not describe its policy: {type(error).__name__} {error}", TRAIN_HINT) from error
+    differing = checkpoints.differences(policy.state_dict(), checkpoint.weights)
+    if differing:
+        raise FileError(f"the weights of {checkpoint.path} do not fit its settings: {differing}", TRAIN_HINT)
+    policy.load_state_dict(checkpoint.weights, strict=True)
+    return policy
+
+
+def find_backbone(meta: dict[str, Any], root: Path = Path("runs"), device: torch.device | str = "cpu") -> LoadedBackbone:
+    """Loads the backbone that made the features a policy was trained on, known by the digest of its weights, with volumes as fine as those.
+
+    Args:
+        meta: the policy's.
+        root: the folder whose runs are searched if the backbone is not where the policy's meta says.
+
+    Raises:
+        FileError: it is nowhere.
+    """
+    digest, recorded = meta.get("backbone_digest"), meta.get("backbone")
+    hint = f"bring the run that holds it to {root}/, or train anew with: hsal finetune, hsal train"
+    if not digest:
+        raise FileError("the policy was trained on features that name no backbone, so images cannot be turned into volumes", hint)
+    folder = backbone_folder(digest, Path(recorded) if recorded else None, root)
+    if folder is None:
+        place = f"neither at {recorded} nor under {root}/" if recorded else f"not under {root}/"
+        raise FileError(f"the backbone the policy was trained with (weights {digest[:12]}) is {place}", hint)
+    from hsal_cli.vision.backbone import finer, load_backbone
+
+    backbone = load_backbone(folder, device=device)
+    if "volume_shape" not in meta:
+        return backbone
+    return dataclasses.replace(backbone, model=finer(backbone.model, meta["volume_shape"][1]))
+
+
+def backbone_folder(digest: str, recorded: Path | None = None, root: Path = Path("runs")) -> Path | None:
+    """The checkpoint folder of the backbone whose weights have this digest: where it was recorded, else under `root`, else None."""
+    places = [recorded] if recorded else []
+    places += sorted(root.iterdir()) if root.is_dir() else []
+    for place in places:
+        for folder in (place, *sorted((place / "checkpoints").glob("*"))):
+            if _weights_digest(folder) == digest:
+                return folder
+    return None
+
+
+def _weights_digest(folder: Path) -> str | None:
+    """The weights' digest that a backbone checkpoint's manifest names; None where there is no such checkpoint."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return manifest["sha256"]["weights.safetensors"] if manifest["meta"]["kind"] == "backbone" else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

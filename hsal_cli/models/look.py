@@ -1,0 +1,216 @@
+"""Looking at images: a greedy roll-out of a policy on pictures, kept in a form that pictures and JSON are made from (figure 2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hsal_cli.errors import FileError, HsalError, UsageError
+from hsal_cli.models.load import LoadedPolicy
+from hsal_cli.policy.choosing import greedy
+from hsal_cli.policy.episode import Episode, with_shift
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hsal_cli.vision.backbone import LoadedBackbone
+
+BATCH = 16  # images a forward pass
+DIGITS = 5  # decimals of numbers in JSON
+STOP = "stop"  # what the label that ends an episode is called
+
+
+@dataclasses.dataclass(frozen=True)
+class LookStep:
+    """One meta-step, which names a label, or stop.
+
+    Attributes:
+        label: its name.
+        probability: of that label, in [0, 1].
+        glimpses: k pairs (row, column), in cells from 0, in the order they were taken.
+        mask, priority, saliency: (h, w) float64: M_t, and P_t and S_t in [0, 1].
+        gaussians: (G, 4) float64: alpha, beta (1/cells^2), kappa row, kappa column (cells, the first one is 1).
+        classes: (name, probability) of every class in their order, then of stop; empty where not known.
+    """
+
+    label: str
+    probability: float
+    glimpses: list[tuple[int, int]]
+    mask: np.ndarray
+    priority: np.ndarray
+    saliency: np.ndarray
+    gaussians: np.ndarray
+    classes: Sequence[tuple[str, float]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What a policy did with one image.
+
+    Attributes:
+        name: the image's file name or another name for it.
+        image: uint8 (H, W, 3).
+        steps: the meta-steps that name a label, in order.
+        stop_probability: of stop at the last meta-step, which names it unless the cap on meta-steps came first.
+        end: the meta-step that named stop; None where the cap came first.
+    """
+
+    name: str
+    image: np.ndarray
+    steps: list[LookStep]
+    stop_probability: float
+    end: LookStep | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """The predicted multiset, in the order it was named."""
+        return [step.label for step in self.steps]
+
+
+def look(
+    images: Sequence[torch.Tensor | Image],
+    backbone: LoadedBackbone,
+    policy: LoadedPolicy,
+    max_steps: int | None = None,
+    names: Sequence[str | Path] | None = None,
+    places: Sequence[str] | None = None,
+) -> list[Look]:
+    """Shows images to a policy.
+
+    Args:
+        images: PIL images, or uint8 tensors (H, W), (H, W, 3) or (1, H, W, 3), of any size.
+        backbone: the one the policy was trained with (see `loading.find_backbone`), on the same device.
+        policy: a loaded policy.
+        max_steps: cap on meta-steps; None: the policy's.
+        names: one an image; None: their numbers from 1.
+        places: where each image stands, "SPLIT/ROW" in a scene file, by which maps from files are found; None: the names.
+    """
+    from hsal_cli.features.saliency.models import saliency_model
+    from hsal_cli.vision.images import to_input
+
+    device = policy.policy.volume_scale.device
+    pictures = [as_rgb(image) for image in images]
+    names = [str(number + 1) for number in range(len(pictures))] if names is None else [str(name) for name in names]
+    places = names if places is None else places
+    saliency = saliency_model(policy.meta.get("saliency", "activation"))
+    looks = []
+    for start in range(0, len(pictures), BATCH):
+        batch = pictures[start : start + BATCH]
+        with torch.inference_mode():
+            inputs = torch.cat([to_input(picture[None].to(device), backbone.model.input_size) for picture in batch])
+            volumes = backbone.model(inputs).float()
+            # One by one: pictures may differ in size.
+            shown = zip(batch, volumes.split(1), places[start : start + BATCH], strict=True)
+            maps = torch.cat([saliency(picture[None].to(device), volume, [place]) for picture, volume, place in shown])
+            episode = policy.policy(volumes, maps, choose=greedy, max_steps=max_steps or policy.max_steps)
+        for place, picture in enumerate(batch):
+            looks.append(look_at(episode, place, names[start + place], picture.numpy(), policy.classes))
+    return looks
+
+
+def look_at_files(
+    paths: Sequence[Path], backbone: LoadedBackbone, policy: LoadedPolicy, max_steps: int | None = None
+) -> Iterator[tuple[Path, Look | HsalError]]:
+    """Shows image files to a policy, a few at a time, so that there may be any number of them.
+
+    Yields:
+        (path, look) in the order of the paths; in place of the look of a file that cannot be read, the error.
+    """
+    from hsal_cli.vision.images import from_pil, read_image
+
+    for start in range(0, len(paths), BATCH):
+        found: dict[int, torch.Tensor | HsalError] = {}
+        for place, path in enumerate(paths[start : start + BATCH]):
+            try:
+                found[place] = from_pil(read_image(path))
+            except HsalError as error:
+                found[place] = error
+        images = {place: image for place, image in found.items() if not isinstance(image, HsalError)}
+        looks = dict(zip(images, look(list(images.values()), backbone, policy, max_steps, [paths[start + p] for p in images]), strict=True))
+        for place, image in found.items():
+            yield paths[start + place], image if isinstance(image, HsalError) else looks[place]
+
+
+def look_at_scenes(
+    scenes: Path, split: str, rows: Sequence[int], backbone: LoadedBackbone, policy: LoadedPolicy, max_steps: int | None = None
+) -> list[tuple[Look, list[str]]]:
+    """Shows images of a scene file to a policy.
+
+    Returns:
+        (look, names of the true labels) for each row.
+
+    Raises:
+        FileError: the file is unusable or has no such split, or the policy takes saliency maps from files made for other scenes.
+        UsageError: it has no such row.
+    """
+    from hsal_cli.features.settings import saliency_kind
+    from hsal_cli.scenes.scene_file import open_scenes
+
+    with open_scenes(scenes) as file:
+        if split not in file.splits:
+            raise FileError(f"{scenes} has no split {split}", f"take one of: {', '.join(file.splits)}")
+        saliency = policy.meta.get("saliency", "activation")
+        if saliency_kind(saliency) == "file" and file.digest != policy.meta.get("scenes_digest"):
+            raise FileError(f"the policy takes its maps from {saliency}, made for other scenes than {scenes}", "name its own scene file")
+        part = file.split(split)
+        wrong = [row for row in rows if not 0 <= row < len(part)]
+        if wrong:
+            raise UsageError(f"{scenes} has no row {wrong[0]} in split {split}", f"take rows from 0 to {len(part) - 1}")
+        images = [torch.from_numpy(part.read(row, row + 1)) for row in rows]
+        truths = [[file.classes[label] for label in part.labels[row] if label >= 0] for row in rows]
+    images = [image if image.dim() == 4 else image[0] for image in images]
+    names, places = [f"{split} image {row}" for row in rows], [f"{split}/{row}" for row in rows]
+    return list(zip(look(images, backbone, policy, max_steps, names, places), truths, strict=True))
+
+
+def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes: list[str]) -> Look:
+    """One image's part of an episode.
+
+    Args:
+        episode: a roll-out of a batch.
+        place: the image's place in the batch.
+        name: its name.
+        image: uint8 (H, W, 3).
+        classes: K names.
+    """
+    probabilities = with_shift(episode.logits[:, place], episode.stop_shift[:, place]).detach().softmax(-1).double().cpu()  # (T, K+1)
+    width = episode.masks.shape[-1]
+    names = [*classes, STOP]
+    steps = []
+    for step in range(int(episode.lengths[place])):
+        label = int(episode.labels[step, place])
+        maps = (part[step, place].double().cpu().numpy() for part in (episode.masks, episode.priority, episode.saliency, episode.gaussians))
+        cells = [divmod(cell, width) for cell in episode.glimpses[step, place].tolist()]
+        scores = list(zip(names, probabilities[step].tolist(), strict=True))
+        steps.append(LookStep(names[label], scores[label][1], cells, *maps, scores))
+    stopped = label == len(classes)
+    return Look(name, image, steps[:-1] if stopped else steps, scores[-1][1], steps[-1] if stopped else None)
+
+
+def to_json(look: Look) -> dict[str, Any]:
+    """A look in the form of the contract: `image`, `labels`, `steps` (each `label`, `probability`, `glimpses`, `mask`, `priority`,
+    `saliency`; maps as h rows of w numbers) and `stop_probability`."""
+    steps = [
+        {
+            "label": step.label,
+            "probability": round(step.probability, DIGITS),
+            "glimpses": [list(cell) for cell in step.glimpses],
+            **{name: getattr(step, name).round(DIGITS).tolist() for name in ("mask", "priority", "saliency")},
+        }
+        for step in look.steps
+    ]
+    return {"image": look.name, "labels": look.labels, "steps": steps, "stop_probability": round(look.stop_probability, DIGITS)}
+
+
+def as_rgb(image: torch.Tensor | Image) -> torch.Tensor:
+    """A picture as uint8 (H, W, 3) on the CPU; grey is repeated, and a batch of one taken out of its batch."""
+    if isinstance(image, torch.Tensor):
+        image = image.cpu()
+        image = image[0] if image.dim() == 4 else image
+        return image.unsqueeze(-1).expand(-1, -1, 3) if image.dim() == 2 else image
+    return torch.from_numpy(np.array(image.convert("RGB")))

@@ -1,0 +1,170 @@
+"""The figures of `hsal report`: curves of every metric (figures 5 and 6), exact match by count, confusion, and galleries."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hsal_cli.evaluation.intervals import NORMAL, mean_of_runs
+from hsal_cli.pictures.charts.curves import Curve, Panel, draw_curves
+from hsal_cli.pictures.charts.panels import Bars, Heat, draw_panels
+from hsal_cli.pictures.trajectory import trajectories
+from hsal_cli.pictures.writing import encoded
+from hsal_cli.report.detail import Detail, confusion, exact_by_count
+from hsal_cli.report.report_page import PageFigure
+
+if TYPE_CHECKING:
+    from hsal_cli.models.look import Look
+
+ACROSS = 2  # trajectories beside each other
+SIDE = 126  # of their panels, px
+BY_COUNT, CONFUSION = (4.4, 3.0), (5.2, 4.4)  # inches
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """How a metric's curve is drawn: its title, the words on its axis, its limits, and a sentence on what it is."""
+
+    title: str
+    axis: str
+    low: float | None
+    high: float | None
+    caption: str
+
+
+METRICS = {
+    "policy": {
+        "exact_match": Metric("Exact match", "exact match", 0, 1, "Share of held-out images whose multiset is named without a fault."),
+        "macro_f1": Metric("Macro-F1", "macro-F1", 0, 1, "On held-out images, as in figure 6 of the paper."),
+        "reward": Metric("Reward", "reward a label", -1, 1, "In training, with sampled labels: 1 if it is still in the multiset, else -1."),
+        "attn_saliency": Metric(
+            "attn_saliency", "raw saliency at the glimpses", 0, None, "On held-out images, on the scale of figure 5 of the paper."
+        ),
+        "attn_saliency_normalized": Metric(
+            "attn_saliency, normalised", "saliency at the glimpses", 0, 1, "The same on maps scaled to [0, 1], which compares backbones."
+        ),
+        "glimpse_hit": Metric(
+            "Glimpses on the object", "glimpse_hit", 0, 1, "Share of glimpses in the box of the object that is named, held-out images."
+        ),
+        "location_reward": Metric("Priority at the glimpses", "priority", 0, 1, "What the location policy is rewarded by, in training."),
+        "label_entropy": Metric("Entropy of labels", "nats", 0, None, "How much the policy still explores labels, in training."),
+        "location_entropy": Metric("Entropy of glimpses", "nats", 0, None, "How much it still explores places, in training."),
+        "early_stops": Metric("Early stops", "share of steps", 0, 1, "Steps at which stop is chosen, or would be, too early."),
+        "explained_variance": Metric(
+            "Explained variance", "1 - Var(R - V) / Var(R)", None, 1, "How much of the reward the baseline V foresees: 1 is all, 0 nothing."
+        ),
+        "loss": Metric("Loss", "loss", None, None, "The sum of all terms, in training; of REINFORCE only its course means something."),
+    },
+    "count": {
+        "exact_match": Metric("Exact match", "exact match", 0, 1, "Share of held-out images whose counts are all right."),
+        "macro_f1": Metric("Macro-F1", "macro-F1", 0, 1, "On held-out images."),
+        "train_exact_match": Metric("Exact match in training", "exact match", 0, 1, "On the training images, with dropout."),
+        "loss": Metric("Loss", "cross-entropy", 0, None, "In training, summed over the classes."),
+    },
+    "backbone": {
+        "accuracy": Metric("Accuracy", "accuracy", 0, 1, "On held-out images of one object, shown in full."),
+        "train_accuracy": Metric("Accuracy in training", "accuracy", 0, 1, "On the augmented views that it is trained on."),
+        "loss": Metric("Loss", "cross-entropy", 0, None, "In training."),
+    },
+}
+
+
+def curve_name(kind: str, metric: str) -> str:
+    """The name of a metric's figure."""
+    return f"{kind}-{metric.replace('_', '-')}"
+
+
+def curve_figures(kind: str, curves: Mapping[str, Mapping[str, Sequence[Curve]]]) -> list[PageFigure]:
+    """Draws the curves of runs of one kind.
+
+    Args:
+        kind: "policy", "count" or "backbone".
+        curves: metric -> group of runs that differ by their seed -> a curve a run. Metrics without any point are left out.
+    """
+    figures = []
+    for name, metric in METRICS[kind].items():
+        series = {group: [run for run in runs if run] for group, runs in curves.get(name, {}).items()}
+        series = {group: runs for group, runs in series.items() if runs}
+        if series:
+            panel = Panel(metric.title, metric.axis, series, low=metric.low, high=metric.high)
+            figures.append(PageFigure(curve_name(kind, name), metric.title + ".", metric.caption, draw_curves([panel])))
+    return figures
+
+
+def count_figure(details: Mapping[str, Sequence[Detail]]) -> PageFigure:
+    """Exact match by the true number of objects, with 95% intervals: over runs where there are several, else over images."""
+    found = {group: [exact_by_count(one) for one in runs] for group, runs in details.items()}
+    counts = sorted({count for runs in found.values() for run in runs for count in run})
+    heights: dict[str, list[float | None]] = {}
+    halves: dict[str, list[float | None]] = {}
+    for group, runs in found.items():
+        cells = [[run[count] for run in runs if count in run] for count in counts]
+        means = [mean_of_runs([share for _, share in cell]) if cell else None for cell in cells]
+        heights[group] = [mean and mean.mean for mean in means]
+        halves[group] = [
+            None if mean is None else mean.half if mean.half is not None else _binomial(*cell[0])
+            for mean, cell in zip(means, cells, strict=True)
+        ]
+    bars = Bars("Exact match by number of objects", "objects in the image", "exact match", list(map(str, counts)), heights, halves, top=1.0)
+    caption = "On the test split. Bars: 95% interval, over seeds where there are several runs, else over images."
+    return PageFigure("by-count", bars.title + ".", caption, draw_panels([bars], size=BY_COUNT))
+
+
+def _binomial(images: int, share: float) -> float:
+    return NORMAL * (share * (1 - share) / images) ** 0.5
+
+
+def confusion_figure(name: str, group: str, runs: Sequence[Detail], classes: list[str]) -> PageFigure:
+    """Named against true labels, as shares of each class's objects.
+
+    Args:
+        name: of the figure.
+        group: the runs' name, for the title.
+        runs: one or more, added up.
+        classes: K names.
+    """
+    found = np.sum([confusion(one.true, one.named) for one in runs], axis=0)
+    objects = found[:-1].sum(axis=1)
+    # Labels named for no object are compared with how many objects of that class there are.
+    per_row = np.concatenate([objects, [1]])[:, None]
+    shares = found / np.maximum(per_row, 1)
+    shares[-1, :-1] = found[-1, :-1] / np.maximum(objects, 1)
+    heat = Heat(
+        f"Named against true labels: {group}",
+        "named label",
+        "true label",
+        shares,
+        "share of the class's objects",
+        x_names=[*classes, "missed"],
+        y_names=[*classes, "extra"],
+        percent=True,
+    )
+    caption = (
+        "Percent of the objects of a class, on the test split. A multiset does not say which label was meant for which object: those on "
+        "both sides are right, the others of an image are paired evenly. Missed: no label was named for the object. Extra: labels named "
+        "for no object, as a share of the objects of the class that was named."
+    )
+    return PageFigure(name, "Confusion.", caption, draw_panels([heat], size=CONFUSION))
+
+
+GALLERY = {
+    "best": ("Best.", "Exact matches with the most objects, the surest first."),
+    "worst": ("Worst.", "Most labels missed or wrongly named, the surest first."),
+    "repeats": ("Repeats.", "The first test images in which a label repeats, right or wrong."),
+    "uncertain": ("Most uncertain.", "Images with the least probable choice, right or wrong."),
+}
+
+
+def gallery_figure(kind: str, looks: Sequence[tuple[Look, list[str]]]) -> PageFigure:
+    """Trajectories of chosen test images (figures 2 and 12).
+
+    Args:
+        kind: a key of `detail.choose`.
+        looks: with their true labels.
+    """
+    title, caption = GALLERY[kind]
+    picture = trajectories([look for look, _ in looks], [truth for _, truth in looks], columns=min(ACROSS, len(looks)), side=SIDE)
+    return PageFigure(f"gallery-{kind}", title, caption, encoded(picture))

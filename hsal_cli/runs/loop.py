@@ -1,0 +1,274 @@
+"""The one training loop: epochs and steps, metrics, checkpoints, Ctrl-C and resuming; fine-tuning and policy training are its tasks."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hsal_cli import distributed
+from hsal_cli.errors import Interrupted, TrainingError, WorkerLost
+from hsal_cli.progress import Reporter
+from hsal_cli.runs.run import Run
+from hsal_cli.storage import checkpoints
+from hsal_cli.storage.checkpoints import Checkpoint
+
+SAVE_EVERY_S = 120.0  # between epochs, a crash or a kill loses no more work than this
+CHECK_EVERY = 20  # steps between looks at the loss on a GPU, where each look waits for the device
+
+
+class Task(Protocol):
+    """What the loop trains.
+
+    Attributes:
+        command: the command that runs it, such as "hsal train".
+        epochs: how many epochs there are.
+        score_name: the key of the validation metric by which the best checkpoint is chosen; larger is better.
+        headline: keys shown in the line of an epoch.
+    """
+
+    command: str
+    epochs: int
+    score_name: str
+    headline: tuple[str, ...]
+
+    def steps(self, epoch: int) -> int:
+        """Steps in an epoch."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Prepares an epoch; what it draws depends on the seed and the epoch alone."""
+
+    def step(self, step: int) -> tuple[int, dict[str, Tensor]]:
+        """Takes one step of the current epoch.
+
+        Returns:
+            (number of examples, scalars averaged over the epoch; "loss" is among them, and may be "gradient_norm", both of which must be
+            finite). The tensors may stay on the device. Of several workers each has the same, for the whole batch.
+
+        Raises:
+            WorkerLost: another worker has gone; weights and state are those from before the step.
+        """
+
+    def validate(self) -> dict[str, float]:
+        """Scores on held-out examples."""
+
+    def check(self, rows: list[dict[str, Any]]) -> str | None:
+        """Looks at the metrics of the epochs so far; the last of them is new.
+
+        Returns:
+            What the user should be warned of; None if all is well.
+
+        Raises:
+            TrainingError: going on is pointless.
+        """
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model."""
+
+    def state(self) -> dict[str, Any]:
+        """What resuming needs beside the weights: optimiser, random states (tensors and plain types)."""
+
+    def load(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Takes up where `weights` and `state` were saved."""
+
+    def meta(self) -> dict[str, Any]:
+        """What the checkpoint's manifest says of the model."""
+
+
+class ModelTask:
+    """What a task saves and takes up again where a model and its optimiser are all that training changes.
+
+    Attributes:
+        model: what is trained.
+        optimiser: of its parameters.
+    """
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    _meta: dict[str, Any]
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.model.state_dict()
+
+    def state(self) -> dict[str, Any]:
+        return {"optimiser": self.optimiser.state_dict()}
+
+    def load(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+        self.model.load_state_dict(weights)
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def meta(self) -> dict[str, Any]:
+        return self._meta
+
+
+def one_cycle(step: int, steps: int, peak: float, warm_up: float = 0.2) -> float:
+    """Learning rate of a one-cycle schedule: linear warm-up from peak/25, then a cosine down to peak/1000.
+
+    Args:
+        step: the step about to be taken, counted from 0.
+        steps: steps of the whole training.
+        peak: the largest learning rate.
+        warm_up: share of the steps that rise.
+    """
+    rising = max(1, round(steps * warm_up))
+    if step < rising:
+        return peak * (0.04 + 0.96 * step / rising)
+    done = (step - rising) / max(1, steps - rising)
+    return peak * (0.001 + 0.999 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+
+
+def train(task: Task, run: Run, reporter: Reporter, resume: Checkpoint | None = None) -> list[dict[str, Any]]:
+    """Trains a task to its end, or until a signal asks to stop.
+
+    Args:
+        task: what to train.
+        run: where metrics and checkpoints go.
+        reporter: progress.
+        resume: the checkpoint to continue from; it belongs to this run.
+
+    Returns:
+        One row of metrics an epoch.
+
+    Raises:
+        Interrupted: asked to stop; a checkpoint was saved.
+        TrainingError: the loss or the gradient is not finite, or the task says that it has collapsed; the last good checkpoint stays.
+        WorkerLost: another worker has gone; what this one knows was saved, if it leads and computes on a CPU.
+    """
+    progress = {"epoch": 0, "step": 0, "sums": {}, "count": 0, "seconds": 0.0, "rows": [], "best": -math.inf}
+    if resume is not None:
+        progress = dict(resume.state["progress"])
+        task.load(resume.weights, resume.state["task"])
+        run.write_rows(progress["rows"])
+        if distributed.current().leads:  # a kill may have come between a checkpoint and the index that names it
+            checkpoints.write_index(run.checkpoints, last=resume.path.name, best=progress.get("best_name"))
+    run.set_status("running")
+    try:
+        return _epochs(task, run, reporter, progress)
+    except Interrupted:
+        run.set_status("stopped")
+        raise
+    except WorkerLost as error:
+        raise _after_a_loss(task, run, progress) from error
+    except BaseException:
+        run.set_status("failed")
+        raise
+
+
+def _epochs(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any]) -> list[dict[str, Any]]:
+    all_steps = sum(task.steps(epoch) for epoch in range(task.epochs))
+    taken = sum(task.steps(epoch) for epoch in range(progress["epoch"])) + progress["step"]
+    with reporter.track("training", all_steps, "steps", done=taken) as advance:
+        _plot(task, reporter, progress["rows"])
+        for epoch in range(progress["epoch"], task.epochs):
+            task.start_epoch(epoch)
+            _steps(task, run, reporter, progress, epoch, advance)
+            _check_weights(task, run, progress)
+            row = _finish_epoch(task, progress, epoch)
+            best = row[task.score_name] > progress["best"]
+            progress["best"] = max(progress["best"], row[task.score_name])
+            progress["rows"] = [*progress["rows"], row]
+            progress.update(epoch=epoch + 1, step=0, sums={}, count=0, seconds=0.0)
+            run.write_rows(progress["rows"])
+            warning = task.check(progress["rows"])  # before saving: one that has collapsed does not take the place of one that has not
+            _plot(task, reporter, progress["rows"])
+            _save(task, run, progress, best)
+            shown = "  ".join(f"{key} {row[key]:.3f}" for key in task.headline if key in row)
+            reporter.say(f"epoch {epoch + 1}/{task.epochs}: {shown}  ({row['examples_per_s']:,.0f} examples/s)")
+            if warning:
+                reporter.warn(warning)
+            signal = distributed.all_reduce_max(reporter.stop_signal)
+            if signal and epoch + 1 < task.epochs:
+                _stop(task, run, signal)
+    return progress["rows"]
+
+
+def _plot(task: Task, reporter: Reporter, rows: list[dict[str, Any]]) -> None:
+    """The first of the headline's metrics, and the score, over the epochs so far."""
+    shown = dict.fromkeys((task.headline[0], task.score_name))
+    reporter.plot({key.replace("_", " "): [row[key] for row in rows if key in row] for key in shown})
+
+
+def _steps(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any], epoch: int, advance: Any) -> None:
+    """The steps of one epoch, from `progress["step"]` on."""
+    start = saved = time.monotonic()
+    before = progress["seconds"]
+    sums = {key: torch.as_tensor(value) for key, value in progress["sums"].items()}
+    steps = task.steps(epoch)
+    for step in range(progress["step"], steps):
+        count, metrics = task.step(step)
+        for key, value in metrics.items():
+            sums[key] = sums[key].to(value.device) + value.detach() * count if key in sums else value.detach() * count
+        progress.update(step=step + 1, count=progress["count"] + count, seconds=before + time.monotonic() - start)
+        note = ""
+        if sums["loss"].device.type == "cpu" or step % CHECK_EVERY == CHECK_EVERY - 1 or step + 1 == steps:
+            for key, what in (("loss", "the loss is"), ("gradient_norm", "the gradient is")):
+                if key in sums and not torch.isfinite(sums[key]):
+                    raise _not_finite(what, progress, run)
+            rate = progress["count"] / max(progress["seconds"], 1e-9)
+            note = f"epoch {epoch + 1}/{task.epochs}, loss {metrics['loss'].item():.3f}, {rate:,.0f} examples/s"
+        advance(1, note)
+        progress["sums"] = sums
+        signal = distributed.all_reduce_max(reporter.stop_signal)  # all workers stop behind the same step
+        if step + 1 < steps and (signal or time.monotonic() - saved > SAVE_EVERY_S):
+            progress["sums"] = {key: value.cpu() for key, value in sums.items()}
+            _check_weights(task, run, progress)
+            _save(task, run, progress, best=False)
+            saved = time.monotonic()
+            if signal:
+                _stop(task, run, signal)
+    progress["sums"] = {key: value.cpu() for key, value in sums.items()}
+
+
+def _finish_epoch(task: Task, progress: dict[str, Any], epoch: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"epoch": epoch + 1}
+    row |= {key: float(value) / max(progress["count"], 1) for key, value in progress["sums"].items()}
+    row["examples_per_s"] = progress["count"] / max(progress["seconds"], 1e-9)
+    row["seconds"] = progress["seconds"]
+    return row | task.validate()
+
+
+def _not_finite(what: str, progress: dict[str, Any], run: Run) -> TrainingError:
+    hint = f"the last good checkpoint is in {run.checkpoints}; try a lower --learning-rate"
+    return TrainingError(f"{what} not finite at step {progress['step']} of epoch {progress['epoch'] + 1}", hint)
+
+
+def _check_weights(task: Task, run: Run, progress: dict[str, Any]) -> None:
+    """Called before a checkpoint: a gradient may be infinite where the loss is not, and on a GPU not every loss is looked at."""
+    if not all(bool(tensor.isfinite().all()) for tensor in task.weights().values()):
+        raise _not_finite("the weights are", progress, run)
+
+
+def _save(task: Task, run: Run, progress: dict[str, Any], best: bool) -> None:
+    name = f"epoch-{progress['epoch']:05d}-step-{progress['step']:07d}"
+    if best:
+        progress["best_name"] = name
+    if not distributed.current().leads:
+        return
+    state = {"progress": progress, "task": task.state()}
+    meta = {**task.meta(), "epoch": progress["epoch"], task.score_name: progress["rows"][-1][task.score_name] if progress["rows"] else None}
+    checkpoints.save(run.checkpoints, name, task.weights(), state, meta, best)
+
+
+def _stop(task: Task, run: Run, signal: int) -> None:
+    distributed.barrier()  # a worker that ended while worker 0 still saves would have torchrun end worker 0
+    raise Interrupted("stopped; the state is saved", f"resume with: {task.command} --resume {shlex.quote(str(run.path))}", signal)
+
+
+def _after_a_loss(task: Task, run: Run, progress: dict[str, Any]) -> WorkerLost:
+    """Saves what is known where that can be done, and says what is left."""
+    run.set_status("stopped")
+    # What a GPU still computes may wait for the lost worker for ever.
+    within = progress["step"] > 0 and all(tensor.device.type == "cpu" for tensor in task.weights().values())
+    if within:
+        progress["sums"] = {key: value.cpu() for key, value in progress["sums"].items()}
+        _check_weights(task, run, progress)
+        _save(task, run, progress, best=False)
+    where = f"at step {progress['step']} of epoch {progress['epoch'] + 1}"
+    hint = f"go on with: {task.command} --resume {shlex.quote(str(run.path))}, with as many workers as there are"
+    if not checkpoints.present(run.checkpoints):
+        return WorkerLost(f"a worker was lost {where}; there is no checkpoint yet", hint)
+    return WorkerLost(f"a worker was lost {where}; the last checkpoint is {run.checkpoints / checkpoints.names(run.checkpoints)[-1]}", hint)

@@ -1,0 +1,1 @@
+"""Glyphs of digits: IDX files, pen strokes."""

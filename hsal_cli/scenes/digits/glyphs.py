@@ -1,0 +1,195 @@
+"""Where digits come from: MNIST's IDX files, found or downloaded, or the embedded pen strokes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import os
+import socket
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+
+from hsal_cli.errors import FileError, UsageError
+from hsal_cli.progress import Reporter
+from hsal_cli.scenes.class_names import known_names, pick, split_names
+from hsal_cli.scenes.digits.idx import HINT, find_idx, read_idx, read_pair
+from hsal_cli.scenes.settings import SceneSettings
+
+PROBE = "https://ossci-datasets.s3.amazonaws.com/mnist/train-labels-idx1-ubyte.gz"  # the first mirror that torchvision tries
+PROBE_S = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Glyphs:
+    """The glyphs that one split's images are composed of.
+
+    Attributes:
+        images: uint8 (N, 28, 28), white ink on black.
+        labels: int64 (N,), index into classes.
+        classes: the names, one a class.
+        members: for each class, the rows of its glyphs.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: list[str]
+    members: list[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitSource:
+    """Where the digits of a scene file come from.
+
+    Attributes:
+        name: "mnist" or "strokes".
+        folder: the folder of IDX files; None for strokes.
+        classes, class_names, transpose: as in `SceneSettings`.
+    """
+
+    name: str
+    folder: Path | None = None
+    classes: str | None = None
+    class_names: str | None = None
+    transpose: str = "auto"
+
+    def glyphs(self, split: str, seed: int) -> Glyphs:
+        """The glyphs of a split: train digits come only from the training split, test digits only from the test split.
+
+        Args:
+            split: "train" or "test".
+            seed: what drawn digits depend on; files do not.
+
+        Raises:
+            FileError: the IDX files are missing or damaged, or a class has no glyph.
+            UsageError: a class that there is not, or a wrong number of names.
+        """
+        if self.folder is None:
+            from hsal_cli.scenes.digits.strokes import draw_pool
+
+            images, labels = draw_pool(split, seed)
+            numbers, where = np.arange(10), "the strokes"
+        else:
+            images, labels = read_pair(self.folder, split, self.transpose)
+            numbers, where = np.unique(labels if split == "train" else self._train_labels(self.folder)), str(self.folder)
+            if not np.isin(labels, numbers).all():
+                raise FileError(f"{self.folder}: the test split has labels that the training split has not", HINT)
+        names = split_names(self.class_names, "class_names") if self.class_names else known_names(self.folder, numbers.tolist())
+        if len(names) != len(numbers):
+            raise UsageError(
+                f"class_names names {len(names)} classes, {where} has {len(numbers)}", "give each class one name, in their order"
+            )
+        labels = np.searchsorted(numbers, labels)
+        if self.classes:
+            chosen = pick(names, self.classes)
+            place = np.full(len(names), -1)
+            place[chosen] = np.arange(len(chosen))
+            kept = place[labels] >= 0
+            images, labels, names = images[kept], place[labels[kept]], [names[index] for index in chosen]
+        return gather(images, labels, names, where)
+
+    @staticmethod
+    def _train_labels(folder: Path) -> np.ndarray:
+        path = find_idx(folder, "train", "labels")
+        if path is None:
+            raise FileError(f"{folder} has no train-labels-idx1-ubyte or train-labels-idx1-ubyte.gz", HINT)
+        return read_idx(path, 1)
+
+
+def gather(images: np.ndarray, labels: np.ndarray, classes: list[str], where: str) -> Glyphs:
+    """Groups glyphs by class, leaving blank ones out.
+
+    Raises:
+        FileError: a class has no glyph.
+    """
+    inked = images.any(axis=(1, 2))
+    members = [np.flatnonzero(inked & (labels == label)) for label in range(len(classes))]
+    for name, rows in zip(classes, members, strict=True):
+        if not len(rows):
+            raise FileError(f"{where} has no glyph of class {name}", HINT)
+    return Glyphs(images, labels.astype(np.int64), classes, members)
+
+
+def cache_root() -> Path:
+    """The folder that torchvision's download goes to."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hsal"
+
+
+def find_digits(settings: SceneSettings, reporter: Reporter) -> DigitSource:
+    """Chooses the digit source; downloads MNIST if it has to.
+
+    `mnist` takes --mnist-dir, else HSAL_MNIST_DIR, else an earlier torchvision download in data/ or the cache, else downloads it.
+    `auto` does the same and falls back to strokes where none of these is to be had.
+
+    Raises:
+        FileError: a folder that was named is missing or has no training images, or MNIST cannot be had.
+    """
+    found = functools.partial(DigitSource, classes=settings.classes, class_names=settings.class_names, transpose=settings.transpose)
+    if settings.digits == "strokes":
+        if settings.mnist_dir:
+            raise UsageError("digits = strokes takes no mnist_dir", "leave one of --digits strokes and --mnist-dir out")
+        return found("strokes")
+    folder = find_local(settings)
+    if folder is not None:
+        return found("mnist", folder)
+    try:
+        return found("mnist", download(reporter))
+    except FileError:
+        if settings.digits == "mnist":
+            raise
+        reporter.warn("MNIST is not at hand and cannot be downloaded: digits are drawn by pen strokes (--mnist-dir DIR takes real ones)")
+        return found("strokes")
+
+
+def find_local(settings: SceneSettings) -> Path | None:
+    """The folder of MNIST's IDX files on this machine: the one named, else an earlier download; None where there is none.
+
+    Raises:
+        FileError: a folder that was named is missing or has no training images.
+    """
+    named = settings.mnist_dir or os.environ.get("HSAL_MNIST_DIR")
+    if named:
+        folder = Path(named).expanduser()
+        images = find_idx(folder, "train", "images")
+        if images is None and not folder.is_dir():
+            raise FileError(f"the digit folder {folder} {'is not a folder' if folder.exists() else 'does not exist'}", HINT)
+        if images is None:
+            raise FileError(f"{folder} has no train-images-idx3-ubyte or train-images-idx3-ubyte.gz", HINT)
+        return folder
+    for folder in (Path("data") / "MNIST" / "raw", cache_root() / "MNIST" / "raw"):
+        if all(find_idx(folder, split, what) for split in ("train", "test") for what in ("images", "labels")):
+            return folder
+    return None
+
+
+def download(reporter: Reporter) -> Path:
+    """Downloads MNIST by torchvision into the cache.
+
+    Returns:
+        The folder with the IDX files.
+
+    Raises:
+        FileError: it cannot be had, with both ways out as its hint; within seconds where there is no network.
+    """
+    hint = "name a folder of IDX files with --mnist-dir DIR, or draw digits with --digits strokes"
+    try:
+        # torchvision waits without a limit where packets are dropped, so a quick question comes first.
+        urllib.request.urlopen(urllib.request.Request(PROBE, method="HEAD"), timeout=PROBE_S).close()
+    except (OSError, ValueError) as error:
+        raise FileError(f"MNIST cannot be downloaded: {getattr(error, 'reason', None) or error}", hint) from error
+    import torchvision
+
+    reporter.say(f"Downloading MNIST into {cache_root()}")
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            torchvision.datasets.MNIST(str(cache_root()), download=True)
+    except (OSError, RuntimeError) as error:
+        raise FileError(f"MNIST cannot be downloaded: {error}", hint) from error
+    finally:
+        socket.setdefaulttimeout(before)
+    return cache_root() / "MNIST" / "raw"

@@ -1,0 +1,1 @@
+"""Images and labels that others made: folders, SVHN."""

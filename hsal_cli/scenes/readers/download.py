@@ -1,0 +1,89 @@
+"""Fetching a large file: progress, going on where it was interrupted, and a check of what came."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import urllib.error
+import urllib.request
+import zlib
+from pathlib import Path
+
+from hsal_cli.errors import FileError
+from hsal_cli.progress import Reporter
+
+BLOCK = 1 << 20
+TIMEOUT_S = 30.0
+SIZES = {"train.tar.gz": 404_141_560, "test.tar.gz": 276_555_967, "extra.tar.gz": 1_955_489_752}  # of SVHN's archives, bytes
+
+
+def fetch(url: str, target: Path, size: int | None, reporter: Reporter) -> None:
+    """Fetches a gzipped file, unless it is there.
+
+    The bytes gather in `target`.part, where a later call goes on; whole, its length and the checksum inside of it (CRC-32 of gzip) are
+    checked before it takes its name. SVHN's publishers give no other sum.
+
+    Args:
+        url: http, https or file.
+        target: where it goes.
+        size: its length in bytes, where known; else as the server says.
+        reporter: progress.
+
+    Raises:
+        FileError: it cannot be had, or it is damaged; Interrupted: stopped on request, the part stays.
+    """
+    if target.exists():
+        return
+    part = target.with_name(target.name + ".part")
+    hint = f"run the same command again to go on, or put {target.name} into {target.parent} yourself"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _gather(url, part, size, reporter)
+        if not _sound(part, reporter):
+            part.unlink()
+            raise FileError(f"{url} came damaged: its checksum does not fit", hint)
+        part.replace(target)
+    except urllib.error.HTTPError as error:
+        raise FileError(f"{url} cannot be fetched: {error.code} {error.reason}", hint) from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise FileError(f"{url} cannot be fetched: {getattr(error, 'reason', None) or error}", hint) from error
+
+
+def _gather(url: str, part: Path, size: int | None, reporter: Reporter) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    if size is not None and have >= size:
+        if have == size:
+            return
+        part.unlink()
+        have = 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have and size is None:  # nothing is left to send
+            return
+        raise
+    with answer:
+        if have and getattr(answer, "status", None) != 206:
+            have = 0  # the server begins anew, so do we
+        left = int(answer.headers.get("Content-Length") or 0)
+        total = size if size is not None else have + left
+        with part.open("ab" if have else "wb") as file, reporter.track(f"Fetching {url}", total, "bytes", have) as advance:
+            while block := answer.read(BLOCK):
+                file.write(block)
+                have += len(block)
+                advance(len(block))
+                reporter.check_stop("run the same command again to go on with the download")
+    if total and have != total:
+        raise OSError(f"the connection ended after {have:,} of {total:,} bytes")
+
+
+def _sound(path: Path, reporter: Reporter) -> bool:
+    """Whether a gzipped file fits its own checksum."""
+    try:
+        with gzip.open(path, "rb") as stream:
+            while stream.read(BLOCK):
+                reporter.check_stop("run the same command again")
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""What lies on disk: atomic files, HDF5 conventions, checkpoints."""

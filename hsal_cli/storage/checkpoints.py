@@ -1,0 +1,236 @@
+"""Saving and loading states: each checkpoint is a folder, written aside, renamed when whole, verified before it is used.
+
+checkpoints/
+    index.json               {"last": NAME, "best": NAME}: which checkpoint is which
+    NAME/
+        weights.safetensors  the model, in float32; in float16 where it was exported, and float32 again once it is read
+        state.pt             what resuming needs (tensors and plain types), absent in exported models
+        manifest.json        "meta" (kind, settings, classes, scores ...), the sha256 of each file, and a digest of the manifest itself
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hsal_cli import __version__
+from hsal_cli.errors import FileError
+from hsal_cli.storage.files import atomic_write, digest_of_file, read_sealed, write_sealed
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS, STATE, MANIFEST, INDEX = "weights.safetensors", "state.pt", "manifest.json", "index.json"
+SHOWN = 3  # parameters that an error names at most
+KEEP = 2  # the newest checkpoints that stay, beside the best one: if the newest is damaged, the one before still serves
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint.
+
+    Attributes:
+        path: its folder.
+        weights: name -> tensor.
+        state: what resuming needs; None where the checkpoint holds weights only.
+        meta: the manifest's "meta".
+        digest: sha256 of the weights file, by which features name their backbone.
+        note: which damaged checkpoint was passed over, else "".
+    """
+
+    path: Path
+    weights: dict[str, torch.Tensor]
+    state: dict[str, Any] | None
+    meta: dict[str, Any]
+    digest: str
+    note: str = ""
+
+
+def write_checkpoint(folder: Path, weights: dict[str, torch.Tensor], state: dict[str, Any] | None, meta: dict[str, Any]) -> None:
+    """Writes one checkpoint folder, whole or not at all.
+
+    Raises:
+        FileError: the place cannot be written.
+    """
+    import torch
+    from safetensors.torch import save
+
+    with atomic_write(folder, folder=True) as temporary:
+        # Written by Python: on a full disk torch and safetensors raise errors of many kinds, or end the process.
+        (temporary / WEIGHTS).write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
+        if state is not None:
+            stream = io.BytesIO()
+            torch.save(state, stream)
+            (temporary / STATE).write_bytes(stream.getbuffer())
+        sums = {file.name: digest_of_file(file) for file in sorted(temporary.iterdir())}
+        write_sealed(temporary / MANIFEST, {"hsal_version": __version__, "sha256": sums, "meta": meta})
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Reads one checkpoint folder and verifies every checksum before anything of it is used.
+
+    Raises:
+        FileError: missing, incomplete, damaged, or not loadable without running code.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    hint = "train again, or name another checkpoint"
+    try:
+        manifest = read_sealed(folder / MANIFEST, "hsal train")
+    except FileError as error:
+        raise FileError(f"checkpoint {folder} cannot be read: {error.message}", hint) from error
+    try:
+        sums, meta = dict(manifest["sha256"]), dict(manifest["meta"])
+        for name, expected in sums.items():
+            if digest_of_file(folder / name) != expected:
+                raise FileError(f"checkpoint {folder} is damaged: {name} does not have the checksum its manifest gives", hint)
+        weights = {name: _in_full(tensor) for name, tensor in load_file(folder / WEIGHTS).items()}
+        state = torch.load(folder / STATE, weights_only=True) if STATE in sums else None
+        return Checkpoint(folder, weights, state, meta, sums[WEIGHTS])
+    except pickle.PickleError as error:
+        # torch's own message advises to load it all the same.
+        raise FileError(f"checkpoint {folder} cannot be read: state.pt holds more than tensors and plain values", hint) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, RuntimeError, EOFError) as error:
+        raise FileError(f"checkpoint {folder} cannot be read: {type(error).__name__}: {error}", hint) from error
+
+
+def _in_full(tensor: torch.Tensor) -> torch.Tensor:
+    """Weights stored in half the bytes, in the precision that they are computed with."""
+    return tensor.float() if str(tensor.dtype) == "torch.float16" else tensor
+
+
+def save(root: Path, name: str, weights: dict[str, torch.Tensor], state: dict[str, Any], meta: dict[str, Any], best: bool) -> None:
+    """Adds a checkpoint to a run, points "last" (and "best") at it, and removes those that nothing needs any more.
+
+    Args:
+        root: the run's `checkpoints` folder.
+        name: the new checkpoint's name; names sort in the order of training.
+        best: whether it is the best so far.
+    """
+    folder = root / name
+    if folder.exists():  # of a run that went this far before, and was resumed from an older one
+        _remove(folder)
+    write_checkpoint(folder, weights, state, meta)
+    index = write_index(root, last=name, best=name if best else index_of(root).get("best"))
+    for old in names(root)[:-KEEP]:
+        if old not in index.values():
+            _remove(root / old)
+
+
+def write_index(root: Path, last: str, best: str | None) -> dict[str, str]:
+    """Notes which checkpoint is "last" and which "best"; None: none is yet. Returns the index."""
+    index = {"last": last} | ({"best": best} if best else {})
+    write_sealed(root / INDEX, index)
+    return index
+
+
+def clear(root: Path) -> None:
+    """Removes all checkpoints of a run, and nothing else."""
+    for name in names(root):
+        _remove(root / name)
+    (root / INDEX).unlink(missing_ok=True)
+
+
+def clear_temporary(root: Path) -> None:
+    """Removes what a writer that was killed left half done; only for the one process that writes there."""
+    for place in root.glob(".*.tmp"):
+        _remove(place) if place.is_dir() else place.unlink()
+
+
+def present(root: Path) -> bool:
+    """Whether a run has any checkpoint, good or damaged."""
+    return bool(names(root))
+
+
+def _remove(folder: Path) -> None:
+    """Removes a checkpoint, but no file that is not of one."""
+    for name in (MANIFEST, WEIGHTS, STATE):  # without its manifest it is none any more
+        (folder / name).unlink(missing_ok=True)
+    for place in folder.glob(".*.tmp"):
+        place.unlink()
+    try:
+        folder.rmdir()
+    except OSError:  # somebody keeps something of their own there
+        pass
+
+
+def load(root: Path, which: str) -> Checkpoint:
+    """Loads a run's "last" or "best" checkpoint; a damaged one is passed over for the newest good one, and said so.
+
+    Raises:
+        FileError: there is no checkpoint, or none is good.
+    """
+    held, index = names(root), index_of(root)
+    wanted = index.get(which)
+    order = ([wanted] if wanted in held else []) + [name for name in reversed(held) if name != wanted]
+    damaged = [] if wanted in held or not held else [f"{root / INDEX} does not say which checkpoint is the {which} one"]
+    for name in order:
+        try:
+            found = read_checkpoint(root / name)
+        except FileError as error:
+            damaged.append(error.message)
+            continue
+        return dataclasses.replace(found, note=f"{damaged[0]}; using {name}" if damaged else "")
+    if held != names(root):  # a training that goes on meanwhile has removed them for newer ones
+        return load(root, which)
+    if damaged:
+        raise FileError(damaged[-1] + "; no other checkpoint is left", "train again")
+    raise FileError(f"there is no checkpoint in {root}", "train first: hsal finetune, hsal train")
+
+
+def differences(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> str:
+    """What keeps weights from being loaded, the first few: missing and unknown names, and shapes that differ; "" if nothing does.
+
+    Args:
+        wanted: the model's own.
+        found: the checkpoint's.
+    """
+    differing = []
+    for name in [*wanted, *(name for name in found if name not in wanted)]:
+        if name not in found:
+            differing.append(f"{name} is missing")
+        elif name not in wanted:
+            differing.append(f"{name} is unknown")
+        elif wanted[name].shape != found[name].shape:
+            differing.append(f"{name} is {_shape(found[name])}, not {_shape(wanted[name])}")
+    more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+    return "; ".join(differing[:SHOWN]) + more
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "one number"
+
+
+def load_from(path: Path, which: str, hint: str) -> Checkpoint:
+    """Loads what a path names: a run folder's "last" or "best" checkpoint, or the checkpoint whose folder it is.
+
+    Raises:
+        FileError: it is neither, or no checkpoint is good; `hint` says how to make one.
+    """
+    if (path / MANIFEST).is_file():
+        return read_checkpoint(path)
+    if (path / "checkpoints").is_dir():
+        return load(path / "checkpoints", which)
+    raise FileError(f"{path} is neither a run of hsal nor a checkpoint", hint)
+
+
+def names(root: Path) -> list[str]:
+    """The checkpoints of a run, those damaged included; a folder that holds nothing of a checkpoint is somebody else's."""
+    if not root.is_dir():
+        return []
+    ours = (MANIFEST, WEIGHTS, STATE)
+    folders = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    return sorted(folder.name for folder in folders if any((folder / name).exists() for name in ours))
+
+
+def index_of(root: Path) -> dict[str, str]:
+    """Which checkpoint of a run is "last" and which "best"; empty where the index is missing or damaged."""
+    try:
+        return {key: value for key, value in read_sealed(root / INDEX, "").items() if isinstance(value, str)}
+    except FileError:
+        return {}

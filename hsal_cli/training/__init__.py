@@ -1,0 +1,1 @@
+"""Section 4: rewards, objectives, tasks, training; verdicts on a run."""

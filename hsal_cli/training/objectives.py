@@ -1,0 +1,241 @@
+"""The objectives of section 4 and their loss terms; each is a dict of named terms, weighted in one place.
+
+- rl: REINFORCE on the multiset reward (section 4.2), or its mean over all actions: an action's own reward is known for every label and
+  cell, so that sum_a pi(a) R(a) can be followed itself ("all-action" or "expected" policy gradient; Sutton et al., "Comparing
+  Policy-Gradient Algorithms", 2001; Ciosek and Whiteson, "Expected Policy Gradients", AAAI 2018).
+- cross-entropy: the paper's baseline, cross-entropy on randomly ordered labels (section 5).
+- multiset: cross-entropy to the uniform distribution over the remaining multiset (Welleck et al., "Loss Functions for Multiset
+  Prediction", NeurIPS 2018).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hsal_cli import distributed
+from hsal_cli.policy.choosing import Source, draw
+from hsal_cli.policy.episode import Episode
+from hsal_cli.training.rewards import (
+    count_labels,
+    explained_variance,
+    list_rewards,
+    list_rewards_of_all,
+    moments,
+    multiset_rewards,
+    returns_to_go,
+    rewards_of_all,
+    wide,
+)
+from hsal_cli.training.settings import TrainSettings
+
+HALF = math.log(0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """What is known of a batch.
+
+    Attributes:
+        labels: (B, L) the labels in the order of the list task or of this draw, padded with -1.
+        counts: (B, K) the multisets.
+        sizes: (B,) m, the number of labels; -1 for a row that counts for nothing.
+    """
+
+    labels: Tensor
+    counts: Tensor
+    sizes: Tensor
+
+    def to(self, device: torch.device) -> Targets:
+        """The same on a device."""
+        return Targets(self.labels.to(device), self.counts.to(device), self.sizes.to(device))
+
+    def select(self, places: Tensor) -> Targets:
+        """Those of some rows."""
+        return Targets(self.labels[places], self.counts[places], self.sizes[places])
+
+
+def make_targets(labels: Tensor, classes: int, settings: TrainSettings, generator: torch.Generator) -> Targets:
+    """Counts, sizes and, for cross-entropy on multisets, a random order of the labels of a batch.
+
+    Args:
+        labels: (B, L) padded with -1.
+        classes: K.
+        settings: the objective and the task.
+        generator: draws the order (on the labels' device).
+    """
+    if settings.objective == "cross-entropy" and settings.task == "multiset":
+        keys = torch.rand(labels.shape, generator=generator, device=labels.device)
+        keys = torch.where(labels >= 0, keys, 2.0)
+        labels = labels.gather(1, keys.argsort(dim=1))
+    return Targets(labels, count_labels(labels, classes), (labels >= 0).sum(dim=1))
+
+
+class Namer:
+    """Chooses the label of each meta-step during training (the policy's `choose`).
+
+    At step m+1 it is stop. Before it, rl and cross-entropy sample the policy's own label; multiset samples among the labels that
+    remain, so that every episode ends with an empty multiset; teacher feedback gives the true one of this draw.
+
+    Args:
+        targets: of the batch.
+        classes: K.
+        settings: the objective, the handling of stop, the feedback.
+        generator: draws the labels.
+    """
+
+    def __init__(self, targets: Targets, classes: int, settings: TrainSettings, generator: Source):
+        self.targets, self.classes, self.settings, self.generator = targets, classes, settings, generator
+        self.left = targets.counts.clone()
+
+    def __call__(self, step: int, rows: Tensor, logits: Tensor) -> Tensor:
+        settings, stop = self.settings, self.classes
+        going = self.targets.sizes[rows] > step
+        if settings.objective == "cross-entropy" and settings.feedback == "teacher":
+            width = self.targets.labels.shape[1]
+            named = self.targets.labels[rows, min(step, width - 1)]
+        else:
+            scores = logits.detach()
+            if settings.objective == "multiset":
+                scores = scores[:, :stop].masked_fill(self.left[rows] == 0, -torch.inf)
+            elif settings.stop == "supervised":
+                scores = scores[:, :stop]
+            named = draw(scores, self.generator, rows)
+            if settings.objective == "multiset":
+                self.left[rows, named] -= going.long()
+        return torch.where(going, named, stop)
+
+
+def losses(
+    episode: Episode, targets: Targets, settings: TrainSettings, batch: int | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The terms of the loss, and what to log beside them.
+
+    Each term is summed over an episode and averaged over the batch, as the estimator of section 4.2 is.
+
+    Args:
+        episode: a roll-out of m+1 meta-steps an image, with labels and glimpses sampled.
+        targets: of the same images.
+        settings: weights and variants.
+        batch: images of the whole batch, where several workers share it; None: these are all.
+
+    Returns:
+        terms: "class", "stop", "location", "value", "label_entropy", "location_entropy", "stop_shift", as far as there are such, each
+            already weighted; their sum is the loss. Of several workers each has its own part, and the loss is the sum of all.
+        logged: the terms as "loss_class" and so on, their sum "loss", and "reward", "location_reward", "label_entropy",
+            "location_entropy", "early_stops", "explained_variance", averages over the whole batch.
+    """
+    classes = targets.counts.shape[1]
+    batch = len(targets.sizes) if batch is None else batch
+    # The first m of an episode's m+1 steps name labels.
+    steps = torch.arange(len(episode.labels), device=targets.sizes.device)
+    naming = (steps[:, None] < targets.sizes) & episode.active
+    last = (steps[:, None] == targets.sizes) & episode.active
+
+    def total(values: Tensor, where: Tensor) -> Tensor:
+        return torch.where(where, values, 0.0).sum() / batch
+
+    class_rewards, remaining = multiset_rewards(episode.labels, targets.counts)
+    if settings.task == "list":
+        class_rewards = list_rewards(episode.labels, targets.labels)
+    log_all = episode.logits.log_softmax(dim=-1)
+    log_stop = log_all[..., classes]
+    log_named = log_all
+    if settings.stop == "supervised" and settings.objective == "rl":
+        log_named = episode.logits[..., :classes].log_softmax(dim=-1)
+    label_entropy = -(log_named.exp() * log_named).sum(dim=-1)
+
+    location_log = episode.location_logits.log_softmax(dim=-1)  # (T, B, k, h*w)
+    glimpsed = location_log.gather(-1, episode.glimpses[..., None])[..., 0]  # (T, B, k)
+    location_entropy = -(location_log.exp() * location_log).sum(dim=-1)
+    location_rewards = episode.priority.flatten(2).gather(-1, episode.glimpses).detach()
+    returns, locating = _returns(location_rewards, class_rewards, naming, settings.return_to_go)
+    advantages = returns - episode.values.detach()
+
+    terms: dict[str, Tensor] = {}
+    if settings.objective == "rl":
+        if settings.averages_actions:
+            each = list_rewards_of_all(targets.labels, len(steps), classes) if settings.task == "list" else rewards_of_all(remaining)
+            gained = (log_named.exp() * each[..., : log_named.shape[-1]]).sum(dim=-1)
+        else:
+            named = log_named.gather(-1, episode.labels.clamp(0, log_named.shape[-1] - 1)[..., None])[..., 0]
+            gained = named * advantages[..., -1]
+        terms["class"] = -total(gained, naming)
+        terms["stop"] = -total(log_stop, last)
+        if settings.stop == "supervised":
+            terms["stop"] = terms["stop"] - total(_log_go(episode.logits), naming)
+        terms["label_entropy"] = -settings.label_entropy * total(label_entropy, naming)
+    else:
+        terms["class"] = -total(_expected_log(log_all, remaining, targets, settings), naming)
+        terms["stop"] = -total(log_stop, last)
+    if settings.objective != "cross-entropy":
+        if settings.averages_actions:
+            pointed = (location_log.exp() * episode.priority.flatten(2).detach()[:, :, None]).sum(dim=-1)
+        else:
+            pointed = glimpsed * advantages[..., :-1]
+        terms["location"] = -settings.location_weight * total(pointed, locating)
+        terms["value"] = settings.value_weight * total((returns - episode.values).square(), naming[..., None])
+        terms["location_entropy"] = -settings.location_entropy * total(location_entropy, locating)
+    scores = episode.scores
+    decided = scores.log_softmax(dim=-1)[..., classes]  # stop as both heads have it
+    if decided.requires_grad:
+        terms["stop_shift"] = -total(decided, last) - total(_log_go(scores), naming)
+
+    # Where stop is never sampled early, it is counted where it would be the likeliest outcome.
+    early = episode.labels == classes if settings.stop == "sampled" else decided > HALF
+    averaged = {
+        "reward": (class_rewards, naming),
+        "location_reward": (location_rewards, locating),
+        "label_entropy": (label_entropy, naming),
+        "location_entropy": (location_entropy, locating),
+        "early_stops": (early, naming),
+    }
+    rewarded, valued = returns[..., -1][naming], episode.values.detach()[..., -1][naming]
+    return terms, _logged(terms, averaged, moments(rewarded, rewarded - valued))
+
+
+def _log_go(scores: Tensor) -> Tensor:
+    """log(1 - p_stop) from scores (..., K + 1), computed from those of the labels, so that it stays finite as p_stop nears 1."""
+    return scores[..., :-1].logsumexp(dim=-1) - scores.logsumexp(dim=-1)
+
+
+def _logged(terms: dict[str, Tensor], averaged: dict[str, tuple[Tensor, Tensor]], spread: Tensor) -> dict[str, Tensor]:
+    """Sums up over the workers, in double precision, and divides then: averages of averages would weigh images unequally."""
+    exact = wide(spread)
+    sums = [torch.where(where, values.detach(), 0.0).sum(dtype=exact) for values, where in averaged.values()]
+    counts = [where.sum(dtype=exact) for _, where in averaged.values()]
+    lost = [term.detach().to(exact) for term in terms.values()]
+    kinds = [torch.stack(kind) for kind in (lost, sums, counts)]
+    lost, sums, counts, spread = distributed.all_reduce(torch.cat([*kinds, spread])).split([len(lost), len(sums), len(counts), len(spread)])
+    logged = {"loss": lost.sum(), **{f"loss_{key}": value for key, value in zip(terms, lost, strict=True)}}
+    logged |= dict(zip(averaged, sums / counts.clamp(min=1), strict=True))
+    return {**logged, "explained_variance": explained_variance(spread)}
+
+
+def _returns(location: Tensor, named: Tensor, naming: Tensor, to_go: bool) -> tuple[Tensor, Tensor]:
+    """Rewards (T, B, k+1) of the glimpses and the label, zero outside the naming steps, or their returns-to-go.
+
+    Also the mask of naming steps spread to the glimpses, (T, B, k).
+    """
+    rewards = torch.cat([location, named[..., None]], dim=-1) * naming[..., None]
+    if to_go:
+        count, batch, width = rewards.shape
+        rewards = returns_to_go(rewards.transpose(1, 2).reshape(count * width, batch)).reshape(count, width, batch).transpose(1, 2)
+    return rewards, naming[..., None].expand_as(location)
+
+
+def _expected_log(log_all: Tensor, remaining: Tensor, targets: Targets, settings: TrainSettings) -> Tensor:
+    """Log-probability (T, B) of the label in turn, or its mean over the labels that remain.
+
+    With teacher or sampled feedback alike, cross-entropy compares step t with the t-th label of this draw's order.
+    """
+    if settings.objective == "multiset":
+        shares = remaining / remaining.sum(dim=-1, keepdim=True).clamp(min=1)
+        return (F.pad(shares, (0, 1)) * log_all).sum(dim=-1)
+    count = log_all.shape[0]
+    turns = F.pad(targets.labels.clamp(min=0).T, (0, 0, 0, max(0, count - targets.labels.shape[1])))[:count]
+    return log_all.gather(-1, turns[..., None])[..., 0]

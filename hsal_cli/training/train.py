@@ -1,0 +1,260 @@
+"""Training the hierarchical policy, or the count classifier that it is compared with, on precomputed features (section 4)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from hsal_cli import distributed
+from hsal_cli.errors import FileError, TrainingError, UsageError
+from hsal_cli.evaluation.evaluate import quick_scores
+from hsal_cli.features.stream import FeatureStream, window_rows
+from hsal_cli.features.table import FeatureTable, open_features
+from hsal_cli.policy.count_classifier import CountClassifier
+from hsal_cli.policy.hsal import HSAL
+from hsal_cli.policy.settings import PolicySettings, stored_policy
+from hsal_cli.progress import SILENT, Reporter
+from hsal_cli.runs import run as runs
+from hsal_cli.runs.loop import train
+from hsal_cli.runs.run import Run, resume_from, say_missing_classes
+from hsal_cli.runs.seeds import Draws
+from hsal_cli.settings import as_dict
+from hsal_cli.storage import checkpoints
+from hsal_cli.training.count_task import CountTask
+from hsal_cli.training.feature_task import FeatureTask
+from hsal_cli.training.objectives import Namer, losses, make_targets
+from hsal_cli.training.rewards import count_labels
+from hsal_cli.training.settings import TrainSettings, stored_train
+from hsal_cli.training.verdicts import mask_off_objects
+from hsal_cli.vision.devices import fitting
+
+Features = TypeVar("Features", FeatureTable, FeatureStream)
+VALIDATION_MOST = 2_000  # held-out images; more would only slow the epochs down
+DEAD_STOPS, DEAD_REWARD = 0.95, -0.9
+
+
+class PolicyTask(FeatureTask):
+    """Policy training as a task of the loop; `model` is the policy."""
+
+    headline = ("reward", "exact_match", "macro_f1", "glimpse_hit", "early_stops")
+
+    def loss(self, rows: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        settings, classes = self.settings, self.model.classes
+        targets = make_targets(self.data.labels[rows], classes, settings, draws.generator)
+        own, draws = len(draws.places), draws.at_least_one()
+        targets = targets.select(draws.places)
+        if not own:
+            targets = dataclasses.replace(targets, sizes=torch.full((1,), -1))
+        batch = self.data.select(rows[draws.places])
+        steps, targets = (targets.sizes + 1).clamp(min=1), targets.to(self.device)
+        episode = self.model(
+            batch.volumes.to(self.device),
+            batch.saliency.to(self.device),
+            choose=Namer(targets, classes, settings, draws),
+            steps=steps,
+            sample_glimpses=True,
+            generator=draws,
+        )
+        terms, logged = losses(episode, targets, settings, len(rows))
+        return torch.stack(list(terms.values())).sum(), logged
+
+    def validate(self) -> dict[str, float]:
+        self.model.eval()
+        return quick_scores(self.model, self.held_out, self._meta["max_labels"] + 2, 2 * self.settings.batch_size, self.device)
+
+    def check(self, rows: list[dict[str, Any]]) -> str | None:
+        row = rows[-1]
+        if row["early_stops"] > DEAD_STOPS and row["reward"] < DEAD_REWARD and row["exact_match"] == 0.0:
+            raise TrainingError(
+                f"the policy has collapsed: {row['early_stops']:.0%} of its steps say stop too early, reward {row['reward']:.2f}",
+                "use --stop supervised, a larger --batch-size or a lower --learning-rate",
+            )
+        mask_mass, area = ([(row["epoch"], row[name]) for row in rows if name in row] for name in ("mask_mass", "area"))
+        found = mask_off_objects(mask_mass, area)
+        return found[1] if found and found[0] == row["epoch"] else None  # said once
+
+
+def hold_out(images: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Splits the rows of the training split into those to train on and those to validate on; the test split is never touched.
+
+    Raises:
+        UsageError: there are too few images for both.
+    """
+    count = min(max(1, round(images * share)), VALIDATION_MOST)
+    if count >= images:
+        raise UsageError(f"{images} training images are too few to hold some out", "make more: hsal make-data --train N")
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
+    return order[count:].sort().values, order[:count].sort().values
+
+
+def volume_scale(parts: Iterable[Tensor]) -> float:
+    """Standard deviation of all activations of the training split, which comes in parts, in double precision."""
+    total = square = 0.0
+    count = 0
+    for part in parts:
+        total += float(part.float().sum(dtype=torch.float64))
+        square += float(part.float().square().sum(dtype=torch.float64))
+        count += part.numel()
+    return math.sqrt(max(square / count - (total / count) ** 2, 1e-12))
+
+
+def left_to_right(table: Features) -> Features:
+    """Orders the labels of each image by their boxes' left edges, for the list task; unchanged without boxes."""
+    if table.boxes is None:
+        return table
+    order = torch.where(table.labels >= 0, table.boxes[..., 0], 1 << 30).argsort(dim=1, stable=True)
+    return table.labelled(table.labels.gather(1, order), table.boxes.gather(1, order[..., None].expand_as(table.boxes)))
+
+
+def train_policy(
+    features: Path,
+    out: Path,
+    policy_settings: PolicySettings,
+    settings: TrainSettings,
+    device: torch.device,
+    reporter: Reporter = SILENT,
+    overwrite: bool = False,
+    resume: bool = False,
+    backbone: Path | None = None,
+    init_from: Path | None = None,
+    moved: Path | None = None,
+    epochs: int | None = None,
+    memory: float | None = None,
+) -> Run:
+    """Trains a policy and keeps its best and last checkpoints.
+
+    Args:
+        features: the feature file.
+        out: the run directory to make, or with `resume` to go on with.
+        policy_settings, settings: how; ignored with `resume`, where the run's own settings hold.
+        device: where to compute.
+        reporter: progress.
+        overwrite: replace a run in `out`.
+        resume: go on with the run in `out`.
+        backbone: the run that the features come from, recorded so that pictures can be looked at later.
+        init_from: a run or checkpoint whose weights a new run starts from; nothing else of it is taken.
+        moved: with `resume`, where the run's features are now; None: where they were.
+        epochs: with `resume`, how many epochs in all, no fewer than the run has; None: as many as it has.
+        memory: GB that features may take; more are read as they are needed. None: 60% of what is free. With `resume`, as before.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        HsalError: bad input, collapse; Interrupted: asked to stop, state saved.
+    """
+    before = None
+    if resume:
+        run = runs.open_run(out, runs.EVALUATED)
+        config = run.config
+        features, backbone = moved or Path(config["features"]), Path(config["backbone"]) if config["backbone"] else None
+        policy_settings, settings = stored_policy(config["policy"]), stored_train(config["train"])
+        init_from = Path(config["init_from"]["path"]) if config.get("init_from") else None
+        if (epochs or settings.epochs) < settings.epochs:
+            raise UsageError(f"{out} has {settings.epochs} epochs, which is more than {epochs}", "leave --epochs out, or give a larger one")
+        longer = dataclasses.replace(settings, epochs=epochs or settings.epochs)
+        if run.status.get("state") == "finished" and longer == settings:
+            reporter.say(f"{out} is finished: nothing to do")
+            return run
+        if longer != settings:
+            reporter.say(f"epochs {settings.epochs} -> {longer.epochs}; the learning rate follows the longer schedule from here on")
+            settings = longer
+        before = resume_from(run, reporter)
+        runs.say_changes(run, str(device), reporter)
+    with open_features(features) as file:
+        if resume and config["features_digest"] != file.digest:
+            raise FileError(f"{features} is not the feature file that {out} was trained on", "train a new run: hsal train")
+        reporter.say(f"reading {features}")
+        window = config.get("window", 0) if resume else distributed.broadcast(lambda: window_rows(file, "train", memory))
+        if window:
+            reporter.say(f"it does not fit into memory: {window:,} images at a time")
+        table = FeatureStream(features, "train", window) if window else file.table("train")
+        table = left_to_right(table) if settings.task == "list" else table
+        rows, held_out = hold_out(len(table), settings.validation, settings.seed)
+        scored = file.table("train", held_out) if window else table.select(held_out)
+        classes, shape = file.classes, file.volume_shape
+        digests = {
+            "features_digest": file.digest,
+            "scenes_digest": file.scenes_digest,
+            "backbone_digest": file.backbone_digest,
+            "saliency": file.saliency,
+        }
+    scale = before.meta["volume_scale"] if before else volume_scale(table.parts())
+    torch.manual_seed(settings.seed)
+    if settings.objective == "count":
+        kind, most = "count", int(count_labels(table.labels, len(classes)).max())
+        model = CountClassifier(len(classes), shape, most, scale).to(device)
+        described = {"count": {"most": most, "hidden": model.hidden}}
+    else:
+        policy_settings = policy_settings.for_training(settings.objective, settings.stop)
+        kind, model = "policy", HSAL(policy_settings, len(classes), shape, scale).to(device)
+        described = {"policy": as_dict(policy_settings)}
+    started = start_from(model, kind, init_from, classes) if init_from and before is None else None
+    meta = {
+        "kind": kind,
+        **described,
+        "objective": settings.objective,
+        "classes": classes,
+        "volume_shape": list(shape),
+        "volume_scale": scale,
+        "max_labels": int((table.labels >= 0).sum(1).max()),
+        "backbone": str(backbone) if backbone else None,
+        "features": str(features),
+        **digests,
+    }
+    say_missing_classes(table.labels, classes, features, reporter)
+    if not resume:
+        config = {
+            "features": str(features),
+            "backbone": str(backbone) if backbone else None,
+            "policy": described.get("policy", {}),
+            "train": as_dict(settings),
+            **digests,
+            "init_from": started,
+            **({"window": window} if window else {}),
+        }
+        run = runs.create(out, kind, config, overwrite)
+    elif started is not None and started["digest"] != config["init_from"]["digest"]:
+        raise FileError(f"{init_from} does not hold the weights that {out} started from", "train a new run: hsal train")
+    config |= {"features": str(features), "train": as_dict(settings)}
+    reporter.say(
+        f"training by {settings.objective} on {len(rows):,} images, {len(held_out):,} held out, {settings.epochs} epochs, on {device}"
+    )
+    make_task = CountTask if kind == "count" else PolicyTask
+    task = make_task(model, table, rows, scored, settings, device, meta)
+    with contextlib.closing(table), runs.being_trained(run, config, str(device)), fitting(device, settings.batch_size):
+        history = train(task, run, reporter, before)
+    run.set_status("finished", exact_match=max(row["exact_match"] for row in history))
+    distributed.barrier()  # the others may read it now
+    return run
+
+
+def start_from(model: HSAL | CountClassifier, kind: str, source: Path, classes: list[str]) -> dict[str, str]:
+    """Gives a new policy, or count classifier, the weights of another one; the scale of its volumes stays its own.
+
+    Returns:
+        `path` and `digest` of the checkpoint.
+
+    Raises:
+        FileError: no checkpoint of a policy, of other classes, or weights that do not fit; names the first that differ.
+    """
+    hint = "name a policy of the same settings and classes with --init-from, or leave it out"
+    checkpoint = checkpoints.load_from(source, "best", hint)
+    if checkpoint.meta.get("kind") != kind:
+        raise FileError(f"{checkpoint.path} is a checkpoint of kind {checkpoint.meta.get('kind')}, not {kind}", hint)
+    differing = checkpoints.differences(model.state_dict(), checkpoint.weights)
+    if differing:
+        raise FileError(f"the weights of {checkpoint.path} do not fit these settings and data: {differing}", hint)
+    theirs = checkpoint.meta.get("classes")
+    if theirs != classes:
+        place = next((place for place, pair in enumerate(zip(theirs or [], classes, strict=False)) if pair[0] != pair[1]), 0)
+        raise FileError(f"{checkpoint.path} is for other classes: class {place} is {(theirs or ['?'])[place]}, not {classes[place]}", hint)
+    model.load_state_dict({**checkpoint.weights, "volume_scale": model.volume_scale})
+    return {"path": str(source), "digest": checkpoint.digest}
