@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.scenes.annotations import read_labels
 from hsal_cli.scenes.folder import make_from_folder
 from hsal_cli.scenes.gather import fitted
+from hsal_cli.scenes.readers.labels import Notes
+from hsal_cli.scenes.readers.read import read_labels
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import FolderSettings
-from hsal_cli.vision.images import read_image
+from hsal_cli.vision.images import FORMATS, read_image
 
 SIZE = (40, 20)
 OBJECTS = {  # image -> objects: class, then x0, y0, x1, y1 in px
@@ -92,7 +93,8 @@ def write_voc(folder: Path) -> Path:
 def make(folder: Path, labels: Path, **changes) -> tuple[Path, list[dict[str, str]]]:
     out = folder / "out.h5"
     settings = {"images": str(folder / "images"), "labels": str(labels), "image_size": 40, "test_share": 0.0, **changes}
-    return out, make_from_folder(FolderSettings(**settings), out, read_image)
+    notes = make_from_folder(FolderSettings(**settings), out, read_image, FORMATS)
+    return out, notes.skipped
 
 
 @pytest.mark.parametrize("write", [write_csv, write_sized_tsv, write_jsonl, write_coco, write_yolo, write_voc])

@@ -23,7 +23,7 @@ from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError
 from hsal_cli.files import digest_of_file
 from hsal_cli.scenes.download import SIZES, fetch
-from hsal_cli.scenes.gather import Example, no_image_left, parts_of
+from hsal_cli.scenes.gather import Example, parts_of
 from hsal_cli.scenes.scene_file import write_scenes
 from hsal_cli.scenes.settings import SvhnSettings
 from hsal_cli.settings import as_dict
@@ -123,7 +123,7 @@ class Split:
             raise FileError(f"{folder} has neither {name}/digitStruct.mat nor {name}.tar.gz", HINT)
         self.houses = read_structure(source, f"{name}/digitStruct.mat", reporter, most)
         if not self.houses:
-            raise no_image_left(str(folder), name)
+            raise FileError(f"{folder}: its {name} holds no image", HINT)
 
     def examples(self) -> Iterator[Example]:
         """The images, in the order of their numbers; of an archive each is kept, packed as it is, until its turn has come."""
