@@ -15,7 +15,7 @@ from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.scenes.class_names import split_names
 from hsal_cli.scenes.gather import Example, parts_of
-from hsal_cli.scenes.readers.labels import Labelled, Notes, Thing, faulty, text_of
+from hsal_cli.scenes.readers.labels import Labelled, Notes, Thing, class_name, faulty, text_of
 from hsal_cli.scenes.readers.names import Pictures, common_folders
 from hsal_cli.scenes.readers.read import read_labels
 from hsal_cli.scenes.scene_file import write_scenes
@@ -72,18 +72,19 @@ def make_from_folder(
     if elsewhere is not images:
         _not_labelled(elsewhere, found, notes)
     if settings.classes:
-        wanted = split_names(settings.classes, "classes")
+        wanted = [class_name(name) for name in split_names(settings.classes, "classes")]
         unknown = [name for name in wanted if name not in names]
         if unknown:
             raise UsageError(f"classes = {settings.classes}: no label is {unknown[0]}", f"take some of: {', '.join(names)}")
         names = wanted
-    splits = _splits(_readable(found, names, read_image, formats, settings.boxes, notes, reporter), images, settings, notes)
+    kept = _readable(found, names, read_image, formats, settings, notes, reporter)
+    splits = _splits(kept, images, settings, notes)
     every = [example for examples in splits.values() for example in examples]
     if not any(example.labels for example in every):
         raise FileError(f"{settings.labels}: none of its {len(every):,} images has an object", "see that the labels list objects")
     without = sum(example.boxes is None for example in every)
     boxed = settings.boxes and not without
-    if settings.boxes and 0 < without < len(every):
+    if without and settings.boxes and any(example.labels for example in every if example.boxes is not None):
         notes.remark(f"no boxes are kept: {without:,} of {len(every):,} images have an object without one")
     most = max(len(example.labels) for example in every)
     side = settings.image_size
@@ -180,11 +181,15 @@ def _readable(
     names: list[str],
     read_image: Reader,
     formats: tuple[str, ...],
-    boxes_wanted: bool,
+    settings: FolderSettings,
     notes: Notes,
     reporter: Reporter,
 ) -> list[tuple[Path, Labelled, Example]]:
-    """The images that can be read, and of which every object of a wanted class can be."""
+    """The images that can be read, and of which every object of a wanted class can be.
+
+    Raises:
+        FileError: there is none.
+    """
     index = {name: place for place, name in enumerate(names)}
     kept = []
     judge = _Boxes(formats)
@@ -193,11 +198,12 @@ def _readable(
             reporter.check_stop("nothing was written; run the same command again")
             advance(1)
             objects = [item for item in row.objects if item.name is None or item.name in index]
-            faults = [(item.where, item.fault or (item.box_fault if boxes_wanted else None)) for item in objects]
+            faults = [(item.where, item.fault or (item.box_fault if settings.boxes else None)) for item in objects]
             if any(reason for _, reason in faults):
                 for where, reason in faults:
                     if reason:
                         notes.skip(path.name if where in ("", path.name) else f"{path.name} ({where})", reason)
+                judge.refused += not any(item.fault for item in objects)
                 continue
             if row.objects and not objects:
                 notes.skip(path.name, "no object of a wanted class")
@@ -208,14 +214,23 @@ def _readable(
             boxes = None
             try:
                 size = read_image(path).size
-                if boxes_wanted and all(item.box is not None for item in objects):
-                    boxes = judge.in_px(path, row, objects, size)
             except FileError as error:
-                notes.skip(path.name, error.message.replace(str(path), "it"))
+                reason = error.message.replace(f"picture {path}", "it").replace(str(path), "it")
+                notes.skip(path.name, reason if path.exists() else "a link that leads nowhere")
                 continue
+            if settings.boxes and all(item.box is not None for item in objects):
+                try:
+                    boxes = judge.in_px(path, row, objects, size)
+                except ValueError as error:
+                    notes.skip(path.name, str(error))
+                    judge.refused += 1
+                    continue
             labels = [index[item.name] for item in objects]
             kept.append((path, row, Example(path.name, functools.partial(read_image, path), labels, boxes)))
     judge.tell(notes)
+    if not kept:
+        way = "add --no-boxes to keep labels without boxes, or mend them" if judge.refused else "mend the labels, or name other folders"
+        raise FileError(f"{settings.images}: none of its images can be used", way)
     return kept
 
 
@@ -226,11 +241,16 @@ class _Boxes:
 
     Args:
         formats: of the pictures.
+
+    Attributes:
+        refused: pictures of which nothing but the boxes cannot be used.
+        unsure: pictures that EXIF turns, with boxes of which it is not known whether they are turned.
+        leaving: pictures with boxes that reach beyond them.
     """
 
     def __init__(self, formats: tuple[str, ...]):
         self.formats = [name for name in formats if name in Image.OPEN]
-        self.unsure = self.leaving = 0
+        self.refused = self.unsure = self.leaving = 0
 
     def in_px(self, path: Path, row: Labelled, objects: list[Thing], size: tuple[int, int]) -> np.ndarray:
         """Boxes in px of the upright picture.
@@ -242,7 +262,7 @@ class _Boxes:
             float (n, 4).
 
         Raises:
-            FileError: they do not fit it.
+            ValueError: they do not fit it.
         """
         boxes = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
         if not len(boxes):
@@ -253,7 +273,7 @@ class _Boxes:
             turn = orientation in TURNED and _near(row.size, raw)
             if not turn:
                 sizes = f"the labels say {row.size[0]:g} x {row.size[1]:g} px, the picture has {size[0]} x {size[1]}"
-                raise FileError(sizes, "--no-boxes")
+                raise ValueError(sizes)
         elif orientation != 1 and (not row.size or orientation not in TURNED or _near(row.size, raw)):
             self.unsure += 1
         if row.shares:
@@ -263,7 +283,7 @@ class _Boxes:
         limits = np.array([*size, *size])
         inside = np.clip(boxes, 0, limits)
         if (inside[:, 2:] <= inside[:, :2]).any():
-            raise FileError("a box outside of the image", "--no-boxes")
+            raise ValueError("a box outside of the image")
         if (np.abs(inside - boxes) > 1 + 0.01 * limits).any():
             self.leaving += 1
         return boxes
@@ -280,13 +300,11 @@ class _Boxes:
         """Says what could not be judged."""
         if self.unsure:
             notes.remark(
-                f"{self.unsure:,} pictures are turned by EXIF, and the labels do not say whether their boxes are: taken as of the pictures "
-                "as they are shown; --preview draws them"
+                f"pictures that EXIF turns, while the labels do not say whether their boxes are turned: {self.unsure:,}; "
+                "taken as of the pictures as they are shown, see --preview"
             )
         if self.leaving:
-            notes.remark(
-                f"{self.leaving:,} pictures have boxes that reach beyond them, and are cut off there: were they drawn at another size?"
-            )
+            notes.remark(f"pictures with boxes that reach beyond them, cut off there: {self.leaving:,}; were they drawn at another size?")
 
 
 def _near(one: tuple[float, float], other: tuple[int, int]) -> bool:
@@ -317,16 +335,12 @@ def _splits(
     Raises:
         FileError: nothing is left to train on, or the list names an unknown image.
     """
-    if not kept:
-        raise FileError(
-            f"{settings.images}: no image of it could be used", "see what was skipped, and mend the labels or name other folders"
-        )
     chosen = _listed(Path(settings.test_list).expanduser(), images, notes) if settings.test_list else set()
     if settings.test_list or any(row.split for _, row, _ in kept):
         tested = {path for path, row, _ in kept if row.split == "test" or path in chosen}
     else:
         count = round(len(kept) * settings.test_share)
-        order = sorted(kept, key=lambda item: hashlib.sha256(f"{settings.seed} {item[2].name}".encode()).digest())
+        order = sorted(kept, key=lambda item: hashlib.sha256(f"{settings.seed} {item[2].name}".encode(errors="surrogateescape")).digest())
         tested = {path for path, _, _ in order[:count]}
     splits = {
         "train": [example for path, _, example in kept if path not in tested],

@@ -81,7 +81,7 @@ def read_csv(source: Path, notes: Notes, counts: bool = False) -> tuple[list[Lab
     first = text.lstrip("\n").split("\n", 1)[0]
     mark = told[1] if told else max(",\t;", key=first.count)
     try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True))
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True, strict=True))
     except csv.Error as error:
         raise FileError(f"cannot read {source} as csv: {error}", HINT) from error
     lines = [(place, row) for place, row in enumerate(rows, 1 + bool(told)) if any(cell.strip() for cell in row)]
@@ -120,7 +120,7 @@ def _not_a_header(source: Path, header: list[str], image: str | None, lines: lis
     hint = f"name the columns in its first line, such as image,label or image,label,x0,y0,x1,y1; {HINT}"
     if image is not None:
         rest = [[cell for name, cell in zip(header, row, strict=False) if name.lower() != image] for _, row in lines]
-        if rest and all(cell.strip().isdecimal() for row in rest for cell in row):
+        if any(rest) and all(cell.strip().isdecimal() for row in rest for cell in row):
             hint = "if its columns count the objects of each class, add --labels-format counts"
     return FileError(f"{source}: its header {','.join(header)[:80]!r} has no {lacking}", hint)
 

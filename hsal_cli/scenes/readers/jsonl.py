@@ -8,6 +8,7 @@ from typing import Any
 
 from hsal_cli.scenes.readers.csv_table import IMAGE_COLUMNS
 from hsal_cli.scenes.readers.labels import (
+    HINT,
     Corners,
     Labelled,
     Notes,
@@ -52,6 +53,8 @@ def read_jsonl(source: Path, notes: Notes) -> tuple[list[Labelled], list[str]]:
         try:
             labelled.split = split_of(row.get("split"))
             labelled.objects, labelled.whole = _objects(row, where)
+            if odd := [key for key in row if "box" in key.lower() and key not in ("boxes", "box")]:
+                notes.remark(f"keys that are not read as boxes: {', '.join(odd)}; {HINT}")
         except ValueError as error:
             labelled.objects = [faulty(where, str(error))]
         found.append(labelled)

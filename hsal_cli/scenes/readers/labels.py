@@ -118,7 +118,7 @@ def text_of(source: Path) -> str:
     except OSError as error:
         raise FileError(f"cannot read {source}: {error.strerror or error}", HINT) from error
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), None)
-    if encoding is None and b"\0" in data[:200]:
+    if encoding is None and data[:200].count(b"\0") > len(data[:200]) // 4:
         encoding = "utf-16-be" if data[:1] == b"\0" else "utf-16-le"
     try:
         text = data.decode(encoding or "utf-8")

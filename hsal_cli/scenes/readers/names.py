@@ -21,8 +21,9 @@ from hsal_cli.errors import FileError
 from hsal_cli.scenes.readers.labels import SPLITS
 
 IGNORED = ("__macosx", "thumbs.db", "desktop.ini")
+NO_PICTURES = (".txt", ".xml", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".yaml", ".yml", ".names", ".md", ".cache")
 UNSIGNED = ("TGA",)  # formats that do not tell by their first bytes
-UPLOAD = re.compile(r"(?:^|/)upload/(?:\d+/)?[0-9a-f]{8}-(?=[^/]+$)")  # what Label Studio puts before a name
+UPLOAD = re.compile(r"^(?:.*/)?upload/(?:\d+/)?[0-9a-f]{8}-(?=[^/]+$)")  # what Label Studio puts before a name
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -50,9 +51,10 @@ def endings(formats: tuple[str, ...]) -> dict[str, str]:
 
 
 def _is_picture(path: Path, formats: tuple[str, ...]) -> bool:
-    """By its ending; where it has none, by its content."""
-    if path.suffix:
-        return path.suffix.lower() in endings(formats)
+    """By its ending; where that is no picture's, by its content, unless it is that of labels."""
+    ending = path.suffix.lower()
+    if ending in endings(formats) or ending in NO_PICTURES:
+        return ending in endings(formats)
     Image.init()
     try:
         with Image.open(path, formats=[name for name in formats if name in Image.OPEN and name not in UNSIGNED]):
@@ -208,7 +210,7 @@ class Pictures:
 
     def _why_not(self, name: str, stem: bool) -> str:
         if name in self.rest:
-            return "not a picture of a format that is read" + ("" if PurePosixPath(name).suffix else ", or no picture")
+            return "not a picture of a format that is read"
         if os.path.isdir(self.folder / name):
             return "a folder, not a picture"
         last = name.rpartition("/")[2]

@@ -13,7 +13,7 @@ from hsal_cli.scenes.readers.jsonl import read_jsonl
 from hsal_cli.scenes.readers.labels import HINT, SPLITS, Corners, Labelled, Notes
 from hsal_cli.scenes.readers.names import files_below
 from hsal_cli.scenes.readers.voc import read_voc
-from hsal_cli.scenes.readers.yolo import is_aside, read_yolo
+from hsal_cli.scenes.readers.yolo import has_objects, is_aside, read_yolo
 
 ENDINGS = {
     ".csv": "csv",
@@ -114,9 +114,12 @@ def _files(source: Path, kind: str) -> tuple[list[Path], str]:
     }
     if kind == "auto":
         there = [name for name, files in by_kind.items() if name != "counts" and not all(map(is_aside, files))]
-        kind = next((name for name in ("voc", "yolo") if name in there), None) or (there[0] if len(there) == 1 else "")
+        if {"voc", "yolo"} <= set(there) and not any(has_objects(path.read_text(errors="replace")) for path in by_kind["yolo"]):
+            there.remove("yolo")  # Pascal VOC's lists of images
+        first = [name for name in there if name in ("voc", "yolo")] or there  # tables and JSON lie beside those, too
+        kind = first[0] if len(first) == 1 else ""
         if not kind and there:
-            every = ", ".join(by_kind[name][0].relative_to(folder).as_posix() for name in there)
+            every = ", ".join(by_kind[name][0].relative_to(folder).as_posix() for name in first)
             raise FileError(
                 f"{folder} holds labels of several forms: {every}", "name one file with --labels, or the form with --labels-format"
             )

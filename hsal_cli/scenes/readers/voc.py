@@ -29,7 +29,7 @@ def read_voc(files: list[Path], root: Path, notes: Notes) -> tuple[list[Labelled
             found.append(_row(path, root, path.stem, [faulty(path.name, f"cannot be read: {error}")], stem=True))
             continue
         if tree.tag != "annotation":
-            notes.skip(path.name, f"not Pascal VOC's XML: it is <{tree.tag}>, not <annotation>")
+            notes.skip(path.name, f"its XML is <{tree.tag}>, not Pascal VOC's <annotation>: export it as that, as COCO or as YOLO")
             continue
         objects = [_object(item, path) for item in tree.findall("object")]
         size = tree.find("size")

@@ -38,7 +38,7 @@ def read_yolo(files: list[Path], root: Path, listed: Path | None = None) -> tupl
             text, fault = "", [faulty(path.name, error.message.removeprefix(f"{path}: "))]
         else:
             fault = []
-        if is_aside(path) and (path.name.lower() in LISTS or not _has_objects(text)):
+        if is_aside(path) and (path.name.lower() in LISTS or not has_objects(text)):
             continue
         parts = path.relative_to(root).with_name(path.name.removesuffix(path.suffix)).parts
         swapped = _images_for_labels(parts)
@@ -56,7 +56,8 @@ def is_aside(path: Path) -> bool:
     return path.name.lower() in LISTS or (path.suffix.lower() == ".txt" and OTHERS.fullmatch(path.stem) is not None)
 
 
-def _has_objects(text: str) -> bool:
+def has_objects(text: str) -> bool:
+    """Whether a line of it is a number and four or more others."""
     return any(re.match(r"\s*[\d.]+([\s,]+[-+\d.eE]+){4,}\s*$", line) for line in text.split("\n"))
 
 
@@ -209,7 +210,9 @@ def _of_yaml(path: Path) -> tuple[dict[int, str], int | None]:
             raise ValueError(f"names is {str(names.value)[:40]!r}")
         if len({key for key, _ in pairs}) < len(pairs):
             raise ValueError("a number has two names")
-        found = {key: class_name(value.value) for key, value in pairs if not _is_null(value)}
+        if not all(isinstance(value, yaml.ScalarNode) for _, value in pairs):
+            raise ValueError("a name that is no text")
+        found = {key: class_name(value.value) for key, value in pairs if value.tag != "tag:yaml.org,2002:null"}
         points = int(shape.value[0].value) * int(shape.value[1].value) if shape is not None else None
     except (ValueError, TypeError, IndexError, AttributeError) as error:
         raise FileError(f"the class names in {path} are not understood: {error}", hint) from error
@@ -217,7 +220,3 @@ def _of_yaml(path: Path) -> tuple[dict[int, str], int | None]:
     if count is not None and str(count.value).strip().isdecimal() and int(count.value) != len(pairs):
         raise FileError(f"{path} has {len(pairs)} names, but nc: {count.value}", "mend nc, or the names")
     return found, points
-
-
-def _is_null(node: yaml.Node) -> bool:
-    return node.tag == "tag:yaml.org,2002:null"
