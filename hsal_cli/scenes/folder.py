@@ -16,7 +16,7 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.scenes.class_names import split_names
 from hsal_cli.scenes.gather import Example, parts_of
 from hsal_cli.scenes.readers.labels import Labelled, Notes, Thing, class_name, faulty, text_of
-from hsal_cli.scenes.readers.names import Pictures, common_folders
+from hsal_cli.scenes.readers.names import Common, Pictures, common_folders
 from hsal_cli.scenes.readers.read import read_labels
 from hsal_cli.scenes.scene_file import write_scenes
 from hsal_cli.scenes.settings import FolderSettings
@@ -123,7 +123,7 @@ def _matched(labelled: list[Labelled], folders: dict[str, Pictures], notes: Note
     return {path: _joined(rows, split_of[path]) for path, rows in claims.items()}
 
 
-def _find(row: Labelled, images: Pictures, common: str) -> Path:
+def _find(row: Labelled, images: Pictures, common: Common) -> Path:
     """The image that a row is about.
 
     Raises:

@@ -23,6 +23,7 @@ from hsal_cli.scenes.readers.labels import SPLITS
 IGNORED = ("__macosx", "thumbs.db", "desktop.ini")
 NO_PICTURES = (".txt", ".xml", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".yaml", ".yml", ".names", ".md", ".cache")
 UNSIGNED = ("TGA",)  # formats that do not tell by their first bytes
+Common = tuple[str, str]
 UPLOAD = re.compile(r"^(?:.*/)?upload/(?:\d+/)?[0-9a-f]{8}-(?=[^/]+$)")  # what Label Studio puts before a name
 
 
@@ -131,14 +132,14 @@ class Pictures:
         stem = self._stem(name)
         return f"{stem}.{self.kinds.get(name[len(stem) :].lower(), '')}".casefold()
 
-    def find(self, name: str, places: Sequence[Path] = (), stem: bool = False, common: str = "") -> Path:
+    def find(self, name: str, places: Sequence[Path] = (), stem: bool = False, common: Common = ("", "")) -> Path:
         """The image of that name.
 
         Args:
             name: a path, a name anywhere below the folder, or a name without its ending.
             places: where it is, if it lies there: paths, with their endings or without.
             stem: the name has no ending, whatever it looks like.
-            common: the folders that all names of the same source begin with; see `common_folders`.
+            common: see `common_folders`.
 
         Raises:
             FileError: there is none, or there are several.
@@ -148,9 +149,10 @@ class Pictures:
             if not inside.startswith("/") and (found := self._at(inside, stem)):
                 return self._only(found)
         asked = plain(name)
-        for text in dict.fromkeys((asked, plain(urllib.parse.unquote(asked)), UPLOAD.sub("", asked))):
+        meant = plain(urllib.parse.unquote(asked))
+        for text in dict.fromkeys((asked, meant, UPLOAD.sub("", asked), UPLOAD.sub("", meant))):
             text = text.removeprefix(self.root + "/")
-            if text and (found := self._at(text, stem) or self._within(text, stem, common)):
+            if text and (found := self._at(text, stem) or self._within(text, stem, common[_foreign(text)])):
                 return self._only(found)
         raise FileError(self._why_not(asked, stem), "check the name, and --images")
 
@@ -219,8 +221,12 @@ class Pictures:
         return "no such image; one with another ending is there" if self._stem(last) in self.by_stem else "no such image"
 
 
-def common_folders(names: Iterable[str]) -> str:
-    """The folders that all these names begin with; "" where there are none."""
-    parts = [plain(name).split("/")[:-1] for name in names]
-    same = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))
+def common_folders(names: Iterable[str]) -> Common:
+    """The folders that all names of a source begin with: of the names that are relative, and of those that another machine wrote."""
+    texts = [plain(name) for name in names]
+    return tuple(_common([text for text in texts if _foreign(text) == foreign]) for foreign in (False, True))
+
+
+def _common(names: list[str]) -> str:
+    same = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*[name.split("/")[:-1] for name in names], strict=False))
     return "/".join(level[0] for level in same)

@@ -134,21 +134,26 @@ def _hold_against_px(found: list[Labelled], notes: Notes) -> None:
     """Where a form counts in px and all boxes lie between 0 and 1, they are shares; a few that do among others cannot be used."""
     rows = [row for row in found if not row.shares]
     boxes = [_as_written(item.box, row) for row in rows for item in row.objects if item.box]
-    small = [max(box) <= 1 + SLIGHT and min(box) >= -SLIGHT for box in boxes]
-    shares = bool(boxes) and all(small) and any(value != int(value) for box in boxes for value in box)
+    shares = all(map(_within_one, boxes)) and any(map(_looks_shared, boxes))
     if shares:
         notes.remark("all boxes lie between 0 and 1: taken as shares of the image's width and height, not px")
-    elif not any(small):
-        return
     for row in rows:
         row.shares = shares
         for place, item in enumerate(row.objects):
             box = item.box and _as_written(item.box, row)
             if box and shares:
                 row.objects[place] = item._replace(box=box)
-            elif box and max(box) <= 1 + SLIGHT and min(box) >= -SLIGHT:
+            elif box and _looks_shared(box):
                 row.objects[place] = item._replace(box=None, box_fault="a box within the first pixel: are these shares of the image?")
 
 
 def _as_written(box: Corners, row: Labelled) -> Corners:
     return box[0] + row.first, box[1] + row.first, box[2], box[3]
+
+
+def _within_one(box: Corners) -> bool:
+    return max(box) <= 1 + SLIGHT and min(box) >= -SLIGHT
+
+
+def _looks_shared(box: Corners) -> bool:
+    return _within_one(box) and any(value != int(value) for value in box)
