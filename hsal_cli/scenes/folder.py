@@ -111,8 +111,8 @@ def _matched(labelled: list[Labelled], folders: dict[str, Pictures], notes: Note
         for split, images in folders.items():
             try:
                 there[_find(row, images, common)] = split
-            except FileError as error:
-                wrong = wrong or error.message
+            except LookupError as error:
+                wrong = wrong or str(error)
         for path, split in there.items():
             claims.setdefault(path, []).append(row)
             split_of[path] = split
@@ -127,25 +127,23 @@ def _find(row: Labelled, images: Pictures, common: Common) -> Path:
     """The image that a row is about.
 
     Raises:
-        FileError: there is none, or it cannot be told which.
+        LookupError: there is none, or it cannot be told which.
     """
+
+    def called_after() -> Path | None:
+        try:
+            return images.find(row.other, [place.with_name(row.other) for place in row.places], stem=True) if row.other else None
+        except LookupError:
+            return None
+
     try:
         path = images.find(row.image, row.places, row.stem, common)
-    except FileError:
-        if row.other is None:
-            raise
-        try:
-            return images.find(row.other, row.places, stem=True)
-        except FileError:
-            pass
+    except LookupError:
+        if other := called_after():
+            return other
         raise
-    if row.other is not None:
-        try:
-            rival = images.find(row.other, [place.with_name(row.other) for place in row.places], stem=True)
-        except FileError:
-            rival = path
-        if rival != path:
-            raise FileError(f"its labels lie in a file that is called after {rival.name}", "rename one of them")
+    if (rival := called_after()) not in (None, path):
+        raise LookupError(f"its labels lie in a file that is called after {rival.name}")
     return path
 
 
@@ -364,8 +362,8 @@ def _listed(source: Path, images: Pictures, notes: Notes) -> set[Path]:
     for line in lines:
         try:
             found.add(images.find(line, (source.parent / line,), common=common))
-        except FileError as error:
-            notes.skip(f"{line} (in {source.name})", error.message)
+        except LookupError as error:
+            notes.skip(f"{line} (in {source.name})", str(error))
     if not found:
         raise FileError(f"{source} names no image that is there", "name images as the labels do, one a line")
     return found

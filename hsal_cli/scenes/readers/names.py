@@ -68,7 +68,7 @@ def plain(name: str) -> str:
     """A name as it is compared: NFC, / between folders, without ./ in front, an address's scheme or what Label Studio adds."""
     text = unicodedata.normalize("NFC", name.strip().lstrip("\ufeff")).replace("\\", "/")
     text = re.sub(r"^.*/data/local-files/\?d=", "", text)
-    text = re.sub(r"^(?:https?://[^/]*|file://)", "", text)
+    text = re.sub(r"^https?://[^/]*([^?#]*).*", r"\1", text).removeprefix("file://")
     while text.startswith("./"):
         text = text[2:]
     return re.sub(r"/+(?:\./)*", "/", text)
@@ -142,7 +142,7 @@ class Pictures:
             common: see `common_folders`.
 
         Raises:
-            FileError: there is none, or there are several.
+            LookupError: there is none, or there are several.
         """
         for place in places:
             inside = plain(os.path.abspath(place)).removeprefix(self.root + "/")
@@ -154,12 +154,12 @@ class Pictures:
             text = text.removeprefix(self.root + "/")
             if text and (found := self._at(text, stem) or self._within(text, stem, common[_foreign(text)])):
                 return self._only(found)
-        raise FileError(self._why_not(asked, stem), "check the name, and --images")
+        raise LookupError(self._why_not(asked, stem))
 
     @staticmethod
     def _only(found: list[Path]) -> Path:
         if len(found) > 1:
-            raise FileError("several images of that name", "give paths")
+            raise LookupError("several images of that name; a path would tell")
         return found[0]
 
     def _called(self, last: str, stem: bool) -> Iterator[list[Path]]:
@@ -178,11 +178,15 @@ class Pictures:
                 return found
         return []
 
-    def _ending(self, name: str, stem: bool) -> list[Path]:
-        """The images whose path, that of the folder before it, ends so."""
+    def _ending(self, name: str, stem: bool, reaching: bool) -> list[Path]:
+        """The images whose path, that of the folder before it, ends so; if `reaching`, the name must reach into the folder's own path."""
         above, _, last = name.rpartition("/")
         for paths in self._called(last, stem):
-            if found := [path for path in paths if f"{self.root}/{self.relative[path]}".rpartition("/")[0].endswith("/" + above)]:
+            ours = {path: f"{self.root}/{self.relative[path]}".rpartition("/")[0] for path in paths}
+            found = [path for path in paths if ours[path].endswith("/" + above)]
+            if reaching:
+                found = [path for path in found if self.relative[path].count("/") < name.count("/")]
+            if found:
                 return found
         return []
 
@@ -196,7 +200,7 @@ class Pictures:
             if gone == 1 and parts[0] in self.folders:
                 return []  # such a folder is here, and the image is not in it
             rest = "/".join(parts[gone:])
-            if (found := self._at(rest, stem) or self._ending(rest, stem)) and not self._other_split("/".join(parts[:gone])):
+            if (found := self._at(rest, stem) or self._ending(rest, stem, gone > 0)) and not self._other_split("/".join(parts[:gone])):
                 return found
         if parts[0] in self.folders:
             return []
@@ -206,8 +210,8 @@ class Pictures:
         return self._at(rest, stem) or (self._within(rest, stem, "") if _foreign(name) and "/" not in rest else [])
 
     def _other_split(self, common: str) -> bool:
-        """Whether these folders and the images' folder name different splits, such as val and train."""
-        theirs, ours = ({part.lower() for part in path.split("/")} & set(SPLITS) for path in (common, self.root))
+        """Whether these folders and the images' folder, or the one above it, name different splits, such as val and train."""
+        theirs, ours = ({part.lower() for part in path.split("/")[-2:]} & set(SPLITS) for path in (common, self.root))
         return bool(theirs and ours and theirs != ours)
 
     def _why_not(self, name: str, stem: bool) -> str:
