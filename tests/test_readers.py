@@ -50,6 +50,7 @@ TABLES = {  # the table -> labels and boxes of a.png, or why it is left out
     ),
     "comma in a name with a box": (HEAD + 'a.png,"cat, small",2,2,20,15\n', (["cat, small"], [[2, 4, 20, 30]])),
     "numbers as pandas writes them": ("image,label\na.png,3.0\n", (["3"], None)),
+    "class number": ("image,class_id,x0,y0,x1,y1\na.png,3,2,2,20,15\n", (["3"], [[2, 4, 20, 30]])),
     "count": ("image,label,count\na.png,cat,2\n", (["cat", "cat"], None)),
     "no count": ("image,label,count\na.png,cat,1.5\n", "a count that is not 0 to 64"),
     "two rows of one image": ("image,label\na.png,cat\n./a.png,cat\n", (["cat", "cat"], None)),
@@ -112,6 +113,7 @@ def test_a_column_a_class_counts_if_that_is_said(tmp_path):
     [
         ('image,label,bbox\na.png,cat,"[1, 2, 3, 4]"\n', "columns that are not read as boxes: bbox"),
         ("image,labels\na.png,cat dog\n", "labels with blanks, such as cat dog, are one class each"),
+        (HEAD + "a.png,cat,2,2,9,9\n" * 2, "pictures with two objects of one class in the very same box: 1"),
     ],
 )
 def test_what_a_table_may_mean_otherwise_is_told(tmp_path, text, said):
@@ -419,6 +421,9 @@ NAMES = {  # a file of names -> the name of class 1, or a part of the error
     "Label Studio": ("notes.json", '{"categories": [{"id": 0, "name": "red"}, {"id": 1, "name": "blue"}]}', "blue"),
     "repeated": ("classes.txt", "red\nblue\nred\n", "classes 0 and 2 are both called red"),
     "repeated in YAML": ("data.yaml", "names: [red, red]\n", "classes 0 and 1 are both called red"),
+    "twice": ("data.yaml", "names: [red, blue]\nnames: [blue, red]\n", "names stands twice"),
+    "keys that are no numbers": ("data.yaml", "names: {a: red, b: blue}\n", "a is no class number"),
+    "odd keypoints": ("data.yaml", "names: [red, blue]\nkpt_shape: x\n", "kpt_shape is not two numbers"),
     "repeated number": ("data.yaml", "names: {0: red, 0: blue}\n", "a number has two names"),
     "another count": ("data.yaml", "names: [red, blue]\nnc: 3\n", "has 2 names, but nc: 3"),
     "a text": ("data.yaml", "names: red\n", "are not understood: names is 'red'"),

@@ -244,11 +244,12 @@ class _Boxes:
         refused: pictures of which nothing but the boxes cannot be used.
         unsure: pictures that EXIF turns, with boxes of which it is not known whether they are turned.
         leaving: pictures with boxes that reach beyond them.
+        double: pictures with two objects of one class in the same box.
     """
 
     def __init__(self, formats: tuple[str, ...]):
         self.formats = [name for name in formats if name in Image.OPEN]
-        self.refused = self.unsure = self.leaving = 0
+        self.refused = self.unsure = self.leaving = self.double = 0
 
     def in_px(self, path: Path, row: Labelled, objects: list[Thing], size: tuple[int, int]) -> np.ndarray:
         """Boxes in px of the upright picture.
@@ -257,7 +258,7 @@ class _Boxes:
             size: the upright picture's width and height.
 
         Returns:
-            float (n, 4).
+            float (n, 4), cut off at its borders.
 
         Raises:
             ValueError: they do not fit it.
@@ -284,7 +285,8 @@ class _Boxes:
             raise ValueError("a box outside of the image")
         if (np.abs(inside - boxes) > 1 + 0.01 * limits).any():
             self.leaving += 1
-        return boxes
+        self.double += len({(item.name, item.box) for item in objects}) < len(objects)
+        return inside
 
     def _turn(self, path: Path) -> tuple[int, tuple[int, int]]:
         """EXIF's orientation, 1 where there is none, and the size before it is heeded."""
@@ -303,6 +305,8 @@ class _Boxes:
             )
         if self.leaving:
             notes.remark(f"pictures with boxes that reach beyond them, cut off there: {self.leaving:,}; were they drawn at another size?")
+        if self.double:
+            notes.remark(f"pictures with two objects of one class in the very same box: {self.double:,}; counted as two")
 
 
 def _near(one: tuple[float, float], other: tuple[int, int]) -> bool:

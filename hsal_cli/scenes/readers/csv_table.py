@@ -44,7 +44,7 @@ LABEL_COLUMNS = (
     "label_name",
     "tags",
 )
-LABEL_COLUMNS += ("choice", "categories")
+LABEL_COLUMNS += ("choice", "categories", "class_id", "classid", "category_id", "label_id")
 SEVERAL = ("labels", "classes", "tags", "categories", "choice")  # columns that hold several, by their name
 BOX_COLUMNS = (("x0", "y0", "x1", "y1"), ("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max"), ("x1", "y1", "x2", "y2"))
 BOX_COLUMNS += (("left", "top", "right", "bottom"), ("bbox_x0", "bbox_y0", "bbox_x1", "bbox_y1"))

@@ -193,7 +193,10 @@ def _of_yaml(path: Path) -> tuple[dict[int, str], int | None]:
     hint = "write them as names: [cat, dog], or as names: and a line 0: cat for each"
     try:
         node = yaml.compose(text_of(path).lstrip("\ufeff"), Loader=yaml.SafeLoader)
-        top = {key.value: value for key, value in node.value} if isinstance(node, yaml.MappingNode) else {}
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        top = {key.value: value for key, value in pairs if isinstance(key, yaml.ScalarNode)}
+        if [key.value for key, _ in pairs].count("names") > 1:
+            raise yaml.YAMLError("names stands twice")
     except (yaml.YAMLError, FileError, RecursionError) as error:
         if path.name.lower() not in SURE:
             return {}, None
@@ -205,6 +208,8 @@ def _of_yaml(path: Path) -> tuple[dict[int, str], int | None]:
         if isinstance(names, yaml.SequenceNode):
             pairs = list(enumerate(names.value))
         elif isinstance(names, yaml.MappingNode):
+            if wrong := [str(key.value) for key, _ in names.value if not str(key.value).strip().isdecimal()]:
+                raise ValueError(f"{wrong[0][:40]} is no class number")
             pairs = [(int(key.value), value) for key, value in names.value]
         else:
             raise ValueError(f"names is {str(names.value)[:40]!r}")
@@ -213,10 +218,20 @@ def _of_yaml(path: Path) -> tuple[dict[int, str], int | None]:
         if not all(isinstance(value, yaml.ScalarNode) for _, value in pairs):
             raise ValueError("a name that is no text")
         found = {key: class_name(value.value) for key, value in pairs if value.tag != "tag:yaml.org,2002:null"}
-        points = int(shape.value[0].value) * int(shape.value[1].value) if shape is not None else None
-    except (ValueError, TypeError, IndexError, AttributeError) as error:
+        points = _points(shape)
+    except ValueError as error:
         raise FileError(f"the class names in {path} are not understood: {error}", hint) from error
     count = top.get("nc")
     if count is not None and str(count.value).strip().isdecimal() and int(count.value) != len(pairs):
         raise FileError(f"{path} has {len(pairs)} names, but nc: {count.value}", "mend nc, or the names")
     return found, points
+
+
+def _points(shape: yaml.Node | None) -> int | None:
+    """How many numbers keypoints take, by `kpt_shape`: their count, and how many numbers each has."""
+    if shape is None:
+        return None
+    sides = shape.value if isinstance(shape, yaml.SequenceNode) else []
+    if len(sides) != 2 or not all(str(side.value).strip().isdecimal() for side in sides):
+        raise ValueError("kpt_shape is not two numbers")
+    return int(sides[0].value) * int(sides[1].value)
