@@ -85,6 +85,8 @@ def test_links_are_followed_and_circles_end(tmp_path):
     os.symlink(tmp_path / "real", tmp_path / "i" / "link")
     os.symlink(tmp_path / "i", tmp_path / "real" / "back")
     os.symlink("nowhere.png", tmp_path / "i" / "broken.png")
+    for name in ("pipe", "pipe.png"):
+        os.mkfifo(tmp_path / "i" / name)  # to open it would wait for ever
     made = Made(tmp_path / "i", write(tmp_path / "l.csv", "image,label\nlink/sub/a.png,cat\nbroken.png,cat\n"))
     assert made.train == [["cat"]] and made.skipped == {"broken.png": "a link that leads nowhere"}
 

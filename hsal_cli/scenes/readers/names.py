@@ -28,7 +28,10 @@ UPLOAD = re.compile(r"^(?:.*/)?upload/(?:\d+/)?[0-9a-f]{8}-(?=[^/]+$)")  # what 
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files below a folder, sorted, through links too; not those that begin with a dot, nor what macOS and Windows leave behind."""
+    """All files below a folder, sorted, through links too; broken links as well, but no devices and pipes.
+
+    Names that begin with a dot, and what macOS and Windows leave behind, are passed over.
+    """
     seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -37,7 +40,9 @@ def files_below(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not _ignored(name))
-        yield from (Path(place, name) for name in sorted(files) if not _ignored(name))
+        for path in (os.path.join(place, name) for name in sorted(files) if not _ignored(name)):
+            if os.path.isfile(path) or not os.path.exists(path):
+                yield Path(path)
 
 
 def _ignored(name: str) -> bool:
