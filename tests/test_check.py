@@ -100,7 +100,7 @@ def damage_scenes(path: Path, what: str) -> None:
         ("a class name", "is damaged"),
         ("another image", "its writer noted"),
         ("a label out of range", "test: row 1 has a label outside 0 to 2"),
-        ("an empty label set", "test: row 1 has an empty label set"),
+        ("an empty label set", "its writer noted"),
         ("a box outside", "train: row 2 has a box that is empty or leaves the image"),
         ("not complete", "not complete"),
         ("a newer format", "format version 2|attributes do not have the digest"),

@@ -5,15 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from label_parts import Made, draw, write
+from PIL import Image, ImageOps
+from typer.testing import CliRunner
 
-from hsal_cli.errors import FileError, UsageError
-from hsal_cli.scenes.readers.annotations import read_labels
-from hsal_cli.scenes.readers.folder import make_from_folder
+from hsal_cli import main
+from hsal_cli.errors import FileError, HsalError, UsageError
+from hsal_cli.scenes.readers.folder import make_from_folder, turned
 from hsal_cli.scenes.readers.gather import fitted
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import FolderSettings
-from hsal_cli.vision.images import read_image
+from hsal_cli.vision.images import FORMATS, read_image
 
 SIZE = (40, 20)
 OBJECTS = {  # image -> objects: class, then x0, y0, x1, y1 in px
@@ -92,7 +94,8 @@ def write_voc(folder: Path) -> Path:
 def make(folder: Path, labels: Path, **changes) -> tuple[Path, list[dict[str, str]]]:
     out = folder / "out.h5"
     settings = {"images": str(folder / "images"), "labels": str(labels), "image_size": 40, "test_share": 0.0, **changes}
-    return out, make_from_folder(FolderSettings(**settings), out, read_image)
+    notes = make_from_folder(FolderSettings(**settings), out, read_image, FORMATS)
+    return out, notes.skipped
 
 
 @pytest.mark.parametrize("write", [write_csv, write_sized_tsv, write_jsonl, write_coco, write_yolo, write_voc])
@@ -144,11 +147,17 @@ def test_what_is_skipped_is_told_with_its_reason(tmp_path):
     )
     out, skipped = make(tmp_path, tmp_path / "l.csv")
     told = {row["what"]: row["reason"] for row in skipped}
-    assert told["nowhere.png"] == "no such image" and told["lonely.png"] == "no label" and told["c.png"] == "a box outside of the image"
-    assert "d.png" in told and told["line 3"] == "a box that is empty" and told["line 7"] == "no image or no label"
-    assert told["line 8"] == "a value that is not a number" and told["b.png"] == "no label" and len(skipped) == 8
+    assert told == {
+        "nowhere.png": "no such image",
+        "lonely.png": "no label",
+        "b.png (line 3)": "a box that is empty",
+        "b.png (line 7)": "a box without a label",
+        "b.png (line 8)": "a value that is not a number",
+        "c.png": "a box outside of the image",
+        "d.png": told["d.png"],
+    }
     with open_scenes(out) as scenes:
-        assert scenes.split("train").labels.tolist() == [[0]] and scenes.config["skipped"] == 8
+        assert scenes.split("train").labels.tolist() == [[0]] and scenes.config["skipped"] == 7
 
 
 def test_boxes_are_dropped_as_a_whole_where_one_is_missing_and_that_is_told(tmp_path):
@@ -157,10 +166,9 @@ def test_boxes_are_dropped_as_a_whole_where_one_is_missing_and_that_is_told(tmp_
         '{"image": "a.png", "labels": ["cat"], "boxes": [[0, 0, 9, 9]]}\n{"image": "b.png", "labels": ["dog"]}\n'
         '{"image": "c.png", "labels": ["dog"], "boxes": [null]}\n'
     )
-    out, skipped = make(tmp_path, tmp_path / "l.jsonl")
-    assert skipped == [{"what": "all boxes", "reason": "2 of 3 images have an object without one"}]
-    with open_scenes(out) as scenes:
-        assert scenes.split("train").boxes is None
+    made = Made(tmp_path / "images", tmp_path / "l.jsonl")
+    assert made.remarks == ["no boxes are kept: 2 of 3 images have an object without one"] and made.skipped == {}
+    assert made.train == [["cat"], ["dog"], ["dog"]] and made.boxes["train"] == [None] * 3
 
 
 def test_only_the_wanted_classes_in_the_wanted_order(tmp_path):
@@ -222,11 +230,11 @@ def test_labels_and_images_of_the_test_split_may_lie_elsewhere(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "part"),
     [
-        ("l.csv", "image,colour\na.png,red\n", "no column image or no column labels"),
+        ("l.csv", "image,colour\na.png,red\n", "no column labels"),
         ("l.json", "{}", "not COCO's JSON"),
         ("l.json", "{", "cannot read .* as coco"),
         ("l.doc", "x", "cannot be told from its name"),
-        ("l.csv", "image,label\nnone.png,cat\n", "no image of train could be used"),
+        ("l.csv", "image,label\nnone.png,cat\n", "none of its images can be used"),
     ],
 )
 def test_labels_of_another_form_are_refused(tmp_path, name, text, part):
@@ -237,17 +245,163 @@ def test_labels_of_another_form_are_refused(tmp_path, name, text, part):
     assert not (tmp_path / "out.h5").exists()
 
 
-def test_numbers_as_names_are_sorted_by_value_and_yaml_lists_are_understood(tmp_path):
-    (tmp_path / "l.csv").write_text("image,label\n" + "\n".join(f"{n}.png,{n}" for n in (10, 9, 2)))
-    assert read_labels(tmp_path / "l.csv", "auto", print)[1] == ["2", "9", "10"]
-    (tmp_path / "labels").mkdir()
-    (tmp_path / "labels" / "a.txt").write_text("1 .5 .5 .2 .2\n7 .5 .5 .2 .2\n")
-    for yaml in ('names: ["red", blue]\n', "names:\n- red\n- blue\nnc: 2\n", "names: [red,\n  blue]\n"):
-        (tmp_path / "data.yaml").write_text(yaml)
-        told: list[str] = []
-        found, names = read_labels(tmp_path / "labels", "auto", lambda what, why, told=told: told.append(f"{what}: {why}"))
-        assert names == ["blue"] and [name for name, _ in found[0].objects] == ["blue"]
-        assert told == ["a.txt line 2: class 7, which has no name"]
+def test_numbers_as_names_are_sorted_by_value(tmp_path):
+    draw(tmp_path / "i", "10.png", "9.png", "2.png")
+    assert Made(tmp_path / "i", write(tmp_path / "l.csv", "image,label\n10.png,10\n9.png,9\n2.png,2\n")).classes == ["2", "9", "10"]
+
+
+def call(*words: str) -> tuple[int, str, str]:
+    """Runs hsal in this process: its exit code, and what it wrote on stdout and stderr."""
+    code, result = 0, CliRunner().invoke(main.app, list(words))
+    if isinstance(result.exception, HsalError):
+        code = result.exception.exit_code
+    elif result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return code or result.exit_code, result.stdout, result.stderr
+
+
+def test_the_reasons_are_shown_where_nothing_is_left(tmp_path):
+    draw(tmp_path / "i", *[f"{number}.png" for number in range(5)])
+    labels = write(tmp_path / "l.csv", "image,label,x0,y0,x1,y1\n" + "".join(f"{number}.png,cat,5,5,5,9\n" for number in range(5)))
+    words = ["make-data", "folder", "--images", str(tmp_path / "i"), "--labels", str(labels), "--out", str(tmp_path / "o.h5")]
+    code, out, err = call(*words)
+    assert code == 1 and out == ""
+    assert "Skipped 5: a box that is empty: 0.png (line 2), 1.png (line 3), 2.png (line 4) and 2 more" in err
+    code, out, err = call(*words, "--json")
+    document = json.loads(out)
+    assert code == 1 and document["error"].endswith("none of its images can be used") and "--no-boxes" in document["hint"]
+    assert [row["what"] for row in document["skipped"]] == [f"{number}.png (line {number + 2})" for number in range(5)]
+    assert {row["reason"] for row in document["skipped"]} == {"a box that is empty"} and document["notes"] == []
+    assert call(*words, "--no-boxes")[0] == 0
+    with open_scenes(tmp_path / "o.h5") as scenes:
+        assert len(scenes) == 5 and scenes.split("train").boxes is None
+
+
+def test_notes_and_skips_stand_in_the_report_of_what_was_made(tmp_path):
+    draw(tmp_path / "i", "a.png", "b.png")
+    labels = write(tmp_path / "l.csv", "image,label,x0,y0,x1,y1\na.png,cat,.1,.2,.5,.6\n")
+    words = [
+        "make-data",
+        "folder",
+        "--images",
+        str(tmp_path / "i"),
+        "--labels",
+        str(labels),
+        "--out",
+        str(tmp_path / "o.h5"),
+        "--overwrite",
+    ]
+    code, out, _ = call(*words)
+    assert code == 0 and "Skipped 1: no label: b.png\nNote: all boxes lie between 0 and 1" in out
+    document = json.loads(call(*words, "--json")[1])
+    assert document["skipped"] == [{"what": "b.png", "reason": "no label"}] and len(document["notes"]) == 1
+
+
+def test_an_image_of_no_object_is_one(tmp_path):
+    draw(tmp_path / "i", "a.png", "b.png", "c.png")
+    made = Made(tmp_path / "i", write(tmp_path / "l.csv", "image,label,x0,y0,x1,y1\na.png,cat,1,1,5,5\nb.png,,,,,\n"))
+    assert made.train == [["cat"], []] and made.boxes["train"] == [[[1, 2, 5, 10]], []]
+    assert made.skipped == {"c.png": "no label"} and made.remarks == []
+
+
+def test_a_data_set_of_no_object_at_all_is_refused(tmp_path):
+    draw(tmp_path / "i", "a.png")
+    made = Made(tmp_path / "i", write(tmp_path / "l.csv", "image,label\na.png,\n"))
+    assert "none of its 1 images has an object" in made.error.message
+    write(tmp_path / "l.csv", "image,label\na.png,cat\n")  # as the hint says: labels that list an object
+    assert Made(tmp_path / "i", tmp_path / "l.csv").train == [["cat"]]
+
+
+PARTS = {  # an image with an object that cannot be read, beside a good one: (its labels with boxes, without)
+    "a box that is empty": ("cat,1,1,5,5", "dog,5,5,5,9", ["cat", "dog"]),
+    "a box outside of the image": ("cat,1,1,5,5", "dog,50,5,60,9", ["cat", "dog"]),
+    "a value that is not a number": ("cat,1,1,5,5", "dog,nan,1,5,5", ["cat", "dog"]),
+    "a box without a label": ("cat,1,1,5,5", ",1,1,5,5", None),
+}
+
+
+@pytest.mark.parametrize("reason", PARTS)
+def test_an_image_never_stays_with_a_label_less(tmp_path, reason):
+    *rows, without_boxes = PARTS[reason]
+    draw(tmp_path / "i", "a.png", "b.png")
+    labels = write(tmp_path / "l.csv", "\n".join(["image,label,x0,y0,x1,y1", *[f"a.png,{row}" for row in rows], "b.png,cat,1,1,5,5"]))
+    made = Made(tmp_path / "i", labels)
+    assert made.train == [["cat"]] and reason in made.skipped.values()
+    made = Made(tmp_path / "i", labels, boxes=False)
+    assert made.train == ([["cat"]] if without_boxes is None else [without_boxes, ["cat"]])
+    assert Made(tmp_path / "i", labels, classes="cat").train == ([["cat"]] if without_boxes is None else [["cat"], ["cat"]])
+
+
+def test_labels_for_images_in_two_folders(tmp_path):
+    draw(tmp_path / "i", "0.png", "both.png")
+    draw(tmp_path / "j", "1.png", "both.png", "alone.png")
+    labels = write(tmp_path / "l.csv", "image,label\n0.png,x\n1.png,y\n2.png,z\nboth.png,x\n")
+    made = Made(tmp_path / "i", labels, test_images=str(tmp_path / "j"))
+    assert made.held == {"train": [["x"]], "test": [["y"]]}
+    both = "there is an image of that name in both folders"
+    assert made.skipped == {"2.png": "no such image", "alone.png": "no label", "both.png": both}
+
+
+def test_all_images_for_testing_is_an_error_that_says_so(tmp_path):
+    draw(tmp_path / "i", "a.png", "b.png")
+    made = Made(tmp_path / "i", write(tmp_path / "l.csv", "image,label,split\na.png,x,test\nb.png,x,val\n"))
+    assert "all 2 images are for testing" in made.error.message
+    write(tmp_path / "l.csv", "image,label,split\na.png,x,test\nb.png,x,train\n")  # as the hint says
+    assert Made(tmp_path / "i", tmp_path / "l.csv").held == {"train": [["x"]], "test": [["x"]]}
+
+
+def exif(orientation: int) -> bytes:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags.tobytes()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_are_turned_as_exif_turns_pictures(orientation):
+    pixels = np.zeros((20, 40), np.uint8)
+    pixels[3:8, 10:30] = 255
+    picture = Image.fromarray(pixels)
+    picture.getexif()[0x0112] = orientation
+    shown = np.asarray(ImageOps.exif_transpose(picture))
+    rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
+    expected = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    assert turned(np.array([[10.0, 3.0, 30.0, 8.0]]), picture.size, orientation)[0].tolist() == expected
+
+
+UNSURE = "pictures that EXIF turns, while the labels do not say whether their boxes are turned: 1"
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "box", "note"),
+    [
+        (6, "40,20", [[30, 0, 40, 10]], None),  # as stored: turned along
+        (6, "20,40", [[0, 0, 20, 5]], None),  # as shown
+        (6, ",", [[0, 0, 20, 5]], UNSURE),
+        (3, "40,20", [[0, 0, 10, 10]], UNSURE),
+        (1, "40,20", [[0, 0, 10, 10]], None),
+        (1, "41,20", [[0, 0, 10, 10]], None),  # rounded by a tool
+        (1, "20,40", "the labels say 20 x 40 px, the picture has 40 x 20", None),
+        (1, "80,40", "the labels say 80 x 40 px, the picture has 40 x 20", None),
+        (3, "20,40", "the labels say 20 x 40 px, the picture has 40 x 20", None),
+    ],
+)
+def test_boxes_are_held_against_the_size_that_the_labels_state(tmp_path, orientation, size, box, note):
+    draw(tmp_path / "i", "a.jpg", exif=exif(orientation))
+    labels = write(tmp_path / "l.csv", f"filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,{size},cat,0,0,10,5\n")
+    made = Made(tmp_path / "i", labels)
+    if isinstance(box, str):
+        assert made.skipped == {"a.jpg": box} and "--no-boxes" in made.error.hint
+        assert Made(tmp_path / "i", labels, boxes=False).train == [["cat"]]
+    else:
+        assert made.boxes["train"] == [box] and [remark.split(";")[0] for remark in made.remarks] == ([note] if note else [])
+
+
+def test_boxes_that_reach_beyond_their_pictures_are_told(tmp_path):
+    draw(tmp_path / "i", "a.png")
+    made = Made(tmp_path / "i", write(tmp_path / "l.csv", "image,label,x0,y0,x1,y1\na.png,cat,30,5,60,15\n"))
+    assert made.boxes["train"] == [[[30, 10, 40, 30]]] and made.remarks[0].startswith(
+        "pictures with boxes that reach beyond them, cut off there: 1"
+    )
 
 
 def spots(dark: np.ndarray) -> int:
@@ -270,7 +424,8 @@ def test_the_dice_of_the_documentation_have_as_many_pips_as_their_labels_say(tmp
     assert "range(1500)" in script
     exec(compile(script.replace("range(1500)", "range(12)"), "dice.py", "exec"), {})
     settings = FolderSettings(images="dice", labels="dice/labels.csv", test_share=0.0, image_size=160)
-    assert make_from_folder(settings, tmp_path / "dice.h5", read_image) == []
+    notes = make_from_folder(settings, tmp_path / "dice.h5", read_image, FORMATS)
+    assert notes.skipped == notes.remarks == []
     seen = []
     with open_scenes(tmp_path / "dice.h5") as scenes:
         train = scenes.split("train")

@@ -108,7 +108,6 @@ BOX = np.broadcast_to(np.array([1, 2, 5, 9]), (3, 2, 4))
         ({"labels": np.zeros((4, 2), int)}, r"not integers of shape \(3, L\)"),
         ({"labels": np.array([[0, 1], [1, 0], [3, 0]])}, "train: row 2 has a label outside 0 to 2"),
         ({"labels": np.array([[0, -2], [1, 0], [1, 0]])}, "train: row 0 has a label outside 0 to 2"),
-        ({"labels": np.array([[0, 1], [-1, -1], [1, 0]])}, "train: row 1 has an empty label set"),
         ({"labels": np.array([[0, 1], [-1, 2], [1, 0]])}, "train: row 1 has a label behind the padding"),
         ({"boxes": np.zeros((3, 4), int)}, "train: boxes are"),
         ({"boxes": np.where(np.arange(3)[:, None, None] == 2, BOX[..., ::-1], BOX)}, "train: row 2 has a box that is empty or leaves"),

@@ -12,11 +12,12 @@ from typer.core import TyperGroup
 
 from hsal_cli import console
 from hsal_cli.commands.options import DryRun, Json, Overwrite, Workers, check_out, options
-from hsal_cli.errors import UsageError
+from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.scenes.settings import RECIPES, FolderSettings, SceneSettings, StreetSettings, SvhnSettings
 from hsal_cli.settings import as_dict
 
 if TYPE_CHECKING:
+    from hsal_cli.scenes.readers.labels import Notes
     from hsal_cli.scenes.scene_file import SceneFile
 
 PREVIEWED = 24  # images on the contact sheet
@@ -135,17 +136,22 @@ def folder(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Your own images and labels: CSV, JSONL, COCO JSON, YOLO text files or Pascal VOC XML."""
+    """Your own images and labels: CSV, JSONL, COCO JSON, YOLO text files or Pascal VOC XML; docs/own-images.md."""
+
+    from hsal_cli.scenes.readers.labels import Notes
+
+    notes = Notes()
 
     def make(target: Path, reporter: console.Reporter) -> dict[str, Any]:
         from hsal_cli.scenes.readers.folder import make_from_folder
-        from hsal_cli.vision.images import read_image
+        from hsal_cli.vision.images import FORMATS, read_image
 
-        return {"skipped": make_from_folder(settings, target, read_image, reporter)}
+        make_from_folder(settings, target, read_image, FORMATS, reporter, notes)
+        return {"skipped": notes.skipped, "notes": notes.remarks}
 
     settings.check_named()
     plan = f"read the images in {settings.images} with the labels in {settings.labels}"
-    _make("folder", settings, make, plan, out, preview, overwrite, dry_run, json)
+    _make("folder", settings, make, plan, out, preview, overwrite, dry_run, json, notes)
 
 
 def _make(
@@ -158,12 +164,14 @@ def _make(
     overwrite: bool,
     dry_run: bool,
     json: bool,
+    notes: Notes | None = None,
 ) -> None:
     """What all data sets have in common: refusing, the dry run, the words and the contact sheet at the end.
 
     Args:
         make: writes the scene file; what it returns joins the report.
         plan: what it would do, behind "Would".
+        notes: what `make` skips and takes for granted, which is told with its error, too.
     """
     out = out or Path("data") / f"{name}.h5"
     check_out(out, overwrite, "hsal-scenes")
@@ -175,8 +183,15 @@ def _make(
         return
     reporter = console.TerminalReporter()
     start = time.monotonic()
-    with console.stopping(reporter):
-        more = make(out, reporter)
+    try:
+        with console.stopping(reporter):
+            more = make(out, reporter)
+    except HsalError as error:
+        if notes is not None and json:
+            console.print_json({"error": error.message, "hint": error.hint, "skipped": notes.skipped, "notes": notes.remarks})
+        elif notes is not None:
+            _tell(notes.skipped, notes.remarks, reporter.say)
+        raise
     seconds = time.monotonic() - start
     from hsal_cli.scenes.scene_file import open_scenes
 
@@ -202,19 +217,21 @@ def _make(
         return
     words = " and ".join(f"{count:,} {split}" for split, count in counts.items())
     console.print_line(f"{words} images in {out} ({report['bytes'] / 1e6:,.0f} MB, {console.clock(seconds)})")
-    _tell_skipped(report.get("skipped", []))
+    _tell(report.get("skipped", []), report.get("notes", []), console.print_line)
     if preview is not None:
         console.print_line(f"Contact sheet in {preview}")
 
 
-def _tell_skipped(skipped: list[dict[str, str]]) -> None:
-    """Prints what was left out: a line a reason, with the first examples."""
+def _tell(skipped: list[dict[str, str]], remarks: list[str], say: Callable[[str], None]) -> None:
+    """Says what was left out, a line a reason with the first examples, and what was taken for granted."""
     reasons: dict[str, list[str]] = {}
     for row in skipped:
         reasons.setdefault(row["reason"], []).append(row["what"])
     for reason, what in reasons.items():
         more = f" and {len(what) - SHOWN:,} more" if len(what) > SHOWN else ""
-        console.print_line(f"Skipped {len(what):,}: {reason}: {', '.join(what[:SHOWN])}{more}")
+        say(f"Skipped {len(what):,}: {reason}: {', '.join(what[:SHOWN])}{more}")
+    for remark in remarks:
+        say(f"Note: {remark}")
 
 
 def _check_preview(preview: Path, overwrite: bool) -> None:

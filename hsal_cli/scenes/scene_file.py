@@ -262,7 +262,6 @@ def _split(path: Path, name: str, group: h5py.Group, classes: int) -> SceneSplit
         raise refuse(f"labels are {_described(group['labels'])}, not integers of shape ({len(images)}, L)")
     for wrong, what in (
         (((labels < -1) | (labels >= classes)).any(axis=1), f"a label outside 0 to {classes - 1} (-1 pads)"),
-        ((labels < 0).all(axis=1), "an empty label set"),
         (((labels[:, :-1] < 0) & (labels[:, 1:] >= 0)).any(axis=1), "a label behind the padding"),
     ):
         if wrong.any():

@@ -118,8 +118,12 @@ class FolderSettings:
     """How images and labels of one's own become a scene file."""
 
     images: str | None = setting(None, "Folder of the images.")
-    labels: str | None = setting(None, "The labels: a CSV, JSONL or COCO JSON file, or a folder of YOLO text files or Pascal VOC XML.")
-    labels_format: Literal["auto", "csv", "jsonl", "coco", "yolo", "voc"] = setting("auto", "What the labels are; auto: by their names.")
+    labels: str | None = setting(
+        None, "The labels: a CSV, JSONL or COCO JSON file, a data.yaml, or a folder of YOLO text files or Pascal VOC XML."
+    )
+    labels_format: Literal["auto", "csv", "counts", "jsonl", "coco", "yolo", "voc"] = setting(
+        "auto", "What the labels are; auto: by their names. counts: a CSV with a column of counts a class."
+    )
     test_images: str | None = setting(None, "Folder of the test images, if they lie elsewhere.")
     test_labels: str | None = setting(None, "The labels of the test images, if they stand elsewhere.")
     test_list: str | None = setting(None, "A text file that names the test images, one a line.")

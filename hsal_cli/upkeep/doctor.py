@@ -15,7 +15,7 @@ from typing import Literal
 from hsal_cli import __version__
 from hsal_cli.errors import HsalError, first_line
 
-PACKAGES = ("numpy", "h5py", "pillow", "safetensors", "typer", "rich")
+PACKAGES = ("numpy", "h5py", "pillow", "safetensors", "typer", "rich", "pyyaml")
 OLDEST_PYTHON, OLDEST_TORCH = (3, 11), (2, 6)
 TOGETHER = "install both together from one place: pip install --force-reinstall torch torchvision"
 # Features of 70,000 images at 7x7 cells are 3.5 GB, on the disk and in memory while the policy trains.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hsal_cli.errors import FileError
 
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB, for intensities in [0, 1]
 STD = (0.229, 0.224, 0.225)
 MOST_PIXELS = 100_000_000

@@ -1,1 +1,1 @@
-"""Images and labels that others made: folders, SVHN."""
+"""Reading labels that other tools wrote: one file a format, one form that all of them give, one way to find the image that is meant."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
-from hsal_cli.errors import FileError
 from hsal_cli.progress import Reporter
 
 PART = 64  # images written at a time
@@ -125,8 +124,3 @@ def parts_of(
             advance(len(ready[start : start + PART]))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def no_image_left(where: str, split: str) -> FileError:
-    """The error for a split of which nothing is left."""
-    return FileError(f"{where}: no image of {split} could be used", "see what was skipped, and mend the labels or the folder")

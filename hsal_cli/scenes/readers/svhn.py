@@ -22,7 +22,7 @@ from PIL import Image
 from hsal_cli.errors import FileError
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.readers.download import SIZES, fetch
-from hsal_cli.scenes.readers.gather import Example, no_image_left, parts_of
+from hsal_cli.scenes.readers.gather import Example, parts_of
 from hsal_cli.scenes.scene_file import write_scenes
 from hsal_cli.scenes.settings import SvhnSettings
 from hsal_cli.settings import as_dict
@@ -123,7 +123,7 @@ class Split:
             raise FileError(f"{folder} has neither {name}/digitStruct.mat nor {name}.tar.gz", HINT)
         self.houses = read_structure(source, f"{name}/digitStruct.mat", reporter, most)
         if not self.houses:
-            raise no_image_left(str(folder), name)
+            raise FileError(f"{folder}: its {name} holds no image", HINT)
 
     def examples(self) -> Iterator[Example]:
         """The images, in the order of their numbers; of an archive each is kept, packed as it is, until its turn has come."""
