@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from hsal_cli.errors import HsalError
-from hsal_cli.scenes.readers.folder import make_from_folder
+from hsal_cli.scenes.folder import make_from_folder
 from hsal_cli.scenes.readers.labels import Notes
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import FolderSettings

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from hsal_cli import main
 from hsal_cli.errors import FileError, HsalError, UsageError
-from hsal_cli.scenes.readers.folder import make_from_folder, turned
-from hsal_cli.scenes.readers.gather import fitted
+from hsal_cli.scenes.folder import make_from_folder, turned
+from hsal_cli.scenes.gather import fitted
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import FolderSettings
 from hsal_cli.vision.images import FORMATS, read_image

@@ -13,10 +13,10 @@ from svhn_files import HOUSES, pack, write_structure, write_svhn
 
 from hsal_cli.errors import FileError, Interrupted
 from hsal_cli.progress import SILENT, Reporter
-from hsal_cli.scenes.readers.download import fetch
-from hsal_cli.scenes.readers.svhn import make_svhn, read_structure
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SvhnSettings
+from hsal_cli.scenes.street.download import fetch
+from hsal_cli.scenes.street.svhn import make_svhn, read_structure
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_no_network_is_two_lines(tmp_path):
 
 def test_download_and_reading_in_one_go(unpacked, tmp_path, monkeypatch):
     packed = pack(unpacked, "train", tmp_path / "published")
-    monkeypatch.setattr("hsal_cli.scenes.readers.svhn.SIZES", {"train.tar.gz": (packed / "train.tar.gz").stat().st_size})
+    monkeypatch.setattr("hsal_cli.scenes.street.svhn.SIZES", {"train.tar.gz": (packed / "train.tar.gz").stat().st_size})
     out = made(tmp_path / "mine", tmp_path / "a.h5", test=0, download=True, url=packed.as_uri())
     with open_scenes(out) as scenes, h5py.File(out) as file:
         assert len(scenes.split("train")) == 4 and "test" not in file

@@ -119,7 +119,7 @@ def svhn_multiset(
     """SVHN, format 1, from its folders or archives: house numbers as multisets of digits (section 5)."""
 
     def make(target: Path, reporter: console.Reporter) -> dict[str, Any]:
-        from hsal_cli.scenes.readers.svhn import make_svhn
+        from hsal_cli.scenes.street.svhn import make_svhn
 
         return {"skipped": make_svhn(settings, target, reporter)}
 
@@ -143,7 +143,7 @@ def folder(
     notes = Notes()
 
     def make(target: Path, reporter: console.Reporter) -> dict[str, Any]:
-        from hsal_cli.scenes.readers.folder import make_from_folder
+        from hsal_cli.scenes.folder import make_from_folder
         from hsal_cli.vision.images import FORMATS, read_image
 
         make_from_folder(settings, target, read_image, FORMATS, reporter, notes)

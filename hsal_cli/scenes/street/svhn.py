@@ -21,10 +21,10 @@ from PIL import Image
 
 from hsal_cli.errors import FileError
 from hsal_cli.progress import SILENT, Reporter
-from hsal_cli.scenes.readers.download import SIZES, fetch
-from hsal_cli.scenes.readers.gather import Example, parts_of
+from hsal_cli.scenes.gather import Example, parts_of
 from hsal_cli.scenes.scene_file import write_scenes
 from hsal_cli.scenes.settings import SvhnSettings
+from hsal_cli.scenes.street.download import SIZES, fetch
 from hsal_cli.settings import as_dict
 from hsal_cli.storage.files import digest_of_file
 

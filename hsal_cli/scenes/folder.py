@@ -14,7 +14,7 @@ from PIL import Image
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.class_names import split_names
-from hsal_cli.scenes.readers.gather import Example, parts_of
+from hsal_cli.scenes.gather import Example, parts_of
 from hsal_cli.scenes.readers.labels import Labelled, Notes, Thing, class_name, faulty, text_of
 from hsal_cli.scenes.readers.names import Common, Pictures, common_folders
 from hsal_cli.scenes.readers.read import read_labels
