@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +127,113 @@ def only_writer(folder: Path) -> Iterator[None]:
             place.unlink(missing_ok=True)
 
 
+Ours = Callable[[Path], list[Path]]
+"""ours(folder): the files in it that hsal wrote, the one by which the folder is known as hsal's last; none where it is somebody else's."""
+
+
+@contextlib.contextmanager
+def replacing(target: Path, ours: Ours) -> Iterator[Path]:
+    """Yields a temporary folder that takes the place of `target` when the block ends well, whatever of hsal's is there.
+
+    The older folder stays until the new one is whole; then it is moved aside, the new one takes its name, and what hsal wrote of the older
+    one is removed. What somebody else keeps there moves into the new one. Killed at any moment, `finish_replacing` sets it right.
+
+    Raises:
+        FileError: the place cannot be written, or what is there is not hsal's.
+    """
+    finish_replacing(target, ours)
+    if not target.is_dir() or not any(target.iterdir()):
+        with whole(target, folder=True) as temporary:
+            yield temporary
+        return
+    if target.is_symlink() or not ours(target):
+        raise FileError(f"{target} was not made by hsal, so it is not replaced", "name another place with --out")
+    new, old = _aside(target)
+    with whole(new, folder=True) as temporary:
+        yield temporary
+    try:
+        os.replace(target, old)
+        try:
+            os.replace(new, target)
+        except OSError:
+            if not target.exists():  # another process may have finished it
+                os.replace(old, target)
+                raise
+    except OSError as error:
+        with contextlib.suppress(FileError):
+            finish_replacing(target, ours)
+        raise cannot_write(target, error) from error
+    finish_replacing(target, ours)
+
+
+def finish_replacing(target: Path, ours: Ours) -> None:
+    """Ends what a `replacing` that was killed has begun: the folder is the old or the new one, whole, and nothing lies beside it.
+
+    Raises:
+        FileError: it cannot be written, or what lies beside it under such a name is not hsal's.
+    """
+    new, old = _aside(target)
+    left = [place for place in (new, old) if os.path.lexists(place)]
+    for place in left:
+        if place.is_symlink() or not place.is_dir() or (any(place.iterdir()) and not ours(place)):
+            raise FileError(f"{place} was not made by hsal, and stands where {target} is written", f"move {place} away")
+    try:
+        if left and not os.path.lexists(target):
+            os.replace(left.pop(0), target)
+        for place in left:
+            _dissolve(place, target, ours)
+    except FileNotFoundError:  # another process has done it
+        pass
+    except OSError as error:
+        raise cannot_write(target, error) from error
+
+
+def _aside(target: Path) -> tuple[Path, Path]:
+    """Where a new folder waits for the place of an older one, and where that one goes meanwhile."""
+    return target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+
+
+def _dissolve(folder: Path, target: Path, ours: Ours) -> None:
+    """Removes what hsal wrote into a folder, and moves what is left of it into another one; what it is known by goes last."""
+    *files, mark = ours(folder) or [None]
+    for file in files:
+        file.unlink(missing_ok=True)
+    for place, folders, names in os.walk(folder):
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        for file in (Path(place, name) for name in (*names, *links)):
+            if file != mark:
+                goal = target / file.relative_to(folder)
+                while os.path.lexists(goal):
+                    goal = goal.with_name(f"{goal.name}.old")
+                goal.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, goal)
+    if mark is not None:
+        mark.unlink(missing_ok=True)
+    for place, _, _ in os.walk(folder, topdown=False):
+        os.rmdir(place)
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Writes files that belong together: all are written aside, and only then do they take their places, one after the other.
+
+    Args:
+        contents: file -> its bytes; one that refers to others stands behind them, so that what it names is always there.
+
+    Raises:
+        FileError: one cannot be written; then those of before are all still there.
+    """
+    with contextlib.ExitStack() as stack:
+        for target, content in reversed(contents.items()):  # a stack puts what comes last in its place first
+            stack.enter_context(whole(target)).write_bytes(content)
+
+
+def own_pictures(folder: Path) -> list[Path]:
+    """The PNG files of a folder that hsal wrote, known by their mark; of a folder that is not there, or is a link, none."""
+    if folder.is_symlink():
+        return []
+    return [picture for picture in folder.glob("*.png") if picture.is_file() and PICTURE_MARK in picture.read_bytes()[:4096]]
+
+
 def cannot_write(target: Path, error: OSError) -> FileError:
     """The error to raise when `target` could not be written."""
     # HDF5 puts half a page into its message; the system's own words for the number say the same.
@@ -142,8 +249,8 @@ def write_text(target: Path, text: str) -> None:
 
 def remove_pictures(folder: Path, keep: Sequence[str] = ()) -> None:
     """Removes the PNG files of a folder that hsal wrote, known by their mark, but those named; of a folder that is not there, none."""
-    for picture in folder.glob("*.png"):
-        if picture.name not in keep and PICTURE_MARK in picture.read_bytes()[:4096]:
+    for picture in own_pictures(folder):
+        if picture.name not in keep:
             picture.unlink()
 
 

@@ -30,7 +30,10 @@ def eval_(
             show_default="what the policy was trained on; with --pretrained data/DATASET.h5",
         ),
     ] = None,
-    out: Annotated[Optional[Path], typer.Option("--out", help="JSON file to write.", show_default="eval.json in the run")] = None,
+    out: Annotated[
+        Optional[Path],
+        typer.Option("--out", help="JSON file to write.", show_default="eval.json in the run, for other data eval.NAME.json"),
+    ] = None,
     device: Device = "auto",
     json: Json = False,
     preset: Preset = None,
@@ -42,6 +45,7 @@ def eval_(
     """
     from hsal_cli.evaluation.evaluate import evaluate_file
     from hsal_cli.files import write_sealed
+    from hsal_cli.learning.runs import Run
     from hsal_cli.vision.devices import choose_device
 
     check_one(run, pretrained)
@@ -56,7 +60,8 @@ def eval_(
             loaded = load(place, chosen, reporter, counts=True)
             features = _features(data, loaded.meta, chosen, reporter)
             found = evaluate_file(loaded, features, settings, chosen, reporter)
-            target = out or (place / "eval.json" if (place / "status.json").is_file() else None)
+            if out is None and (place / "status.json").is_file():
+                target = Run(place).place_for(found)
     if not workers.asked().leads:
         return
     if target is not None:

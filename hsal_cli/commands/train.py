@@ -75,9 +75,8 @@ def train(
 
     With --objective count, train the direct baseline instead: a convolutional classifier of how often each class occurs.
     """
-    from hsal_cli.learning import runs
+    from hsal_cli.learning import runs, train_policy
     from hsal_cli.learning.pipeline import DEFAULT_SCENES, ensure_policy_data, features_path
-    from hsal_cli.learning.train_policy import train_policy
     from hsal_cli.vision.devices import choose_device
 
     reporter = console.TerminalReporter()
@@ -97,17 +96,18 @@ def train(
         console.print_json({"out": str(target), "device": str(chosen), **settled})
         return
     with console.stopping(reporter), workers.joined(chosen, reporter):
+        workers.agree(resume=resume is not None, data=str(scenes), train=settled["train"], policy=settled["policy"])
         target = workers.lead(lambda: resume or out or runs.fresh_path(f"{name}-{settings.objective}"))
         if resume is None:
             recipe = recipe_for(preset, config, train=settings, policy=policy, precompute=precompute)
             features, backbone = ensure_policy_data(scenes, backbone, recipe, chosen, reporter, saliency)
-            extra = {"backbone": backbone, "init_from": init_from, "memory": memory_budget}
-            run = train_policy(features, target, policy, settings, chosen, reporter, overwrite, **extra)
+            extra = {"overwrite": overwrite, "backbone": backbone, "init_from": init_from, "memory": memory_budget}
+            run = train_policy.train(features, target, policy, settings, chosen, reporter, **extra)
         else:
             trained_on = settled.get("saliency", "activation")
             moved = data if data is None or data.name.endswith(".features.h5") else features_path(data, trained_on)
             epochs = settings.epochs if "epochs" in given["train"] else None
-            run = train_policy(scenes, target, policy, settings, chosen, reporter, resume=True, moved=moved, epochs=epochs)
+            run = train_policy.resume(target, chosen, reporter, features=moved, epochs=epochs)
     best = run.status["exact_match"]
     if json:
         console.print_json({"run": str(run.path), "exact_match": best})

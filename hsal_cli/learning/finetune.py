@@ -16,7 +16,7 @@ from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.learning import runs
 from hsal_cli.learning.draws import Draws, seeded
-from hsal_cli.learning.loop import ModelTask, one_cycle, train
+from hsal_cli.learning.loop import ModelTask, one_cycle, restored, train
 from hsal_cli.learning.many_objects import BoxedObjects, WholeImages, read_scenes, way_of
 from hsal_cli.learning.replica import Replica
 from hsal_cli.learning.runs import Run, resume_from
@@ -288,18 +288,21 @@ def finetune(
         "weights": used,
         "scenes_digest": digest,
     }
+    workers.agree(scenes_digest=digest, finetune=as_dict(settings), weights=used, checkpoint=before and before.digest)
     task = FinetuneTask(model, data, settings, device, meta)
     del data  # the task has its parts, and images are what takes the memory
     if not resume:
-        config = {"scenes": str(scenes), "scenes_digest": digest, "finetune": as_dict(settings), "weights_used": used}
-        run = runs.create(out, "backbone", config, overwrite)
+        config = {"scenes_digest": digest, "weights_used": used, "classes": classes}
     elif used != config["weights_used"]:
         raise FileError(f"{out} started from {config['weights_used']} weights, now there are {used}", "train a new run: hsal finetune")
     config |= {"scenes": str(scenes), "finetune": as_dict(settings)}
+    progress = None if before is None else restored(task, before)
+    if not resume:
+        run = runs.create(out, "backbone", config, overwrite)
     shown = ", ".join(f"{sum(n for kind, n in task.plan if kind == part):,} {part}" for part in ("crops", "full"))
     reporter.say(f"fine-tuning {settings.arch} at {settings.input_size} px on {scenes}: {shown} images, starting from {used} weights")
     with runs.being_trained(run, config, str(device)), fitting(device, settings.batch_size):
-        rows = train(task, run, reporter, before)
+        rows = train(task, run, reporter, progress)
     workers.meet()  # the last checkpoint is written
     best = checkpoints.load(run.checkpoints, "best")
     model.load_state_dict(best.weights)

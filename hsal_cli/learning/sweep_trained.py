@@ -13,11 +13,11 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.evaluate import evaluate_file
 from hsal_cli.evaluation.loading import LoadedPolicy, load_policy
 from hsal_cli.evaluation.settings import EvalSettings
-from hsal_cli.files import read_json, write_json
+from hsal_cli.files import write_json
 from hsal_cli.learning import runs
 from hsal_cli.learning.settings import SweepSettings, TrainSettings, stored_train
 from hsal_cli.learning.sweep import AGAIN, row_of
-from hsal_cli.learning.train_policy import train_policy
+from hsal_cli.learning.train_policy import resume, train
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.settings import as_dict, build
 from hsal_cli.vision.backbone import LoadedBackbone
@@ -62,16 +62,17 @@ class Bench:
         place = self.out / "runs" / name
         state = runs.Run(place).status.get("state") if (place / "status.json").is_file() else None
         same = state is not None and self._is_same(place, policy, saliency)
-        if same and state == "finished" and (place / "eval.json").is_file():
-            return read_json(place / "eval.json", "hsal sweep")
+        if same and state == "finished" and (place / runs.EVALUATIONS["best"]).is_file():
+            return runs.Run(place).evaluation()
         if features is None:
             return None
         self.reporter.say(f"{name}: training for {self.train.epochs} epochs")
-        resume = same and (place / "checkpoints" / "index.json").is_file()
-        # A run of other settings in this folder was made by an earlier sweep; this one replaces it.
-        train_policy(features, place, policy, self.train, self.device, self.reporter, not resume, resume, self.backbone.path)
+        if same and (place / "checkpoints" / "index.json").is_file():
+            resume(place, self.device, self.reporter, features=features)
+        else:  # a run of other settings in this folder was made by an earlier sweep; this one replaces it
+            train(features, place, policy, self.train, self.device, self.reporter, overwrite=True, backbone=self.backbone.path)
         scores = evaluate_file(load_policy(place, "best", self.device), features, EvalSettings(), self.device, self.reporter)
-        write_json(place / "eval.json", scores)
+        write_json(place / runs.EVALUATIONS["best"], scores)
         return scores
 
     def _is_same(self, place: Path, policy: PolicySettings, saliency: str) -> bool:
