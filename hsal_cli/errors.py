@@ -43,6 +43,18 @@ class Interrupted(HsalError):
         self.exit_code = 128 + signal_number
 
 
+class Stopped(BaseException):
+    """A signal struck outside of long work, which would save its state; like KeyboardInterrupt no error that anybody should handle.
+
+    Args:
+        number: the signal's.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(f"signal {number}")
+        self.number = number
+
+
 class WorkerLost(HsalError):
     """Another process of the same work (see `workers`) was killed, or is not heard of any more."""
 

@@ -256,7 +256,12 @@ def remove_pictures(folder: Path, keep: Sequence[str] = ()) -> None:
 
 def write_json(target: Path, document: Any) -> None:
     """Writes a JSON file whole or not at all."""
-    write_text(target, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write_together({target: json_bytes(document)})
+
+
+def json_bytes(document: Any) -> bytes:
+    """A document as hsal writes JSON files."""
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def write_sealed(target: Path, document: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hsal_cli.errors import HsalError, UsageError, WorkerLost, first_line
+from hsal_cli.errors import HsalError, Stopped, UsageError, WorkerLost, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -198,7 +198,7 @@ def _publish(error: BaseException) -> None:
     if isinstance(error, WorkerLost) or getattr(error, "from_elsewhere", False):
         return
     message, hint = f"unexpected {type(error).__name__}: {error}", "HSAL_DEBUG=1 shows where; please report it"
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, (KeyboardInterrupt, Stopped)):
         message, hint = "interrupted", AGAIN
     if isinstance(error, HsalError):
         message, hint = error.message, error.hint

@@ -20,7 +20,7 @@ from hsal_cli.learning import sweep, sweep_trained
 from hsal_cli.learning.settings import SweepSettings, TrainSettings
 from hsal_cli.learning.sweep import Recipe, conditions, dim, recipe_of, shifts
 from hsal_cli.learning.sweep_trained import bench_for, glimpse_budgets, saliency_models
-from hsal_cli.learning.train_policy import train
+from hsal_cli.learning.train_policy import resume, train
 from hsal_cli.main import app
 from hsal_cli.pictures.sweep_report import panels, table
 from hsal_cli.scenes.make import make_dataset
@@ -138,6 +138,7 @@ def test_glimpse_budgets_are_trained_once_each_and_anew_for_other_settings(made,
         assert trained == dataclasses.replace(SMALL, glimpses=k, memory="counts").for_training("rl", "supervised")
     trained = []
     monkeypatch.setattr(sweep_trained, "train", lambda *given, **more: trained.append(given[1].name) or train(*given, **more))
+    monkeypatch.setattr(sweep_trained, "resume", lambda *given, **more: trained.append(given[0].name) or resume(*given, **more))
     assert rows(1) == first and not trained
     (tmp_path / "runs" / "glimpses-1" / "eval.json").unlink()
     assert rows(1) == first and trained == ["glimpses-1"]

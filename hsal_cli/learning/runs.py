@@ -42,6 +42,7 @@ from hsal_cli.files import (
     write_json,
     write_sealed,
     write_text,
+    write_together,
 )
 
 if TYPE_CHECKING:
@@ -121,13 +122,13 @@ class Run:
         """Writes metrics.jsonl and results.csv whole, so that a resumed epoch never stands twice; of several workers the first one does."""
         if not workers.current().leads:
             return
-        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         columns = list(dict.fromkeys(key for row in rows for key in row))
         text = io.StringIO()
         table = csv.DictWriter(text, columns, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-        write_text(self.path / "results.csv", text.getvalue())
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        write_together({self.path / "results.csv": text.getvalue().encode(), self.path / "metrics.jsonl": lines.encode()})
 
     def evaluation(self, which: str = "best") -> dict[str, Any]:
         """The scores of the run's best, or last, checkpoint on its own test split.
