@@ -142,7 +142,7 @@ def clear_temporary(root: Path) -> None:
     for place in root.glob(".*.tmp"):
         _remove(place) if place.is_dir() else place.unlink()
     for place in [*root.glob(".*.new"), *root.glob(".*.old")]:
-        if place.is_dir() and files_of(place):
+        if place.is_dir() and (files_of(place) or not any(place.iterdir())):
             finish_replacing(root / place.stem[1:], files_of)
 
 

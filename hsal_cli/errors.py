@@ -35,7 +35,7 @@ class Interrupted(HsalError):
     """A long command was asked to stop and has saved its state.
 
     Args:
-        signal_number: the signal that asked (SIGINT 2, SIGTERM 15); the exit code is 128 plus that number.
+        signal_number: the signal that asked (SIGHUP 1, SIGINT 2, SIGTERM 15); the exit code is 128 plus that number.
     """
 
     def __init__(self, message: str, hint: str, signal_number: int = 2):

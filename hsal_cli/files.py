@@ -207,10 +207,12 @@ def _dissolve(folder: Path, target: Path, ours: Ours) -> None:
                     goal = goal.with_name(f"{goal.name}.old")
                 goal.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(file, goal)
+    for place, _, _ in os.walk(folder, topdown=False):
+        if place != str(folder):
+            os.rmdir(place)
     if mark is not None:
         mark.unlink(missing_ok=True)
-    for place, _, _ in os.walk(folder, topdown=False):
-        os.rmdir(place)
+    os.rmdir(folder)
 
 
 def write_together(contents: Mapping[Path, bytes]) -> None:

@@ -96,7 +96,9 @@ def train(
         console.print_json({"out": str(target), "device": str(chosen), **settled})
         return
     with console.stopping(reporter), workers.joined(chosen, reporter):
-        workers.agree(resume=resume is not None, data=str(scenes), train=settled["train"], policy=settled["policy"])
+        workers.agree(
+            resume=resume is not None, features=scenes.name.endswith(".features.h5"), train=settled["train"], policy=settled["policy"]
+        )
         target = workers.lead(lambda: resume or out or runs.fresh_path(f"{name}-{settings.objective}"))
         if resume is None:
             recipe = recipe_for(preset, config, train=settings, policy=policy, precompute=precompute)
