@@ -59,9 +59,11 @@ def eval_(
             place = policy_run(run, chosen, reporter, preset, config, counts=True)
             loaded = load(place, chosen, reporter, counts=True)
             features = _features(data, loaded.meta, chosen, reporter)
+            own = Run(place) if out is None and (place / "status.json").is_file() else None
+            if own is not None:
+                own.other_data({})  # a config.json that cannot be read is said before the work, not after it
             found = evaluate_file(loaded, features, settings, chosen, reporter)
-            if out is None and (place / "status.json").is_file():
-                target = Run(place).place_for(found)
+            target = out if own is None else own.place_for(found)
     if not workers.asked().leads:
         return
     if target is not None:

@@ -148,7 +148,7 @@ class Run:
         name, split = evaluation.get("dataset"), evaluation.get("split", "test")
         if split != "test":
             return f"split {split} of {name}"
-        own, config = evaluation.get("scenes_digest"), self.config
+        own, config = evaluation.get("scenes_digest"), self.config if (self.path / "config.json").is_file() else {}
         if own is None:  # by a version that noted the place alone
             place = evaluation.get("features")
             if place is None or place == config.get("features"):
