@@ -146,9 +146,14 @@ def replacing(target: Path, ours: Ours) -> Iterator[Path]:
         with whole(target, folder=True) as temporary:
             yield temporary
         return
-    if target.is_symlink() or not ours(target):
+    if target.is_symlink():
+        raise FileError(f"{target} is a link, and nothing is replaced through one", f"name the folder itself: {target.resolve()}")
+    if not ours(target):
         raise FileError(f"{target} was not made by hsal, so it is not replaced", "name another place with --out")
     new, old = _aside(target)
+    for place in (new, old):
+        if os.path.lexists(place):
+            raise FileError(f"{place} was not made by hsal, and is in the way of replacing {target}", f"move {place} away")
     with whole(new, folder=True) as temporary:
         yield temporary
     try:
@@ -167,20 +172,18 @@ def replacing(target: Path, ours: Ours) -> Iterator[Path]:
 
 
 def finish_replacing(target: Path, ours: Ours) -> None:
-    """Ends what a `replacing` that was killed has begun: the folder is the old or the new one, whole, and nothing lies beside it.
+    """Ends what a `replacing` that was killed has begun: the folder is the old or the new one, whole, and nothing of it lies beside it.
 
     Raises:
-        FileError: it cannot be written, or what lies beside it under such a name is not hsal's.
+        FileError: it cannot be written.
     """
-    new, old = _aside(target)
-    left = [place for place in (new, old) if os.path.lexists(place)]
-    for place in left:
-        if place.is_symlink() or not place.is_dir() or (any(place.iterdir()) and not ours(place)):
-            raise FileError(f"{place} was not made by hsal, and stands where {target} is written", f"move {place} away")
+    left = [place for place in _aside(target) if place.is_dir() and not place.is_symlink() and (ours(place) or not any(place.iterdir()))]
     try:
-        if left and not os.path.lexists(target):
-            os.replace(left.pop(0), target)
-        for place in left:
+        whole_ones = [place for place in left if ours(place)]
+        if whole_ones and not os.path.lexists(target):
+            os.replace(whole_ones[0], target)
+            left.remove(whole_ones[0])
+        for place in left if target.is_dir() else ():
             _dissolve(place, target, ours)
     except FileNotFoundError:  # another process has done it
         pass
@@ -190,7 +193,8 @@ def finish_replacing(target: Path, ours: Ours) -> None:
 
 def _aside(target: Path) -> tuple[Path, Path]:
     """Where a new folder waits for the place of an older one, and where that one goes meanwhile."""
-    return target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    place = target if target.name not in ("", "..") else target.resolve()
+    return place.parent / f".{place.name}.new", place.parent / f".{place.name}.old"
 
 
 def _dissolve(folder: Path, target: Path, ours: Ours) -> None:

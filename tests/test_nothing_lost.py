@@ -105,18 +105,25 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch) -> None
 
 
 def test_what_is_not_ours_is_neither_replaced_nor_removed_where_it_is_in_the_way(tmp_path) -> None:
-    for name in (".it.old", ".it.new", "it"):
+    for name in ("it", ".it.old", ".it.new"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "thesis.pdf").write_text("mine")
+        if name != "it":
+            (tmp_path / "it").mkdir()
+            (tmp_path / "it" / "mark").write_text("ours")
         with pytest.raises(FileError, match="was not made by hsal"), replacing(tmp_path / "it", marked):
             raise AssertionError("it would be written")
         assert (tmp_path / name / "thesis.pdf").read_text() == "mine"
-        (tmp_path / name).rename(tmp_path / f"away{name}")
+        shutil.rmtree(tmp_path / name)
+        shutil.rmtree(tmp_path / "it", ignore_errors=True)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "mark").write_text("mine")
     (tmp_path / ".it.old").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(FileError, match="was not made by hsal"):
-        finish_replacing(tmp_path / "it", marked)
+    finish_replacing(tmp_path / "it", marked)
+    assert (tmp_path / "elsewhere" / "mark").is_file() and not (tmp_path / "it").exists()
+    (tmp_path / "it").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileError, match="nothing is replaced through one"), replacing(tmp_path / "it", marked):
+        raise AssertionError("it would be written")
     assert (tmp_path / "elsewhere" / "mark").is_file()
 
 
@@ -173,9 +180,11 @@ def test_a_run_that_is_overwritten_is_the_old_or_the_new_one(tmp_path, monkeypat
         found.add(old)
         assert newest is None or newest.path == path
         assert checkpoints.present(run.checkpoints) == old == (path / "plots" / "report.html").is_file() == ("new" not in run.config)
-        assert (path / "checkpoints" / "notes.txt").read_text() == "mine"
+        with runs.being_trained(run, run.config, "cpu"):
+            assert (path / "checkpoints" / "notes.txt").read_text() == "mine" and checkpoints.present(run.checkpoints) == old
         runs.create(path, "policy", {"new": True}, overwrite=True)
         assert entries(place) == ["run"] and not checkpoints.present(run.checkpoints)
+        assert (path / "checkpoints" / "notes.txt").read_text() == "mine"
     assert found == {True, False}
 
 

@@ -206,13 +206,16 @@ def _create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool) -> 
         raise UsageError(f"{path} exists and is not a run of hsal", "name another place with --out")
     if taken and not overwrite:
         raise UsageError(f"{path} holds a run already", f"go on with --resume {path}, replace it with --overwrite, or name another --out")
+    if path.is_dir() and not taken:  # it may be where a disk is mounted, or a link, and stays
+        _fill(path, kind, config)
+        return Run(path)
     with only_writer(path) if taken else contextlib.nullcontext(), replacing(path, files_of) as temporary:
         _fill(temporary, kind, config)
     return Run(path)
 
 
 def _fill(path: Path, kind: Kind, config: dict[str, Any]) -> None:
-    """Writes what a new run holds."""
+    """Writes what a new run holds; status.json, which makes the folder a run, last."""
     try:
         (path / "checkpoints").mkdir(exist_ok=True)
     except OSError as error:
@@ -242,8 +245,9 @@ def files_of(path: Path) -> list[Path]:
 
 def _recover(path: Path) -> None:
     """Sets right what a process that was killed while it replaced a run has left."""
-    with contextlib.suppress(FileError):  # what reads the run says that it is missing
-        finish_replacing(path, files_of)
+    if not path.exists():
+        with contextlib.suppress(FileError):  # what reads the run says that it is missing
+            finish_replacing(path, files_of)
 
 
 def _is_run(path: Path) -> bool:
@@ -292,6 +296,7 @@ def being_trained(run: Run, config: dict[str, Any], device: str) -> Iterator[Non
         yield
         return
     with only_writer(run.path):
+        finish_replacing(run.path, files_of)
         for place in (run.path, run.checkpoints):
             checkpoints.clear_temporary(place)
         held, index = {name: _content(run.path / name) for name in ("config.json", "status.json", "command.txt")}, _index(run)
