@@ -19,12 +19,38 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hsal_cli import distributed
-from hsal_cli.errors import HsalError, out_of_memory
+from hsal_cli.errors import HsalError, Stopped, out_of_memory
 from hsal_cli.progress import Reporter, clock
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS = 40  # blocks in a line, at most
 LINE_EVERY_S = 5.0  # without a terminal, long work says where it is this often
+
+
+class Stderr(io.TextIOBase):
+    """stderr, whose failures (a full disk, a closed pipe, a terminal that has gone) end no work: what it does not take is not said."""
+
+    @property
+    def encoding(self) -> str:
+        return getattr(self._stream(), "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # closed; a signal that speaks while something is being said
+            self._stream().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            self._stream().flush()
+
+    def isatty(self) -> bool:
+        return self._stream().isatty()
+
+    def fileno(self) -> int:
+        return self._stream().fileno()
+
+    def _stream(self) -> Any:
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # while a bar is shown, Rich has put itself before it
 
 
 class TerminalReporter(Reporter):
@@ -33,7 +59,7 @@ class TerminalReporter(Reporter):
     def __init__(self) -> None:
         from rich.console import Console
 
-        self.console = Console(stderr=True, highlight=False, emoji=False, quiet=not distributed.asked().leads)
+        self.console = Console(file=Stderr(), highlight=False, emoji=False, quiet=not distributed.asked().leads)
         self._curves: Mapping[str, Sequence[float]] = {}
 
     def say(self, message: str) -> None:
@@ -164,7 +190,25 @@ def print_line(text: str = "") -> None:
 def _write(text: str) -> None:
     """Writes to stdout; of several workers the first one alone does."""
     if distributed.asked().leads:
-        sys.stdout.write(text)
+        with _results():
+            sys.stdout.write(text)
+
+
+@contextlib.contextmanager
+def _results() -> Iterator[None]:
+    """Turns a stdout that takes no more into an error that says so; one whose reader has left (`| head`) is for `exit_code_of`.
+
+    Raises:
+        HsalError: it is on a disk that is full, say.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise HsalError(
+            f"the result cannot be written to standard output: {error.strerror or error}", "free some space, and run the same command again"
+        ) from error
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -188,20 +232,24 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 @contextlib.contextmanager
 def stopping(reporter: Reporter) -> Iterator[None]:
-    """While the block runs, the first SIGINT or SIGTERM only sets `reporter.stop_signal`; the next one leaves at once.
+    """While the block runs, the first SIGINT, SIGTERM or SIGHUP (the terminal has gone) only sets `reporter.stop_signal`; the next leaves.
 
-    Not so under torchrun, which repeats signals, and itself ends workers that take too long.
+    Not so under torchrun, which repeats signals, and itself ends workers that take too long; nor does another SIGHUP leave, for a shell and
+    its terminal both send it.
     """
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
 
     def handle(number: int, frame: object) -> None:
         alone = distributed.asked().size == 1
-        if reporter.stop_signal and alone:
+        if reporter.stop_signal and alone and number != hang_up:
             os._exit(128 + number)
         if not reporter.stop_signal:
             reporter.stop_signal = number
             reporter.warn("stopping at the next safe point" + (" (once more: leave at once)" if alone else ""))
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers += [hang_up] if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN else []  # nohup ignores it
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
@@ -217,20 +265,19 @@ def exit_code_of(call: Callable[[], Any]) -> int:
     debug = os.environ.get("HSAL_DEBUG") == "1"
     try:
         call()
-        sys.stdout.flush()
+        with _results():
+            sys.stdout.flush()
         return 0
     except HsalError as error:
         if debug:
             raise
         print_error(error.message, error.hint)
         return error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped) as error:
         print_error("interrupted", "run the same command again")
-        return 130
+        return 128 + getattr(error, "number", signal.SIGINT)
     except BrokenPipeError:
-        # The reader left (`| head`): nothing is wrong. Keep the interpreter from flushing into the closed pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 0  # the reader left (`| head`): nothing is wrong
     except Exception as error:
         if debug:
             raise
@@ -239,12 +286,25 @@ def exit_code_of(call: Callable[[], Any]) -> int:
         else:
             print_error(f"unexpected {type(error).__name__}: {error}", "HSAL_DEBUG=1 shows where; please report it")
         return 1
+    finally:
+        _give_up_unwritable()
+
+
+def _give_up_unwritable() -> None:
+    """Lets go of what a stream does not take, for the interpreter would try again when it ends, and fail."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def print_error(message: str, hint: str) -> None:
     """The two lines of an error, on stderr; of several workers that have it, one says it."""
     if not distributed.may_speak():
         return
-    sys.stderr.write(f"Error: {' '.join(message.split())}\nHint: {' '.join(hint.split())}\n")
-    sys.stderr.flush()
+    stream = Stderr()
+    stream.write(f"Error: {' '.join(message.split())}\nHint: {' '.join(hint.split())}\n")
+    stream.flush()
     distributed.has_spoken()

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hsal_cli.errors import HsalError, UsageError, WorkerLost, first_line
+from hsal_cli.errors import HsalError, Stopped, UsageError, WorkerLost, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,8 @@ TIMEOUT_S = 600.0  # a worker that is not heard of for so long is lost; one that
 GRACE_S = 5.0  # how long the others leave it to worker 0 to say an error that all of them have
 POLL_S = 0.5
 AGAIN = "run the same command again"
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+WITHOUT = f"start it with torchrun, or for one process: unset {' '.join(VARIABLES)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +73,33 @@ _joined = 0
 
 
 def asked() -> Workers:
-    """Who torchrun says that this process is; alone where it was not started by torchrun."""
-    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+    """Who torchrun says that this process is; alone where it was not started by torchrun, or what it says cannot be (see `prepare`)."""
+    try:
+        return _told()
+    except UsageError:
         return Workers()
-    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+
+
+def _told() -> Workers:
+    """Who torchrun says that this process is.
+
+    Raises:
+        UsageError: a variable of torchrun's has a value that cannot be.
+    """
+    if not set(VARIABLES) <= os.environ.keys():
+        return Workers()
+    rank, size, local, port = (_number(name, low) for name, low in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("MASTER_PORT", 1)))
+    for name, value, above in (("RANK", rank, size), ("LOCAL_RANK", local, size), ("MASTER_PORT", port, 1 << 16)):
+        if value >= above:
+            raise UsageError(f"{name} = {value} is not below {above}{', the WORLD_SIZE' if name != 'MASTER_PORT' else ''}", WITHOUT)
     return Workers(rank, size, local) if size > 1 else Workers()
+
+
+def _number(name: str, low: int) -> int:
+    text = os.environ[name]
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= low):
+        raise UsageError(f"{name} = {text[:40]!r} is not a number of at least {low}", WITHOUT)
+    return int(text)
 
 
 def current() -> Workers:
@@ -87,9 +111,9 @@ def prepare(command: str | None) -> None:
     """What several processes need before torch is imported; refuses a command that is not made for them.
 
     Raises:
-        UsageError: torchrun started several, and they would all do the same.
+        UsageError: torchrun started several, and they would all do the same; or its variables have values that cannot be.
     """
-    if command is None or asked().size == 1:
+    if command is None or _told().size == 1:
         return
     if command not in COMMANDS:
         raise UsageError(f"hsal {command} runs in one process, not in {asked().size}", f"without torchrun: hsal {command}")
@@ -109,7 +133,7 @@ def joined(device: torch.device, reporter: Reporter) -> Iterator[None]:
         HsalError: the workers do not find each other, or another one has failed.
     """
     global _group, _last, _joined
-    workers = asked()
+    workers = _told()
     if workers.size == 1:
         yield
         return
@@ -174,7 +198,7 @@ def _publish(error: BaseException) -> None:
     if isinstance(error, WorkerLost) or getattr(error, "from_elsewhere", False):
         return
     message, hint = f"unexpected {type(error).__name__}: {error}", "HSAL_DEBUG=1 shows where; please report it"
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, (KeyboardInterrupt, Stopped)):
         message, hint = "interrupted", AGAIN
     if isinstance(error, HsalError):
         message, hint = error.message, error.hint
@@ -249,6 +273,31 @@ def all_gather(thing: T) -> list[T]:
     with guarded():
         dist.all_gather_object(found, thing)
     return found
+
+
+def agree(**things: Any) -> None:
+    """Looks whether all workers have the same settings and data, before they work together.
+
+    Args:
+        things: what must be the same, by name: plain JSON types; of a dict each value by itself.
+
+    Raises:
+        UsageError: they differ; names the first few that do, with the values and who has them.
+    """
+    flat: dict[str, Any] = {}
+    for name, thing in things.items():
+        flat |= {f"{name}.{key}": value for key, value in thing.items()} if isinstance(thing, dict) else {name: thing}
+    said = [{name: str(value) for name, value in theirs.items()} for theirs in all_gather(flat)]
+    differing = []
+    for name in dict.fromkeys(name for theirs in said for name in theirs):
+        ranks: dict[str, list[int]] = {}
+        for rank, theirs in enumerate(said):
+            ranks.setdefault(theirs.get(name, "missing"), []).append(rank)
+        if len(ranks) > 1:
+            differing.append(f"{name} is " + ", ".join(f"{value} (worker {', '.join(map(str, held))})" for value, held in ranks.items()))
+    if differing:
+        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise UsageError(f"the workers differ: {'; '.join(differing[:3])}{more}", "give all of them the same options, settings and files")
 
 
 def broadcast(call: Callable[[], T]) -> T:

@@ -35,12 +35,24 @@ class Interrupted(HsalError):
     """A long command was asked to stop and has saved its state.
 
     Args:
-        signal_number: the signal that asked (SIGINT 2, SIGTERM 15); the exit code is 128 plus that number.
+        signal_number: the signal that asked (SIGHUP 1, SIGINT 2, SIGTERM 15); the exit code is 128 plus that number.
     """
 
     def __init__(self, message: str, hint: str, signal_number: int = 2):
         super().__init__(message, hint)
         self.exit_code = 128 + signal_number
+
+
+class Stopped(BaseException):
+    """A signal struck outside of long work, which would save its state; like KeyboardInterrupt no error that anybody should handle.
+
+    Args:
+        number: the signal's.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(f"signal {number}")
+        self.number = number
 
 
 class WorkerLost(HsalError):

@@ -1,89 +1,79 @@
-"""The Typer app: names the commands, nothing else."""
+"""The entry point of `hsal`: signals are looked after before anything that takes time is imported; `app` has the commands.
 
-from __future__ import annotations
+The console script imports this module before it can call `run`, so it imports next to nothing. A signal ends the process where it strikes:
+an exception in the middle of an import may be swallowed, or come out as another one. Once a command runs, it raises `Stopped`, so that
+temporary files go; and long work asks for more (see `console.stopping`).
+"""
 
+import os
 import sys
-from typing import Annotated
+from types import FrameType
+from typing import Any
 
-import typer
-
-from hsal_cli import __version__, console, distributed
-from hsal_cli.commands.bench import bench
-from hsal_cli.commands.check import check
-from hsal_cli.commands.compare import compare
-from hsal_cli.commands.doctor import doctor
-from hsal_cli.commands.eval import eval_
-from hsal_cli.commands.export import export
-from hsal_cli.commands.finetune import finetune
-from hsal_cli.commands.inspect import inspect
-from hsal_cli.commands.make_data import make_data
-from hsal_cli.commands.precompute import precompute
-from hsal_cli.commands.predict import predict
-from hsal_cli.commands.report import report
-from hsal_cli.commands.reproduce import reproduce
-from hsal_cli.commands.saliency import saliency
-from hsal_cli.commands.sweep import sweep
-from hsal_cli.commands.train import train
-from hsal_cli.commands.visualize import visualize
-from hsal_cli.errors import UsageError
-
-PARSER_ERROR = typer.BadParameter.__bases__[0]  # what the parser raises; its module differs between versions of Typer
-
-app = typer.Typer(
-    name="hsal",
-    help="Name every object in an image, repeats included, one covert and a few overt looks at a time (HSAL, NIPS 2017).",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-)
-app.add_typer(make_data, name="make-data")
-app.command("finetune")(finetune)
-app.command("precompute")(precompute)
-app.command("train")(train)
-app.command("eval")(eval_)
-app.command("compare")(compare)
-app.command("visualize")(visualize)
-app.command("predict")(predict)
-app.command("export")(export)
-app.command("reproduce")(reproduce)
-app.command("report")(report)
-app.command("inspect")(inspect)
-app.command("saliency")(saliency)
-app.command("sweep")(sweep)
-app.command("bench")(bench)
-app.command("check")(check)
-app.command("doctor")(doctor)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        console.print_line(f"hsal {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def hsal(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version, and stop.")] = False,
-) -> None:
-    """Options that stand before a command."""
-    distributed.prepare(context.invoked_subcommand)
+_raises = False  # whether a signal raises where it strikes
 
 
 def run() -> None:
-    """The entry point of `hsal`: runs a command; errors become two lines and an exit code."""
+    """Runs a command; errors become two lines and an exit code."""
+    try:
+        _watch()
+    except KeyboardInterrupt:
+        _leave(2)
+    from hsal_cli import console
+
     console.prepare_streams()
     sys.exit(console.exit_code_of(_call))
 
 
 def _call() -> None:
+    global _raises
+    from hsal_cli.app import call
+
+    _raises = True
     try:
-        code = app(standalone_mode=False)
-    except typer.Abort:
-        raise KeyboardInterrupt from None
-    except PARSER_ERROR as error:
-        command = error.ctx.command_path if error.ctx else "hsal"
-        raise UsageError(error.format_message(), f"{command} --help") from None
-    if code:
-        sys.stdout.flush()
-        sys.exit(code)
+        call()
+    finally:
+        _raises = False
+
+
+def _watch() -> None:
+    import signal
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+            signal.signal(number, _handle)
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    if _raises and not _imports(frame):
+        from hsal_cli.errors import Stopped
+
+        raise Stopped(number)
+    _leave(number)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _leave(number: int) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of several workers one says it
+        try:
+            os.write(2, b"Error: interrupted\nHint: run the same command again\n")
+        except OSError:
+            pass
+    os._exit(128 + number)
+
+
+def __getattr__(name: str) -> Any:
+    """`app`, the Typer app, for whoever wants it without running it."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from hsal_cli.app import app
+
+    return app

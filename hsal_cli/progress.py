@@ -15,7 +15,7 @@ class Reporter:
     """What a room may say while it works; this base class says nothing.
 
     Attributes:
-        stop_signal: the signal that asked the work to stop (2 or 15), 0 while none has. Long loops look at it between steps,
+        stop_signal: the signal that asked the work to stop (1, 2 or 15), 0 while none has. Long loops look at it between steps,
             save their state and raise `Interrupted`.
     """
 

@@ -30,6 +30,12 @@ FAULTS = {
     13: "Values that cannot be used",
     14: "Terminals",
     15: "Moved runs, finished runs, clocks, workers that die",
+    240: "Folders and reports that are replaced",
+    241: "Full disks under logs, metrics and checkpoints; closed pipes, terminals that go away",
+    242: "Signals before a command runs, variables of torchrun that cannot be",
+    243: "Scores on other data than the run's own",
+    244: "A resume that fails, checkpoints of another run",
+    245: "Workers that were given different things",
     "fuzz": "Any byte of any file that is read",
 }
 # file::test (parametrised or not) -> (number of the fault, what is tried)

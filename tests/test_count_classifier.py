@@ -22,7 +22,7 @@ from hsal_cli.runs import run as runs
 from hsal_cli.storage import checkpoints
 from hsal_cli.training.count_task import CountTask
 from hsal_cli.training.settings import TrainSettings
-from hsal_cli.training.train import train_policy
+from hsal_cli.training.train import resume, train
 
 CPU = torch.device("cpu")
 NAMES = ["one", "two"]
@@ -37,7 +37,7 @@ def features(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(features, tmp_path_factory) -> runs.Run:
-    return train_policy(features, tmp_path_factory.mktemp("count") / "run", SMALL, FAST, CPU)
+    return train(features, tmp_path_factory.mktemp("count") / "run", SMALL, FAST, CPU)
 
 
 def test_it_learns_how_often_each_class_occurs() -> None:
@@ -75,9 +75,9 @@ def test_the_loss_is_the_negative_log_likelihood_of_the_whole_multiset(monkeypat
 def test_a_stopped_run_resumes_to_exactly_what_it_would_have_been(after, features, trained, tmp_path) -> None:
     out = tmp_path / "run"
     with pytest.raises(Interrupted):
-        train_policy(features, out, SMALL, FAST, CPU, StoppingReporter(after))
+        train(features, out, SMALL, FAST, CPU, StoppingReporter(after))
     torch.manual_seed(999)  # a new process has other random states
-    resumed = train_policy(Path("nowhere"), out, SMALL, TrainSettings(), CPU, resume=True)
+    resumed = resume(out, CPU)
     for which in ("last", "best"):
         mine, theirs = (checkpoints.load(run.checkpoints, which) for run in (resumed, trained))
         for part in ("weights", "state", "meta"):

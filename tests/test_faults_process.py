@@ -133,8 +133,8 @@ def test_a_command_killed_twenty_times_goes_on_to_the_same_result(command: str, 
     kill_and_go_on(nursery, ready, undisturbed, command, 20, tmp_path)
 
 
-@pytest.mark.fault(2, "Ctrl-C or SIGTERM once: state saved, the way on is named, exit code 130 or 143", tried=1)
-@pytest.mark.parametrize(("command", "number"), [("finetune", 2), ("train", 15), ("precompute", 2), ("make-data", 15)])
+@pytest.mark.fault(2, "Ctrl-C, SIGTERM or SIGHUP once: state saved, the way on is named, exit code 130, 143 or 129", tried=1)
+@pytest.mark.parametrize(("command", "number"), [("finetune", 2), ("train", 15), ("train", 1), ("precompute", 2), ("make-data", 15)])
 def test_a_signal_saves_the_state_and_names_the_way_on(command: str, number: int, nursery, ready, undisturbed, tmp_path) -> None:
     wanted, events, _ = undisturbed(command)
     folder = copy(ready, tmp_path)

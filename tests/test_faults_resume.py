@@ -21,7 +21,7 @@ from hsal_cli.runs.run import Run
 from hsal_cli.storage import checkpoints
 from hsal_cli.training import train as train_room
 from hsal_cli.training.settings import TrainSettings
-from hsal_cli.training.train import train_policy
+from hsal_cli.training.train import resume, train
 
 CPU = torch.device("cpu")
 TRAIN = TrainSettings(epochs=3, batch_size=8, validation=0.25)  # 24 of 32 images: 3 steps an epoch
@@ -44,8 +44,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def go(command: str, data: Path, out: Path, reporter: Any = None, **more: Any) -> Run:
     reporter = reporter or StoppingReporter()
+    if command == "train" and more.pop("resume", False):
+        return resume(out, CPU, reporter, **more)
     if command == "train":
-        return train_policy(data / "easy.features.h5", out, SMALL, TRAIN, CPU, reporter, **more)
+        return train(data / "easy.features.h5", out, SMALL, TRAIN, CPU, reporter, **more)
     return finetune(data / "squares.h5", out, FINETUNE, CPU, reporter, **more)
 
 
@@ -196,5 +198,5 @@ def test_weights_that_do_not_fit_are_refused_with_the_first_that_differ(data, tm
         (data / "easy.features.h5", {}, backbone.path, "of kind backbone, not policy"),
     ):
         with pytest.raises(FileError, match=said) as caught:
-            train_policy(features, tmp_path / "new", **{**policy, **changes}, init_from=source)
+            train(features, tmp_path / "new", **{**policy, **changes}, init_from=source)
         assert "--init-from" in caught.value.hint and not (tmp_path / "new").exists()

@@ -16,7 +16,7 @@ from hsal_cli.features.stream import FeatureStream, window_rows
 from hsal_cli.features.table import open_features
 from hsal_cli.storage import checkpoints
 from hsal_cli.training.settings import TrainSettings
-from hsal_cli.training.train import train_policy
+from hsal_cli.training.train import resume, train
 
 CPU = torch.device("cpu")
 NAMES = ["one", "two"]
@@ -84,11 +84,11 @@ def test_what_fits_is_read_once(features, monkeypatch, tmp_path) -> None:
 
 @pytest.mark.parametrize("after", [3, 13])
 def test_training_on_windows_learns_from_all_rows_and_resumes_exactly(after, features, tmp_path) -> None:
-    whole = train_policy(features, tmp_path / "whole", SMALL, SETTINGS, CPU, memory=BUDGET)
+    whole = train(features, tmp_path / "whole", SMALL, SETTINGS, CPU, memory=BUDGET)
     assert whole.config["window"] == BLOCK
     with pytest.raises(Interrupted):
-        train_policy(features, tmp_path / "run", SMALL, SETTINGS, CPU, StoppingReporter(after), memory=BUDGET)
-    resumed = train_policy(features, tmp_path / "run", SMALL, SETTINGS, CPU, resume=True)
+        train(features, tmp_path / "run", SMALL, SETTINGS, CPU, StoppingReporter(after), memory=BUDGET)
+    resumed = resume(tmp_path / "run", CPU)
     mine, theirs = (checkpoints.load(run.checkpoints, "last") for run in (resumed, whole))
     assert_equal(mine.weights, theirs.weights)
     assert_equal(mine.state, theirs.state)
@@ -97,7 +97,7 @@ def test_training_on_windows_learns_from_all_rows_and_resumes_exactly(after, fea
 
 def test_lists_are_ordered_from_left_to_right_there_too(features, tmp_path) -> None:
     settings = dataclasses.replace(SETTINGS, task="list", epochs=1)
-    run = train_policy(features, tmp_path / "run", SMALL, settings, CPU, memory=BUDGET)
+    run = train(features, tmp_path / "run", SMALL, settings, CPU, memory=BUDGET)
     assert len(run.rows()) == 1
 
 

@@ -12,7 +12,7 @@ from hsal_cli.errors import FileError, Interrupted, TrainingError
 from hsal_cli.progress import SILENT
 from hsal_cli.runs import loop
 from hsal_cli.runs import run as runs
-from hsal_cli.runs.loop import one_cycle, train
+from hsal_cli.runs.loop import one_cycle, restored, train
 from hsal_cli.storage import checkpoints
 
 
@@ -94,7 +94,7 @@ def test_a_stopped_training_resumes_to_exactly_what_it_would_have_been(after: in
     assert caught.value.exit_code == 143 and f"hsal train --resume {run.path}" in caught.value.hint
     assert run.status["state"] == "stopped"
     resumed, reporter = LineTask(), StoppingReporter()
-    rows = train(resumed, run, reporter, checkpoints.load(run.checkpoints, "last"))
+    rows = train(resumed, run, reporter, restored(resumed, checkpoints.load(run.checkpoints, "last")))
     assert reporter.done == after and len(resumed.taken) == 12 - after
     before, before_rows, before_run = whole
     assert_equal(resumed.weights(), before.weights())
@@ -136,7 +136,8 @@ def test_a_resumed_epoch_stands_once_in_the_metrics_though_it_was_logged_before_
         train(LineTask(), run, StoppingReporter(6))
     # A crash after the second epoch's row was written and before its checkpoint was.
     run.write_rows([*run.rows(), {"epoch": 2, "loss": 9.0}])
-    train(LineTask(), run, SILENT, checkpoints.load(run.checkpoints, "last"))
+    task = LineTask()
+    train(task, run, SILENT, restored(task, checkpoints.load(run.checkpoints, "last")))
     assert [row["epoch"] for row in run.rows()] == [1, 2, 3]
 
 
@@ -196,7 +197,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(run: runs
     found = checkpoints.load(run.checkpoints, "last")
     assert newest.name in found.note and "damaged" in found.note and found.path != newest
     task = LineTask()
-    train(task, run, SILENT, found)
+    train(task, run, SILENT, restored(task, found))
     assert_equal(task.weights(), whole[0].weights())
     assert [row["epoch"] for row in run.rows()] == [1, 2, 3]
 
@@ -252,6 +253,7 @@ def test_after_each_epoch_its_curves_are_shown_with_those_of_a_resumed_run(run: 
     with pytest.raises(Interrupted):
         train(LineTask(), run, before)
     after = Plotting()
-    rows = train(LineTask(), run, after, checkpoints.load(run.checkpoints, "last"))
+    task = LineTask()
+    rows = train(task, run, after, restored(task, checkpoints.load(run.checkpoints, "last")))
     assert before.plotted == [{"loss": 0, "score": 0}, {"loss": 1, "score": 1}]
     assert after.plotted == [{"loss": n, "score": n} for n in (1, 2, 3)] and len(rows) == 3

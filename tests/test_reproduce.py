@@ -144,7 +144,7 @@ def test_a_finished_grid_is_left_alone(here, monkeypatch) -> None:
     def refuse(*_, **__):
         raise AssertionError("done before, done again")
 
-    for name in ("finetune", "train_policy", "evaluate_file"):
+    for name in ("finetune", "train", "resume", "evaluate_file"):
         monkeypatch.setattr(grid_run, name, refuse)
     record, data = here / "runs/reproduce/grid.json", here / "data"
     before, spent = files_of(data, here / "runs/reproduce/runs", here / "runs/reproduce/backbone"), json.loads(record.read_text())
@@ -258,7 +258,7 @@ def test_the_last_epoch_is_evaluated_where_another_is_the_best(here, tmp_path) -
 
 
 def test_a_policy_that_collapses_is_passed_over_and_tried_again(here, monkeypatch) -> None:
-    real, tried = grid_run.train_policy, []
+    real, tried = grid_run.train, []
 
     def collapse(features, out, policy, settings, *rest, **more):
         tried.append((settings.objective, settings.seed))
@@ -266,7 +266,7 @@ def test_a_policy_that_collapses_is_passed_over_and_tried_again(here, monkeypatc
             raise TrainingError("the policy has collapsed", "take a lower --learning-rate")
         return real(features, out, policy, settings, *rest, **more)
 
-    monkeypatch.setattr(grid_run, "train_policy", collapse)
+    monkeypatch.setattr(grid_run, "train", collapse)
     found = {run.name: run for run in run_grid(grid_of(seeds=(0, 5)), CPU, SILENT)}
     assert tried == [("rl", 5), ("cross-entropy", 5)]
     lost = found["mnist-multiset.cross-entropy.seed5"]

@@ -20,7 +20,7 @@ from hsal_cli.models.look import look_at_scenes
 from hsal_cli.pictures.trajectory import draw_trajectory
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.training.settings import FinetuneSettings, TrainSettings
-from hsal_cli.training.train import train_policy
+from hsal_cli.training.train import train
 from hsal_cli.vision.backbone import ActivationModel, finer, load_backbone
 
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def test_the_whole_pipeline_works_on_finer_maps(side, tmp_path):
         assert file.table("test").saliency.shape == (2, side, side)
     for mask in ("winner-take-all", "anchored"):
         policy = PolicySettings(mask=mask, controller_encode=8, controller_hidden=8, location_hidden=4, meta_encode=8, meta_hidden=8)
-        train_policy(features, tmp_path / mask, policy, TrainSettings(epochs=1, batch_size=4), CPU, backbone=run.path)
+        train(features, tmp_path / mask, policy, TrainSettings(epochs=1, batch_size=4), CPU, backbone=run.path)
     loaded = load_policy(tmp_path / "winner-take-all")
     scores = evaluate_file(loaded, features, EvalSettings(resamples=2))
     assert scores["examples"] == 2
@@ -113,7 +113,7 @@ def test_features_finer_than_the_backbone_go_through_training_evaluation_and_pic
     with open_features(plain) as file, open_features(own) as coarse:
         assert file.digest == coarse.digest  # asking for what it has changes nothing
     policy = PolicySettings(controller_encode=8, controller_hidden=8, location_hidden=4, meta_encode=8, meta_hidden=8)
-    train_policy(features, tmp_path / "p", policy, TrainSettings(epochs=1, batch_size=4), CPU, backbone=run.path)
+    train(features, tmp_path / "p", policy, TrainSettings(epochs=1, batch_size=4), CPU, backbone=run.path)
     loaded = load_policy(tmp_path / "p")
     backbone = find_backbone(loaded.meta)
     assert (backbone.model.resolution, backbone.refined) == (14, "14")

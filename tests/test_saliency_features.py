@@ -30,7 +30,7 @@ from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.hdf5 import attribute
 from hsal_cli.training.settings import TrainSettings
-from hsal_cli.training.train import train_policy
+from hsal_cli.training.train import train
 from hsal_cli.vision.backbone import ActivationModel, load_backbone
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def made(tmp_path_factory) -> Path:
     scenes, backbone = write_scenes(folder / "s.h5"), write_backbone(folder / "b")
     precompute(scenes, backbone, folder / "s.features.h5", PrecomputeSettings(), CPU)
     itti = precompute(scenes, backbone, folder / "s.itti.features.h5", PrecomputeSettings(saliency="itti", batch_size=10), CPU)
-    train_policy(itti, folder / "run", SMALL, TrainSettings(epochs=1, batch_size=16), CPU, backbone=backbone)
+    train(itti, folder / "run", SMALL, TrainSettings(epochs=1, batch_size=16), CPU, backbone=backbone)
     return folder
 
 
@@ -137,7 +137,7 @@ def test_maps_from_files_are_found_by_split_and_row_and_not_used_for_other_scene
         for split, stack in maps.items():
             wanted = torch.from_numpy(stack.reshape(-1, 2, 2, 2, 2).mean((2, 4)))
             torch.testing.assert_close(features.table(split).saliency, wanted)
-    train_policy(out, tmp_path / "run", SMALL, TrainSettings(epochs=1, batch_size=16), CPU)
+    train(out, tmp_path / "run", SMALL, TrainSettings(epochs=1, batch_size=16), CPU)
     loaded, backbone = load_policy(tmp_path / "run"), load_backbone(made / "b")
     loaded.policy.controller.label.bias.data[-1] = -100
     shown = look_at_scenes(made / "s.h5", "test", [3], backbone, loaded, max_steps=1)[0][0]

@@ -27,7 +27,7 @@ from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.storage import checkpoints
 from hsal_cli.training.settings import SweepSettings, TrainSettings
-from hsal_cli.training.train import train_policy
+from hsal_cli.training.train import resume, train
 from hsal_cli.vision.backbone import load_backbone
 
 CPU = torch.device("cpu")
@@ -43,8 +43,8 @@ def made(tmp_path_factory):
     make_dataset("mnist-multiset", settings, folder / "s.h5", 1)
     write_backbone(folder / "b")
     precompute(folder / "s.h5", folder / "b", folder / "s.features.h5", PrecomputeSettings(), CPU)
-    train = TrainSettings(epochs=1, batch_size=8)
-    train_policy(folder / "s.features.h5", folder / "run", SMALL, train, CPU, backbone=folder / "b")
+    settings = TrainSettings(epochs=1, batch_size=8)
+    train(folder / "s.features.h5", folder / "run", SMALL, settings, CPU, backbone=folder / "b")
     return folder
 
 
@@ -137,8 +137,8 @@ def test_glimpse_budgets_are_trained_once_each_and_anew_for_other_settings(made,
         trained = load_policy(tmp_path / "runs" / f"glimpses-{k}").policy.settings
         assert trained == dataclasses.replace(SMALL, glimpses=k, memory="counts").for_training("rl", "supervised")
     trained = []
-    real = train_policy
-    monkeypatch.setattr(sweep_trained, "train_policy", lambda *given: trained.append(given[1].name) or real(*given))
+    monkeypatch.setattr(sweep_trained, "train", lambda *given, **more: trained.append(given[1].name) or train(*given, **more))
+    monkeypatch.setattr(sweep_trained, "resume", lambda *given, **more: trained.append(given[0].name) or resume(*given, **more))
     assert rows(1) == first and not trained
     (tmp_path / "runs" / "glimpses-1" / "eval.json").unlink()
     assert rows(1) == first and trained == ["glimpses-1"]

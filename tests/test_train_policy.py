@@ -14,7 +14,7 @@ from hsal_cli.policy.hsal import HSAL
 from hsal_cli.runs.run import Run
 from hsal_cli.storage import checkpoints
 from hsal_cli.training.settings import TrainSettings
-from hsal_cli.training.train import VALIDATION_MOST, PolicyTask, hold_out, left_to_right, train_policy, volume_scale
+from hsal_cli.training.train import VALIDATION_MOST, PolicyTask, hold_out, left_to_right, resume, train, volume_scale
 
 CPU = torch.device("cpu")
 NAMES = ["one", "two"]
@@ -63,7 +63,7 @@ def whole_runs(features, tmp_path_factory):
     def of(objective: str) -> Run:
         if objective not in found:
             out = tmp_path_factory.mktemp(objective) / "run"
-            found[objective] = train_policy(features, out, SMALL, dataclasses.replace(FAST, objective=objective), CPU)
+            found[objective] = train(features, out, SMALL, dataclasses.replace(FAST, objective=objective), CPU)
         return found[objective]
 
     return of
@@ -74,11 +74,10 @@ def test_a_stopped_run_resumes_to_exactly_what_it_would_have_been(objective, aft
     out = tmp_path / "run"
     settings = dataclasses.replace(FAST, objective=objective)
     with pytest.raises(Interrupted):
-        train_policy(features, out, SMALL, settings, CPU, StoppingReporter(after))
+        train(features, out, SMALL, settings, CPU, StoppingReporter(after))
     torch.manual_seed(999)  # a new process has other random states
     torch.rand(5)
-    # With `resume`, the run's own settings hold.
-    resumed = train_policy(Path("nowhere"), out, small(glimpses=5), TrainSettings(), CPU, resume=True)
+    resumed = resume(out, CPU)
     whole = whole_runs(objective)
     for which in ("last", "best"):
         mine, theirs = (checkpoints.load(run.checkpoints, which) for run in (resumed, whole))
@@ -92,18 +91,18 @@ def test_a_stopped_run_resumes_to_exactly_what_it_would_have_been(objective, aft
 def test_a_finished_run_has_nothing_left_to_resume(features, whole_runs) -> None:
     run, reporter = whole_runs("rl"), StoppingReporter()
     before = (run.path / "metrics.jsonl").read_text()
-    train_policy(features, run.path, SMALL, FAST, CPU, reporter, resume=True)
+    resume(run.path, CPU, reporter)
     assert reporter.steps == 0 and any("nothing to do" in line for line in reporter.said)
     assert (run.path / "metrics.jsonl").read_text() == before
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_and_said(features, whole_runs, tmp_path) -> None:
     with pytest.raises(Interrupted):
-        train_policy(features, tmp_path / "run", SMALL, FAST, CPU, StoppingReporter(7))
+        train(features, tmp_path / "run", SMALL, FAST, CPU, StoppingReporter(7))
     state = checkpoints.load(tmp_path / "run" / "checkpoints", "last").path / "state.pt"
     state.write_bytes(state.read_bytes()[:100])
     reporter = StoppingReporter()
-    resumed = train_policy(features, tmp_path / "run", SMALL, FAST, CPU, reporter, resume=True)
+    resumed = resume(tmp_path / "run", CPU, reporter)
     assert any("state.pt" in line and "damaged" in line for line in reporter.warned)
     theirs = checkpoints.load(whole_runs("rl").checkpoints, "last")
     assert_equal(checkpoints.load(resumed.checkpoints, "last").weights, theirs.weights)
@@ -113,22 +112,22 @@ def test_resuming_on_other_features_is_refused(features, tmp_path, monkeypatch) 
     copy = tmp_path / "copy.h5"
     copy.write_bytes(features.read_bytes())
     with pytest.raises(Interrupted):
-        train_policy(copy, tmp_path / "run", SMALL, FAST, CPU, StoppingReporter(1))
+        train(copy, tmp_path / "run", SMALL, FAST, CPU, StoppingReporter(1))
     import h5py
 
     with h5py.File(copy, "r+") as file:
         file.attrs["digest"] = "e" * 64
         del file.attrs["attributes_digest"]
     with pytest.raises(FileError, match="is not the feature file"):
-        train_policy(copy, tmp_path / "run", SMALL, FAST, CPU, resume=True)
+        resume(tmp_path / "run", CPU)
 
 
 def test_an_existing_run_stays_unless_overwriting_is_asked_for(features, tmp_path) -> None:
     settings = dataclasses.replace(FAST, epochs=1)
-    run = train_policy(features, tmp_path / "run", SMALL, settings, CPU)
+    run = train(features, tmp_path / "run", SMALL, settings, CPU)
     with pytest.raises(UsageError, match="holds a run already"):
-        train_policy(features, run.path, SMALL, settings, CPU)
-    again = train_policy(features, run.path, SMALL, dataclasses.replace(settings, seed=1), CPU, overwrite=True)
+        train(features, run.path, SMALL, settings, CPU)
+    again = train(features, run.path, SMALL, dataclasses.replace(settings, seed=1), CPU, overwrite=True)
     assert again.config["train"]["seed"] == 1 and len(again.rows()) == 1
 
 
@@ -158,7 +157,7 @@ def test_each_epoch_logs_what_the_contract_names(whole_runs) -> None:
 def test_every_variant_trains(changes, features, tmp_path) -> None:
     policy = small(mask="learned", inhibition="mask", location_input="hidden", memory="counts", controller_state="reset")
     objective = "cross-entropy" if "feedback" in changes else "rl"
-    run = train_policy(features, tmp_path / "run", policy, dataclasses.replace(FAST, epochs=1, objective=objective, **changes), CPU)
+    run = train(features, tmp_path / "run", policy, dataclasses.replace(FAST, epochs=1, objective=objective, **changes), CPU)
     assert len(run.rows()) == 1
 
 
@@ -167,7 +166,7 @@ def test_every_variant_trains(changes, features, tmp_path) -> None:
 )
 def test_the_memory_follows_the_objective_where_none_is_chosen(objective, chosen, memory, features, tmp_path) -> None:
     settings = dataclasses.replace(FAST, epochs=1, objective=objective)
-    run = train_policy(features, tmp_path / "run", small(memory=chosen), settings, CPU)
+    run = train(features, tmp_path / "run", small(memory=chosen), settings, CPU)
     meta = checkpoints.load(run.checkpoints, "best").meta
     assert run.config["policy"]["memory"] == meta["policy"]["memory"] == memory
 
@@ -175,7 +174,7 @@ def test_the_memory_follows_the_objective_where_none_is_chosen(objective, chosen
 @pytest.mark.parametrize(("stop", "stop_input"), [("supervised", "state+saliency"), ("sampled", "state")])
 def test_what_decides_stop_follows_how_it_is_trained_where_nothing_is_chosen(stop, stop_input, features, tmp_path) -> None:
     settings = dataclasses.replace(FAST, epochs=1, stop=stop)
-    run = train_policy(features, tmp_path / "run", small(), settings, CPU)
+    run = train(features, tmp_path / "run", small(), settings, CPU)
     assert run.config["policy"]["stop_input"] == stop_input
     weights = checkpoints.load(run.checkpoints, "best").weights
     assert any(name.startswith("stop_head.") for name in weights) == (stop == "supervised")
@@ -184,7 +183,7 @@ def test_what_decides_stop_follows_how_it_is_trained_where_nothing_is_chosen(sto
 
 def test_a_head_that_reads_the_saliency_map_is_refused_where_stop_is_sampled(features, tmp_path) -> None:
     with pytest.raises(UsageError, match="can only be trained by supervision"):
-        train_policy(features, tmp_path / "run", small(stop_input="state+saliency"), dataclasses.replace(FAST, stop="sampled"), CPU)
+        train(features, tmp_path / "run", small(stop_input="state+saliency"), dataclasses.replace(FAST, stop="sampled"), CPU)
     assert not (tmp_path / "run").exists()
 
 

@@ -40,7 +40,8 @@ class Nursery:
         """Runs `hsal WORDS` in a folder, in so many workers; one of them is a process without torchrun.
 
         Args:
-            order: `hit`: (rank, step, signal), whom to hit with what after so many steps of the optimiser; `environment`.
+            order: `more`: rank -> further words of that worker alone;
+                `hit`: (rank, step, signal), whom to hit with what after so many steps of the optimiser; `environment`.
 
         Returns:
             By rank: `code` (negative: the signal that ended it; "hang" if it did not end), `out`, `err`.
@@ -170,7 +171,7 @@ def start(order: dict[str, Any], rank: int, port: int, folder: Path) -> int:
             hit_after(*order["hit"][1:])
         from children import run_hsal
 
-        code = run_hsal(order["words"])
+        code = run_hsal([*order["words"], *order.get("more", {}).get(str(rank), [])])
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

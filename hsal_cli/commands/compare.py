@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -13,12 +13,18 @@ from hsal_cli.commands.options import Json
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Evaluated runs.", show_default=False)],
+    data: Annotated[
+        Optional[str],
+        typer.Option(
+            "--data", metavar="NAME", help="Scores on another data set, as eval --data NAME.h5 left them.", show_default="their own"
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Put evaluated runs side by side, with the trivial baselines of their data."""
     from hsal_cli.runs.run import evaluations
 
-    found = evaluations(runs)
+    found = evaluations(runs, data)
     if json:
         console.print_json(found)
         return

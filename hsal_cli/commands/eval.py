@@ -30,7 +30,10 @@ def eval_(
             show_default="what the policy was trained on; with --pretrained data/DATASET.h5",
         ),
     ] = None,
-    out: Annotated[Optional[Path], typer.Option("--out", help="JSON file to write.", show_default="eval.json in the run")] = None,
+    out: Annotated[
+        Optional[Path],
+        typer.Option("--out", help="JSON file to write.", show_default="eval.json in the run, for other data eval.NAME.json"),
+    ] = None,
     device: Device = "auto",
     json: Json = False,
     preset: Preset = None,
@@ -41,6 +44,7 @@ def eval_(
     With --pretrained a scene file is enough: its features are computed on the way and not kept.
     """
     from hsal_cli.evaluation.evaluate import evaluate_file
+    from hsal_cli.runs.run import Run
     from hsal_cli.storage.files import write_sealed
     from hsal_cli.vision.devices import choose_device
 
@@ -55,8 +59,11 @@ def eval_(
             place = policy_run(run, chosen, reporter, preset, config, counts=True)
             loaded = load(place, chosen, reporter, counts=True)
             features = _features(data, loaded.meta, chosen, reporter)
+            own = Run(place) if out is None and (place / "status.json").is_file() else None
+            if own is not None:
+                own.other_data({})  # a config.json that cannot be read is said before the work, not after it
             found = evaluate_file(loaded, features, settings, chosen, reporter)
-            target = out or (place / "eval.json" if (place / "status.json").is_file() else None)
+            target = out if own is None else own.place_for(found)
     if not distributed.asked().leads:
         return
     if target is not None:

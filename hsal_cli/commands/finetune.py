@@ -51,6 +51,7 @@ def finetune(
         console.print_json({"out": str(resume or out or runs.fresh_path("finetune")), "device": str(chosen), **settled})
         return
     with console.stopping(reporter), distributed.joined(chosen, reporter):
+        distributed.agree(resume=resume is not None, finetune=settled["finetune"])
         scenes, target = data or SINGLE, distributed.broadcast(lambda: resume or out or runs.fresh_path("finetune"))
         if resume is None:
             ensure_scenes(scenes, settings_for(SceneSettings, preset, config), reporter)

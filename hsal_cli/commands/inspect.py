@@ -145,6 +145,7 @@ def _run_tables(found: dict[str, Any]) -> list[Table]:
     """A run as tables."""
     overview = [[key, _shown(found[key])] for key in ("kind", "state", "started", "updated", "epochs")]
     overview.append(["time in training", console.clock(found["seconds"])])
+    overview += [["note", found["note"]]] if "note" in found else []
     made = [(found["run"], ["what", "value"], overview)]
     best, last = found["best"], found["last"]
     if last is not None:

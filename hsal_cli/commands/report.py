@@ -53,6 +53,7 @@ def report(
                 shown = best, gallery(tested[best], data, device=chosen)
             except FileError as error:
                 left_out.append(f"{best}: the gallery, because {error.message}")
+        left_out += [f"{record.path}: its scores, because {record.note}" for record in records if record.note]
         page, document = compose(groups(records), tested, shown, left_out)
         reporter.check_stop("run the same command again")
         target = write_report(page, document, folder)

@@ -77,7 +77,7 @@ def train(
     """
     from hsal_cli.experiments.pipeline import DEFAULT_SCENES, ensure_policy_data, features_path
     from hsal_cli.runs import run as runs
-    from hsal_cli.training.train import train_policy
+    from hsal_cli.training import train as train_policy
     from hsal_cli.vision.devices import choose_device
 
     reporter = console.TerminalReporter()
@@ -97,17 +97,20 @@ def train(
         console.print_json({"out": str(target), "device": str(chosen), **settled})
         return
     with console.stopping(reporter), distributed.joined(chosen, reporter):
+        distributed.agree(
+            resume=resume is not None, features=scenes.name.endswith(".features.h5"), train=settled["train"], policy=settled["policy"]
+        )
         target = distributed.broadcast(lambda: resume or out or runs.fresh_path(f"{name}-{settings.objective}"))
         if resume is None:
             recipe = recipe_for(preset, config, train=settings, policy=policy, precompute=precompute)
             features, backbone = ensure_policy_data(scenes, backbone, recipe, chosen, reporter, saliency)
-            extra = {"backbone": backbone, "init_from": init_from, "memory": memory_budget}
-            run = train_policy(features, target, policy, settings, chosen, reporter, overwrite, **extra)
+            extra = {"overwrite": overwrite, "backbone": backbone, "init_from": init_from, "memory": memory_budget}
+            run = train_policy.train(features, target, policy, settings, chosen, reporter, **extra)
         else:
             trained_on = settled.get("saliency", "activation")
             moved = data if data is None or data.name.endswith(".features.h5") else features_path(data, trained_on)
             epochs = settings.epochs if "epochs" in given["train"] else None
-            run = train_policy(scenes, target, policy, settings, chosen, reporter, resume=True, moved=moved, epochs=epochs)
+            run = train_policy.resume(target, chosen, reporter, features=moved, epochs=epochs)
     best = run.status["exact_match"]
     if json:
         console.print_json({"run": str(run.path), "exact_match": best})

@@ -23,6 +23,7 @@ from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.episode import Episode
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.progress import SILENT, Reporter
+from hsal_cli.settings import as_dict
 
 if TYPE_CHECKING:
     from hsal_cli.features.scene_features import SceneFeatures
@@ -93,7 +94,7 @@ def evaluate_file(
 
     Returns:
         What `evaluate` gives, with baselines if the file has a training split, and `dataset` (the file's name without endings),
-        `split`, `features`, `checkpoint`, `objective`, `parameters` (how many numbers were learned).
+        `split`, `features`, `scenes_digest`, `checkpoint`, `objective`, `parameters` (how many numbers were learned).
 
     Raises:
         FileError: the file is unusable, has no such split, or holds features of another backbone, other classes or another shape.
@@ -109,8 +110,11 @@ def evaluate_file(
         if not len(table):
             raise FileError(f"split {settings.split} of {features} holds no image", "name another one with --split")
         train_labels = file.labels("train") if "train" in file.splits else None
+        made_from = {"features": str(features), "scenes_digest": file.scenes_digest}
+        compared = {"features_digest": file.digest, "scenes_digest": file.scenes_digest, "weights": loaded.checkpoint.digest}
+    distributed.agree(**compared, eval=as_dict(settings))
     found = _evaluate(loaded, table, settings, device, reporter, train_labels)
-    return _documented(loaded, features, settings.split, found, {"features": str(features)})
+    return _documented(loaded, features, settings.split, found, made_from)
 
 
 def evaluate_scenes(
@@ -148,8 +152,10 @@ def evaluate_scenes(
         train_labels = torch.from_numpy(file.split("train").labels) if "train" in file.splits else None
         if settings.sample > 1:
             table = table.in_memory(settings.batch_size, reporter)
+        made_from = {"scenes": str(scenes), "scenes_digest": file.digest}
+        distributed.agree(scenes_digest=file.digest, weights=loaded.checkpoint.digest, backbone=backbone.digest, eval=as_dict(settings))
         found = _evaluate(loaded, table, settings, device, reporter, train_labels)
-    return _documented(loaded, scenes, settings.split, found, {"scenes": str(scenes)})
+    return _documented(loaded, scenes, settings.split, found, made_from)
 
 
 def _evaluate(

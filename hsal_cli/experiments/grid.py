@@ -20,11 +20,10 @@ from hsal_cli.features.writer import partial_of
 from hsal_cli.runs import run as runs
 from hsal_cli.settings import as_dict, build
 from hsal_cli.storage import checkpoints
-from hsal_cli.storage.files import read_json, write_json
+from hsal_cli.storage.files import read_json, read_sealed, write_json
 from hsal_cli.training.settings import TrainSettings
 
 FORMAT = "hsal-grid"
-EVALUATIONS = {"best": "eval.json", "last": "eval.last.json"}  # of a run's checkpoints
 State = Literal["done", "resume", "missing"]
 
 
@@ -163,7 +162,7 @@ def plan(grid: Grid) -> list[Step]:
         train, evaluate = cell_commands(grid, cell, backbone)
         steps.append(Step(f"train {cell.name}", path, state, train))
         is_scored = state == "done" and all(evaluated(grid, cell, which) is not None for which in to_evaluate(path))
-        steps.append(Step(f"eval {cell.name}", path / "eval.json", "done" if is_scored else "missing", evaluate))
+        steps.append(Step(f"eval {cell.name}", evaluation_place(grid, cell), "done" if is_scored else "missing", evaluate))
     return steps
 
 
@@ -173,14 +172,20 @@ def to_evaluate(path: Path) -> list[str]:
     return ["best"] if index.get("last") == index.get("best") else ["best", "last"]
 
 
+def evaluation_place(grid: Grid, cell: Cell, which: str = "best") -> Path:
+    """Where the scores of a run's checkpoint are kept: those of the test split where every reader of a run looks for them."""
+    name, split = runs.EVALUATIONS[which], grid.evaluation.split
+    return grid.run_path(cell) / (name if split == "test" else f"{name.removesuffix('.json')}.{cell.dataset}.{split}.json")
+
+
 def evaluated(grid: Grid, cell: Cell, which: str = "best") -> dict[str, Any] | None:
     """The evaluation of a run's checkpoint, if it has one of this data set by these settings."""
     path = grid.run_path(cell)
     try:
-        found = read_json(path / EVALUATIONS[which], "hsal eval")
+        found = read_sealed(evaluation_place(grid, cell, which), "hsal eval")
+        if grid.evaluation.split == "test" and runs.Run(path).other_data(found):
+            return None
     except FileError:
-        return None
-    if not isinstance(found, dict):
         return None
     same = all(found.get(name) == getattr(grid.evaluation, name) for name in ("split", "sample"))
     same = same and Path(str(found.get("checkpoint"))).name == checkpoints.index_of(path / "checkpoints").get(which)

@@ -17,12 +17,12 @@ from typing import Any
 from hsal_cli import __version__
 from hsal_cli.evaluation.examples import ChosenExample
 from hsal_cli.experiments.summary import GridRun, curve_of, scores_of, table_rows
-from hsal_cli.pictures.charts.curves import Panel, write_curves
+from hsal_cli.pictures.charts.curves import Panel, draw_curves
 from hsal_cli.pictures.trajectory import trajectories
-from hsal_cli.pictures.writing import write_picture
+from hsal_cli.pictures.writing import encoded
 from hsal_cli.progress import clock
 from hsal_cli.report.markdown import markdown_table
-from hsal_cli.storage.files import remove_pictures, write_json, write_text
+from hsal_cli.storage.files import json_bytes, remove_pictures, write_together
 
 DATASETS = {"mnist-set": "MNIST Set", "mnist-multiset": "MNIST Multiset", "svhn-multiset": "SVHN Multiset"}
 DATASETS["street-numbers"] = "Street numbers (synthetic)"
@@ -44,7 +44,7 @@ LEARNED = 0.9  # the exact match whose epoch is reported
 def write_report(
     folder: Path, runs: Sequence[GridRun], provenance: dict[str, Any], examples: Mapping[str, Sequence[ChosenExample]], command: str
 ) -> dict[str, Any]:
-    """Writes the report folder; what an earlier report left there is replaced, and its pictures that are not drawn again are removed.
+    """Writes the report folder; what an earlier report left there is replaced, and its pictures that are not drawn again are removed last.
 
     Args:
         folder: where; made if missing.
@@ -59,20 +59,18 @@ def write_report(
     Raises:
         FileError: the folder cannot be written.
     """
-    pictures = []
+    pictures: dict[str, bytes] = {}
     for name, scores in FIGURES.items():
         panels = curve_panels(runs, scores)
         if panels:
-            write_curves(panels, folder / name)
-            pictures.append(name)
+            pictures[name] = draw_curves(panels)
     dataset_of = {run.name: run.dataset for run in runs}
     for run_name, chosen in examples.items():
         if chosen:
             name = f"trajectories.{dataset_of[run_name]}.png"
             looks = [example.look for example in chosen]
             drawn = trajectories(looks, [example.truth for example in chosen], min(ACROSS, len(chosen)), SIDE)
-            write_picture(drawn, folder / name)
-            pictures.append(name)
+            pictures[name] = encoded(drawn)
     summary = {
         "hsal": __version__,
         "command": command,
@@ -90,12 +88,12 @@ def write_report(
             for run_name, chosen in examples.items()
             for example in chosen
         ],
-        "pictures": pictures,
+        "pictures": list(pictures),
         **provenance,
     }
-    write_json(folder / "summary.json", summary)
-    write_text(folder / "summary.md", markdown(summary, runs))
-    remove_pictures(folder, pictures)
+    documents = {"summary.json": json_bytes(summary), "summary.md": markdown(summary, runs).encode()}
+    write_together({folder / name: content for name, content in (pictures | documents).items()})
+    remove_pictures(folder, list(pictures))
     return summary
 
 

@@ -18,12 +18,12 @@ import torch
 from hsal_cli.errors import FileError, HsalError, Interrupted, TrainingError, UsageError
 from hsal_cli.evaluation.evaluate import evaluate_file
 from hsal_cli.experiments.grid import (
-    EVALUATIONS,
     Cell,
     Grid,
     backbone_place,
     cell_commands,
     evaluated,
+    evaluation_place,
     plan,
     read_record,
     record,
@@ -33,14 +33,14 @@ from hsal_cli.experiments.grid import (
 )
 from hsal_cli.experiments.pipeline import ensure_features, ensure_scenes
 from hsal_cli.experiments.summary import GridRun
-from hsal_cli.features.table import open_features
+from hsal_cli.features.table import check_match, open_features
 from hsal_cli.finetuning.finetune import finetune
 from hsal_cli.models.load import load_model
 from hsal_cli.progress import Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.files import cannot_write, write_json
-from hsal_cli.training.train import train_policy
+from hsal_cli.training.train import resume, train
 from hsal_cli.vision.backbone import load_backbone
 
 AGAIN = "type the same command again: it goes on from here"
@@ -61,6 +61,7 @@ def run_grid(grid: Grid, device: torch.device, reporter: Reporter) -> list[GridR
     """
     plan(grid)
     with _alone(grid.out), _told_how_to_go_on():
+        _verify(grid)
         record(grid, options=list(grid.options), settings=shared_settings(grid))
         for dataset in grid.datasets:
             with _timed(grid, f"data {dataset}", grid.scenes(dataset).exists()):
@@ -78,6 +79,24 @@ def run_grid(grid: Grid, device: torch.device, reporter: Reporter) -> list[GridR
             found.append(_run_cell(grid, cell, backbone, device, reporter))
             reporter.check_stop(AGAIN)
     return found
+
+
+def _verify(grid: Grid) -> None:
+    """Looks whether what is there of a grid fits together, before anything of it is changed.
+
+    Raises:
+        FileError: features of another backbone or scene file, or a run on other features.
+    """
+    place, _ = backbone_place(grid)
+    digest = load_backbone(place).digest if state_of_run(place) == "done" or (place / checkpoints.MANIFEST).is_file() else None
+    for dataset in grid.datasets:
+        features = grid.features(dataset)
+        if features.exists():
+            with open_features(features) as file:
+                check_match(file, backbone_digest=digest)
+            for cell in grid.cells:
+                if cell.dataset == dataset:
+                    _check_features(grid, cell)
 
 
 def provenance(grid: Grid) -> dict[str, Any]:
@@ -129,7 +148,7 @@ def _run_cell(grid: Grid, cell: Cell, backbone: Path, device: torch.device, repo
         digest = checkpoints.load(path / "checkpoints", "best").digest
     if "last" in scores:
         last = path / "checkpoints" / checkpoints.index_of(path / "checkpoints")["last"]
-        commands.append(shlex.join(["hsal", "eval", "--run", str(last), "--out", str(path / EVALUATIONS["last"]), *grid.options]))
+        commands.append(shlex.join(["hsal", "eval", "--run", str(last), "--out", str(evaluation_place(grid, cell, "last")), *grid.options]))
     rows = runs.Run(path).rows()
     return GridRun(
         cell.name,
@@ -154,7 +173,7 @@ def _evaluate(grid: Grid, cell: Cell, which: str, features: Path, device: torch.
         path = grid.run_path(cell)
         with _timed(grid, f"eval {cell.name}"):
             found = evaluate_file(load_model(path, which, device), features, grid.evaluation, device, reporter)
-            write_json(path / EVALUATIONS[which], found)
+            write_json(evaluation_place(grid, cell, which), found)
     return found
 
 
@@ -170,19 +189,26 @@ def _seconds_of(grid: Grid, cell: Cell, rows: list[dict[str, Any]]) -> float | N
 def _train(grid: Grid, cell: Cell, features: Path, backbone: Path, device: torch.device, reporter: Reporter) -> None:
     path = grid.run_path(cell)
     state = state_of_run(path)
-    if state != "missing":
-        with open_features(features) as file:
-            trained_on = runs.Run(path).config.get("features_digest")
-            if trained_on != file.digest:
-                raise FileError(
-                    f"{path} was trained on other features than {features} holds now",
-                    "bring those features back, or name another folder with --out",
-                )
+    _check_features(grid, cell)
     if state != "done":
-        begun = state == "resume"
-        settings = grid.train_settings(cell)
+        begun, settings = state == "resume", grid.train_settings(cell)
         with _timed(grid, f"train {cell.name}"):
-            train_policy(features, path, grid.recipe.policy, settings, device, reporter, path.exists() and not begun, begun, backbone)
+            if begun:
+                resume(path, device, reporter)
+            else:
+                train(features, path, grid.recipe.policy, settings, device, reporter, overwrite=path.exists(), backbone=backbone)
+
+
+def _check_features(grid: Grid, cell: Cell) -> None:
+    path, features = grid.run_path(cell), grid.features(cell.dataset)
+    if state_of_run(path) == "missing":
+        return
+    with open_features(features) as file:
+        if runs.Run(path).config.get("features_digest") != file.digest:
+            raise FileError(
+                f"{path} was trained on other features than {features} holds now",
+                "bring those features back, or name another folder with --out",
+            )
 
 
 def _ensure_backbone(grid: Grid, device: torch.device, reporter: Reporter) -> Path:

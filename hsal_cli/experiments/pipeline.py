@@ -22,7 +22,7 @@ from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.training.settings import FinetuneSettings, TrainSettings
-from hsal_cli.training.train import train_policy
+from hsal_cli.training.train import train
 from hsal_cli.vision.backbone import load_backbone
 
 DATA = Path("data")
@@ -129,4 +129,4 @@ def ensure_policy(recipe: Recipe, device: torch.device, reporter: Reporter) -> P
     reporter.say("there is no trained policy in runs/: training one (hsal train)")
     features, backbone = ensure_policy_data(DEFAULT_SCENES, None, recipe, device, reporter)
     out = distributed.broadcast(lambda: runs.fresh_path(f"{DEFAULT_SCENES.stem}-{recipe.train.objective}"))
-    return train_policy(features, out, recipe.policy, recipe.train, device, reporter, backbone=backbone).path
+    return train(features, out, recipe.policy, recipe.train, device, reporter, backbone=backbone).path

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from hsal_cli import __version__
-from hsal_cli.pictures.charts.curves import Panel, write_curves
+from hsal_cli.pictures.charts.curves import Panel, draw_curves
 from hsal_cli.report.markdown import markdown_table
-from hsal_cli.storage.files import write_json, write_text
+from hsal_cli.storage.files import json_bytes, own_pictures, write_together
 
 TITLES = {
     "trained": "Images like those trained on",
@@ -37,6 +37,7 @@ NOTE = (
     "The interval is that over the row's test images (bootstrap). Cardinality error: mean difference between how many labels are named and "
     "how many there are. Max of S on it: how often the highest saliency lies on an object of the class that is named."
 )
+PICTURE = "sweep.png"
 SCORES = {"exact_match": "exact match", "macro_f1": "macro F1", "glimpse_hit": "glimpse on the digit"}
 
 
@@ -50,11 +51,12 @@ def write_report(folder: Path, document: dict[str, Any]) -> None:
     Raises:
         FileError: the folder cannot be written.
     """
-    write_json(folder / "sweep.json", document)
-    drawn, picture = panels(document["parts"]), folder / "sweep.png"
-    if drawn:
-        write_curves(drawn, picture, columns=3)
-    write_text(folder / "sweep.md", markdown(document, picture.name if drawn else None))
+    drawn = panels(document["parts"])
+    contents = {PICTURE: draw_curves(drawn, columns=3)} if drawn else {}
+    contents |= {"sweep.json": json_bytes(document), "sweep.md": markdown(document, PICTURE if drawn else None).encode()}
+    write_together({folder / name: content for name, content in contents.items()})
+    if not drawn and folder / PICTURE in own_pictures(folder):
+        (folder / PICTURE).unlink()
 
 
 def markdown(document: dict[str, Any], picture: str | None) -> str:

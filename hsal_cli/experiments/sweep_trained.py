@@ -20,9 +20,9 @@ from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.settings import as_dict, build
-from hsal_cli.storage.files import read_json, write_json
+from hsal_cli.storage.files import write_json
 from hsal_cli.training.settings import SweepSettings, TrainSettings, stored_train
-from hsal_cli.training.train import train_policy
+from hsal_cli.training.train import resume, train
 from hsal_cli.vision.backbone import LoadedBackbone
 
 
@@ -62,16 +62,17 @@ class Bench:
         place = self.out / "runs" / name
         state = runs.Run(place).status.get("state") if (place / "status.json").is_file() else None
         same = state is not None and self._is_same(place, policy, saliency)
-        if same and state == "finished" and (place / "eval.json").is_file():
-            return read_json(place / "eval.json", "hsal sweep")
+        if same and state == "finished" and (place / runs.EVALUATIONS["best"]).is_file():
+            return runs.Run(place).evaluation()
         if features is None:
             return None
         self.reporter.say(f"{name}: training for {self.train.epochs} epochs")
-        resume = same and (place / "checkpoints" / "index.json").is_file()
-        # A run of other settings in this folder was made by an earlier sweep; this one replaces it.
-        train_policy(features, place, policy, self.train, self.device, self.reporter, not resume, resume, self.backbone.path)
+        if same and (place / "checkpoints" / "index.json").is_file():
+            resume(place, self.device, self.reporter, features=features)
+        else:  # a run of other settings in this folder was made by an earlier sweep; this one replaces it
+            train(features, place, policy, self.train, self.device, self.reporter, overwrite=True, backbone=self.backbone.path)
         scores = evaluate_file(load_policy(place, "best", self.device), features, EvalSettings(), self.device, self.reporter)
-        write_json(place / "eval.json", scores)
+        write_json(place / runs.EVALUATIONS["best"], scores)
         return scores
 
     def _is_same(self, place: Path, policy: PolicySettings, saliency: str) -> bool:

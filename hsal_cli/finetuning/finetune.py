@@ -17,7 +17,7 @@ from hsal_cli.finetuning.single_objects import SingleObjects, read_single_object
 from hsal_cli.finetuning.views import crop_sides
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
-from hsal_cli.runs.loop import ModelTask, one_cycle, train
+from hsal_cli.runs.loop import ModelTask, one_cycle, restored, train
 from hsal_cli.runs.replica import Replica
 from hsal_cli.runs.run import Run, resume_from
 from hsal_cli.runs.seeds import Draws, seeded
@@ -289,18 +289,21 @@ def finetune(
         "weights": used,
         "scenes_digest": digest,
     }
+    distributed.agree(scenes_digest=digest, finetune=as_dict(settings), weights=used, checkpoint=before and before.digest)
     task = FinetuneTask(model, data, settings, device, meta)
     del data  # the task has its parts, and images are what takes the memory
     if not resume:
-        config = {"scenes": str(scenes), "scenes_digest": digest, "finetune": as_dict(settings), "weights_used": used}
-        run = runs.create(out, "backbone", config, overwrite)
+        config = {"scenes_digest": digest, "weights_used": used, "classes": classes}
     elif used != config["weights_used"]:
         raise FileError(f"{out} started from {config['weights_used']} weights, now there are {used}", "train a new run: hsal finetune")
     config |= {"scenes": str(scenes), "finetune": as_dict(settings)}
+    progress = None if before is None else restored(task, before)
+    if not resume:
+        run = runs.create(out, "backbone", config, overwrite)
     shown = ", ".join(f"{sum(n for kind, n in task.plan if kind == part):,} {part}" for part in ("crops", "full"))
     reporter.say(f"fine-tuning {settings.arch} at {settings.input_size} px on {scenes}: {shown} images, starting from {used} weights")
     with runs.being_trained(run, config, str(device)), fitting(device, settings.batch_size):
-        rows = train(task, run, reporter, before)
+        rows = train(task, run, reporter, progress)
     distributed.barrier()  # the last checkpoint is written
     best = checkpoints.load(run.checkpoints, "best")
     model.load_state_dict(best.weights)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
-import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -13,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.models.load import backbone_folder
-from hsal_cli.models.shipped import BACKBONE, FORMAT, FORMAT_VERSION, read_manifest
+from hsal_cli.models.shipped import BACKBONE, FORMAT, FORMAT_VERSION, exported_files, read_manifest
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.storage import checkpoints
-from hsal_cli.storage.files import atomic_write, cannot_write, digest_of_file, read_json, write_json
+from hsal_cli.storage.files import digest_of_file, finish_replacing, replacing, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,9 +72,7 @@ def export(
     place = _backbone_of(found, backbone)
     model = checkpoints.read_checkpoint(place)
     manifest: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, "hsal_version": __version__}
-    staging = out.with_name(f".{out.name}.new")
-    shutil.rmtree(staging, ignore_errors=True)
-    with atomic_write(staging, folder=True) as folder:
+    with replacing(out, exported_files) as folder:
         manifest[BACKBONE] = _write(folder / BACKBONE, model.weights, model.meta, model.digest) | _origin_of_backbone(place)
         digest = manifest[BACKBONE]["sha256"]["weights.safetensors"]
         reporter.say(f"{BACKBONE}: {_size(folder / BACKBONE) / 1e6:.1f} MB, from {place}")
@@ -89,7 +85,6 @@ def export(
             manifest["policies"][source.name] = entry | _origin(source.run) | {"result": _result(source.evaluation)}
             reporter.say(f"{source.name}: {_size(folder / source.name) / 1e6:.1f} MB, from {source.run.path}")
         write_json(folder / "manifest.json", manifest)
-    _take_place(staging, out)
     for name, entry in ((BACKBONE, manifest[BACKBONE]), *manifest["policies"].items()):
         entry["bytes"] = _size(out / name)
     return manifest
@@ -101,7 +96,7 @@ def _source(text: str) -> Source:
     run = runs.open_run(Path(path if named else text), runs.EVALUATED)
     if run.status.get("state") != "finished":
         raise FileError(f"{run.path} is {run.status.get('state')}, not finished", f"finish it: hsal train --resume {run.path}")
-    evaluation = read_json(run.path / "eval.json", f"hsal eval --run {run.path}")
+    evaluation = run.evaluation()
     checkpoint = checkpoints.load(run.checkpoints, "best")
     if PurePath(str(evaluation.get("checkpoint"))).name != checkpoint.path.name:
         raise FileError(f"eval.json of {run.path} is of another checkpoint than the best one", f"hsal eval --run {run.path}")
@@ -187,6 +182,7 @@ def _without_folders(word: str) -> str:
 
 def _check_out(out: Path, overwrite: bool) -> None:
     """Refuses a folder that is taken, unless everything in it was exported earlier and may be replaced."""
+    finish_replacing(out, exported_files)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
@@ -199,26 +195,6 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise UsageError(f"{out / strange[0]} was not made by hsal export, so {out} is not replaced", "move it, or name another --out")
     if not overwrite:
         raise UsageError(f"{out} holds exported policies already", "replace them all with --overwrite, or name another folder with --out")
-
-
-def _take_place(new: Path, out: Path) -> None:
-    """Puts a folder where an older one may be; that one comes back if this fails."""
-    old = out.with_name(f".{out.name}.old")
-    try:
-        if not out.exists():
-            os.replace(new, out)
-            return
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(out, old)
-        try:
-            os.replace(new, out)
-        except OSError:
-            os.replace(old, out)
-            raise
-    except OSError as error:
-        shutil.rmtree(new, ignore_errors=True)
-        raise cannot_write(out, error) from error
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _size(folder: Path) -> int:

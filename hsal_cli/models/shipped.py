@@ -11,14 +11,15 @@ data/pretrained/             in a checkout; hsal_cli/pretrained/ in an installed
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.resources
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.storage.files import digest_of_file
+from hsal_cli.storage.files import digest_of_file, finish_replacing
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +60,7 @@ def own_folder() -> Path | None:
     """The folder that came with this hsal: inside the installed package, else the checkout's data/pretrained; None where there is none."""
     package = Path(str(importlib.resources.files("hsal_cli")))
     for folder in (package / "pretrained", package.parent / "data" / "pretrained"):
+        _recover(folder)
         if (folder / "manifest.json").is_file():
             return folder
     return None
@@ -86,6 +88,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise FileError(f"{folder} holds no trained policies: {type(error).__name__} {error}", AGAIN) from error
 
 
+def _recover(folder: Path) -> None:
+    """Gives a folder its place again whose export was killed while it replaced an older one."""
+    if not folder.exists():
+        with contextlib.suppress(FileError):  # what reads it says that it is missing
+            finish_replacing(folder, exported_files)
+
+
+def exported_files(folder: Path) -> list[Path]:
+    """The files of a folder that `hsal export` wrote, its manifest last; none where it is no such folder."""
+    try:
+        manifest = read_manifest(folder)
+    except FileError:
+        return []
+    known = [(BACKBONE, manifest[BACKBONE]), *manifest["policies"].items()]
+    names = [(part, file) for part, entry in known for file in ("manifest.json", *entry["sha256"])]
+    # A manifest from elsewhere may name anything; what lies in another folder is not of this one.
+    plain = [(part, file) for part, file in names if PurePath(part).name == part and PurePath(file).name == file]
+    found = [folder / part / file for part, file in plain if not (folder / part).is_symlink()]
+    return [*dict.fromkeys(file for file in found if file.is_file()), folder / "manifest.json"]
+
+
 def find_shipped(name: str) -> tuple[Path, str]:
     """The folder and the full name that a value of --pretrained means.
 
@@ -98,6 +121,8 @@ def find_shipped(name: str) -> tuple[Path, str]:
     """
     place, _, last = name.rpartition("/")
     folder = Path(place or "/") if "/" in name else own_folder()
+    if folder is not None:
+        _recover(folder)
     if folder is None:
         raise UsageError(
             f"there is no pretrained policy {name!r}: this hsal came without any", "train one with: hsal train; or name one as FOLDER/NAME"

@@ -10,7 +10,7 @@ from typing import Any
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.storage.files import atomic_write, read_json, write_json, write_text
+from hsal_cli.storage.files import json_bytes, own_pictures, read_json, write_json, write_together
 
 FORMAT = "hsal-report"
 PAGE, DOCUMENT = "report.html", "report.json"
@@ -95,12 +95,14 @@ def check_folder(folder: Path) -> None:
     Raises:
         UsageError: it is a file, or a folder with files that are not a report of ours.
     """
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _old_files(folder))):
+    if folder.exists() and (not folder.is_dir() or not (_old_files(folder) or all(map(_is_rest, folder.iterdir())))):
         raise UsageError(f"{folder} exists and is not a report of hsal", "name another folder with --out")
 
 
 def write_report(page: Page, document: dict[str, Any], folder: Path) -> Path:
     """Writes the page, each of its pictures as a PNG, and report.json; an older report in the folder is replaced.
+
+    The older page stands until the new one takes its place, and only then is what it had and the new one has not removed.
 
     Args:
         page: what to show.
@@ -114,15 +116,20 @@ def write_report(page: Page, document: dict[str, Any], folder: Path) -> Path:
         FileError: the place cannot be written.
     """
     pictures = {f"{figure.name}.png": figure.png for section in page.sections for figure in section.figures}
-    for stale in _old_files(folder):
-        if stale not in pictures:
-            (folder / stale).unlink(missing_ok=True)
-    for name, png in pictures.items():
-        with atomic_write(folder / name) as temporary:
-            temporary.write_bytes(png)
-    write_text(folder / PAGE, render(page))
-    write_json(folder / DOCUMENT, {"format": FORMAT, "hsal_version": __version__, **document, "files": [PAGE, *pictures]})
+    stale = [name for name in _old_files(folder) if name not in (PAGE, *pictures)]
+    described = {"format": FORMAT, "hsal_version": __version__, **document, "files": [PAGE, *pictures]}
+    contents = pictures | {DOCUMENT: json_bytes(described | {"files": [PAGE, *pictures, *stale]}), PAGE: render(page).encode()}
+    write_together({folder / name: content for name, content in contents.items()})
+    if stale:  # they are listed until they are gone
+        for name in stale:
+            (folder / name).unlink(missing_ok=True)
+        write_json(folder / DOCUMENT, described)
     return folder / PAGE
+
+
+def _is_rest(file: Path) -> bool:
+    """Whether a file may be of a report whose writing was killed before report.json stood."""
+    return file.name.endswith(".tmp") or file in own_pictures(file.parent)
 
 
 def _old_files(folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 import time
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hsal_cli import distributed
-from hsal_cli.errors import Interrupted, TrainingError, WorkerLost
+from hsal_cli.errors import FileError, Interrupted, TrainingError, WorkerLost, first_line
 from hsal_cli.progress import Reporter
 from hsal_cli.runs.run import Run
 from hsal_cli.storage import checkpoints
@@ -121,14 +122,35 @@ def one_cycle(step: int, steps: int, peak: float, warm_up: float = 0.2) -> float
     return peak * (0.001 + 0.999 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
-def train(task: Task, run: Run, reporter: Reporter, resume: Checkpoint | None = None) -> list[dict[str, Any]]:
+def restored(task: Task, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Takes a task up where a checkpoint was saved.
+
+    Returns:
+        The progress to go on from, for `train`.
+
+    Raises:
+        FileError: the checkpoint's weights or state are not of such a task.
+    """
+    try:
+        progress = dict(checkpoint.state["progress"])
+        task.load(checkpoint.weights, checkpoint.state["task"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise FileError(
+            f"checkpoint {checkpoint.path} does not fit the training that it is to go on with: {said}",
+            f"bring back the run's own checkpoints, or train a new run: {task.command}",
+        ) from error
+    return progress | {"checkpoint": checkpoint.path.name}
+
+
+def train(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     """Trains a task to its end, or until a signal asks to stop.
 
     Args:
         task: what to train.
         run: where metrics and checkpoints go.
         reporter: progress.
-        resume: the checkpoint to continue from; it belongs to this run.
+        progress: where the task was taken up again (see `restored`); None: from the start.
 
     Returns:
         One row of metrics an epoch.
@@ -136,29 +158,37 @@ def train(task: Task, run: Run, reporter: Reporter, resume: Checkpoint | None = 
     Raises:
         Interrupted: asked to stop; a checkpoint was saved.
         TrainingError: the loss or the gradient is not finite, or the task says that it has collapsed; the last good checkpoint stays.
+        FileError: a checkpoint cannot be written; the one before stays.
         WorkerLost: another worker has gone; what this one knows was saved, if it leads and computes on a CPU.
     """
-    progress = {"epoch": 0, "step": 0, "sums": {}, "count": 0, "seconds": 0.0, "rows": [], "best": -math.inf}
-    if resume is not None:
-        progress = dict(resume.state["progress"])
-        task.load(resume.weights, resume.state["task"])
+    if progress is None:
+        progress = {"epoch": 0, "step": 0, "sums": {}, "count": 0, "seconds": 0.0, "rows": [], "best": -math.inf}
+    else:
+        last = progress.pop("checkpoint")
         run.write_rows(progress["rows"])
         if distributed.current().leads:  # a kill may have come between a checkpoint and the index that names it
-            checkpoints.write_index(run.checkpoints, last=resume.path.name, best=progress.get("best_name"))
+            checkpoints.write_index(run.checkpoints, last=last, best=progress.get("best_name"))
     run.set_status("running")
     try:
         return _epochs(task, run, reporter, progress)
     except Interrupted:
-        run.set_status("stopped")
+        _leave(run, "stopped")
         raise
     except WorkerLost as error:
         raise _after_a_loss(task, run, progress) from error
     except BaseException:
-        run.set_status("failed")
+        _leave(run, "failed")
         raise
 
 
+def _leave(run: Run, state: str) -> None:
+    """Notes how training ended; where that cannot be written, the error that ended it is still the one to tell."""
+    with contextlib.suppress(FileError):
+        run.set_status(state)
+
+
 def _epochs(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any]) -> list[dict[str, Any]]:
+    unwritten: FileError | None = None
     all_steps = sum(task.steps(epoch) for epoch in range(task.epochs))
     taken = sum(task.steps(epoch) for epoch in range(progress["epoch"])) + progress["step"]
     with reporter.track("training", all_steps, "steps", done=taken) as advance:
@@ -172,7 +202,7 @@ def _epochs(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any]) 
             progress["best"] = max(progress["best"], row[task.score_name])
             progress["rows"] = [*progress["rows"], row]
             progress.update(epoch=epoch + 1, step=0, sums={}, count=0, seconds=0.0)
-            run.write_rows(progress["rows"])
+            unwritten = _write_rows(run, progress["rows"])
             warning = task.check(progress["rows"])  # before saving: one that has collapsed does not take the place of one that has not
             _plot(task, reporter, progress["rows"])
             _save(task, run, progress, best)
@@ -180,10 +210,23 @@ def _epochs(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any]) 
             reporter.say(f"epoch {epoch + 1}/{task.epochs}: {shown}  ({row['examples_per_s']:,.0f} examples/s)")
             if warning:
                 reporter.warn(warning)
+            if unwritten:
+                reporter.warn(f"{unwritten.message}; the checkpoint holds what belongs there, and training goes on")
             signal = distributed.all_reduce_max(reporter.stop_signal)
             if signal and epoch + 1 < task.epochs:
                 _stop(task, run, signal)
+    if unwritten:
+        run.write_rows(progress["rows"])  # there may be room again
     return progress["rows"]
+
+
+def _write_rows(run: Run, rows: list[dict[str, Any]]) -> FileError | None:
+    """Writes the metrics; a disk that takes them no more, but does take the checkpoint, which holds them too, ends no training."""
+    try:
+        run.write_rows(rows)
+    except FileError as error:
+        return error
+    return None
 
 
 def _plot(task: Task, reporter: Reporter, rows: list[dict[str, Any]]) -> None:
@@ -250,17 +293,24 @@ def _save(task: Task, run: Run, progress: dict[str, Any], best: bool) -> None:
         return
     state = {"progress": progress, "task": task.state()}
     meta = {**task.meta(), "epoch": progress["epoch"], task.score_name: progress["rows"][-1][task.score_name] if progress["rows"] else None}
-    checkpoints.save(run.checkpoints, name, task.weights(), state, meta, best)
+    try:
+        checkpoints.save(run.checkpoints, name, task.weights(), state, meta, best)
+    except FileError as error:
+        raise FileError(error.message, f"free some space, then go on from the checkpoint before: {_resume(task, run)}") from error
 
 
 def _stop(task: Task, run: Run, signal: int) -> None:
     distributed.barrier()  # a worker that ended while worker 0 still saves would have torchrun end worker 0
-    raise Interrupted("stopped; the state is saved", f"resume with: {task.command} --resume {shlex.quote(str(run.path))}", signal)
+    raise Interrupted("stopped; the state is saved", f"resume with: {_resume(task, run)}", signal)
+
+
+def _resume(task: Task, run: Run) -> str:
+    return f"{task.command} --resume {shlex.quote(str(run.path))}"
 
 
 def _after_a_loss(task: Task, run: Run, progress: dict[str, Any]) -> WorkerLost:
     """Saves what is known where that can be done, and says what is left."""
-    run.set_status("stopped")
+    _leave(run, "stopped")
     # What a GPU still computes may wait for the lost worker for ever.
     within = progress["step"] > 0 and all(tensor.device.type == "cpu" for tensor in task.weights().values())
     if within:
@@ -268,7 +318,7 @@ def _after_a_loss(task: Task, run: Run, progress: dict[str, Any]) -> WorkerLost:
         _check_weights(task, run, progress)
         _save(task, run, progress, best=False)
     where = f"at step {progress['step']} of epoch {progress['epoch'] + 1}"
-    hint = f"go on with: {task.command} --resume {shlex.quote(str(run.path))}, with as many workers as there are"
+    hint = f"go on with: {_resume(task, run)}, with as many workers as there are"
     if not checkpoints.present(run.checkpoints):
         return WorkerLost(f"a worker was lost {where}; there is no checkpoint yet", hint)
     return WorkerLost(f"a worker was lost {where}; the last checkpoint is {run.checkpoints / checkpoints.names(run.checkpoints)[-1]}", hint)

@@ -25,7 +25,8 @@ class Record:
         config: config.json.
         rows: one row of metrics an epoch, in order; empty where none was finished.
         status: status.json.
-        evaluation: eval.json, None where there is none.
+        evaluation: eval.json, None where there is none of the run's own data.
+        note: why an eval.json that is there is not shown; else "".
     """
 
     path: Path
@@ -35,6 +36,7 @@ class Record:
     rows: list[dict[str, Any]]
     status: dict[str, Any]
     evaluation: dict[str, Any] | None
+    note: str = ""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -105,6 +107,7 @@ def groups(records: list[Record]) -> list[Group]:
 def _identity(record: Record) -> dict[str, Any]:
     """Everything that makes a run what it is, but for its seed, as flat settings; data are known by digest, not by place."""
     known = {f"{TABLE_OF[record.kind]}.seed", *(place for place in PLACES if f"{place}_digest" in record.config)}
+    known |= {"classes", "volume_shape"}  # told by the digests, and not noted by older versions
     return {"kind": record.kind, **{key: value for key, value in record.flat.items() if key not in known}}
 
 
@@ -138,7 +141,8 @@ def run_summary(record: Record) -> dict[str, Any]:
 
     Returns:
         Plain JSON types: `kind`, `state`, `started`, `updated`, `epochs`, `seconds` of training, `best` and `last`: the metrics of these
-        epochs (None where none was finished), `test`: scores of eval.json (None without), `config`.
+        epochs (None where none was finished), `test`: scores of eval.json (None without), `config`; and `note`, where an
+        eval.json is not shown.
     """
     wanted, said = ("dataset", "split", "examples", "exact_match", "macro_f1"), record.evaluation
     return {
@@ -151,5 +155,6 @@ def run_summary(record: Record) -> dict[str, Any]:
         "best": record.best,
         "last": record.rows[-1] if record.rows else None,
         "test": {key: said.get(key) for key in wanted} if said else None,
+        **({"note": record.note} if record.note else {}),
         "config": record.config,
     }

@@ -7,6 +7,9 @@ RUN/
     status.json    kind, state (running, stopped, failed, finished), times
     metrics.jsonl  one line an epoch
     results.csv    the same as a table
+    eval.json      the best checkpoint's scores on the test split of the data that the run was trained on, and only those
+    eval.last.json the same of the last checkpoint, where `hsal reproduce` has asked for them
+    eval.NAME.json scores on other data, or another split
     checkpoints/   see checkpoints.py
 """
 
@@ -30,15 +33,17 @@ from hsal_cli.progress import Reporter
 from hsal_cli.runs.record import Record
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.files import (
-    atomic_write,
     cannot_write,
+    finish_replacing,
     only_writer,
+    own_pictures,
     read_json,
     read_sealed,
-    remove_pictures,
+    replacing,
     write_json,
     write_sealed,
     write_text,
+    write_together,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +55,10 @@ Kind = Literal["backbone", "policy", "count"]
 FORMAT = "hsal-run"
 COMMAND_OF = {"backbone": "hsal finetune", "policy": "hsal train", "count": "hsal train --objective count"}
 EVALUATED: tuple[Kind, ...] = ("policy", "count")  # the kinds that `hsal eval` takes
+EVALUATIONS = {"best": "eval.json", "last": "eval.last.json"}  # of a run's checkpoints, on the test split of its own data
+DOCUMENTS = ("config.json", "command.txt", "env.json", "metrics.jsonl", "results.csv")
+# What a checkpoint says of its model and data, and its run's config.json says too.
+SHARED = ("policy", "count", "classes", "volume_shape", "scenes_digest", "features_digest", "backbone_digest", "saliency")
 
 
 class Run:
@@ -114,13 +123,71 @@ class Run:
         """Writes metrics.jsonl and results.csv whole, so that a resumed epoch never stands twice; of several workers the first one does."""
         if not distributed.current().leads:
             return
-        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         columns = list(dict.fromkeys(key for row in rows for key in row))
         text = io.StringIO()
         table = csv.DictWriter(text, columns, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-        write_text(self.path / "results.csv", text.getvalue())
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        write_together({self.path / "results.csv": text.getvalue().encode(), self.path / "metrics.jsonl": lines.encode()})
+
+    def evaluation(self, which: str = "best") -> dict[str, Any]:
+        """The scores of the run's best, or last, checkpoint on its own test split.
+
+        Raises:
+            FileError: there are none, the file is damaged, or it holds scores on other data, as older versions may have left there.
+        """
+        place, again = self.path / EVALUATIONS[which], f"hsal eval --run {self.path}"
+        found = read_sealed(place, again)
+        other = self.other_data(found)
+        if other:
+            raise FileError(f"{place} holds scores on {other}, not on the test split of the run's own data", f"make it again with: {again}")
+        return found
+
+    def other_data(self, evaluation: dict[str, Any]) -> str:
+        """What an evaluation is of, in words, where that is not the test split of the data that the run was trained on; else ""."""
+        name, split = evaluation.get("dataset"), evaluation.get("split", "test")
+        if split != "test":
+            return f"split {split} of {name}"
+        own, config = evaluation.get("scenes_digest"), self.config if (self.path / "config.json").is_file() else {}
+        if own is None:  # by a version that noted the place alone
+            place = evaluation.get("features")
+            if place is None or place == config.get("features"):
+                return ""
+            own = _scenes_of(Path(str(place)))
+            if own is None:
+                return f"{name} ({place})" if "features" in config else ""
+        return f"{name} (scenes {own[:8]})" if own != config.get("scenes_digest", own) else ""
+
+    def place_for(self, evaluation: dict[str, Any]) -> Path:
+        """Where `hsal eval` keeps an evaluation: eval.json, or beside it under the data's name; with a digest where that name is taken."""
+        if not self.other_data(evaluation):
+            return self.path / EVALUATIONS["best"]
+        digest, split = str(evaluation.get("scenes_digest")), evaluation["split"]
+        name = evaluation["dataset"] if split == "test" else f"{evaluation['dataset']}.{split}"
+        place = self.path / f"eval.{name}.json"
+        return place if _is_free(place, digest) else self.path / f"eval.{name}.{digest[:8]}.json"
+
+
+def _scenes_of(features: Path) -> str | None:
+    """The digest of the scenes that a feature file was made from; None where it cannot be read."""
+    from hsal_cli.storage.hdf5 import attribute, open_hdf5
+
+    try:
+        with open_hdf5(features, "hsal-features", "hsal precompute") as file:
+            return attribute(file, "scenes_digest")
+    except FileError:
+        return None
+
+
+def _is_free(place: Path, digest: str) -> bool:
+    """Whether an evaluation on the scenes of a digest may be written there: nothing is, or one on the same."""
+    if place.name in EVALUATIONS.values():
+        return False
+    try:
+        return not place.exists() or read_sealed(place, "hsal eval").get("scenes_digest") == digest
+    except FileError:
+        return False
 
 
 def create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool = False) -> Run:
@@ -134,27 +201,18 @@ def create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool = Fal
 
 
 def _create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool) -> Run:
-    run = Run(path)
-    if not path.exists():
-        with atomic_write(path, folder=True) as temporary:  # a kill leaves all of it or nothing
-            _fill(temporary, kind, config)
-        return run
-    if path.is_dir() and any(path.iterdir()):
-        if not _is_run(path):
-            raise UsageError(f"{path} exists and is not a run of hsal", "name another place with --out")
-        if not overwrite:
-            raise UsageError(
-                f"{path} holds a run already", f"go on with --resume {path}, replace it with --overwrite, or name another --out"
-            )
-        with only_writer(path):
-            run.set_status("failed")  # so that a kill leaves a run that may be overwritten, and that nobody takes for finished
-            _empty(path)
-            _fill(path, kind, config)
-    elif path.is_dir():
-        _fill(path, kind, config)
-    else:
+    finish_replacing(path, files_of)
+    taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    if taken and not _is_run(path):
         raise UsageError(f"{path} exists and is not a run of hsal", "name another place with --out")
-    return run
+    if taken and not overwrite:
+        raise UsageError(f"{path} holds a run already", f"go on with --resume {path}, replace it with --overwrite, or name another --out")
+    if path.is_dir() and not taken:  # it may be where a disk is mounted, or a link, and stays
+        _fill(path, kind, config)
+        return Run(path)
+    with only_writer(path) if taken else contextlib.nullcontext(), replacing(path, files_of) as temporary:
+        _fill(temporary, kind, config)
+    return Run(path)
 
 
 def _fill(path: Path, kind: Kind, config: dict[str, Any]) -> None:
@@ -171,16 +229,26 @@ def _fill(path: Path, kind: Kind, config: dict[str, Any]) -> None:
 
 def _note_command(file: Path) -> None:
     """Adds the command line of this process to those that a run was made by."""
-    earlier = file.read_text(encoding="utf-8") if file.is_file() else ""
-    write_text(file, f"{earlier}{shlex.join(sys.argv)}\n")
+    write_text(file, f"{_content(file)}{shlex.join(sys.argv)}\n")
 
 
-def _empty(path: Path) -> None:
-    """Removes what hsal wrote into a run but its status, and nothing else."""
-    checkpoints.clear(path / "checkpoints")
-    for name in ("config.json", "command.txt", "env.json", "metrics.jsonl", "results.csv", "eval.json", "eval.last.json"):
-        (path / name).unlink(missing_ok=True)
-    remove_pictures(path / "plots")
+def files_of(path: Path) -> list[Path]:
+    """The files that hsal wrote into a run, its status.json last; none where it is no run."""
+    if not _is_run(path):
+        return []
+    found = [path / name for name in (".lock", *DOCUMENTS)] + sorted(path.glob("eval.json")) + sorted(path.glob("eval.*.json"))
+    if not (path / "checkpoints").is_symlink():
+        found += checkpoints.all_files(path / "checkpoints")
+    if not (path / "plots").is_symlink():
+        found += [*own_pictures(path / "plots"), path / "plots" / "report.html", path / "plots" / "report.json"]
+    return [*(file for file in found if file.is_file()), path / "status.json"]
+
+
+def _recover(path: Path) -> None:
+    """Sets right what a process that was killed while it replaced a run has left."""
+    if not path.exists():
+        with contextlib.suppress(FileError):  # what reads the run says that it is missing
+            finish_replacing(path, files_of)
 
 
 def _is_run(path: Path) -> bool:
@@ -218,7 +286,8 @@ def environment() -> dict[str, Any]:
 def being_trained(run: Run, config: dict[str, Any], device: str) -> Iterator[None]:
     """Makes this process, for the time of the block, the only one that trains a run, and notes with which settings and where.
 
-    Workers train it together, and the first one writes.
+    Workers train it together, and the first one writes. A finished run that was to go on, and did not get as far as another checkpoint, is
+    what it was before.
 
     Raises:
         FileError: another process is training it.
@@ -228,13 +297,31 @@ def being_trained(run: Run, config: dict[str, Any], device: str) -> Iterator[Non
         yield
         return
     with only_writer(run.path):
+        finish_replacing(run.path, files_of)
         for place in (run.path, run.checkpoints):
             checkpoints.clear_temporary(place)
-        if config != run.config:
-            _note_command(run.path / "command.txt")
-            run.set_config(config)
-        run.set_status("running", device=device, workers=distributed.current().size)
-        yield
+        held, index = {name: _content(run.path / name) for name in ("config.json", "status.json", "command.txt")}, _index(run)
+        finished = run.status.get("state") == "finished"
+        try:
+            if config != run.config:
+                _note_command(run.path / "command.txt")
+                run.set_config(config)
+            run.set_status("running", device=device, workers=distributed.current().size)
+            yield
+        except BaseException:
+            if finished and _index(run) == index:
+                with contextlib.suppress(FileError):  # the error of the block is the one to tell
+                    for name, content in held.items():
+                        write_text(run.path / name, content)
+            raise
+
+
+def _content(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
+def _index(run: Run) -> dict[str, str]:
+    return checkpoints.index_of(run.checkpoints)
 
 
 def say_changes(run: Run, device: str, reporter: Reporter) -> None:
@@ -255,7 +342,7 @@ def resume_from(run: Run, reporter: Reporter) -> Checkpoint | None:
     """The checkpoint to go on from; None where training was ended before it saved any. A damaged one that was passed over is said.
 
     Raises:
-        FileError: there are checkpoints, and none is good.
+        FileError: there are checkpoints, and none is good, or it is another run's.
     """
     if not checkpoints.present(run.checkpoints):
         reporter.say(f"{run.path} has no checkpoint yet: starting from the beginning")
@@ -265,7 +352,39 @@ def resume_from(run: Run, reporter: Reporter) -> Checkpoint | None:
         reporter.warn(found.note)
     if found.state is None:
         raise FileError(f"checkpoint {found.path} holds weights only, nothing to resume from", "start a new run from it: --init-from")
+    differing = differences(run.config, found.meta)
+    if differing:
+        hint = f"bring back the run's own checkpoints, or train a new run: {COMMAND_OF.get(run.status.get('kind'), 'hsal train')}"
+        raise FileError(f"checkpoint {found.path} is of another run: {'; '.join(differing[:3])}", hint)
     return found
+
+
+def differences(config: dict[str, Any], meta: dict[str, Any]) -> list[str]:
+    """Where a checkpoint's meta says something else of its model and data than its run's config.json: "policy.mask is learned, not free".
+
+    What one of them leaves open, or a version did not note, is no difference.
+    """
+    finetune, train = config.get("finetune") or {}, config.get("train") or {}
+    said = {key: config.get(key) for key in SHARED} | {key: finetune.get(key) for key in ("arch", "input_size", "resolution", "dilate")}
+    said["objective"] = train.get("objective")
+    found = []
+    for key, ours in said.items():
+        theirs = meta.get(key)
+        both = [(key, theirs, ours)]
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            both = [(f"{key}.{name}", theirs.get(name), value) for name, value in ours.items()]
+        # A resolution is a word in the settings, and a number in the meta.
+        found += [f"{name} is {_short(left)}, not {_short(right)}" for name, left, right in both if _differ(left, right)]
+    return found
+
+
+def _differ(left: Any, right: Any) -> bool:
+    return left is not None and right is not None and str(left) != str(right)
+
+
+def _short(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 24 else text[:23] + "…"
 
 
 def say_missing_classes(labels: Tensor, classes: list[str], source: Path, reporter: Reporter) -> None:
@@ -287,6 +406,7 @@ def open_run(path: Path, kind: Kind | tuple[Kind, ...]) -> Run:
         FileError: there is no run, or one of another kind.
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
+    _recover(path)
     if not (path / "status.json").is_file():
         raise FileError(f"{path} is not a run of hsal", f"make one with: {COMMAND_OF[kinds[0]]}")
     run = Run(path)
@@ -301,6 +421,8 @@ def newest(kind: Kind | tuple[Kind, ...], root: Path = Path("runs")) -> Run | No
     kinds = kind if isinstance(kind, tuple) else (kind,)
     runs = []
     for status_file in root.glob("*/status.json"):
+        if status_file.parent.name.startswith("."):  # being written, or replaced
+            continue
         try:
             status = Run(status_file.parent).status
         except FileError:  # some other run is damaged; that must not stop this one
@@ -323,26 +445,37 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
 
 
-def evaluations(paths: list[Path]) -> list[dict[str, Any]]:
-    """The eval.json of each run, with `run` added.
+def evaluations(paths: list[Path], dataset: str | None = None) -> list[dict[str, Any]]:
+    """The evaluation of each run on the test split of its own data, or on that of another data set, with `run` added.
+
+    Args:
+        paths: the runs.
+        dataset: the name of another data set, on which all of them were evaluated with `hsal eval --data`.
 
     Raises:
-        FileError: a run was not evaluated, or two were evaluated on different data.
+        FileError: a run was not evaluated so, or two were evaluated on different data.
     """
-    found = [{"run": str(path), **read_sealed(open_run(path, EVALUATED).path / "eval.json", f"hsal eval --run {path}")} for path in paths]
+    found = [{"run": str(path), **_evaluation_on(open_run(path, EVALUATED), dataset)} for path in paths]
     for document in found:
         missing = [key for key in ("dataset", "split", "examples", "exact_match", "macro_f1", "ci95", "baselines") if key not in document]
         if missing:
             again = f"evaluate it again: hsal eval --run {document['run']}"
-            raise FileError(f"{document['run']}/eval.json lacks {', '.join(missing)}", again)
+            raise FileError(f"the evaluation of {document['run']} lacks {', '.join(missing)}", again)
     for document in found[1:]:
-        for key in ("dataset", "split", "examples"):
-            if document[key] != found[0][key]:
+        for key in ("dataset", "split", "examples", "scenes_digest"):
+            if key in document and key in found[0] and document[key] != found[0][key]:
                 raise FileError(
                     f"{document['run']} was evaluated on {key} {document[key]}, {found[0]['run']} on {found[0][key]}",
-                    "evaluate both on the same data: hsal eval --run RUN --data FILE",
+                    "evaluate each on the same file, hsal eval --run RUN --data FILE, then: hsal compare RUN... --data NAME",
                 )
     return found
+
+
+def _evaluation_on(run: Run, dataset: str | None) -> dict[str, Any]:
+    place = run.path / f"eval.{dataset}.json"
+    if dataset is None or (not place.is_file() and _content(run.path / EVALUATIONS["best"]) and run.evaluation().get("dataset") == dataset):
+        return run.evaluation()
+    return read_sealed(place, f"hsal eval --run {run.path} --data FILE, a file named {dataset}")
 
 
 def read_record(path: Path) -> Record:
@@ -351,6 +484,7 @@ def read_record(path: Path) -> Record:
     Raises:
         FileError: there is no run, or its files cannot be read.
     """
+    _recover(path)
     if not (path / "status.json").is_file():
         raise FileError(f"{path} is not a run of hsal", "make one with: hsal train, or hsal finetune")
     run = Run(path)
@@ -358,6 +492,10 @@ def read_record(path: Path) -> Record:
     kind = status.get("kind")
     if kind not in COMMAND_OF:
         raise FileError(f"{path} is a run of kind {kind}, which this hsal does not know", "pip install --upgrade hsal")
-    evaluation = read_json(path / "eval.json", f"hsal eval --run {path}") if (path / "eval.json").is_file() else None
+    evaluation, note = None, ""
+    if (path / EVALUATIONS["best"]).is_file():
+        evaluation = read_sealed(path / EVALUATIONS["best"], f"hsal eval --run {path}")
+        if run.other_data(evaluation):
+            evaluation, note = None, f"eval.json holds scores on {run.other_data(evaluation)}, not on the test split of the run's own data"
     rows = [row for row in run.rows() if isinstance(row, dict) and "epoch" in row]
-    return Record(path, kind, str(status.get("state", "unknown")), run.config, rows, status, evaluation)
+    return Record(path, kind, str(status.get("state", "unknown")), run.config, rows, status, evaluation, note)

@@ -201,7 +201,9 @@ def cores() -> int:
 def _start_worker(composers: Mapping[str, Composes]) -> None:
     _composers.update(composers)
     # Ctrl-C reaches the whole group; only the parent decides what to do about it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

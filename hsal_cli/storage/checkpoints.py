@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError
-from hsal_cli.storage.files import atomic_write, digest_of_file, read_sealed, write_sealed
+from hsal_cli.storage.files import digest_of_file, finish_replacing, read_sealed, replacing, write_sealed
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, weights: dict[str, torch.Tensor], state: dict[str, Any] | None, meta: dict[str, Any]) -> None:
-    """Writes one checkpoint folder, whole or not at all.
+    """Writes one checkpoint folder, whole or not at all; one of that name stays until the new one is whole.
 
     Raises:
         FileError: the place cannot be written.
@@ -58,7 +58,7 @@ def write_checkpoint(folder: Path, weights: dict[str, torch.Tensor], state: dict
     import torch
     from safetensors.torch import save
 
-    with atomic_write(folder, folder=True) as temporary:
+    with replacing(folder, files_of) as temporary:
         # Written by Python: on a full disk torch and safetensors raise errors of many kinds, or end the process.
         (temporary / WEIGHTS).write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
         if state is not None:
@@ -112,10 +112,7 @@ def save(root: Path, name: str, weights: dict[str, torch.Tensor], state: dict[st
         name: the new checkpoint's name; names sort in the order of training.
         best: whether it is the best so far.
     """
-    folder = root / name
-    if folder.exists():  # of a run that went this far before, and was resumed from an older one
-        _remove(folder)
-    write_checkpoint(folder, weights, state, meta)
+    write_checkpoint(root / name, weights, state, meta)  # a run that is resumed from an older one has this one already
     index = write_index(root, last=name, best=name if best else index_of(root).get("best"))
     for old in names(root)[:-KEEP]:
         if old not in index.values():
@@ -129,17 +126,24 @@ def write_index(root: Path, last: str, best: str | None) -> dict[str, str]:
     return index
 
 
-def clear(root: Path) -> None:
-    """Removes all checkpoints of a run, and nothing else."""
-    for name in names(root):
-        _remove(root / name)
-    (root / INDEX).unlink(missing_ok=True)
+def files_of(folder: Path) -> list[Path]:
+    """The files of one checkpoint folder, its manifest last; none where it holds nothing of a checkpoint."""
+    return [folder / name for name in (WEIGHTS, STATE, MANIFEST) if (folder / name).is_file()]
+
+
+def all_files(root: Path) -> list[Path]:
+    """The files of all checkpoints of a run, and their index."""
+    found = [file for name in names(root) for file in files_of(root / name)]
+    return [*found, root / INDEX] if (root / INDEX).is_file() else found
 
 
 def clear_temporary(root: Path) -> None:
     """Removes what a writer that was killed left half done; only for the one process that writes there."""
     for place in root.glob(".*.tmp"):
         _remove(place) if place.is_dir() else place.unlink()
+    for place in [*root.glob(".*.new"), *root.glob(".*.old")]:
+        if place.is_dir() and (files_of(place) or not any(place.iterdir())):
+            finish_replacing(root / place.stem[1:], files_of)
 
 
 def present(root: Path) -> bool:

@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +127,119 @@ def only_writer(folder: Path) -> Iterator[None]:
             place.unlink(missing_ok=True)
 
 
+Ours = Callable[[Path], list[Path]]
+"""ours(folder): the files in it that hsal wrote, the one by which the folder is known as hsal's last; none where it is somebody else's."""
+
+
+@contextlib.contextmanager
+def replacing(target: Path, ours: Ours) -> Iterator[Path]:
+    """Yields a temporary folder that takes the place of `target` when the block ends well, whatever of hsal's is there.
+
+    The older folder stays until the new one is whole; then it is moved aside, the new one takes its name, and what hsal wrote of the older
+    one is removed. What somebody else keeps there moves into the new one. Killed at any moment, `finish_replacing` sets it right.
+
+    Raises:
+        FileError: the place cannot be written, or what is there is not hsal's.
+    """
+    finish_replacing(target, ours)
+    if not target.is_dir() or not any(target.iterdir()):
+        with atomic_write(target, folder=True) as temporary:
+            yield temporary
+        return
+    if target.is_symlink():
+        raise FileError(f"{target} is a link, and nothing is replaced through one", f"name the folder itself: {target.resolve()}")
+    if not ours(target):
+        raise FileError(f"{target} was not made by hsal, so it is not replaced", "name another place with --out")
+    new, old = _aside(target)
+    for place in (new, old):
+        if os.path.lexists(place):
+            raise FileError(f"{place} was not made by hsal, and is in the way of replacing {target}", f"move {place} away")
+    with atomic_write(new, folder=True) as temporary:
+        yield temporary
+    try:
+        os.replace(target, old)
+        try:
+            os.replace(new, target)
+        except OSError:
+            if not target.exists():  # another process may have finished it
+                os.replace(old, target)
+                raise
+    except OSError as error:
+        with contextlib.suppress(FileError):
+            finish_replacing(target, ours)
+        raise cannot_write(target, error) from error
+    finish_replacing(target, ours)
+
+
+def finish_replacing(target: Path, ours: Ours) -> None:
+    """Ends what a `replacing` that was killed has begun: the folder is the old or the new one, whole, and nothing of it lies beside it.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    left = [place for place in _aside(target) if place.is_dir() and not place.is_symlink() and (ours(place) or not any(place.iterdir()))]
+    try:
+        whole_ones = [place for place in left if ours(place)]
+        if whole_ones and not os.path.lexists(target):
+            os.replace(whole_ones[0], target)
+            left.remove(whole_ones[0])
+        for place in left if target.is_dir() else ():
+            _dissolve(place, target, ours)
+    except FileNotFoundError:  # another process has done it
+        pass
+    except OSError as error:
+        raise cannot_write(target, error) from error
+
+
+def _aside(target: Path) -> tuple[Path, Path]:
+    """Where a new folder waits for the place of an older one, and where that one goes meanwhile."""
+    place = target if target.name not in ("", "..") else target.resolve()
+    return place.parent / f".{place.name}.new", place.parent / f".{place.name}.old"
+
+
+def _dissolve(folder: Path, target: Path, ours: Ours) -> None:
+    """Removes what hsal wrote into a folder, and moves what is left of it into another one; what it is known by goes last."""
+    *files, mark = ours(folder) or [None]
+    for file in files:
+        file.unlink(missing_ok=True)
+    for place, folders, names in os.walk(folder):
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        for file in (Path(place, name) for name in (*names, *links)):
+            if file != mark:
+                goal = target / file.relative_to(folder)
+                while os.path.lexists(goal):
+                    goal = goal.with_name(f"{goal.name}.old")
+                goal.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, goal)
+    for place, _, _ in os.walk(folder, topdown=False):
+        if place != str(folder):
+            os.rmdir(place)
+    if mark is not None:
+        mark.unlink(missing_ok=True)
+    os.rmdir(folder)
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Writes files that belong together: all are written aside, and only then do they take their places, one after the other.
+
+    Args:
+        contents: file -> its bytes; one that refers to others stands behind them, so that what it names is always there.
+
+    Raises:
+        FileError: one cannot be written; then those of before are all still there.
+    """
+    with contextlib.ExitStack() as stack:
+        for target, content in reversed(contents.items()):  # a stack puts what comes last in its place first
+            stack.enter_context(atomic_write(target)).write_bytes(content)
+
+
+def own_pictures(folder: Path) -> list[Path]:
+    """The PNG files of a folder that hsal wrote, known by their mark; of a folder that is not there, or is a link, none."""
+    if folder.is_symlink():
+        return []
+    return [picture for picture in folder.glob("*.png") if picture.is_file() and PICTURE_MARK in picture.read_bytes()[:4096]]
+
+
 def cannot_write(target: Path, error: OSError) -> FileError:
     """The error to raise when `target` could not be written."""
     # HDF5 puts half a page into its message; the system's own words for the number say the same.
@@ -142,14 +255,19 @@ def write_text(target: Path, text: str) -> None:
 
 def remove_pictures(folder: Path, keep: Sequence[str] = ()) -> None:
     """Removes the PNG files of a folder that hsal wrote, known by their mark, but those named; of a folder that is not there, none."""
-    for picture in folder.glob("*.png"):
-        if picture.name not in keep and PICTURE_MARK in picture.read_bytes()[:4096]:
+    for picture in own_pictures(folder):
+        if picture.name not in keep:
             picture.unlink()
 
 
 def write_json(target: Path, document: Any) -> None:
     """Writes a JSON file whole or not at all."""
-    write_text(target, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write_together({target: json_bytes(document)})
+
+
+def json_bytes(document: Any) -> bytes:
+    """A document as hsal writes JSON files."""
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def write_sealed(target: Path, document: dict[str, Any]) -> dict[str, Any]:

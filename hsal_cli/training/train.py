@@ -21,8 +21,8 @@ from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.settings import PolicySettings, stored_policy
 from hsal_cli.progress import SILENT, Reporter
+from hsal_cli.runs import loop
 from hsal_cli.runs import run as runs
-from hsal_cli.runs.loop import train
 from hsal_cli.runs.run import Run, resume_from, say_missing_classes
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.settings import as_dict
@@ -113,36 +113,56 @@ def left_to_right(table: Features) -> Features:
     return table.labelled(table.labels.gather(1, order), table.boxes.gather(1, order[..., None].expand_as(table.boxes)))
 
 
-def train_policy(
+@dataclasses.dataclass(frozen=True)
+class Material:
+    """The training split of a feature file, parted into what is trained on and what is held out.
+
+    Attributes:
+        features: the file.
+        table: its training split, in memory or as a stream.
+        rows: those of `table` to train on.
+        held_out: the others, up to `VALIDATION_MOST`.
+        classes: names.
+        shape: of a volume, (C, h, w).
+        digests: what config.json and checkpoints say of the data's origin.
+        window: images held in memory at a time; 0: all.
+    """
+
+    features: Path
+    table: FeatureTable | FeatureStream
+    rows: Tensor
+    held_out: FeatureTable
+    classes: list[str]
+    shape: tuple[int, int, int]
+    digests: dict[str, str]
+    window: int
+
+
+def train(
     features: Path,
     out: Path,
     policy_settings: PolicySettings,
     settings: TrainSettings,
     device: torch.device,
     reporter: Reporter = SILENT,
+    *,
     overwrite: bool = False,
-    resume: bool = False,
     backbone: Path | None = None,
     init_from: Path | None = None,
-    moved: Path | None = None,
-    epochs: int | None = None,
     memory: float | None = None,
 ) -> Run:
-    """Trains a policy and keeps its best and last checkpoints.
+    """Trains a new policy, or count classifier, and keeps its best and last checkpoints.
 
     Args:
         features: the feature file.
-        out: the run directory to make, or with `resume` to go on with.
-        policy_settings, settings: how; ignored with `resume`, where the run's own settings hold.
+        out: the run directory to make.
+        policy_settings, settings: how.
         device: where to compute.
         reporter: progress.
         overwrite: replace a run in `out`.
-        resume: go on with the run in `out`.
         backbone: the run that the features come from, recorded so that pictures can be looked at later.
-        init_from: a run or checkpoint whose weights a new run starts from; nothing else of it is taken.
-        moved: with `resume`, where the run's features are now; None: where they were.
-        epochs: with `resume`, how many epochs in all, no fewer than the run has; None: as many as it has.
-        memory: GB that features may take; more are read as they are needed. None: 60% of what is free. With `resume`, as before.
+        init_from: a run or checkpoint whose weights are started from; nothing else of it is taken.
+        memory: GB that features may take; more are read as they are needed. None: 60% of what is free.
 
     Returns:
         The finished run.
@@ -150,88 +170,145 @@ def train_policy(
     Raises:
         HsalError: bad input, collapse; Interrupted: asked to stop, state saved.
     """
-    before = None
-    if resume:
-        run = runs.open_run(out, runs.EVALUATED)
-        config = run.config
-        features, backbone = moved or Path(config["features"]), Path(config["backbone"]) if config["backbone"] else None
-        policy_settings, settings = stored_policy(config["policy"]), stored_train(config["train"])
-        init_from = Path(config["init_from"]["path"]) if config.get("init_from") else None
-        if (epochs or settings.epochs) < settings.epochs:
-            raise UsageError(f"{out} has {settings.epochs} epochs, which is more than {epochs}", "leave --epochs out, or give a larger one")
-        longer = dataclasses.replace(settings, epochs=epochs or settings.epochs)
-        if run.status.get("state") == "finished" and longer == settings:
-            reporter.say(f"{out} is finished: nothing to do")
-            return run
-        if longer != settings:
-            reporter.say(f"epochs {settings.epochs} -> {longer.epochs}; the learning rate follows the longer schedule from here on")
-            settings = longer
-        before = resume_from(run, reporter)
-        runs.say_changes(run, str(device), reporter)
+    material = _read(features, settings, None, memory, reporter)
+    model, described = _model(material, policy_settings, settings, volume_scale(material.table.parts()))
+    model.to(device)
+    started = start_from(model, described["kind"], init_from, material.classes) if init_from else None
+    config = {
+        "features": str(features),
+        "backbone": str(backbone) if backbone else None,
+        "policy": described.get("policy", {}),
+        "train": as_dict(settings),
+        "classes": material.classes,
+        "volume_shape": list(material.shape),
+        **material.digests,
+        "init_from": started,
+        **({"window": material.window} if material.window else {}),
+    }
+    distributed.agree(**material.digests, train=config["train"], policy=config["policy"], start=started and started["digest"])
+    task = _task(model, described, material, settings, device, config["backbone"])
+    run = runs.create(out, described["kind"], config, overwrite)
+    return _run_through(task, run, config, None, reporter)
+
+
+def resume(out: Path, device: torch.device, reporter: Reporter = SILENT, *, features: Path | None = None, epochs: int | None = None) -> Run:
+    """Goes on with a run, by its own settings. All that it needs is read and verified before anything of it is changed.
+
+    Args:
+        out: the run directory.
+        device: where to compute.
+        reporter: progress.
+        features: where the run's features are now; None: where they were.
+        epochs: how many in all, no fewer than the run has; None: as many as it has.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        HsalError: the run, its checkpoints or its features are not what they were; collapse; Interrupted: asked to stop, state saved.
+    """
+    run = runs.open_run(out, runs.EVALUATED)
+    config = run.config
+    settings = stored_train(config["train"])
+    if (epochs or settings.epochs) < settings.epochs:
+        raise UsageError(f"{out} has {settings.epochs} epochs, which is more than {epochs}", "leave --epochs out, or give a larger one")
+    longer = dataclasses.replace(settings, epochs=epochs or settings.epochs)
+    if run.status.get("state") == "finished" and longer == settings:
+        reporter.say(f"{out} is finished: nothing to do")
+        return run
+    if longer != settings:
+        reporter.say(f"epochs {settings.epochs} -> {longer.epochs}; the learning rate follows the longer schedule from here on")
+    before = resume_from(run, reporter)
+    runs.say_changes(run, str(device), reporter)
+    material = _read(features or Path(config["features"]), longer, config.get("window", 0), None, reporter)
+    if config["features_digest"] != material.digests["features_digest"]:
+        raise FileError(f"{material.features} is not the feature file that {out} was trained on", "train a new run: hsal train")
+    scale = before.meta["volume_scale"] if before else volume_scale(material.table.parts())
+    model, described = _model(material, stored_policy(config["policy"]), longer, scale)
+    model.to(device)
+    if config.get("init_from") and before is None:
+        source = Path(config["init_from"]["path"])
+        if start_from(model, described["kind"], source, material.classes)["digest"] != config["init_from"]["digest"]:
+            raise FileError(f"{source} does not hold the weights that {out} started from", "train a new run: hsal train")
+    distributed.agree(**material.digests, train=as_dict(longer), policy=config["policy"], checkpoint=before and before.digest)
+    task = _task(model, described, material, longer, device, config["backbone"])
+    progress = None if before is None else loop.restored(task, before)
+    return _run_through(task, run, config | {"features": str(material.features), "train": as_dict(longer)}, progress, reporter)
+
+
+def _read(features: Path, settings: TrainSettings, window: int | None, memory: float | None, reporter: Reporter) -> Material:
+    """Reads what is trained on.
+
+    Args:
+        window: images held in memory at a time, 0 for all; None: as many as `memory` says.
+    """
     with open_features(features) as file:
-        if resume and config["features_digest"] != file.digest:
-            raise FileError(f"{features} is not the feature file that {out} was trained on", "train a new run: hsal train")
         reporter.say(f"reading {features}")
-        window = config.get("window", 0) if resume else distributed.broadcast(lambda: window_rows(file, "train", memory))
+        if window is None:
+            window = distributed.broadcast(lambda: window_rows(file, "train", memory))
         if window:
             reporter.say(f"it does not fit into memory: {window:,} images at a time")
         table = FeatureStream(features, "train", window) if window else file.table("train")
         table = left_to_right(table) if settings.task == "list" else table
         rows, held_out = hold_out(len(table), settings.validation, settings.seed)
         scored = file.table("train", held_out) if window else table.select(held_out)
-        classes, shape = file.classes, file.volume_shape
         digests = {
             "features_digest": file.digest,
             "scenes_digest": file.scenes_digest,
             "backbone_digest": file.backbone_digest,
             "saliency": file.saliency,
         }
-    scale = before.meta["volume_scale"] if before else volume_scale(table.parts())
+        found = Material(features, table, rows, scored, file.classes, file.volume_shape, digests, window)
+    say_missing_classes(table.labels, found.classes, features, reporter)
+    return found
+
+
+def _model(
+    material: Material, policy_settings: PolicySettings, settings: TrainSettings, scale: float
+) -> tuple[HSAL | CountClassifier, dict[str, Any]]:
+    """The untrained model, on the CPU, and what its checkpoints say of its kind and settings."""
     torch.manual_seed(settings.seed)
+    classes = len(material.classes)
     if settings.objective == "count":
-        kind, most = "count", int(count_labels(table.labels, len(classes)).max())
-        model = CountClassifier(len(classes), shape, most, scale).to(device)
-        described = {"count": {"most": most, "hidden": model.hidden}}
-    else:
-        policy_settings = policy_settings.for_training(settings.objective, settings.stop)
-        kind, model = "policy", HSAL(policy_settings, len(classes), shape, scale).to(device)
-        described = {"policy": as_dict(policy_settings)}
-    started = start_from(model, kind, init_from, classes) if init_from and before is None else None
+        counts = CountClassifier(classes, material.shape, int(count_labels(material.table.labels, classes).max()), scale)
+        return counts, {"kind": "count", "count": {"most": counts.most, "hidden": counts.hidden}, "volume_scale": scale}
+    policy_settings = policy_settings.for_training(settings.objective, settings.stop)
+    described = {"kind": "policy", "policy": as_dict(policy_settings), "volume_scale": scale}
+    return HSAL(policy_settings, classes, material.shape, scale), described
+
+
+def _task(
+    model: HSAL | CountClassifier,
+    described: dict[str, Any],
+    material: Material,
+    settings: TrainSettings,
+    device: torch.device,
+    backbone: str | None,
+) -> FeatureTask:
     meta = {
-        "kind": kind,
         **described,
         "objective": settings.objective,
-        "classes": classes,
-        "volume_shape": list(shape),
-        "volume_scale": scale,
-        "max_labels": int((table.labels >= 0).sum(1).max()),
-        "backbone": str(backbone) if backbone else None,
-        "features": str(features),
-        **digests,
+        "classes": material.classes,
+        "volume_shape": list(material.shape),
+        "max_labels": int((material.table.labels >= 0).sum(1).max()),
+        "backbone": backbone,
+        "features": str(material.features),
+        **material.digests,
     }
-    say_missing_classes(table.labels, classes, features, reporter)
-    if not resume:
-        config = {
-            "features": str(features),
-            "backbone": str(backbone) if backbone else None,
-            "policy": described.get("policy", {}),
-            "train": as_dict(settings),
-            **digests,
-            "init_from": started,
-            **({"window": window} if window else {}),
-        }
-        run = runs.create(out, kind, config, overwrite)
-    elif started is not None and started["digest"] != config["init_from"]["digest"]:
-        raise FileError(f"{init_from} does not hold the weights that {out} started from", "train a new run: hsal train")
-    config |= {"features": str(features), "train": as_dict(settings)}
+    make_task = CountTask if described["kind"] == "count" else PolicyTask
+    return make_task(model, material.table, material.rows, material.held_out, settings, device, meta)
+
+
+def _run_through(task: FeatureTask, run: Run, config: dict[str, Any], progress: dict[str, Any] | None, reporter: Reporter) -> Run:
+    """Trains from `progress` on, or from the start, to the end."""
+    settings, device = task.settings, task.device
     reporter.say(
-        f"training by {settings.objective} on {len(rows):,} images, {len(held_out):,} held out, {settings.epochs} epochs, on {device}"
+        f"training by {settings.objective} on {len(task.rows):,} images, {len(task.held_out):,} held out, {settings.epochs} epochs, "
+        f"on {device}"
     )
-    make_task = CountTask if kind == "count" else PolicyTask
-    task = make_task(model, table, rows, scored, settings, device, meta)
-    with contextlib.closing(table), runs.being_trained(run, config, str(device)), fitting(device, settings.batch_size):
-        history = train(task, run, reporter, before)
-    run.set_status("finished", exact_match=max(row["exact_match"] for row in history))
+    with contextlib.closing(task.data), runs.being_trained(run, config, str(device)), fitting(device, settings.batch_size):
+        history = loop.train(task, run, reporter, progress)
+        run.set_status("finished", exact_match=max(row["exact_match"] for row in history))
     distributed.barrier()  # the others may read it now
     return run
 

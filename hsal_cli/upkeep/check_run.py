@@ -11,7 +11,7 @@ from typing import Any
 from hsal_cli.errors import FileError
 from hsal_cli.models.load import policy_of
 from hsal_cli.policy.settings import PolicySettings
-from hsal_cli.runs.run import COMMAND_OF, EVALUATED, FORMAT, Run
+from hsal_cli.runs.run import COMMAND_OF, EVALUATED, EVALUATIONS, FORMAT, Run, differences
 from hsal_cli.settings import build
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
@@ -50,12 +50,16 @@ def check_run(path: Path, report: Report) -> None:
             read_json(path / "env.json", "hsal train")
     rows = _held(report, run.rows) or []
     _check_rows(path, rows, report)
-    found = _check_checkpoints(run, kind, config, report)
+    found = _check_checkpoints(run, kind, config, rows, report)
     _check_agreement(run, status, config, rows, found, report)
-    for name in ("eval.json", "eval.last.json"):
+    for which, name in EVALUATIONS.items():
         if (path / name).is_file():
             with report.noting():
-                read_sealed(path / name, f"hsal eval --run {path}")
+                run.evaluation(which)
+    for other in sorted(path.glob("eval.*.json")):
+        if other.name not in EVALUATIONS.values():
+            with report.noting():
+                read_sealed(other, f"hsal eval --run {path}")
     report.summary = f"of a {kind}, {state}, {len(rows)} epochs, {len(found)} checkpoints"
 
 
@@ -94,8 +98,10 @@ def _check_rows(path: Path, rows: list[dict[str, Any]], report: Report) -> None:
             report.fault("results.csv does not hold what metrics.jsonl holds")
 
 
-def _check_checkpoints(run: Run, kind: str | None, config: dict[str, Any], report: Report) -> dict[str, Checkpoint]:
-    """Reads every checkpoint; returns the good ones by name."""
+def _check_checkpoints(
+    run: Run, kind: str | None, config: dict[str, Any], rows: list[dict[str, Any]], report: Report
+) -> dict[str, Checkpoint]:
+    """Reads every checkpoint, and compares it with what the run says it is; returns the good ones by name."""
     found: dict[str, Checkpoint] = {}
     for name in checkpoints.names(run.checkpoints):
         with report.noting():
@@ -105,9 +111,12 @@ def _check_checkpoints(run: Run, kind: str | None, config: dict[str, Any], repor
                 report.fault(f"checkpoint {name} is of kind {checkpoint.meta.get('kind')}, the run of kind {kind}")
                 continue
             load_as_described(checkpoint, report)
-            for key in ("scenes_digest", "features_digest", "backbone_digest"):
-                if key in config and key in checkpoint.meta and config[key] != checkpoint.meta[key]:
-                    report.fault(f"checkpoint {name} and config.json differ in {key}")
+            for differing in differences(config, checkpoint.meta):
+                report.fault(f"checkpoint {name} does not fit config.json: {differing}")
+            score, epoch = checkpoint.meta.get(SCORES.get(kind, "")), checkpoint.meta.get("epoch")
+            held = next((row for row in rows if row.get("epoch") == epoch), {}).get(SCORES.get(kind, ""))
+            if score is not None and held is not None and score != held:
+                report.fault(f"checkpoint {name} has {SCORES[kind]} {score:.4f}, metrics.jsonl has {held:.4f} for epoch {epoch}")
     return found
 
 

@@ -10,12 +10,10 @@ import dataclasses
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hsal_cli import __version__
 from hsal_cli.evaluation.intervals import MeanOfRuns, mean_of_runs
-from hsal_cli.storage.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,17 +92,6 @@ def draw_curves(panels: Sequence[Panel], columns: int = 2) -> bytes:
         stream = io.BytesIO()
         figure.savefig(stream, format="png", metadata={"Software": f"hsal {__version__}"})
     return stream.getvalue()
-
-
-def write_curves(panels: Sequence[Panel], target: Path, columns: int = 2) -> None:
-    """Draws panels into a PNG file, written whole or not at all.
-
-    Raises:
-        FileError: the place cannot be written.
-    """
-    drawn = draw_curves(panels, columns)
-    with atomic_write(target) as temporary:
-        temporary.write_bytes(drawn)
 
 
 def _draw_panel(axes: Axes, panel: Panel, order: list[str]) -> None:
