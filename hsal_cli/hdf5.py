@@ -40,6 +40,15 @@ def attribute(holder: Any, name: str, default: Any = None) -> Any:
     return _plain(holder.attrs[name]) if name in holder.attrs else default
 
 
+def settings_in(file: h5py.File) -> dict[str, Any]:
+    """The settings that a file of ours was made with; empty where another program wrote it, whatever it calls `config`."""
+    try:
+        found = json.loads(attribute(file, "config", "{}"))
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def stamp(file: h5py.File, kind: str, config: dict[str, Any]) -> None:
     """Writes the root attributes every HDF5 file of ours begins with; `seal` adds the rest when the data is in."""
     put_text(file, "format", kind)

@@ -17,7 +17,7 @@ from hsal_cli.console import SILENT, Reporter
 from hsal_cli.files import digest_of
 from hsal_cli.hdf5 import FORMAT_VERSION, format_of, opened, reading
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
-from hsal_cli.scenes.scene_file import box_faults, open_scenes
+from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.upkeep.check_run import check_run, load_as_described
 from hsal_cli.upkeep.report import Report
 from hsal_cli.vision.feature_file import FORMAT as FEATURES
@@ -147,11 +147,6 @@ def _check_feature_split(features: FeatureFile, name: str, report: Report, advan
         if bool((table.saliency < 0).any()):
             report.fault(f"{name}: saliency below 0 between rows {start} and {start + len(table) - 1}")
             return
-        if table.boxes is not None:
-            wrong = box_faults(table.boxes.numpy(), table.labels.numpy(), table.image_size)
-            if wrong.any():
-                report.fault(f"{name}: row {start + int(wrong.argmax())} has a box that is empty or leaves the image")
-                return
         advance(len(table))
 
 
