@@ -30,7 +30,11 @@ def slow_metrics(true, predicted):
     f1 = [divide(2 * precision[c] * recall[c], precision[c] + recall[c]) for c in classes]
     micro_p, micro_r = divide(sum(h), sum(p)), divide(sum(h), sum(n))
     if not occurring:
-        names = ("exact_match", *(f"{over}_{score}" for over in ("macro", "micro") for score in ("precision", "recall", "f1")), "example_f1")
+        names = (
+            "exact_match",
+            *(f"{over}_{score}" for over in ("macro", "micro") for score in ("precision", "recall", "f1")),
+            "example_f1",
+        )
         zeros = [0.0] * len(true[0])
         return {**dict.fromkeys(names, 1.0), "cardinality_error": 0.0, "f1": zeros, "precision": zeros, "recall": zeros}
     return {

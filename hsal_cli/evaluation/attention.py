@@ -93,7 +93,8 @@ def add_localization(tally: Tally, episode: Episode, labels: torch.Tensor, boxes
             best cell there is, which misses an object so small or thin that no cell's centre lies in its box;
             for each object of the images `digits_once`: whether it was visited at exactly one meta-step, and for each meta-step
             that names a label, right or wrong, of an image that has an object, `repeat_visits`: whether it visited one visited
-            before. The object visited is the one, of any class, whose box holds most glimpses, at least one; on a tie, the box of the earlier glimpse.
+            before. The object visited is the one, of any class, whose box holds most glimpses, at least one; on a tie, the box of
+            the earlier glimpse.
         episode: a roll-out of B images.
         labels: (B, L), padded with -1.
         boxes: (B, L, 4) x0, y0, x1, y1 in px, half-open, aligned with the labels.

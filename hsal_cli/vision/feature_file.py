@@ -205,7 +205,9 @@ class FeatureFile:
             return None
         labels = self.labels(split).numpy()
         with reading(self.path, f"{split}/boxes", AGAIN):
-            return torch.from_numpy(self._sound(split, sound_boxes, self._copied(split, "boxes"), labels, self.size_of(split))).to(torch.int64)
+            return torch.from_numpy(self._sound(split, sound_boxes, self._copied(split, "boxes"), labels, self.size_of(split))).to(
+                torch.int64
+            )
 
     def _sound(self, split: str, check: Callable[..., np.ndarray], *of: Any) -> np.ndarray:
         """What `scenes.sound` says of labels or boxes, with the file's name."""
