@@ -147,7 +147,7 @@ class Split:
     def _members(self) -> Iterator[tuple[str, io.BytesIO]]:
         """The archive's images and labels, as they come: (name without folders, bytes)."""
         try:
-            with tarfile.open(self.archive, "r|gz") as archive:
+            with tarfile.open(self.archive, "r|*") as archive:  # a browser may have unpacked it and kept the name
                 for member in archive:
                     path = Path(member.name)
                     if member.isfile() and path.parent.name == self.name and path.suffix in (".png", ".mat"):
