@@ -22,6 +22,7 @@ from PIL import Image
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError
 from hsal_cli.files import digest_of_file
+from hsal_cli.hdf5 import open_plain
 from hsal_cli.scenes.download import SIZES, fetch
 from hsal_cli.scenes.gather import Example, no_image_left, parts_of
 from hsal_cli.scenes.scene_file import write_scenes
@@ -64,7 +65,7 @@ def read_structure(source: BinaryIO | Path, where: str, reporter: Reporter = SIL
         FileError: not such a file, or something in it is not as it must be; names the image.
     """
     try:
-        with h5py.File(source, "r") as file:
+        with open_plain(source) as file:
             names, groups = file["digitStruct/name"][()].ravel(), file["digitStruct/bbox"][()].ravel()
             if len(names) != len(groups):
                 raise FileError(f"{where}: {len(names)} names for {len(groups)} images", HINT)
