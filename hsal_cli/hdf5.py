@@ -219,6 +219,20 @@ def reading(source: Path, what: str, hint: str) -> Iterator[None]:
         raise FileError(f"{source} is damaged: {what} cannot be read ({said})", hint) from error
 
 
+def open_any(source: Path, hint: str) -> h5py.File:
+    """Opens an HDF5 file of any kind for reading.
+
+    Raises:
+        FileError: it cannot be; says why.
+    """
+    try:
+        return opened(source)
+    except BlockingIOError as error:
+        raise FileError(f"{source} is being written by another process", "wait for it") from error
+    except OSError as error:
+        raise FileError(f"{source} is not a readable HDF5 file: {str(error).splitlines()[0]}", hint) from error
+
+
 def open_hdf5(source: Path, kind: str, made_by: str) -> h5py.File:
     """Opens one of our HDF5 files for reading and checks its root attributes.
 
@@ -228,15 +242,13 @@ def open_hdf5(source: Path, kind: str, made_by: str) -> h5py.File:
         made_by: the command that makes such a file, for the hint.
 
     Raises:
-        FileError: missing, not HDF5, of another format or a newer format version, or not complete.
+        FileError: missing, not HDF5, being written, of another format or a newer format version, not complete, or packed by a filter that
+            this HDF5 lacks.
     """
     hint = f"make it with: {made_by}"
     if not source.is_file():
         raise FileError(f"{source} is {'a folder' if source.is_dir() else 'missing'}", hint)
-    try:
-        file = opened(source)
-    except OSError as error:
-        raise FileError(f"{source} is not a readable HDF5 file: {str(error).splitlines()[0]}", hint) from error
+    file = open_any(source, hint)
     try:
         with reading(source, "its description", hint):
             found = attribute(file, "format")

@@ -18,6 +18,7 @@ from hsal_cli.evaluation.contents import look_into
 from hsal_cli.files import only_writer, whole
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.steady import SteadyFile
+from hsal_cli.upkeep.check import check_path
 
 NO_FLOCK = "#include <errno.h>\nint flock(int number, int wanted) { (void)number; (void)wanted; errno = ENOLCK; return -1; }\n"
 
@@ -53,8 +54,14 @@ def test_a_second_writer_of_an_hdf5_file_is_refused_with_or_without_locks(locks:
     path = tmp_path / "a.h5"
     with SteadyFile(path, "w") as file:
         file["x"] = [1, 2]
+        file.flush()
         with pytest.raises(BlockingIOError):
             SteadyFile(path, "r+")
+        if locks == "real locks":  # only these keep readers away, too
+            for read in (open_scenes, look_into):
+                with pytest.raises(FileError, match=r"a\.h5 is being written by another process"):
+                    read(path)
+            assert "is being written by another process" in check_path(path).faults[0]
     with SteadyFile(path, "r+") as file:
         assert file["x"][()].tolist() == [1, 2]
     assert left_behind(tmp_path) == []

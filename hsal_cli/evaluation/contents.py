@@ -11,7 +11,7 @@ import numpy as np
 
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.feature_summary import feature_summary
-from hsal_cli.hdf5 import format_of, opened, reading
+from hsal_cli.hdf5 import format_of, open_any
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.summary import Measures, measure, summary
@@ -52,8 +52,7 @@ def look_into(path: Path) -> Contents:
         return _scenes(path)
     if found == FEATURES:
         return _features(path)
-    with reading(path, "its description", hint), opened(path):
-        pass  # says why, where it cannot be opened
+    open_any(path, hint).close()  # says why, where it cannot be opened
     raise FileError(f"{path} is neither a scene file nor a feature file: its format is {found or 'not given'}", hint)
 
 

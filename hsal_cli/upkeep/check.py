@@ -15,7 +15,7 @@ from hsal_cli import checkpoints
 from hsal_cli.checkpoints import MANIFEST
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.files import digest_of
-from hsal_cli.hdf5 import FORMAT_VERSION, format_of, opened, reading
+from hsal_cli.hdf5 import FORMAT_VERSION, format_of, open_any, opened, reading
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.upkeep.check_run import check_run, load_as_described
@@ -100,8 +100,7 @@ def _check_file(path: Path, report: Report, reporter: Reporter) -> None:
         report.kind = "feature file"
         _check_features(path, report, reporter)
     else:
-        with reading(path, "its description", ""), opened(path):
-            pass  # says why, where it cannot be opened
+        open_any(path, "").close()  # says why, where it cannot be opened
         report.fault(f"its format is {kind or 'not given, or cannot be read'}; hsal writes {SCENES} and {FEATURES}")
 
 
