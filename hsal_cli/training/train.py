@@ -189,7 +189,7 @@ def train_policy(
     scale = before.meta["volume_scale"] if before else volume_scale(table.parts())
     torch.manual_seed(settings.seed)
     if settings.objective == "count":
-        kind, most = "count", int(count_labels(table.labels, len(classes)).max())
+        kind, most = "count", max(1, int(count_labels(table.labels, len(classes)).max()))
         model = CountClassifier(len(classes), shape, most, scale).to(device)
         described = {"count": {"most": most, "hidden": model.hidden}}
     else:
