@@ -89,7 +89,8 @@ def slow_localization(episode, labels, boxes):
             held = [[lies_in(cell, box) for cell in glimpses] for _, box in objects]
             best = max(range(len(objects)), key=lambda o: (sum(held[o]), held[o], -o), default=None)
             visited = best is not None and any(held[best])
-            found["repeat_visits"].append(float(visited and visits[best] > 0))
+            if objects:  # an image without an object has none to visit twice
+                found["repeat_visits"].append(float(visited and visits[best] > 0))
             if visited:
                 visits[best] += 1
             if said not in remaining:

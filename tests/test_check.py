@@ -83,7 +83,13 @@ def damage_scenes(path: Path, what: str) -> None:
         elif what == "a label out of range":
             file["test/labels"][1] = [3, -1]
         elif what == "an empty label set":
-            file["test/labels"][1] = [-1, -1]
+            file["test/labels"][1] = -1
+        elif what == "a label that wraps":
+            labels = file["test/labels"][()].astype(np.int64)
+            del file["test/labels"]
+            file["test/labels"] = labels
+            file["test/labels"][1, 0] = 40_000
+            del file.attrs["attributes_digest"]
         elif what == "a box outside":
             file["train/boxes"][2, 0] = [1, 2, 11, 9]
         elif what == "not complete":
@@ -92,7 +98,7 @@ def damage_scenes(path: Path, what: str) -> None:
             file.attrs["format_version"] = 2
 
 
-@pytest.mark.fault(5, "scene file damaged, each kind of damage found by hsal check", tried=8)
+@pytest.mark.fault(5, "scene file damaged, each kind of damage found by hsal check", tried=9)
 @pytest.mark.parametrize(
     ("what", "said"),
     [
@@ -101,6 +107,7 @@ def damage_scenes(path: Path, what: str) -> None:
         ("another image", "its writer noted"),
         ("a label out of range", "test: row 1 has a label outside 0 to 2"),
         ("an empty label set", "its writer noted"),
+        ("a label that wraps", r"test: row 1 has a label outside 0 to 2 \(-1 pads\): 40000"),
         ("a box outside", "train: row 2 has a box that is empty or leaves the image"),
         ("not complete", "not complete"),
         ("a newer format", "format version 2|attributes do not have the digest"),

@@ -163,14 +163,15 @@ def test_a_partial_file_that_changed_on_the_disk_is_not_gone_on_with_blindly(dam
         np.testing.assert_array_equal(contents(tmp_path / "f.features.h5")[name], values)
 
 
-@pytest.mark.fault(5, "feature files written by others with NaN, labels out of range, empty label sets, floats for labels", tried=5)
+@pytest.mark.fault(5, "feature files written by others with NaN, labels or boxes out of range, floats for labels", tried=6)
 @pytest.mark.parametrize(
     ("part", "place", "value", "said"),
     [
         ("volumes", (4, 1, 2, 2), np.nan, "row 4 of volumes has values that are not finite"),
         ("saliency", (5, 0, 0), np.inf, "row 5 of saliency has values that are not finite"),
-        ("labels", (3, 0), 3, r"row 3 has a label outside 0 to 2 \(-1 pads\): \[3"),
-        ("labels", (2,), -1, "row 2 has an empty label set"),
+        ("labels", (3, 0), 3, r"row 3 has a label outside 0 to 2 \(-1 pads\): 3"),
+        ("labels", (2,), [-1, 0, 1], "row 2 has a label behind the padding"),
+        ("boxes", (4, 0, 3), 32_000, "row 4 has a box that is empty or leaves the image"),
         ("labels", None, None, "type float64, not integers"),
     ],
 )

@@ -19,7 +19,7 @@ def divide(a, b):
 
 
 def slow_metrics(true, predicted):
-    """Design, section 6, word for word."""
+    """Design, section 7, word for word; where nothing is there and nothing is named, all is right."""
     images, classes = range(len(true)), range(len(true[0]))
     hits = [[min(true[i][c], predicted[i][c]) for c in classes] for i in images]
     n = [sum(true[i][c] for i in images) for c in classes]
@@ -29,6 +29,14 @@ def slow_metrics(true, predicted):
     precision, recall = [divide(h[c], p[c]) for c in classes], [divide(h[c], n[c]) for c in classes]
     f1 = [divide(2 * precision[c] * recall[c], precision[c] + recall[c]) for c in classes]
     micro_p, micro_r = divide(sum(h), sum(p)), divide(sum(h), sum(n))
+    if not occurring:
+        names = (
+            "exact_match",
+            *(f"{over}_{score}" for over in ("macro", "micro") for score in ("precision", "recall", "f1")),
+            "example_f1",
+        )
+        zeros = [0.0] * len(true[0])
+        return {**dict.fromkeys(names, 1.0), "cardinality_error": 0.0, "f1": zeros, "precision": zeros, "recall": zeros}
     return {
         "exact_match": sum(list(true[i]) == list(predicted[i]) for i in images) / len(true),
         "macro_precision": divide(sum(precision[c] for c in occurring), len(occurring)),
@@ -37,7 +45,10 @@ def slow_metrics(true, predicted):
         "micro_precision": micro_p,
         "micro_recall": micro_r,
         "micro_f1": divide(2 * micro_p * micro_r, micro_p + micro_r),
-        "example_f1": sum(divide(2 * sum(hits[i]), sum(true[i]) + sum(predicted[i])) for i in images) / len(true),
+        "example_f1": sum(
+            divide(2 * sum(hits[i]), sum(true[i]) + sum(predicted[i])) if any(true[i]) or any(predicted[i]) else 1.0 for i in images
+        )
+        / len(true),
         "cardinality_error": sum(abs(sum(true[i]) - sum(predicted[i])) for i in images) / len(true),
         "f1": f1,
         "precision": precision,
@@ -79,7 +90,7 @@ def test_on_sets_metrics_equal_the_usual_multilabel_metrics():
         assert found[f"{average}_precision"] == pytest.approx(precision)
         assert found[f"{average}_recall"] == pytest.approx(recall)
         assert found[f"{average}_f1"] == pytest.approx(f1)
-    assert found["example_f1"] == pytest.approx(sk.f1_score(true, predicted, average="samples", zero_division=0))
+    assert found["example_f1"] == pytest.approx(sk.f1_score(true, predicted, average="samples", zero_division=1))
     assert found["exact_match"] == pytest.approx(sk.accuracy_score(true, predicted))
 
 

@@ -290,7 +290,7 @@ def test_two_processes_do_not_work_on_one_grid(here) -> None:
     fcntl = pytest.importorskip("fcntl")
     with (here / "runs/reproduce/.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UsageError, match="another process works on runs/reproduce"):
+        with pytest.raises(FileError, match="runs/reproduce is being written by another process"):
             run_grid(grid_of(), CPU, SILENT)
 
 

@@ -100,3 +100,21 @@ def test_each_name_is_offered_only_what_belongs_to_it():
     )
     street, own = (CliRunner().invoke(APP, [name, "--help"]).stdout for name in ("street-numbers", "folder"))
     assert "--svhn-labels" in street and "--clutter" not in street and "--labels-format" in own and "--typefaces" not in own
+
+
+def test_a_file_without_a_test_split_is_noted_with_what_helps(run):
+    assert "a.h5 has no test images" not in run("set", "--out", "a.h5", "--count", "0-1").stderr
+    found = CliRunner().invoke(APP, ["set", "--train", "3", "--test", "0", "--image-size", "40", "--digit-size", "8-12", "--out", "b.h5"])
+    assert found.exit_code == 0 and "b.h5 has no test images, so hsal eval has nothing to score there: --test N makes some" in found.stderr
+
+
+def test_a_folder_of_too_few_images_to_test_on_is_noted_with_what_helps(run, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for name in "ab":
+        Image.new("RGB", (20, 20), (90, 9, 9)).save(tmp_path / "pictures" / f"{name}.png")
+    (tmp_path / "labels.csv").write_text("image,labels\na.png,cat\nb.png,cat\n")
+    words = ["folder", "--images", "pictures", "--labels", "labels.csv", "--out", "c.h5"]
+    found = CliRunner().invoke(APP, words)
+    assert found.exit_code == 0 and "c.h5 has no test images" in found.stderr and "--test-share" in found.stderr
+    found = CliRunner().invoke(APP, [*words, "--overwrite", "--test-share", "0.5"])
+    assert found.exit_code == 0 and "no test images" not in found.stderr

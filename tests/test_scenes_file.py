@@ -104,12 +104,18 @@ BOX = np.broadcast_to(np.array([1, 2, 5, 9]), (3, 2, 4))
         ({"images": np.ones((3, 12, 10), np.float32)}, "train: images have type float32"),
         ({"images": np.ones((3, 12, 10, 4), np.uint8)}, "train: images have shape"),
         ({"labels": None}, "train: there are no labels"),
-        ({"labels": np.zeros((3, 2))}, "train: labels are float64"),
-        ({"labels": np.zeros((4, 2), int)}, r"not integers of shape \(3, L\)"),
+        ({"labels": np.full((3, 2), np.nan)}, "train: labels have type float64, not integers"),
+        ({"labels": np.zeros((4, 2), int)}, r"train: labels have shape \(4, 2\), not \(3, L\)"),
         ({"labels": np.array([[0, 1], [1, 0], [3, 0]])}, "train: row 2 has a label outside 0 to 2"),
         ({"labels": np.array([[0, -2], [1, 0], [1, 0]])}, "train: row 0 has a label outside 0 to 2"),
+        ({"labels": np.array([[0, 1], [1, 40_000], [1, 0]])}, r"train: row 1 has a label outside 0 to 2 \(-1 pads\): 40000"),
+        ({"labels": np.array([[0, 1], [1, 2**64 - 1], [1, 0]], np.uint64)}, r"train: row 1 has a label .*: 18446744073709551615"),
+        ({"labels": np.array([[0, 1], [1, 65_535], [1, 0]], np.uint16)}, r"train: row 1 has a label .*: 65535"),
+        ({"labels": np.array([[0, 1], [1, 2], [1, 0]]), "classes": json.dumps([str(k) for k in range(32_769)])}, "32,769 classes"),
         ({"labels": np.array([[0, 1], [-1, 2], [1, 0]])}, "train: row 1 has a label behind the padding"),
-        ({"boxes": np.zeros((3, 4), int)}, "train: boxes are"),
+        ({"boxes": np.zeros((3, 4), int)}, r"train: boxes have shape \(3, 4\), not \(3, 2, 4\)"),
+        ({"boxes": BOX / 1}, "train: boxes have type float64, not integers"),
+        ({"boxes": BOX + np.array([0, 0, 65_536, 65_536])}, r"train: row 0 has a box .*: \[1, 2, 65541, 65545\]"),
         ({"boxes": np.where(np.arange(3)[:, None, None] == 2, BOX[..., ::-1], BOX)}, "train: row 2 has a box that is empty or leaves"),
         ({"boxes": BOX + 5}, "train: row 0 has a box that is empty or leaves the image of 10x12"),
     ],
@@ -119,6 +125,55 @@ def test_a_file_with_a_fault_is_refused_by_file_split_and_row(user_file, changes
     with pytest.raises(FileError, match=part) as caught:
         open_scenes(path)
     assert str(path) in caught.value.message
+
+
+def test_what_stands_beside_padding_does_not_count_and_an_image_may_hold_nothing(user_file):
+    boxes = np.array(BOX)
+    boxes[1], boxes[0, 1] = -40_000, 2**40
+    with open_scenes(user_file(labels=np.array([[0, -1], [-1, -1], [1, 0]]), boxes=boxes)) as scenes:
+        split = scenes.split("train")
+        assert split.labels.tolist() == [[0, -1], [-1, -1], [1, 0]] and split.boxes[0, 0].tolist() == BOX[0, 0].tolist()
+        assert len(scenes.digest) == 64
+
+
+def test_a_box_beyond_what_int16_holds_is_refused_though_the_image_is_that_large(user_file):
+    boxes = np.broadcast_to(np.array([1, 2, 5, 9]), (1, 2, 4)).copy()
+    boxes[0, 1, 2] = 33_000
+    path = user_file(images=np.zeros((1, 12, 40_000), np.uint8), labels=np.array([[0, 1]]), boxes=boxes)
+    with pytest.raises(FileError, match=r"row 0 has a box .* lies beyond the 32,767 px that boxes may have: \[1, 2, 33000, 9\]"):
+        open_scenes(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"labels": 40_000}, r"a.h5: train: row 2 has a label outside 0 to 2 \(-1 pads\): 40000"),
+        ({"labels": -2}, r"a.h5: train: row 2 has a label outside 0 to 2 \(-1 pads\): -2"),
+        ({"boxes": 65_540}, r"a.h5: train: row 2 has a box that is empty or leaves the image of 10x12 px: \[.*65540\]"),
+    ],
+)
+def test_a_writer_refuses_what_would_wrap_and_leaves_no_file(changes, said, tmp_path):
+    images, labels, boxes = (part.copy() for part in parts(step=7)[0])
+    labels, boxes = labels.astype(np.int64), boxes.astype(np.int64)
+    labels[2, 0] = changes.get("labels", 0)
+    boxes[2, 0, 3] = changes.get("boxes", boxes[2, 0, 3])
+    with pytest.raises(FileError, match=said), write_scenes(tmp_path / "a.h5", {}, ["a", "b", "c"]) as writer:
+        writer.write_split("train", iter([(images, labels, boxes)]), SHAPE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_classes_than_labels_can_tell_apart_are_refused_by_the_writer(tmp_path):
+    with (
+        pytest.raises(FileError, match="there are 40,000 classes, and a label is at most 32,767"),
+        write_scenes(tmp_path / "a.h5", {}, [str(name) for name in range(40_000)]),
+    ):
+        pytest.fail("written")
+
+
+@pytest.mark.parametrize("config", ["not json", "[1, 2]", 3, np.arange(2)])
+def test_an_attribute_config_of_another_program_is_ignored(user_file, config):
+    with open_scenes(user_file(config=config)) as scenes:
+        assert scenes.config == {} and len(scenes.split("train")) == 3
 
 
 def test_a_missing_file_and_a_missing_split_are_refused(user_file, tmp_path):

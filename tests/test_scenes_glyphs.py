@@ -12,6 +12,7 @@ from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.digits import glyphs
 from hsal_cli.scenes.digits.glyphs import DigitSource, find_digits
 from hsal_cli.scenes.digits.idx import read_idx, read_pair
+from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.settings import SceneSettings
 
 
@@ -61,6 +62,130 @@ def test_a_file_that_is_not_whole_images_is_refused_by_name(tmp_path, data, part
     with pytest.raises(FileError, match=part) as caught:
         read_idx(path, 3)
     assert str(path) in caught.value.message and "--mnist-dir" in caught.value.hint
+
+
+def to_plain_named_gz(folder):
+    for path in folder.glob("*.gz"):
+        path.write_bytes(gzip.decompress(path.read_bytes()))
+
+
+def to_gz_without_name(folder):
+    for path in folder.glob("*.gz"):
+        path.rename(path.with_suffix(""))
+
+
+def to_upper_case(folder):
+    for path in folder.glob("*.gz"):
+        path.rename(path.with_suffix(".GZ"))
+
+
+def to_files_beside_macos_companions(folder):
+    for path in list(folder.iterdir()):
+        (folder / f"._{path.name}").write_bytes(bytes.fromhex("00051607") + b"Mac OS X")
+    (folder / "__MACOSX").mkdir()
+    for name in (".DS_Store", "Thumbs.db", "__MACOSX/train-images-idx3-ubyte.gz"):
+        (folder / name).write_bytes(b"\0")
+
+
+def to_a_folder_each(folder):
+    for path in list(folder.glob("*.gz")):
+        data = gzip.decompress(path.read_bytes())
+        path.unlink()
+        (folder / path.stem).mkdir()
+        (folder / path.stem / path.stem).write_bytes(data)
+        (folder / path.stem / ".DS_Store").write_bytes(b"\0")
+
+
+def to_kaggles_folder_with_dots_and_folders(folder):
+    to_a_folder_each(folder)
+    for path in folder.iterdir():
+        (folder / path.name.replace("-idx", ".idx")).write_bytes((path / path.name).read_bytes())
+
+
+def to_torchvision(folder):
+    (folder / "MNIST" / "raw").mkdir(parents=True)
+    for path in list(folder.glob("*.gz")):
+        path.rename(folder / "MNIST" / "raw" / path.name)
+    (folder / "__MACOSX" / "raw").mkdir(parents=True)
+    (folder / "__MACOSX" / "raw" / "train-images-idx3-ubyte").write_bytes(b"\0")
+
+
+def to_qmnist(folder):
+    for split, name, rows in (("train", "train", 40), ("t10k", "test", 20)):
+        (folder / f"{split}-images-idx3-ubyte.gz").rename(folder / f"qmnist-{name}-images-idx3-ubyte.gz")
+        (folder / f"{split}-labels-idx1-ubyte.gz").unlink()
+        table = np.arange(rows * 8).reshape(rows, 8)
+        table[:, 0] = np.arange(rows) % 10
+        (folder / f"qmnist-{name}-labels-idx2-int").write_bytes(wide_labels(table))
+
+
+def to_labels_of_four_bytes(folder):
+    for path in list(folder.glob("*-labels-*")):
+        labels = np.frombuffer(gzip.decompress(path.read_bytes())[8:], np.uint8)
+        path.with_suffix("").write_bytes(wide_labels(labels))
+
+
+def wide_labels(labels):
+    """An IDX file of integers of four bytes."""
+    return bytes((0, 0, 12, labels.ndim)) + b"".join(side.to_bytes(4, "big") for side in labels.shape) + labels.astype(">i4").tobytes()
+
+
+FORMS = [
+    to_plain_named_gz,
+    to_gz_without_name,
+    to_upper_case,
+    to_files_beside_macos_companions,
+    to_a_folder_each,
+    to_kaggles_folder_with_dots_and_folders,
+    to_torchvision,
+    to_qmnist,
+    to_labels_of_four_bytes,
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_idx_set_is_read_in_every_form_that_people_have_it_in(tmp_path, form):
+    form(write_idx_set(tmp_path))
+    for split, rows, grey in (("train", 40, 100), ("test", 20, 250)):
+        found = find_digits(SceneSettings(mnist_dir=str(tmp_path)), SILENT).glyphs(split, 0)
+        assert found.images.max() == grey and found.labels.tolist() == [row % 10 for row in range(rows)]
+        assert found.classes == [str(digit) for digit in range(10)]
+
+
+def test_a_folder_of_several_sets_names_them_and_the_hint_helps(tmp_path):
+    for name in ("KMNIST", "MNIST"):
+        write_idx_set(tmp_path / name / "raw")
+    with pytest.raises(FileError, match=r"holds several sets: .*KMNIST.raw, .*MNIST.raw") as caught:
+        find_digits(SceneSettings(mnist_dir=str(tmp_path)), SILENT)
+    chosen = caught.value.hint.partition("--mnist-dir ")[2]
+    assert find_digits(SceneSettings(mnist_dir=chosen), SILENT).glyphs("train", 0).classes[:2] == ["o", "ki"]
+
+
+def test_what_lies_in_the_place_of_idx_files_is_named(tmp_path):
+    (tmp_path / "mnist_train.csv").write_text("label,1x1\n5,0\n")
+    (tmp_path / "._mnist_train.csv").write_bytes(b"\0")
+    with pytest.raises(FileError, match=r"has no train-images-idx3-ubyte or .*\.gz; it holds mnist_train\.csv$") as caught:
+        find_digits(SceneSettings(mnist_dir=str(tmp_path)), SILENT)
+    assert "reads no CSV of pixels" in caught.value.hint
+    write_idx_set(tmp_path)
+    for data, said in ((b"<!DOCTYPE html><html>", "a web page"), (b"PK\x03\x04 and so on", "a ZIP archive; unpack it")):
+        (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(data)
+        with pytest.raises(FileError, match=f"is not an IDX file of images: it is {said}"):
+            read_pair(tmp_path, "train")
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(wide_labels(np.zeros((40, 3), int)))
+    with pytest.raises(FileError, match="labels of 3 columns, and only QMNIST's, of 8, are known"):
+        read_idx(tmp_path / "train-labels-idx1-ubyte.gz", 1)
+
+
+def test_training_glyphs_alone_make_training_images_as_the_hint_says(tmp_path):
+    for path in write_idx_set(tmp_path).glob("t10k*"):
+        path.unlink()
+    source = find_digits(SceneSettings(mnist_dir=str(tmp_path)), SILENT)
+    with pytest.raises(FileError, match="has no t10k-images-idx3-ubyte") as caught:
+        source.glyphs("test", 0)
+    assert "--test 0" in caught.value.hint
+    small = {"train": 4, "test": 0, "image_size": 40, "digit_size": (8, 9), "mnist_dir": str(tmp_path)}
+    assert make_dataset("multiset", SceneSettings(**small), tmp_path / "a.h5", workers=1).is_file()
 
 
 def test_a_truncated_gzip_is_refused(tmp_path):

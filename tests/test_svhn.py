@@ -15,8 +15,8 @@ from hsal_cli.errors import FileError, Interrupted
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SvhnSettings
-from hsal_cli.scenes.street.download import fetch
 from hsal_cli.scenes.street.svhn import make_svhn, read_structure
+from hsal_cli.storage.download import fetch
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,7 @@ def test_padding_keeps_the_shape_and_the_digit_under_its_box(unpacked, tmp_path)
 def test_archives_give_what_folders_give_whatever_their_order(unpacked, tmp_path, order):
     packed = pack(unpacked, "train", tmp_path / "packed", order)
     pack(unpacked, "test", packed)
+    (packed / "test.tar.gz").write_bytes(gzip.decompress((packed / "test.tar.gz").read_bytes()))  # a browser may unpack and keep the name
     with open_scenes(made(packed, tmp_path / "a.h5")) as ours, open_scenes(made(unpacked, tmp_path / "b.h5")) as theirs:
         assert ours.digest == theirs.digest and set(ours.config["archives"]) == {"test", "train"} and theirs.config["archives"] == {}
     assert sorted(path.name for path in packed.iterdir()) == ["test.tar.gz", "train.tar.gz"]

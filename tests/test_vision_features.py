@@ -23,7 +23,7 @@ def write_features(path: Path) -> dict[str, np.ndarray]:
         "volumes": draw.normal(size=(COUNT, 4, 2, 3)).astype(np.float16),
         "saliency": draw.random((COUNT, 2, 3), dtype=np.float32),
         "labels": np.where(np.arange(3) < draw.integers(1, 4, (COUNT, 1)), draw.integers(0, 5, (COUNT, 3)), -1).astype(np.int16),
-        "boxes": draw.integers(0, 20, (COUNT, 3, 4)).astype(np.int16),
+        "boxes": draw.integers((0, 0, 10, 10), (10, 10, 20, 20), (COUNT, 3, 4)).astype(np.int16),
     }
     with h5py.File(path, "w") as file:
         stamp(file, "hsal-features", {})

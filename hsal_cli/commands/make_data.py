@@ -212,6 +212,9 @@ def _make(
             "preview": None if preview is None else str(preview),
             **more,
         }
+    if "test" not in counts:
+        way = "--test-share, --test-list or --test-images choose some" if hasattr(settings, "test_share") else "--test N makes some"
+        reporter.warn(f"{out} has no test images, so hsal eval has nothing to score there: {way}")
     if json:
         console.print_json(report)
         return

@@ -92,8 +92,9 @@ def add_localization(tally: Tally, episode: Episode, labels: torch.Tensor, boxes
             `random`: a uniformly random cell, `center`: the cell in the middle, `saliency`: the maximum of S_t, `reachable`: the
             best cell there is, which misses an object so small or thin that no cell's centre lies in its box;
             for each object of the images `digits_once`: whether it was visited at exactly one meta-step, and for each meta-step
-            that names a label, right or wrong, `repeat_visits`: whether it visited an object visited before. The object visited
-            is the one, of any class, whose box holds most glimpses, at least one; on a tie, the box of the earlier glimpse.
+            that names a label, right or wrong, of an image that has an object, `repeat_visits`: whether it visited one visited
+            before. The object visited is the one, of any class, whose box holds most glimpses, at least one; on a tie, the box of
+            the earlier glimpse.
         episode: a roll-out of B images.
         labels: (B, L), padded with -1.
         boxes: (B, L, 4) x0, y0, x1, y1 in px, half-open, aligned with the labels.
@@ -168,7 +169,8 @@ def _still_to_name(episode: Episode, labels: np.ndarray) -> np.ndarray:
 
 
 def _add_visits(tally: Tally, episode: Episode, labels: np.ndarray, inside: np.ndarray) -> None:
-    named, cells = naming_steps(episode), _numpy(episode.glimpses)
+    # In an image without an object there is none to visit twice.
+    named, cells = naming_steps(episode) & (labels >= 0).any(axis=1), _numpy(episode.glimpses)
     glimpses = cells.shape[2]
     # Counts decide; the small parts only order boxes with equal counts by their earliest glimpse.
     weights = 1 + 0.5 ** np.arange(2, glimpses + 2)

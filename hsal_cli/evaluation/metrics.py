@@ -1,7 +1,8 @@
 """Multiset metrics (section 5, "Evaluation Metrics"): exact match, precision, recall and F1 on counts, with bootstrap intervals.
 
 With n_ic the true and p_ic the predicted count of class c in image i, hits_ic = min(n_ic, p_ic). On sets, where every count is 0
-or 1, all of these are the usual multi-label metrics. A ratio 0/0 counts as 0.
+or 1, all of these are the usual multi-label metrics. A ratio 0/0 counts as 0, but where nothing is there and nothing is named, all is
+right and every score is 1: so it is for the example F1 of an image without an object.
 """
 
 from __future__ import annotations
@@ -73,18 +74,20 @@ def multiset_metrics(
     occurs = (n > 0) | (p > 0)
     precision, recall, f1 = _ratio(h, p), _ratio(h, n), _ratio(2 * h, n + p)
     exact, macro_f1 = exact_match_and_f1(true, predicted)
-    cardinality = true.sum(1)
+    cardinality, named = true.sum(1), predicted.sum(1)
+    nothing = float(not occurs.any())  # then all that is averaged over classes or objects is 1
+    example_f1 = np.where(cardinality + named > 0, _ratio(2 * hits.sum(1), cardinality + named), 1.0)
     return {
         "examples": len(true),
         "exact_match": exact,
         "macro_f1": macro_f1,
-        "macro_precision": _mean(precision[occurs]),
-        "macro_recall": _mean(recall[occurs]),
-        "micro_f1": float(_ratio(2 * h.sum(), n.sum() + p.sum())),
-        "micro_precision": float(_ratio(h.sum(), p.sum())),
-        "micro_recall": float(_ratio(h.sum(), n.sum())),
-        "example_f1": _mean(_ratio(2 * hits.sum(1), cardinality + predicted.sum(1))),
-        "cardinality_error": float(np.abs(cardinality - predicted.sum(1)).mean()),
+        "macro_precision": _mean(precision[occurs]) + nothing,
+        "macro_recall": _mean(recall[occurs]) + nothing,
+        "micro_f1": float(_ratio(2 * h.sum(), n.sum() + p.sum())) + nothing,
+        "micro_precision": float(_ratio(h.sum(), p.sum())) + nothing,
+        "micro_recall": float(_ratio(h.sum(), n.sum())) + nothing,
+        "example_f1": float(example_f1.mean()),
+        "cardinality_error": float(np.abs(cardinality - named).mean()),
         "ci95": _intervals(true, predicted, resamples, seed),
         "by_count": {str(count): _of_count(true, predicted, cardinality == count) for count in np.unique(cardinality).tolist()},
         "by_class": {
@@ -121,8 +124,9 @@ def _intervals(true: np.ndarray, predicted: np.ndarray, resamples: int, seed: in
 
 
 def _macro_f1(hits: np.ndarray, n: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """Macro-F1 of sums over images (..., K), over the classes that occur."""
-    return _ratio(_ratio(2 * hits, n + p).sum(-1), ((n > 0) | (p > 0)).sum(-1))
+    """Macro-F1 of sums over images (..., K), over the classes that occur; 1 where none does, for then nothing is missed or wrong."""
+    occurring = ((n > 0) | (p > 0)).sum(-1)
+    return np.where(occurring > 0, _ratio(_ratio(2 * hits, n + p).sum(-1), occurring), 1.0)
 
 
 def _ratio(above: Any, below: Any) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from hsal_cli.errors import FileError, HsalError, Interrupted, TrainingError, UsageError
+from hsal_cli.errors import FileError, HsalError, Interrupted, TrainingError
 from hsal_cli.evaluation.evaluate import evaluate_file
 from hsal_cli.experiments.grid import (
     Cell,
@@ -39,7 +39,7 @@ from hsal_cli.models.load import load_model
 from hsal_cli.progress import Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.storage import checkpoints
-from hsal_cli.storage.files import cannot_write, write_json
+from hsal_cli.storage.files import only_writer, write_json
 from hsal_cli.training.train import resume, train
 from hsal_cli.vision.backbone import load_backbone
 
@@ -55,12 +55,13 @@ def run_grid(grid: Grid, device: torch.device, reporter: Reporter) -> list[GridR
         Every policy of the grid with its scores.
 
     Raises:
-        UsageError: the settings are not those that the grid was begun with, or another process works on it.
+        UsageError: the settings are not those that the grid was begun with.
+        FileError: another process works on it.
         FileError: data, features and backbone do not belong together.
         Interrupted: a signal asked to stop; the same call goes on from there.
     """
     plan(grid)
-    with _alone(grid.out), _told_how_to_go_on():
+    with only_writer(grid.out), _told_how_to_go_on():
         _verify(grid)
         record(grid, options=list(grid.options), settings=shared_settings(grid))
         for dataset in grid.datasets:
@@ -244,28 +245,3 @@ def _told_how_to_go_on() -> Iterator[None]:
         yield
     except Interrupted as error:
         raise Interrupted(error.message, AGAIN, error.exit_code - 128) from error
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keeps a second process from working on the same grid; the lock ends with the process that holds it, however that ends.
-
-    Raises:
-        UsageError: one does already.
-        FileError: the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    with lock:
-        try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows: no lock, and no harm with one process
-            pass
-        except OSError:
-            raise UsageError(f"another process works on {folder}", "wait for it, or name another folder with --out") from None
-        yield

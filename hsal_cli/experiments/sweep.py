@@ -109,7 +109,7 @@ def conditions(recipe: SceneRecipe, parts: list[str], reporter: Reporter = SILEN
     scale = base.image_size / 100
     sizes = [tuple(max(4, round(side * scale)) for side in band) for band in SIZES]
     wanted: dict[str, list[tuple[str, float, dict[str, Any]]]] = {
-        "count": [(str(n), n, {"count": (n, n)}) for n in range(1, MOST_OBJECTS + 1)],
+        "count": [(str(n), n, {"count": (n, n)}) for n in range(min(1, base.count[0]), MOST_OBJECTS + 1)],
         "size": [(f"{low}-{high} px", (low + high) / 2, {"digit_size": (low, high)}) for low, high in sizes],
         "clutter": [(f"{n} pieces", n, {"clutter": n}) for n in CLUTTER],
         "spacing": [(name, place, {"placement": name}) for place, name in enumerate(SPACING)],

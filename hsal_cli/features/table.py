@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from torch import Tensor
 
 from hsal_cli.errors import FileError
 from hsal_cli.features.settings import SALIENCY, saliency_kind
+from hsal_cli.scenes.sound import sound_boxes, sound_labels
 from hsal_cli.storage.files import digest_of_array
-from hsal_cli.storage.hdf5 import attribute, open_hdf5, reading
+from hsal_cli.storage.hdf5 import attribute, open_hdf5, reading, settings_in
 
 FORMAT = "hsal-features"
 MADE_BY = "hsal precompute"
@@ -110,7 +111,7 @@ class FeatureFile:
             self.digest, self.backbone_digest, self.scenes_digest = (
                 str(attribute(file, name)) for name in ("digest", "backbone_digest", "scenes_digest")
             )
-            self.config: dict[str, Any] = json.loads(attribute(file, "config", "{}"))
+            self.config: dict[str, Any] = settings_in(file)
             # Files older than the choice of saliency models have the activation model's own.
             self.saliency = str(attribute(file, "saliency", "activation"))
             self.saliency_digest = str(attribute(file, "saliency_digest", self.saliency))
@@ -191,17 +192,8 @@ class FeatureFile:
         """
         self._group(split)
         with reading(self.path, f"{split}/labels", AGAIN):
-            labels = self._copied(split, "labels")
-            named = labels >= 0
-            for wrong, what in (
-                ((labels < -1) | (labels >= len(self.classes)), f"a label outside 0 to {len(self.classes) - 1} (-1 pads)"),
-                (~named.any(1, keepdim=True), "an empty label set"),
-                (named[:, 1:] & ~named[:, :-1], "a label behind the padding"),
-            ):
-                if wrong.any():
-                    row = int(wrong.any(1).nonzero()[0])
-                    raise FileError(f"{self.path}: {split}: row {row} has {what}: {labels[row].tolist()}", AGAIN)
-            return labels
+            values = self._copied(split, "labels")
+            return torch.from_numpy(self._sound(split, sound_labels, values, len(self.classes), len(values))).to(torch.int64)
 
     def boxes(self, split: str) -> Tensor | None:
         """A split's boxes alone, int64 (N, L, 4) in px, padded with -1; None where unknown.
@@ -211,8 +203,18 @@ class FeatureFile:
         """
         if "boxes" not in self._group(split):
             return None
+        labels = self.labels(split).numpy()
         with reading(self.path, f"{split}/boxes", AGAIN):
-            return self._copied(split, "boxes")
+            return torch.from_numpy(self._sound(split, sound_boxes, self._copied(split, "boxes"), labels, self.size_of(split))).to(
+                torch.int64
+            )
+
+    def _sound(self, split: str, check: Callable[..., np.ndarray], *of: Any) -> np.ndarray:
+        """What `scenes.sound` says of labels or boxes, with the file's name."""
+        try:
+            return check(*of)
+        except ValueError as error:
+            raise FileError(f"{self.path}: {split}: {error}", AGAIN) from None
 
     def size_of(self, split: str) -> tuple[int, int]:
         """Height and width of a split's images, px."""
@@ -224,16 +226,14 @@ class FeatureFile:
             raise FileError(f"{self.path} has no split {split!r}", f"it has: {', '.join(self.splits)}")
         return self._file[split]
 
-    def _copied(self, split: str, part: str) -> Tensor:
-        """Labels or boxes of a split, int64, of the digest that was noted when they were copied from the scene file."""
+    def _copied(self, split: str, part: str) -> np.ndarray:
+        """Labels or boxes of a split, of the digest that was noted when they were copied from the scene file."""
         group = self._file[split]
         values = group[part][()]
-        if values.dtype.kind not in "iu":
-            raise FileError(f"{self.path}: {split}/{part} has type {values.dtype}, not integers", AGAIN)
         noted = attribute(group, f"{part}_digest")
-        if noted is not None and noted != digest_of_array(values):
+        if noted is not None and values.dtype.kind in "iu" and noted != digest_of_array(values):
             raise FileError(f"{self.path} is damaged: {split}/{part} does not have the digest noted when it was written", AGAIN)
-        return torch.from_numpy(values).to(torch.int64)
+        return values
 
     def _check_finite(self, split: str, volumes: np.ndarray, saliency: np.ndarray, rows: np.ndarray) -> None:
         """Refuses values that are not finite. `hsal precompute` writes none, so of its volumes one a row tells that the row was written."""

@@ -267,6 +267,9 @@ def finetune(
     if resume and config["scenes_digest"] != digest:
         raise FileError(f"{scenes} is not the scene file that {out} was trained on", "train a new run: hsal finetune")
     runs.say_missing_classes(labels, classes, scenes, reporter)
+    empty = int((labels < 0).all(1).sum())
+    if empty and way in ("crops", "random-label"):
+        reporter.say(f"{empty:,} training images have no object: they are left out (--objects counts learns from them)")
     if way in ("counts", "random-label") and settings.mode == "crops":
         raise UsageError(f"mode = crops does not go with objects = {way}, which looks at whole images", "leave --mode out")
     if way != "single":
@@ -309,7 +312,7 @@ def finetune(
     model.load_state_dict(best.weights)
     results: dict[str, float] = {"accuracy": max((row["accuracy"] for row in rows), default=math.nan)}
     with open_scenes(scenes) as file:
-        tested = "test" in file.splits
+        tested = "test" in file.splits and (way == "counts" or bool((file.split("test").labels >= 0).any()))
     if tested:
         results["test_accuracy"] = read_objects(scenes, "test", way, TEST_IMAGES).score(model, settings.batch_size, device)
     run.set_status("finished", **results)

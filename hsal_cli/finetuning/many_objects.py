@@ -18,6 +18,7 @@ from hsal_cli import distributed
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.finetuning.crowds import object_regions, on_objects
 from hsal_cli.finetuning.shown import LossSums, Shown, in_view, naming_loss, share_of
+from hsal_cli.finetuning.single_objects import check_alone, is_alone
 from hsal_cli.finetuning.views import cell_centres, share_in_view, view_centres, views
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.scenes.scene_file import open_scenes
@@ -67,13 +68,20 @@ def way_of(scenes: Path, wanted: str) -> str:
         wanted: `FinetuneSettings.objects`; auto takes what the file allows: single objects, boxes, counts.
 
     Raises:
-        UsageError: crops are wanted where there are no boxes; FileError: there is no training split.
+        UsageError: crops are wanted where there are no boxes; FileError: there is no training split, or no object in
+            it; or single objects are wanted of images that hold none or several.
     """
     with open_scenes(scenes) as file:
         if "train" not in file.splits:
             raise FileError(f"{scenes} has no split train", "make it with: hsal make-data mnist-single")
         part = file.split("train")
-        alone, boxes = bool(((part.labels >= 0).sum(axis=1) == 1).all()), part.boxes is not None
+        labels = {name: file.split(name).labels for name in ("train", "test") if name in file.splits}
+        alone, boxes = all(bool(is_alone(each).all()) for each in labels.values()), part.boxes is not None
+        if not (part.labels >= 0).any():
+            raise FileError(f"{scenes}: no image of train holds an object, so there is nothing to learn", "make others: hsal make-data")
+    if wanted == "single":  # the test split is read when all is trained
+        for name, each in labels.items():
+            check_alone(scenes, name, each)
     if wanted == "crops" and not boxes:
         raise UsageError(f"objects = crops, but {scenes} has no boxes", "take --objects counts or --objects random-label")
     return wanted if wanted != "auto" else "single" if alone else "crops" if boxes else "counts"
@@ -115,8 +123,9 @@ class BoxedObjects:
         return self.scenes.images
 
     def hold_out(self, count: int, seed: int) -> tuple[BoxedObjects, BoxedObjects]:
-        """Splits off the objects of `count` images, at most half of them: (held out, the rest)."""
-        held = _drawn(len(self.scenes.images), count, seed)[self.rows]
+        """Splits off the objects of `count` images, at most half of those that have any: (held out, the rest)."""
+        images, place = self.rows.unique(return_inverse=True)
+        held = _drawn(len(images), count, seed)[place]
         return tuple(BoxedObjects(self.scenes, self.rows[chosen], self.columns[chosen]) for chosen in (held, ~held))
 
     def show(self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws) -> Shown:
@@ -164,7 +173,7 @@ class WholeImages:
     Attributes:
         scenes: all images.
         rows: (M,) those that are meant.
-        counts: learn how many there are of each class; else to name one label, drawn anew each time (section 5).
+        counts: learn how many there are of each class; else to name one label, drawn anew each time (section 5), of images that have one.
     """
 
     scenes: Scenes
@@ -173,8 +182,8 @@ class WholeImages:
 
     @classmethod
     def of(cls, scenes: Scenes, counts: bool) -> WholeImages:
-        """All of these scenes."""
-        return cls(scenes, torch.arange(len(scenes.images)), counts)
+        """All of these scenes; to name a label, those that have one."""
+        return cls(scenes, torch.arange(len(scenes.images)) if counts else (scenes.multisets[:, 0] >= 0).nonzero()[:, 0], counts)
 
     @property
     def labels(self) -> Tensor:
@@ -253,8 +262,9 @@ def own_cells(corners: Tensor, centres: Tensor) -> Tensor:
 
 
 def _overlap(predicted: Tensor, counts: Tensor) -> Tensor:
-    """(B,) sum_c min / sum_c max of two counts (B, K)."""
-    return torch.minimum(predicted, counts).sum(1) / torch.maximum(predicted, counts).sum(1).clamp(min=1)
+    """(B,) sum_c min / sum_c max of two counts (B, K); 1 where there is nothing and nothing is counted."""
+    either = torch.maximum(predicted, counts).sum(1)
+    return torch.where(either > 0, torch.minimum(predicted, counts).sum(1) / either.clamp(min=1), 1.0)
 
 
 def _drawn(images: int, count: int, seed: int) -> Tensor:

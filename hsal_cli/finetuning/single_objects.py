@@ -80,11 +80,31 @@ class SingleObjects:
         return share_of(right, len(own))
 
 
+def is_alone(labels: np.ndarray) -> np.ndarray:
+    """(N,) which rows of labels (N, L), padded with -1, hold exactly one object."""
+    return (labels >= 0).sum(axis=1) == 1
+
+
+def check_alone(scenes: Path, split: str, labels: np.ndarray) -> None:
+    """Refuses labels (N, L) of images of none or several objects.
+
+    Raises:
+        FileError: names the first such image.
+    """
+    alone = is_alone(labels)
+    if not alone.all():
+        row = int(alone.argmin())
+        raise FileError(
+            f"{scenes}: image {row} of {split} holds {(labels[row] >= 0).sum()} objects; --objects single takes one",
+            "make such images with: hsal make-data mnist-single, or learn from none or several: --objects auto",
+        )
+
+
 def read_single_objects(scenes: Path, split: str, most: int | None = None) -> SingleObjects:
     """Reads a split of a scene file whose images hold one object each.
 
     Raises:
-        FileError: the split is missing, or an image holds more than one object.
+        FileError: the split is missing, or an image holds none or several objects.
     """
     with open_scenes(scenes) as file:
         if split not in file.splits:
@@ -92,13 +112,7 @@ def read_single_objects(scenes: Path, split: str, most: int | None = None) -> Si
         part = file.split(split)
         stop = len(part) if most is None else min(most, len(part))
         labels = part.labels[:stop]
-        objects = (labels >= 0).sum(axis=1)
-        crowded = np.flatnonzero(objects != 1)
-        if len(crowded):
-            raise FileError(
-                f"{scenes}: image {crowded[0]} of {split} holds {objects[crowded[0]]} objects; fine-tuning takes one",
-                "make such images with: hsal make-data mnist-single, or learn from several: --objects auto",
-            )
+        check_alone(scenes, split, labels)
         column = (labels >= 0).argmax(axis=1)
         rows = np.arange(stop)
         boxes = None if part.boxes is None else torch.from_numpy(part.boxes[rows, column].astype(np.float32))

@@ -19,7 +19,7 @@ def contact_sheet(images: np.ndarray, labels: np.ndarray, boxes: np.ndarray | No
 
     Args:
         images: uint8 (n, H, W) or (n, H, W, 3), n >= 1.
-        labels: (n, L), index into classes, padded with -1; the multiset stands under its image in the order of the classes.
+        labels: (n, L), index into classes, padded with -1; the multiset stands under its image in the order of the classes, {} for none.
         boxes: (n, L, 4) x0, y0, x1, y1 in px, half-open, padded with -1; None where unknown.
         classes: the class names.
         columns: images in a row.
@@ -58,7 +58,7 @@ def contact_sheet(images: np.ndarray, labels: np.ndarray, boxes: np.ndarray | No
 def _caption(labels: np.ndarray, classes: list[str], font: ImageFont.FreeTypeFont, room: int) -> str:
     """The label multiset in the order of the classes, shortened to the room there is."""
     names = [classes[label] for label in sorted(labels[labels >= 0].tolist())]
-    text, shown = ", ".join(names), len(names)
+    text, shown = ", ".join(names) or "{}", len(names)
     while font.getlength(text) > room and shown > 0:
         shown -= 1
         text = ", ".join(names[:shown]) + f"{', ' if shown else ''}+{len(names) - shown}"

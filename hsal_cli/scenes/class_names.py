@@ -35,7 +35,7 @@ def known_names(folder: Path | None, numbers: list[int]) -> list[str]:
     if folder is None:
         return plain
     root, start = (folder, "") if folder.is_dir() else (folder.parent, folder.name)
-    files = sorted(path.name for path in root.iterdir() if path.name.startswith(start))
+    files = sorted(path.name for path in root.iterdir() if path.name.startswith(start) and not path.name.startswith("."))
     mapping = [name for name in files if name.endswith("mapping.txt")]
     names: dict[int, str] = {}
     if len(mapping) == 1:

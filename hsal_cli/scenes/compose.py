@@ -34,7 +34,7 @@ class Composer:
         self.distinct = distinct
         self.stream = stream
         self.shape: tuple[int, ...] = (settings.image_size, settings.image_size)
-        self.most = settings.count[1]
+        self.most = max(1, settings.count[1])  # labels have a column even where no image has an object
         self._uniforms = Uniforms(settings.seed)
         if settings.clutter:
             self._ink = Ink(glyphs.images)
@@ -68,6 +68,8 @@ class Composer:
 
     def _place(self, rng: Uniforms, rows: list[int]) -> tuple[list[np.ndarray], list[Box]]:
         """Draws sizes and places: patches cut to their ink, and the boxes they fill."""
+        if not rows:
+            return [], []
         low, high = self.settings.digit_size
         if self.settings.placement != "grid":
             for start in range(FRESH_STARTS + SHRINKING_STARTS):

@@ -44,7 +44,7 @@ def fitted(image: Image.Image, boxes: np.ndarray | None, side: int, fit: str) ->
         fit: "squash": the aspect ratio gives way; "pad": it is kept, and the image's mean colour fills the rest.
 
     Returns:
-        uint8 (side, side, 3), and int16 (n, 4): half-open, inside the square, never empty: a box that lies
+        uint8 (side, side, 3), and int64 (n, 4): half-open, inside the square, never empty: a box that lies
         outside becomes a pixel at the border.
     """
     scale = np.array([side / image.width, side / image.height])
@@ -64,7 +64,7 @@ def fitted(image: Image.Image, boxes: np.ndarray | None, side: int, fit: str) ->
         return np.asarray(square), None
     low = np.floor(boxes[:, :2] * scale + shift + 1e-6).clip(0, side - 1)
     high = np.ceil(boxes[:, 2:] * scale + shift - 1e-6).clip(1, side)
-    return np.asarray(square), np.concatenate([low, np.maximum(high, low + 1)], axis=1).astype(np.int16)
+    return np.asarray(square), np.concatenate([low, np.maximum(high, low + 1)], axis=1).astype(np.int64)
 
 
 def parts_of(
@@ -80,13 +80,13 @@ def parts_of(
 
     Args:
         side, fit: as in `fitted`.
-        most: L, the largest number of labels of an image.
+        most: L, the largest number of labels of an image; one column is written where that is 0.
         boxed: every example has boxes, and they are wanted.
         reporter: asked whether to stop.
         advance: told how many are done.
 
     Yields:
-        images uint8 (n, side, side, 3), labels int16 (n, L) and boxes int16 (n, L, 4) or None.
+        images uint8 (n, side, side, 3), labels int64 (n, L) and boxes int64 (n, L, 4) or None.
 
     Raises:
         FileError: an image cannot be read; Interrupted: stopped on request.
@@ -97,8 +97,8 @@ def parts_of(
         return pixels, boxes, example.labels
 
     def packed(rows: list[tuple[np.ndarray, np.ndarray | None, list[int]]]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        labels = np.full((len(rows), most), -1, np.int16)
-        boxes = np.full((len(rows), most, 4), -1, np.int16) if boxed else None
+        labels = np.full((len(rows), max(1, most)), -1, np.int64)
+        boxes = np.full((*labels.shape, 4), -1, np.int64) if boxed else None
         for place, (_, corners, own) in enumerate(rows):
             labels[place, : len(own)] = own
             if boxes is not None:

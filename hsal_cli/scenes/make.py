@@ -37,7 +37,7 @@ class Composes(Protocol):
 
     Attributes:
         shape: of an image, (H, W) or (H, W, 3).
-        most: the largest number of labels in an image.
+        most: the largest number of labels in an image, at least 1.
     """
 
     shape: tuple[int, ...]
@@ -145,8 +145,8 @@ def crew(composers: Mapping[str, Composes], workers: int) -> Iterator[Callable[[
         workers: processes; 1 composes in this one.
 
     Yields:
-        compose(split, count): composes images 0 to count in order and yields images uint8 (n, H, W), labels int16 (n, L) and
-        boxes int16 (n, L, 4), in parts.
+        compose(split, count): composes images 0 to count in order and yields images uint8 (n, H, W), labels int64 (n, L) and
+        boxes int64 (n, L, 4), in parts.
 
     Raises:
         FileError: a worker died.
@@ -184,12 +184,12 @@ def _ranges(count: int, shape: tuple[int, ...]) -> list[tuple[int, int]]:
 def compose_part(composer: Composes, start: int, stop: int) -> Part:
     """Composes images start to stop (exclusive) into arrays, labels and boxes padded with -1."""
     images = np.empty((stop - start, *composer.shape), np.uint8)
-    labels = np.full((stop - start, composer.most), -1, np.int16)
-    boxes = np.full((stop - start, composer.most, 4), -1, np.int16)
+    labels = np.full((stop - start, composer.most), -1, np.int64)
+    boxes = np.full((stop - start, composer.most, 4), -1, np.int64)
     for place in range(stop - start):
         images[place], names, found = composer.compose(start + place)
         labels[place, : len(names)] = names
-        boxes[place, : len(found)] = found
+        boxes[place, : len(found)] = np.reshape(found, (-1, 4))
     return images, labels, boxes
 
 

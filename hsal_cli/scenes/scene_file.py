@@ -2,7 +2,7 @@
 
 Root attributes: `format` = "hsal-scenes", `classes` (JSON list of names), and those of `hdf5.stamp`. A group a split, with
     images  uint8 (N, H, W) or (N, H, W, 3)
-    labels  int16 (N, L), padded with -1 behind the labels, in no meaningful order
+    labels  int16 (N, L), padded with -1 behind the labels, in no meaningful order; a row of nothing but -1 is an image without an object
     boxes   int16 (N, L, 4) x0, y0, x1, y1 in px, half-open, padded with -1; optional
 """
 
@@ -21,8 +21,9 @@ import h5py
 import numpy as np
 
 from hsal_cli.errors import FileError
+from hsal_cli.scenes.sound import sound_boxes, sound_classes, sound_labels
 from hsal_cli.storage.files import atomic_write, check_space, digest_of
-from hsal_cli.storage.hdf5 import attribute, open_hdf5, put_text, reading, seal, stamp
+from hsal_cli.storage.hdf5 import attribute, open_hdf5, put_text, reading, seal, settings_in, stamp
 from hsal_cli.storage.steady import SteadyFile
 
 FORMAT = "hsal-scenes"
@@ -80,7 +81,7 @@ class SceneFile:
         self.path = path
         self._file = file
         self.classes = _classes(path, file)
-        self.config: dict[str, Any] = json.loads(attribute(file, "config", "{}"))
+        self.config: dict[str, Any] = settings_in(file)
         names = [name for name, group in file.items() if isinstance(group, h5py.Group) and "images" in group]
         self.splits = sorted(names, key=lambda name: (SPLIT_ORDER.index(name) if name in SPLIT_ORDER else len(SPLIT_ORDER), name))
         if not names:
@@ -169,9 +170,12 @@ class SceneWriter:
 
         Args:
             name: "train" or "test".
-            parts: images uint8 (n, H, W[, 3]), labels int16 (n, L) and boxes int16 (n, L, 4), in order; boxes are None in all of them
-                where they are unknown.
+            parts: images uint8 (n, H, W[, 3]), labels (n, L) and boxes (n, L, 4) of any integer type, in order; boxes are None in all of
+                them where they are unknown.
             shape: of all the images: (N, H, W) or (N, H, W, 3).
+
+        Raises:
+            FileError: a label or a box that cannot be; names the row.
         """
         group = self._file.create_group(name)
         block = max(1, min(shape[0], BLOCK_BYTES // int(np.prod(shape[1:]))))
@@ -185,8 +189,11 @@ class SceneWriter:
             place += len(some_images)
             labels.append(some_labels)
             boxes.append(some_boxes)
-        all_labels = np.concatenate(labels)
-        all_boxes = None if boxes[0] is None else np.concatenate(boxes)
+        try:
+            all_labels = sound_labels(np.concatenate(labels), len(self._classes), shape[0])
+            all_boxes = None if boxes[0] is None else sound_boxes(np.concatenate(boxes), all_labels, shape[1:3])
+        except ValueError as error:
+            raise FileError(f"{self._place}: {name}: {error}", "nothing was written; mend the labels that it comes from") from None
         group.create_dataset("labels", data=all_labels, compression="lzf", chunks=True, fletcher32=True)
         if all_boxes is not None:
             group.create_dataset("boxes", data=all_boxes, compression="lzf", chunks=True, fletcher32=True)
@@ -208,8 +215,12 @@ def write_scenes(target: Path, config: dict[str, Any], classes: list[str]) -> It
         classes: the class names.
 
     Raises:
-        FileError: the place cannot be written.
+        FileError: the place cannot be written, or there are more classes than labels can tell apart.
     """
+    try:
+        sound_classes(classes)
+    except ValueError as error:
+        raise FileError(f"{target}: {error}", "nothing was written; take fewer classes, with --classes where the command has it") from None
     # The newer layout has checksums of HDF5's own bookkeeping too.
     with atomic_write(target) as temporary, SteadyFile(temporary, "w", libver=("v110", "latest")) as file:
         stamp(file, FORMAT, config)
@@ -241,7 +252,10 @@ def _classes(path: Path, file: h5py.File) -> list[str]:
         names = None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise FileError(f"{path}: its attribute classes is not a JSON list of different names", HINT)
-    return names
+    try:
+        return sound_classes(names)
+    except ValueError as error:
+        raise FileError(f"{path}: {error}", HINT) from None
 
 
 def _split(path: Path, name: str, group: h5py.Group, classes: int) -> SceneSplit:
@@ -257,51 +271,16 @@ def _split(path: Path, name: str, group: h5py.Group, classes: int) -> SceneSplit
         raise refuse(f"images have shape {images.shape}, not (N, H, W) or (N, H, W, 3)")
     if "labels" not in group:
         raise refuse("there are no labels")
-    labels = _integers(group["labels"])
-    if labels is None or labels.ndim != 2 or len(labels) != len(images) or labels.shape[1] < 1:
-        raise refuse(f"labels are {_described(group['labels'])}, not integers of shape ({len(images)}, L)")
-    for wrong, what in (
-        (((labels < -1) | (labels >= classes)).any(axis=1), f"a label outside 0 to {classes - 1} (-1 pads)"),
-        (((labels[:, :-1] < 0) & (labels[:, 1:] >= 0)).any(axis=1), "a label behind the padding"),
-    ):
-        if wrong.any():
-            row = int(wrong.argmax())
-            raise refuse(f"row {row} has {what}: {labels[row].tolist()}")
-    boxes = None
-    if "boxes" in group:
-        boxes = _integers(group["boxes"])
-        if boxes is None or boxes.shape != (*labels.shape, 4):
-            raise refuse(f"boxes are {_described(group['boxes'])}, not integers of shape {(*labels.shape, 4)}")
-        height, width = images.shape[1:3]
-        wrong = box_faults(boxes, labels, (height, width))
-        if wrong.any():
-            row = int(wrong.argmax())
-            raise refuse(f"row {row} has a box that is empty or leaves the image of {width}x{height} px: {boxes[row].tolist()}")
-        boxes = boxes.astype(np.int16)
-    return SceneSplit(name, images, labels.astype(np.int16), boxes)
+    try:
+        labels = sound_labels(_values(group, "labels"), classes, len(images))
+        boxes = sound_boxes(_values(group, "boxes"), labels, images.shape[1:3]) if "boxes" in group else None
+    except ValueError as error:
+        raise refuse(str(error)) from None
+    return SceneSplit(name, images, labels, boxes)
 
 
-def box_faults(boxes: np.ndarray, labels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """Which rows have a box that is empty or leaves the image.
-
-    Args:
-        boxes: integers (N, L, 4) x0, y0, x1, y1 in px, half-open; those of the padding do not count.
-        labels: integers (N, L), padded with -1.
-        image_size: height and width, px.
-
-    Returns:
-        bool (N,).
-    """
-    x0, y0, x1, y1 = np.moveaxis(boxes, 2, 0)
-    height, width = image_size
-    return ((labels >= 0) & ((x0 < 0) | (y0 < 0) | (x1 <= x0) | (y1 <= y0) | (x1 > width) | (y1 > height))).any(axis=1)
-
-
-def _integers(data: Any) -> np.ndarray | None:
-    if not isinstance(data, h5py.Dataset) or data.dtype.kind not in "iu":
-        return None
-    return data[()].astype(np.int64)
-
-
-def _described(data: Any) -> str:
-    return f"{data.dtype} of shape {data.shape}" if isinstance(data, h5py.Dataset) else "a group"
+def _values(group: h5py.Group, part: str) -> np.ndarray:
+    data = group[part]
+    if not isinstance(data, h5py.Dataset):
+        raise ValueError(f"{part} are a group, not integers")
+    return data[()]

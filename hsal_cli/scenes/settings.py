@@ -14,8 +14,8 @@ RECIPES = {**{name: name for name in DATASETS}, "multiset": "mnist-multiset", "s
 
 
 def board_side(cells: int) -> int:
-    """Cells along a side of the smallest square board that has so many cells."""
-    return math.isqrt(cells - 1) + 1
+    """Cells along a side of the smallest square board that has so many cells, and one at least."""
+    return math.isqrt(max(cells, 1) - 1) + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class SceneSettings:
     train: int = setting(60_000, "Training images.", low=0, high=100_000_000)
     test: int = setting(10_000, "Test images.", low=0, high=100_000_000)
     image_size: int = setting(100, "Side of the square images, px.", low=8, high=4096)
-    count: tuple[int, int] = setting((1, 4), "Fewest and most digits in an image.", low=1, high=64)
+    count: tuple[int, int] = setting((1, 4), "Fewest and most digits in an image; 0-4 makes some images without any.", low=0, high=64)
     digit_size: tuple[int, int] = setting((20, 50), "Smallest and largest side of a digit, px.", low=4, high=4096)
     clutter: int = setting(8, "Pieces of other digits strewn under the digits.", low=0, high=1000)
     clutter_size: int = setting(5, "Side of a piece of clutter, px; it is cut from glyphs of 28 px.", low=1, high=28)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PICTURE_MARK = b"Software\x00hsal "  # in every PNG that hsal writes
 SPARE_BYTES = 1 << 23  # what HDF5 may hold back, and some more
+LOCKING = "HDF5_USE_FILE_LOCKING"  # HDF5's own variable: FALSE where the file system has no locks
 
 
 @contextlib.contextmanager
@@ -81,7 +82,7 @@ def clear_after_the_dead(target: Path) -> None:
     if os.name != "posix":
         return
     beginning = _beginning_of_temporary(target)
-    for left in target.parent.glob(f"{glob.escape(beginning)}*.tmp"):
+    for left in target.parent.glob(f"{glob.escape(beginning)}*.tmp*"):  # with the lock beside it
         number = left.name.removeprefix(beginning).partition(".")[0]
         try:
             os.kill(int(number), 0)
@@ -97,34 +98,69 @@ def sync(file: Path) -> None:
         os.fsync(stream.fileno())
 
 
+def take_lock(number: int, place: Path) -> Callable[[], None]:
+    """Makes this process the only one that holds an open file; the lock ends with the process, however it ends.
+
+    It is the lock that HDF5 takes too. Where the file system has no locks, as on some clusters, or where HDF5_USE_FILE_LOCKING=FALSE
+    asks for none, a file NAME.lock that names this process stands in; one that a dead process of this machine left is taken over.
+
+    Args:
+        number: the descriptor of the file.
+        place: where it is.
+
+    Returns:
+        What gives the lock back; the file is to be closed besides.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: NAME.lock cannot be written.
+    """
+    from filelock import SoftFileLock, Timeout, lock_descriptor
+
+    if os.environ.get(LOCKING, "").upper() not in ("FALSE", "0"):
+        try:
+            taken = lock_descriptor(number, blocking=False)
+        except OSError:  # "no locks available", "function not implemented": what a file system says that has none
+            pass
+        else:
+            if not taken:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            return lambda: None
+    soft = SoftFileLock(place.with_name(f"{place.name}.lock"), timeout=0, thread_local=False)
+    try:
+        soft.acquire()
+    except Timeout:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
+    return soft.release
+
+
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Keeps every other process from entering a block of this kind for the same folder; the lock ends with the process, however it ends.
+    """Keeps every other process from entering a block of this kind for the same folder, which is made if it is not there.
 
     Raises:
         FileError: another process is in such a block, or the folder cannot be written.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
     place = folder / ".lock"
-    try:
-        stream = place.open("a")
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    with stream:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.mkdir(parents=True, exist_ok=True)
+            stream = held.enter_context(place.open("a"))
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        try:
+            held.callback(take_lock(stream.fileno(), place))
             if os.fstat(stream.fileno()).st_ino != place.stat().st_ino:  # the one before has just removed it, and another one made its own
                 raise BlockingIOError
-        except OSError as error:
+        except (BlockingIOError, FileNotFoundError) as error:
             raise FileError(f"{folder} is being written by another process", "wait for it, or name another place with --out") from error
+        except OSError as error:
+            raise cannot_write(folder, error) from error
         try:
             yield
         finally:
-            place.unlink(missing_ok=True)
+            with contextlib.suppress(PermissionError):  # Windows removes no open file
+                place.unlink(missing_ok=True)
 
 
 Ours = Callable[[Path], list[Path]]

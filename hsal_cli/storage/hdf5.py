@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, HsalError, first_line, out_of_memory
-from hsal_cli.storage.files import digest_of
+from hsal_cli.storage.files import LOCKING, digest_of
 
 if TYPE_CHECKING:
     import h5py
@@ -38,6 +39,15 @@ def put_text(holder: Any, name: str, text: str) -> None:
 def attribute(holder: Any, name: str, default: Any = None) -> Any:
     """An attribute as a JSON type, whatever kind of string it is; `default` where there is none."""
     return _plain(holder.attrs[name]) if name in holder.attrs else default
+
+
+def settings_in(file: h5py.File) -> dict[str, Any]:
+    """The settings that a file of ours was made with; empty where another program wrote it, whatever it calls `config`."""
+    try:
+        found = json.loads(attribute(file, "config", "{}"))
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def stamp(file: h5py.File, kind: str, config: dict[str, Any]) -> None:
@@ -93,15 +103,54 @@ def format_of(source: Path) -> str | None:
         return None
 
 
+def open_plain(source: Path | BinaryIO) -> h5py.File:
+    """Opens an HDF5 file for reading; without a lock where the file system has none, as on some clusters.
+
+    Raises:
+        OSError: it is missing, not HDF5, or being written.
+        FileError: HDF5 is told to lock files where there are no locks.
+    """
+    import h5py
+
+    try:
+        return h5py.File(source, "r")
+    except OSError as error:
+        if isinstance(error, BlockingIOError) or "unable to lock file" not in str(error):
+            raise
+        try:
+            return h5py.File(source, "r", locking=False)
+        except OSError:
+            reason = os.strerror(error.errno or errno.ENOLCK)
+            raise FileError(f"{source} cannot be locked: {reason}", f"where a file system has no locks, set {LOCKING}=FALSE") from error
+
+
+def check_filters(name: str, dataset: Any) -> None:
+    """Refuses a dataset that cannot be unpacked here; other things of a file are let through, so that `visititems` takes it.
+
+    Raises:
+        FileError: names the file, the dataset and the filter.
+    """
+    import h5py
+
+    if not isinstance(dataset, h5py.Dataset):
+        return
+    made = dataset.id.get_create_plist()
+    for place in range(made.get_nfilters()):
+        number = made.get_filter(place)[0]
+        if not h5py.h5z.filter_avail(number):
+            raise FileError(
+                f"{dataset.file.filename}: {name} needs filter {number}, which this HDF5 lacks",
+                "name the folder of that filter's plugin in HDF5_PLUGIN_PATH (pip install hdf5plugin has many), or write it with gzip",
+            )
+
+
 def opened(source: Path) -> h5py.File:
     """Opens an HDF5 file of any kind for reading, unless HDF5 would loop without end over its strings.
 
     Raises:
         OSError: it is missing, not HDF5, being written, or damaged in that way.
     """
-    import h5py
-
-    file = h5py.File(source, "r")
+    file = open_plain(source)
     try:
         if not _has_variable_text(file) or _heaps_end(source):
             return file
@@ -170,6 +219,20 @@ def reading(source: Path, what: str, hint: str) -> Iterator[None]:
         raise FileError(f"{source} is damaged: {what} cannot be read ({said})", hint) from error
 
 
+def open_any(source: Path, hint: str) -> h5py.File:
+    """Opens an HDF5 file of any kind for reading.
+
+    Raises:
+        FileError: it cannot be; says why.
+    """
+    try:
+        return opened(source)
+    except BlockingIOError as error:
+        raise FileError(f"{source} is being written by another process", "wait for it") from error
+    except OSError as error:
+        raise FileError(f"{source} is not a readable HDF5 file: {str(error).splitlines()[0]}", hint) from error
+
+
 def open_hdf5(source: Path, kind: str, made_by: str) -> h5py.File:
     """Opens one of our HDF5 files for reading and checks its root attributes.
 
@@ -179,15 +242,13 @@ def open_hdf5(source: Path, kind: str, made_by: str) -> h5py.File:
         made_by: the command that makes such a file, for the hint.
 
     Raises:
-        FileError: missing, not HDF5, of another format or a newer format version, or not complete.
+        FileError: missing, not HDF5, being written, of another format or a newer format version, not complete, or packed by a filter that
+            this HDF5 lacks.
     """
     hint = f"make it with: {made_by}"
     if not source.is_file():
         raise FileError(f"{source} is {'a folder' if source.is_dir() else 'missing'}", hint)
-    try:
-        file = opened(source)
-    except OSError as error:
-        raise FileError(f"{source} is not a readable HDF5 file: {str(error).splitlines()[0]}", hint) from error
+    file = open_any(source, hint)
     try:
         with reading(source, "its description", hint):
             found = attribute(file, "format")
@@ -200,6 +261,7 @@ def open_hdf5(source: Path, kind: str, made_by: str) -> h5py.File:
                 )
             if not file.attrs.get("complete", True):
                 raise FileError(f"{source} is not complete: its writer was interrupted", hint)
+            file.visititems(check_filters)
             noted = attribute(file, "attributes_digest")
             if noted is not None and noted != _attributes_digest(file):
                 raise FileError(f"{source} is damaged: its attributes do not have the digest noted when they were written", hint)

@@ -6,6 +6,7 @@ at its end. Here HDF5 writes through Python: after a failed write all goes to me
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from types import TracebackType
@@ -13,11 +14,13 @@ from typing import Any
 
 import h5py
 
+from hsal_cli.storage.files import take_lock
+
 
 class SteadyFile(h5py.File):
     """An HDF5 file open for writing; `check` and the end of its block raise what the disk said.
 
-    Others may not open it meanwhile: the lock is the one that HDF5 itself would take.
+    Others may not open it meanwhile: the lock is the one that HDF5 itself would take (see `files.take_lock`).
 
     Args:
         path: the file.
@@ -61,10 +64,11 @@ class _Disk:
         self.error: OSError | None = None
         self._place = 0
         self._kept: list[tuple[int, bytes]] = []  # (offset, bytes), later ones over earlier ones
-        self._open = True
+        self._held = contextlib.ExitStack()
         self._number = os.open(path, os.O_RDWR | (os.O_CREAT if mode == "w" else 0) | getattr(os, "O_BINARY", 0), 0o644)
+        self._held.callback(os.close, self._number)
         try:
-            _lock(self._number)
+            self._held.callback(take_lock(self._number, path))
             if mode == "w":
                 os.ftruncate(self._number, 0)
         except BaseException:
@@ -128,17 +132,7 @@ class _Disk:
         """Nothing is held back here."""
 
     def close(self) -> None:
-        if self._open:
-            self._open = False
-            os.close(self._number)
+        self._held.close()
 
     def _size(self) -> int:
         return max([os.fstat(self._number).st_size, *(offset + len(data) for offset, data in self._kept)])
-
-
-def _lock(number: int) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)

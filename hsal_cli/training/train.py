@@ -270,7 +270,8 @@ def _model(
     torch.manual_seed(settings.seed)
     classes = len(material.classes)
     if settings.objective == "count":
-        counts = CountClassifier(classes, material.shape, int(count_labels(material.table.labels, classes).max()), scale)
+        most = max(1, int(count_labels(material.table.labels, classes).max()))  # images may hold no object at all
+        counts = CountClassifier(classes, material.shape, most, scale)
         return counts, {"kind": "count", "count": {"most": counts.most, "hidden": counts.hidden}, "volume_scale": scale}
     policy_settings = policy_settings.for_training(settings.objective, settings.stop)
     described = {"kind": "policy", "policy": as_dict(policy_settings), "volume_scale": scale}

@@ -15,7 +15,7 @@ from hsal_cli.features.table import open_features
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.summary import Measures, measure, summary
-from hsal_cli.storage.hdf5 import format_of
+from hsal_cli.storage.hdf5 import format_of, open_any
 from hsal_cli.upkeep.feature_summary import feature_summary
 
 
@@ -52,6 +52,7 @@ def look_into(path: Path) -> Contents:
         return _scenes(path)
     if found == FEATURES:
         return _features(path)
+    open_any(path, hint).close()  # says why, where it cannot be opened
     raise FileError(f"{path} is neither a scene file nor a feature file: its format is {found or 'not given'}", hint)
 
 

@@ -19,7 +19,7 @@ def feature_summary(file: FeatureFile, split: str) -> tuple[dict[str, Any], np.n
     Returns:
         figures: plain JSON types: `rows` that were read · `volumes` (`mean`, `std`, `max`, `zero`: share of activations that are 0) ·
             `saliency` (`mean`, `min`, `max`, raw scale; and where boxes are known `peak_on_object`: share of maps whose maximum lies in
-            an object's box, beside `area_on_object`: share of all cells that do).
+            an object's box, beside `area_on_object`: share of all cells that do; of the images that have an object, None if none has).
         mean_map: (h, w) the mean of the maps, each min-max to [0, 1].
 
     Raises:
@@ -38,10 +38,11 @@ def feature_summary(file: FeatureFile, split: str) -> tuple[dict[str, Any], np.n
     if table.boxes is not None:
         labels = table.labels.numpy()
         inside = cells_inside(table.boxes.numpy().astype(np.float64), table.image_size, maps.shape[1:]) & (labels >= 0)[..., None]
-        on_object = inside.any(axis=1)  # (rows, h*w)
-        peaks = maps.reshape(len(maps), -1).argmax(axis=1)
-        saliency["peak_on_object"] = float(on_object[np.arange(len(peaks)), peaks].mean())
-        saliency["area_on_object"] = float(on_object.mean())
+        has_object = (labels >= 0).any(axis=1)
+        on_object = inside.any(axis=1)[has_object]  # (rows, h*w)
+        peaks = maps.reshape(len(maps), -1).argmax(axis=1)[has_object]
+        saliency["peak_on_object"] = float(on_object[np.arange(len(peaks)), peaks].mean()) if len(peaks) else None
+        saliency["area_on_object"] = float(on_object.mean()) if len(peaks) else None
     figures = {
         "rows": len(maps),
         "volumes": {

@@ -20,6 +20,7 @@ from torch import Tensor
 from hsal_cli.errors import FileError
 from hsal_cli.features.saliency.cells import to_cells
 from hsal_cli.storage.files import digest_of, digest_of_file
+from hsal_cli.storage.hdf5 import check_filters, open_plain
 from hsal_cli.vision.images import read_image
 
 ENDINGS = (".png", ".npy")
@@ -115,13 +116,14 @@ class FileSaliency:
 
 def _open_stack(path: Path, split: str) -> h5py.Dataset:
     try:
-        file = h5py.File(path, "r")
+        file = open_plain(path)
         found = file.get(split)
         found = found.get("saliency") if isinstance(found, h5py.Group) else found
     except OSError as error:
         raise FileError(f"{path} is not a readable HDF5 file: {str(error).splitlines()[0]}", HINT) from error
     if not isinstance(found, h5py.Dataset):
         raise FileError(f"{path} has no dataset {split} or {split}/saliency", HINT)
+    check_filters(found.name.lstrip("/"), found)
     return found
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.progress import Reporter
 from hsal_cli.scenes.class_names import known_names, pick, split_names
-from hsal_cli.scenes.digits.idx import HINT, find_idx, read_idx, read_pair
+from hsal_cli.scenes.digits.idx import HINT, find_folder, find_idx, missing, read_idx, read_pair
 from hsal_cli.scenes.settings import SceneSettings
 
 PROBE = "https://ossci-datasets.s3.amazonaws.com/mnist/train-labels-idx1-ubyte.gz"  # the first mirror that torchvision tries
@@ -95,7 +95,7 @@ class DigitSource:
     def _train_labels(folder: Path) -> np.ndarray:
         path = find_idx(folder, "train", "labels")
         if path is None:
-            raise FileError(f"{folder} has no train-labels-idx1-ubyte or train-labels-idx1-ubyte.gz", HINT)
+            raise missing(folder, "train", "labels")
         return read_idx(path, 1)
 
 
@@ -152,13 +152,7 @@ def find_local(settings: SceneSettings) -> Path | None:
     """
     named = settings.mnist_dir or os.environ.get("HSAL_MNIST_DIR")
     if named:
-        folder = Path(named).expanduser()
-        images = find_idx(folder, "train", "images")
-        if images is None and not folder.is_dir():
-            raise FileError(f"the digit folder {folder} {'is not a folder' if folder.exists() else 'does not exist'}", HINT)
-        if images is None:
-            raise FileError(f"{folder} has no train-images-idx3-ubyte or train-images-idx3-ubyte.gz", HINT)
-        return folder
+        return find_folder(Path(named).expanduser())
     for folder in (Path("data") / "MNIST" / "raw", cache_root() / "MNIST" / "raw"):
         if all(find_idx(folder, split, what) for split in ("train", "test") for what in ("images", "labels")):
             return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import json
 import math
 import zlib
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hsal_cli.errors import FileError
+from hsal_cli.storage.download import gunzipped
 
 MOST_DIGITS = 6
 # Published totals of SVHN, format 1: how many numbers have 1, 2, ... 6 digits.
@@ -48,8 +48,7 @@ def read_plans(path: Path) -> dict[str, list[NumberPlan]]:
     """
     hint = "give a file of SVHN's labels, or leave --svhn-labels out"
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
-            document = json.loads(stream.read())
+        document = json.loads(gunzipped(path.read_bytes()))
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise FileError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}", hint) from error
     if not isinstance(document, dict) or not {"train", "test"} <= set(document):

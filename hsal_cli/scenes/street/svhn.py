@@ -24,10 +24,12 @@ from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.gather import Example, parts_of
 from hsal_cli.scenes.scene_file import write_scenes
 from hsal_cli.scenes.settings import SvhnSettings
-from hsal_cli.scenes.street.download import SIZES, fetch
 from hsal_cli.settings import as_dict
+from hsal_cli.storage.download import fetch
 from hsal_cli.storage.files import digest_of_file
+from hsal_cli.storage.hdf5 import open_plain
 
+SIZES = {"train.tar.gz": 404_141_560, "test.tar.gz": 276_555_967, "extra.tar.gz": 1_955_489_752}  # of SVHN's archives, bytes
 FIELDS = ("label", "left", "top", "width", "height")
 HINT = "name the folder of SVHN's train.tar.gz and test.tar.gz, or of what they hold, with --svhn-dir; --download fetches them"
 DIGITS = [str(digit) for digit in range(10)]
@@ -64,7 +66,7 @@ def read_structure(source: BinaryIO | Path, where: str, reporter: Reporter = SIL
         FileError: not such a file, or something in it is not as it must be; names the image.
     """
     try:
-        with h5py.File(source, "r") as file:
+        with open_plain(source) as file:
             names, groups = file["digitStruct/name"][()].ravel(), file["digitStruct/bbox"][()].ravel()
             if len(names) != len(groups):
                 raise FileError(f"{where}: {len(names)} names for {len(groups)} images", HINT)
@@ -147,7 +149,7 @@ class Split:
     def _members(self) -> Iterator[tuple[str, io.BytesIO]]:
         """The archive's images and labels, as they come: (name without folders, bytes)."""
         try:
-            with tarfile.open(self.archive, "r|gz") as archive:
+            with tarfile.open(self.archive, "r|*") as archive:  # a browser may have unpacked it and kept the name
                 for member in archive:
                     path = Path(member.name)
                     if member.isfile() and path.parent.name == self.name and path.suffix in (".png", ".mat"):

@@ -14,7 +14,16 @@ from hsal_cli.progress import Reporter
 
 BLOCK = 1 << 20
 TIMEOUT_S = 30.0
-SIZES = {"train.tar.gz": 404_141_560, "test.tar.gz": 276_555_967, "extra.tar.gz": 1_955_489_752}  # of SVHN's archives, bytes
+GZIP = b"\x1f\x8b"  # how gzipped bytes begin
+
+
+def gunzipped(data: bytes) -> bytes:
+    """Bytes as they are, or unpacked where they are gzipped: a name tells neither, for browsers unpack and keep the name.
+
+    Raises:
+        OSError, EOFError, zlib.error: gzipped, and damaged.
+    """
+    return gzip.decompress(data) if data[:2] == GZIP else data
 
 
 def fetch(url: str, target: Path, size: int | None, reporter: Reporter) -> None:
