@@ -10,7 +10,7 @@ import typer
 from hsal_cli import console
 from hsal_cli.commands.eval import number
 from hsal_cli.commands.options import Json
-from hsal_cli.errors import FileError, UsageError
+from hsal_cli.errors import UsageError
 
 LONGEST = 78  # letters of a setting that the table shows
 FEW = 30  # classes that are listed; of more, the rarest and the most frequent
@@ -45,10 +45,9 @@ def inspect(
         document, made = contents.document, _file_tables(contents.document)
         if out is not None:
             from hsal_cli.pictures.data_figure import data_figure
-            from hsal_cli.pictures.writing import is_ours, write_bytes
+            from hsal_cli.pictures.writing import refuse_foreign, write_bytes
 
-            if out.exists() and not is_ours(out):
-                raise FileError(f"{out} exists and was not made by hsal, so it is not replaced", "name another place with --out")
+            refuse_foreign(out)
             write_bytes(data_figure(contents.measures, document["classes"], contents.saliency), out)
             document = {**document, "picture": str(out)}
     if json:

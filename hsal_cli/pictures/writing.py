@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError
-from hsal_cli.files import whole
+from hsal_cli.files import bears_mark, whole
 from hsal_cli.pictures.palette import FAINT, GREEN, INK, ORANGE, PALE, PAPER, RED, SKY, heat
 
 BYTES = 300_000  # pictures above this size are reduced to 256 colours
@@ -71,21 +71,8 @@ def refuse_foreign(target: Path) -> None:
     Raises:
         FileError: there is a file that is not one of ours.
     """
-    if target.exists() and not is_ours(target):
+    if target.exists() and not bears_mark(target):
         raise FileError(f"{target} exists and was not made by hsal, so it is not replaced", "name another place with --out")
-
-
-def is_ours(target: Path) -> bool:
-    """Whether a file is a picture, an animation or a page that hsal made, and so may be replaced."""
-    try:
-        if target.suffix == ".html":
-            with target.open("rb") as stream:
-                return b'<meta name="generator" content="hsal ' in stream.read(1000)
-        with Image.open(target) as picture:
-            said = picture.info.get("Software", picture.info.get("comment", b""))
-            return (said.decode(errors="replace") if isinstance(said, bytes) else str(said)).startswith("hsal ")
-    except (OSError, ValueError, SyntaxError):
-        return False
 
 
 def _reduced(frame: Image.Image, palette: Image.Image, fixed: Sequence[tuple[int, int, int]]) -> Image.Image:
