@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError
-from hsal_cli.files import digest_of_file, read_sealed, whole, write_sealed
+from hsal_cli.files import digest_of_file, named, read_sealed, refuse_link, whole, write_sealed
 
 if TYPE_CHECKING:
     import torch
@@ -87,8 +87,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     try:
         sums, meta = dict(manifest["sha256"]), dict(manifest["meta"])
         for name, expected in sums.items():
-            if digest_of_file(folder / name) != expected:
+            if digest_of_file(named(folder, name)) != expected:
                 raise FileError(f"checkpoint {folder} is damaged: {name} does not have the checksum its manifest gives", hint)
+        if WEIGHTS not in sums:
+            raise KeyError(WEIGHTS)
         weights = {name: _in_full(tensor) for name, tensor in load_file(folder / WEIGHTS).items()}
         state = torch.load(folder / STATE, weights_only=True) if STATE in sums else None
         return Checkpoint(folder, weights, state, meta, sums[WEIGHTS])
@@ -113,6 +115,8 @@ def save(root: Path, name: str, weights: dict[str, torch.Tensor], state: dict[st
         best: whether it is the best so far.
     """
     folder = root / name
+    refuse_link(root)
+    refuse_link(folder)
     if folder.exists():  # of a run that went this far before, and was resumed from an older one
         _remove(folder)
     write_checkpoint(folder, weights, state, meta)
@@ -130,7 +134,8 @@ def write_index(root: Path, last: str, best: str | None) -> dict[str, str]:
 
 
 def clear(root: Path) -> None:
-    """Removes all checkpoints of a run, and nothing else."""
+    """Removes all checkpoints of a run, and nothing else; none through a link."""
+    refuse_link(root)
     for name in names(root):
         _remove(root / name)
     (root / INDEX).unlink(missing_ok=True)
@@ -138,8 +143,9 @@ def clear(root: Path) -> None:
 
 def clear_temporary(root: Path) -> None:
     """Removes what a writer that was killed left half done; only for the one process that writes there."""
+    refuse_link(root)
     for place in root.glob(".*.tmp"):
-        _remove(place) if place.is_dir() else place.unlink()
+        _remove(place) if place.is_dir() and not place.is_symlink() else place.unlink()
 
 
 def present(root: Path) -> bool:
@@ -220,11 +226,11 @@ def load_from(path: Path, which: str, hint: str) -> Checkpoint:
 
 
 def names(root: Path) -> list[str]:
-    """The checkpoints of a run, those damaged included; a folder that holds nothing of a checkpoint is somebody else's."""
+    """The checkpoints of a run, those damaged included; a link, or a folder that holds nothing of a checkpoint, is somebody else's."""
     if not root.is_dir():
         return []
     ours = (MANIFEST, WEIGHTS, STATE)
-    folders = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    folders = [entry for entry in root.iterdir() if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith(".")]
     return sorted(folder.name for folder in folders if any((folder / name).exists() for name in ours))
 
 

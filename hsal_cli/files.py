@@ -51,13 +51,13 @@ def regular(path: Path, hint: str = "write what it holds to a file, and name tha
     return path
 
 
-def named_file(folder: Path, name: Any) -> Path:
-    """The file of a folder that a document names: a plain name, of a regular file that lies there itself.
+def named(folder: Path, name: Any, a_folder: bool = False) -> Path:
+    """The file (or folder) in a folder that a document names: a plain name, of a regular file that lies there itself.
 
-    A file that is missing passes: what opens it says so itself.
+    One that is missing passes: what opens it says so itself.
 
     Raises:
-        FileError: no plain name (absolute, with `/` or `..`), or not a regular file but a link, a folder, a pipe or a device.
+        FileError: no plain name (absolute, with `/` or `..`), or not a regular file (or folder) but a link, a pipe or a device.
     """
     hint = f"such names come with a folder from elsewhere: look at {folder} before you use it"
     if not is_plain_name(name):
@@ -67,10 +67,10 @@ def named_file(folder: Path, name: Any) -> Path:
         kind = os.lstat(path).st_mode
     except OSError:
         return path
-    if not stat.S_ISREG(kind):
-        what = "a link" if stat.S_ISLNK(kind) else "a folder" if stat.S_ISDIR(kind) else KINDS.get(stat.S_IFMT(kind), "no file")
+    if not (stat.S_ISDIR(kind) if a_folder else stat.S_ISREG(kind)):
+        what = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFREG: "a file", **KINDS}.get(stat.S_IFMT(kind), "something else")
         hint = f"if you trust it, use a copy that holds the files themselves: cp -rL {folder} COPY" if stat.S_ISLNK(kind) else hint
-        raise FileError(f"{path} is {what}, not a regular file", hint)
+        raise FileError(f"{path} is {what}, not a {'folder' if a_folder else 'regular file'}", hint)
     return path
 
 
@@ -89,6 +89,16 @@ def bears_mark(file: Path) -> bool:
             return mark.search(stream.read(MARKED_BYTES)) is not None
     except (OSError, ValueError):
         return False
+
+
+def refuse_foreign(target: Path) -> None:
+    """Keeps hsal from replacing a picture, an animation or a page that it did not make.
+
+    Raises:
+        FileError: there is a file, or a link, that is not one of ours.
+    """
+    if os.path.lexists(target) and not bears_mark(target):
+        raise FileError(f"{target} exists and was not made by hsal, so it is not replaced", "name another place with --out")
 
 
 def remove_marked(folder: Path, names: Sequence[str]) -> None:

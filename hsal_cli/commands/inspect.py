@@ -45,9 +45,8 @@ def inspect(
         document, made = contents.document, _file_tables(contents.document)
         if out is not None:
             from hsal_cli.pictures.data_figure import data_figure
-            from hsal_cli.pictures.writing import refuse_foreign, write_bytes
+            from hsal_cli.pictures.writing import write_bytes
 
-            refuse_foreign(out)
             write_bytes(data_figure(contents.measures, document["classes"], contents.saliency), out)
             document = {**document, "picture": str(out)}
     if json:

@@ -28,7 +28,19 @@ from hsal_cli import __version__, checkpoints, workers
 from hsal_cli.console import Reporter
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.history import Record
-from hsal_cli.files import cannot_write, only_writer, read_json, read_sealed, remove_pictures, whole, write_json, write_sealed, write_text
+from hsal_cli.files import (
+    cannot_write,
+    only_writer,
+    read_json,
+    read_sealed,
+    refuse_link,
+    regular,
+    remove_pictures,
+    whole,
+    write_json,
+    write_sealed,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +96,7 @@ class Run:
             FileError: an earlier line cannot be read.
         """
         try:
-            lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = regular(self.path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return []
         rows = []
@@ -117,7 +129,7 @@ def create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool = Fal
 
     Raises:
         UsageError: the place is taken by something else, or by a run and `overwrite` is not set.
-        FileError: it cannot be written.
+        FileError: it cannot be written, or it is a link, or what would be removed of it lies behind one.
     """
     return workers.lead(lambda: _create(path, kind, config, overwrite))
 
@@ -135,6 +147,8 @@ def _create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool) -> 
             raise UsageError(
                 f"{path} holds a run already", f"go on with --resume {path}, replace it with --overwrite, or name another --out"
             )
+        for place in (path, run.checkpoints, path / "plots"):
+            refuse_link(place)
         with only_writer(path):
             run.set_status("failed")  # so that a kill leaves a run that may be overwritten, and that nobody takes for finished
             _empty(path)
@@ -160,7 +174,7 @@ def _fill(path: Path, kind: Kind, config: dict[str, Any]) -> None:
 
 def _note_command(file: Path) -> None:
     """Adds the command line of this process to those that a run was made by."""
-    earlier = file.read_text(encoding="utf-8") if file.is_file() else ""
+    earlier = regular(file).read_text(encoding="utf-8") if file.is_file() else ""
     write_text(file, f"{earlier}{shlex.join(sys.argv)}\n")
 
 
@@ -173,8 +187,9 @@ def _empty(path: Path) -> None:
 
 
 def _is_run(path: Path) -> bool:
+    status = path / "status.json"
     try:
-        return Run(path).status.get("format") == FORMAT
+        return not status.is_symlink() and Run(path).status.get("format") == FORMAT
     except FileError:
         return False
 

@@ -21,7 +21,7 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.evaluate import evaluate_file
 from hsal_cli.evaluation.loading import LoadedPolicy
 from hsal_cli.evaluation.settings import EvalSettings
-from hsal_cli.files import digest_of, read_json, write_json
+from hsal_cli.files import digest_of, read_json, refuse_link, write_json
 from hsal_cli.hdf5 import format_of
 from hsal_cli.learning.settings import SweepSettings
 from hsal_cli.scenes.make import make_dataset
@@ -207,6 +207,7 @@ def _evaluate(
     device: torch.device,
     reporter: Reporter,
 ) -> dict[str, Any]:
+    refuse_link(cache)
     scenes, features = cache / f"{key}.h5", cache / f"{key}.features.h5"
     if not scenes.is_file():
         make_dataset(dataset, condition.scenes, scenes, None, reporter)

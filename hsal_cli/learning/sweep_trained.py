@@ -13,7 +13,7 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.evaluate import evaluate_file
 from hsal_cli.evaluation.loading import LoadedPolicy, load_policy
 from hsal_cli.evaluation.settings import EvalSettings
-from hsal_cli.files import read_json, write_json
+from hsal_cli.files import read_json, refuse_link, write_json
 from hsal_cli.learning import runs
 from hsal_cli.learning.settings import SweepSettings, TrainSettings, stored_train
 from hsal_cli.learning.sweep import AGAIN, row_of
@@ -152,6 +152,7 @@ def saliency_models(bench: Bench, scenes: Path) -> list[dict[str, Any]]:
 
 
 def _with_saliency(bench: Bench, scenes: Path, name: str) -> Path:
+    refuse_link(bench.out / "cache")
     out = features_path(bench.out / "cache" / "scenes.h5", name)
     settings = PrecomputeSettings(saliency=name)
     return precompute(scenes, bench.backbone.path, out, settings, bench.device, bench.reporter, volumes_from=bench.features)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from hsal_cli import __version__
 from hsal_cli.evaluation.intervals import MeanOfRuns, mean_of_runs
-from hsal_cli.files import whole
+from hsal_cli.pictures.writing import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,9 +102,7 @@ def write_curves(panels: Sequence[Panel], target: Path, columns: int = 2) -> Non
     Raises:
         FileError: the place cannot be written.
     """
-    drawn = draw_curves(panels, columns)
-    with whole(target) as temporary:
-        temporary.write_bytes(drawn)
+    write_bytes(draw_curves(panels, columns), target)
 
 
 def _draw_panel(axes: Axes, panel: Panel, order: list[str]) -> None:

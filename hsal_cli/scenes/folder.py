@@ -12,6 +12,7 @@ from PIL import Image
 
 from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, UsageError
+from hsal_cli.files import regular
 from hsal_cli.scenes.annotations import Labelled, read_labels
 from hsal_cli.scenes.class_names import split_names
 from hsal_cli.scenes.gather import Example, no_image_left, parts_of
@@ -207,7 +208,7 @@ def _splits(kept: list[tuple[Path, Labelled, Example]], settings: FolderSettings
 def _listed(source: Path, paths: list[Path]) -> set[str]:
     """The paths of the images that a list names."""
     try:
-        lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in regular(source).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"cannot read the list of test images {source}: {error}", "name a text file, an image a line") from error
     wanted = {key for line in lines for key in (line, Path(line).name, Path(line).stem)}

@@ -12,7 +12,7 @@ from hsal_cli import checkpoints
 from hsal_cli.checkpoints import Checkpoint
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.loading import policy_of
-from hsal_cli.files import read_json, read_sealed
+from hsal_cli.files import read_json, read_sealed, regular
 from hsal_cli.learning.runs import COMMAND_OF, EVALUATED, FORMAT, Run
 from hsal_cli.learning.settings import FinetuneSettings, TrainSettings
 from hsal_cli.policy.settings import PolicySettings
@@ -86,7 +86,7 @@ def _check_rows(path: Path, rows: list[dict[str, Any]], report: Report) -> None:
         return
     with report.noting():
         try:
-            with table.open(encoding="utf-8", newline="") as stream:
+            with regular(table).open(encoding="utf-8", newline="") as stream:
                 shown = [{key: value for key, value in line.items() if value} for line in csv.DictReader(stream)]
         except (UnicodeDecodeError, csv.Error, AttributeError) as error:
             raise FileError(f"results.csv cannot be read: {error}", "") from error

@@ -17,6 +17,7 @@ from hsal_cli.files import digest_of_file, whole
 
 TIMEOUT_S = 15  # without a network some systems answer at once and others never
 CHUNK_BYTES = 1 << 20
+MOST_BYTES = 1 << 30  # of a weights file; a ResNet-34 has 87 MB
 EXPORTED = "weights.safetensors"
 WAYS_OUT = "start from random weights with --weights none, or from a file with --weights FILE"
 
@@ -73,6 +74,8 @@ def _download(url: str, target: Path, reporter: Reporter) -> None:
                 if not data:
                     break
                 stream.write(data)
+                if stream.tell() > MOST_BYTES:
+                    raise CannotDownload(f"{url} sends more than {MOST_BYTES:,} bytes", WAYS_OUT)
                 advance(len(data))
 
 
