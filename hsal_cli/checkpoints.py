@@ -77,7 +77,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     import torch
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load as tensors_of
 
     hint = "train again, or name another checkpoint"
     try:
@@ -91,8 +91,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
                 raise FileError(f"checkpoint {folder} is damaged: {name} does not have the checksum its manifest gives", hint)
         if WEIGHTS not in sums:
             raise KeyError(WEIGHTS)
-        weights = {name: _in_full(tensor) for name, tensor in load_file(folder / WEIGHTS).items()}
-        state = torch.load(folder / STATE, weights_only=True) if STATE in sums else None
+        # Read by Python: safetensors and torch open no path whose bytes are not UTF-8.
+        weights = {name: _in_full(tensor) for name, tensor in tensors_of((folder / WEIGHTS).read_bytes()).items()}
+        state = None
+        if STATE in sums:
+            with (folder / STATE).open("rb") as stream:
+                state = torch.load(stream, weights_only=True)
         return Checkpoint(folder, weights, state, meta, sums[WEIGHTS])
     except pickle.PickleError as error:
         # torch's own message advises to load it all the same.

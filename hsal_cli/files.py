@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hsal_cli.errors import FileError
+from hsal_cli.words import json_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,6 +102,28 @@ def refuse_foreign(target: Path) -> None:
         raise FileError(f"{target} exists and was not made by hsal, so it is not replaced", "name another place with --out")
 
 
+def refuse_foreign_results(document: Path, key: str, *beside: Path) -> None:
+    """Keeps hsal from replacing a JSON file, and texts beside it, that it did not write.
+
+    Args:
+        document: where the results go.
+        key: what every such document of hsal holds.
+        beside: what is replaced along with it.
+
+    Raises:
+        FileError: one of them is there, and `document` is not a file of hsal's.
+    """
+    there = next((path for path in (document, *beside) if os.path.lexists(path)), None)
+    if there is None:
+        return
+    try:
+        ours = not document.is_symlink() and key in read_json(document, "")
+    except (FileError, TypeError):
+        ours = False
+    if not ours:
+        raise FileError(f"{there} exists and was not made by hsal, so it is not replaced", "name another place with --out")
+
+
 def remove_marked(folder: Path, names: Sequence[str]) -> None:
     """Removes those of the named files of a folder that bear hsal's mark; others, and those behind a link, stay.
 
@@ -139,8 +162,10 @@ def refuse_link(folder: Path) -> None:
         FileError: the folder is a link.
     """
     if folder.is_symlink():
+        where = folder.resolve()
         raise FileError(
-            f"{folder} is a link, and nothing is removed or replaced through one", f"name the folder itself: {folder.resolve()}"
+            f"{folder} is a link to {where}, and nothing is removed or replaced through a link",
+            f"put the folder itself there, or name {where}",
         )
 
 
@@ -285,9 +310,9 @@ def cannot_write(target: Path, error: OSError) -> FileError:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
+    """Writes a text file in UTF-8, whole or not at all; what UTF-8 cannot hold (bytes of a path, say) stands as an escape."""
     with whole(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def remove_pictures(folder: Path, keep: Sequence[str] = ()) -> None:
@@ -297,7 +322,7 @@ def remove_pictures(folder: Path, keep: Sequence[str] = ()) -> None:
 
 def write_json(target: Path, document: Any) -> None:
     """Writes a JSON file whole or not at all."""
-    write_text(target, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write_text(target, json_text(document))
 
 
 def write_sealed(target: Path, document: dict[str, Any]) -> dict[str, Any]:

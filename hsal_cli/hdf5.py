@@ -31,7 +31,7 @@ def put_text(holder: Any, name: str, text: str) -> None:
     import h5py
     import numpy as np
 
-    data = text.encode()
+    data = text.encode("utf-8", "backslashreplace")
     holder.attrs.create(name, np.bytes_(data), dtype=h5py.string_dtype("utf-8", max(1, len(data))))
 
 

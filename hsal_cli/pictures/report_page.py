@@ -12,6 +12,7 @@ from typing import Any
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.files import is_plain_name, read_json, refuse_foreign, refuse_link, remove_marked, whole, write_json, write_text
+from hsal_cli.words import CELL, PARAGRAPH, brief
 
 FORMAT = "hsal-report"
 PAGE, DOCUMENT = "report.html", "report.json"
@@ -193,12 +194,12 @@ def render(page: Page) -> str:
 
 
 def _text(words: str) -> str:
-    return html.escape(str(words))
+    return html.escape(brief(words, PARAGRAPH))
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f'<th scope="col">{_text(name)}</th>' for name in columns)
-    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(f"<td>{_text(brief(cell, CELL))}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
