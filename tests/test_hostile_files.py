@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tarfile
+import types
 from pathlib import Path
 
 import h5py
@@ -30,7 +31,7 @@ from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SvhnSettings
 from hsal_cli.scenes.street_plans import read_plans
 from hsal_cli.scenes.svhn import make_svhn, read_structure
-from hsal_cli.upkeep.check import check
+from hsal_cli.upkeep.check import check_path
 from hsal_cli.vision.feature_file import open_features
 from hsal_cli.vision.images import FORMATS, read_image
 from hsal_cli.vision.pretrained import read_weights
@@ -87,7 +88,7 @@ def test_hdf5_that_takes_data_from_other_files_is_refused_by_every_reader(outsid
     for read in readers:
         with pytest.raises(FileError, match=rf"s\.h5 takes data from outside of itself: .*{said}"):
             read(path)
-    assert said in " ".join(check(path).faults)
+    assert said in " ".join(check_path(path).faults)
     for words in (
         ["inspect", "s.h5"],
         ["eval", "--data", "s.h5", "--pretrained", "mnist-multiset"],
@@ -184,7 +185,7 @@ def readers_of_paths() -> dict[str, object]:
         "labels": lambda path: CliRunner().invoke(
             app, ["make-data", "folder", "--images", str(path.parent), "--labels", str(path)], catch_exceptions=False
         ),
-        "check": lambda path: (_ for _ in ()).throw(FileError(" ".join(check(path).faults), "")),
+        "check": lambda path: (_ for _ in ()).throw(FileError(" ".join(check_path(path).faults), "")),
         "inspect": look_into,
     }
 
@@ -219,7 +220,7 @@ def test_no_reader_of_runs_waits_for_a_pipe(tmp_path, name) -> None:
         read_record(run), Run(run).rows()
     except FileError:
         pass
-    check(run)
+    check_path(run)
 
 
 NAMES = ["/dev/zero", "../weights.safetensors", "a/b", "..", "", "pipe", "link", "C:x", "a\\b"]
@@ -235,7 +236,7 @@ def test_a_manifest_names_plain_regular_files_of_its_folder(tmp_path, name) -> N
     (tmp_path / "elsewhere").write_text("secret")
     manifest = files.read_sealed(folder / "manifest.json", "")
     files.write_sealed(folder / "manifest.json", {**manifest, "sha256": {name: "0" * 64, **manifest["sha256"]}})
-    with pytest.raises(FileError, match="not a plain name|not a regular file"):
+    with pytest.raises(FileError, match=r"not a plain name|not a regular file"):
         checkpoints.read_checkpoint(folder)
     for policies in ({"mnist.rl": {"sha256": {name: "0"}}}, {name: {"sha256": {}}}):
         document = {"format": "hsal-pretrained", "format_version": 1, "backbone": {"sha256": {}}, "policies": policies}
@@ -244,7 +245,7 @@ def test_a_manifest_names_plain_regular_files_of_its_folder(tmp_path, name) -> N
             if not os.path.lexists(folder / "mnist.rl" / kind):
                 (folder / "mnist.rl" / kind).symlink_to(folder / kind)
         (folder / "manifest.json").write_text(json.dumps(document))
-        with pytest.raises(FileError, match="not a plain name|not a regular file|not a folder"):
+        with pytest.raises(FileError, match=r"not a plain name|not a regular file|not a folder"):
             read_manifest(folder)
             load_shipped(f"{folder}/{next(iter(policies))}")
 
@@ -337,7 +338,7 @@ def test_downloads_and_what_they_hold_are_bounded(tmp_path, monkeypatch) -> None
 
 
 class Endless(io.BytesIO):
-    headers: dict[str, str] = {}
+    headers = types.MappingProxyType({})
 
     def read(self, size: int = -1) -> bytes:
         return bytes(size)
