@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from svhn_files import HOUSES, pack, write_structure, write_svhn
 from typer.testing import CliRunner
 
@@ -166,6 +166,25 @@ def test_each_listed_format_is_read(tmp_path, kind) -> None:
         pytest.skip(f"this Pillow writes no {kind}")
     Image.new("RGB", (32, 32), (200, 0, 0)).save(tmp_path / "a.picture", kind)
     assert read_image(tmp_path / "a.picture").size == (32, 32)
+
+
+HUGE = {
+    "ppm": b"P6\n60000 60000\n255\n",
+    "tga": bytes((0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0)) + b"\xff\xff\xff\xff\x18\x00",
+    "gif": b"GIF89a\xff\xff\xff\xff\x80\x00\x00" + bytes(6) + b"\x2c" + bytes(4) + b"\xff\xff\xff\xff\x00\x08\x00\x3b",
+    "bmp": b"BM" + bytes(8) + (54).to_bytes(4, "little") + b"\x28\0\0\0" + (60000).to_bytes(4, "little") * 2 + b"\1\0\x18\0" + bytes(24),
+}
+
+
+@pytest.mark.fault(
+    207, "headers of a few bytes that announce thousands of megapixels, as PPM, TGA, GIF, BMP: refused before a pixel", tried=4
+)
+@pytest.mark.parametrize("kind", HUGE)
+def test_a_picture_that_announces_too_many_pixels_is_refused_before_any_is_read(tmp_path, kind, monkeypatch) -> None:
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("pixels were read"))
+    (tmp_path / f"a.{kind}").write_bytes(HUGE[kind])
+    with pytest.raises(FileError, match="is too large"):
+        read_image(tmp_path / f"a.{kind}")
 
 
 def readers_of_paths() -> dict[str, object]:
