@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError
-from hsal_cli.files import digest_of_file, named, read_sealed, refuse_link, whole, write_sealed
+from hsal_cli.files import digest_of_file, is_temporary, named, read_sealed, refuse_link, whole, write_sealed
 
 if TYPE_CHECKING:
     import torch
@@ -148,7 +148,7 @@ def clear(root: Path) -> None:
 def clear_temporary(root: Path) -> None:
     """Removes what a writer that was killed left half done; only for the one process that writes there."""
     refuse_link(root)
-    for place in root.glob(".*.tmp"):
+    for place in filter(is_temporary, root.glob(".*.tmp")):
         _remove(place) if place.is_dir() and not place.is_symlink() else place.unlink()
 
 
@@ -161,7 +161,7 @@ def _remove(folder: Path) -> None:
     """Removes a checkpoint, but no file that is not of one."""
     for name in (MANIFEST, WEIGHTS, STATE):  # without its manifest it is none any more
         (folder / name).unlink(missing_ok=True)
-    for place in folder.glob(".*.tmp"):
+    for place in filter(is_temporary, folder.glob(".*.tmp")):
         place.unlink()
     try:
         folder.rmdir()

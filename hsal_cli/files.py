@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import re
-import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -155,17 +154,17 @@ def remove_folder(folder: Path, is_ours: Callable[[Path], bool]) -> None:
     shutil.rmtree(folder)
 
 
-def refuse_link(folder: Path) -> None:
+def refuse_link(path: Path) -> None:
     """Keeps hsal from removing or replacing what lies in another place than the one that was named.
 
     Raises:
-        FileError: the folder is a link.
+        FileError: the file or folder is a link.
     """
-    if folder.is_symlink():
-        where = folder.resolve()
+    if path.is_symlink():
+        where = path.resolve()
         raise FileError(
-            f"{folder} is a link to {where}, and nothing is removed or replaced through a link",
-            f"put the folder itself there, or name {where}",
+            f"{path} is a link to {where}, and nothing is removed or replaced through a link",
+            f"remove the link, or name {where} itself",
         )
 
 
@@ -227,9 +226,14 @@ def whole(target: Path, folder: bool = False) -> Iterator[Path]:
             shutil.rmtree(temporary) if folder else temporary.unlink()
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a path has the name of what `whole` writes to, of any process on any machine."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{8}-\d+\.\w+\.tmp", path.name) is not None
+
+
 def _fresh(target: Path, folder: bool) -> Path:
     """Makes a temporary file or folder beside a target, with the mode that the umask gives to new ones."""
-    path = target.with_name(f"{_beginning_of_temporary(target)}{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    path = target.with_name(f"{_beginning_of_temporary(target)}{os.getpid()}.{os.urandom(4).hex()}.tmp")
     if folder:
         os.mkdir(path)
     else:
@@ -285,6 +289,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
         return
     place = folder / ".lock"
+    refuse_link(place)
     try:
         stream = regular(place).open("a")
     except OSError as error:

@@ -21,7 +21,7 @@ from hsal_cli.errors import FileError, HsalError, Interrupted, TrainingError, Us
 from hsal_cli.evaluation.evaluate import evaluate_file
 from hsal_cli.evaluation.loading import load_model
 from hsal_cli.evaluation.summary import GridRun
-from hsal_cli.files import cannot_write, regular, write_json
+from hsal_cli.files import cannot_write, refuse_link, regular, write_json
 from hsal_cli.learning import runs
 from hsal_cli.learning.finetune import finetune
 from hsal_cli.learning.grid import (
@@ -230,6 +230,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        refuse_link(folder / ".lock")
         lock = regular(folder / ".lock").open("a")
     except OSError as error:
         raise cannot_write(folder, error) from error
