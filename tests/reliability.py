@@ -30,6 +30,14 @@ FAULTS = {
     13: "Values that cannot be used",
     14: "Terminals",
     15: "Moved runs, finished runs, clocks, workers that die",
+    200: "HDF5 that takes data from other files",
+    201: "Names in documents that lead elsewhere, pipes and devices",
+    202: "Files of others that would be removed or replaced, links",
+    203: "Modes and owners of files",
+    204: "Words that steer a terminal or a page",
+    205: "Archives, downloads and headers without bound",
+    206: "Names of any length, and bytes that are not UTF-8",
+    207: "Picture formats that start other programs",
     "fuzz": "Any byte of any file that is read",
 }
 # file::test (parametrised or not) -> (number of the fault, what is tried)

@@ -39,7 +39,7 @@ from hsal_cli.models.load import load_model
 from hsal_cli.progress import Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.storage import checkpoints
-from hsal_cli.storage.files import cannot_write, write_json
+from hsal_cli.storage.files import cannot_write, refuse_link, regular, write_json
 from hsal_cli.training.train import train_policy
 from hsal_cli.vision.backbone import load_backbone
 
@@ -230,7 +230,8 @@ def _alone(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        refuse_link(folder / ".lock")
+        lock = regular(folder / ".lock").open("a")
     except OSError as error:
         raise cannot_write(folder, error) from error
     with lock:

@@ -17,7 +17,18 @@ from hsal_cli.models.shipped import BACKBONE, FORMAT, FORMAT_VERSION, read_manif
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.storage import checkpoints
-from hsal_cli.storage.files import atomic_write, cannot_write, digest_of_file, read_json, write_json
+from hsal_cli.storage.checkpoints import MANIFEST
+from hsal_cli.storage.files import (
+    atomic_write,
+    cannot_write,
+    digest_of_file,
+    read_json,
+    refuse_link,
+    regular,
+    remove_folder,
+    take_mode,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +86,7 @@ def export(
     model = checkpoints.read_checkpoint(place)
     manifest: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, "hsal_version": __version__}
     staging = out.with_name(f".{out.name}.new")
-    shutil.rmtree(staging, ignore_errors=True)
+    remove_folder(staging, is_export)
     with atomic_write(staging, folder=True) as folder:
         manifest[BACKBONE] = _write(folder / BACKBONE, model.weights, model.meta, model.digest) | _origin_of_backbone(place)
         digest = manifest[BACKBONE]["sha256"]["weights.safetensors"]
@@ -127,8 +138,6 @@ def _backbone_of(sources: list[Source], given: Path | None) -> Path:
 def _write(folder: Path, weights: dict[str, Tensor], meta: dict[str, Any], made_from: str) -> dict[str, Any]:
     """Writes a checkpoint in float16; returns the checksums of its files, and that of the weights it was made from."""
     checkpoints.write_checkpoint(folder, {name: to_half(tensor) for name, tensor in weights.items()}, None, meta)
-    for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors writes for its owner alone
     return {"sha256": {file.name: digest_of_file(file) for file in sorted(folder.iterdir())}, "made_from": made_from}
 
 
@@ -145,9 +154,9 @@ def _origin(run: runs.Run) -> dict[str, Any]:
     """The command, or commands, and the seed of a run."""
     settings = next((table for table in map(run.config.get, ("train", "finetune")) if table), {})
     try:
-        commands = (run.path / "command.txt").read_text(encoding="utf-8").splitlines()
+        commands = regular(run.path / "command.txt").read_text(encoding="utf-8").splitlines()
         command = " && ".join(map(tidy, commands)) or None
-    except OSError:
+    except (FileError, OSError):
         command = None
     return {"command": command, "seed": settings.get("seed")}
 
@@ -189,16 +198,40 @@ def _check_out(out: Path, overwrite: bool) -> None:
     """Refuses a folder that is taken, unless everything in it was exported earlier and may be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
+    refuse_link(out)
     try:
-        manifest = read_manifest(out)
+        strange = _strange(out)
     except FileError:
         raise UsageError(f"{out} exists and was not made by hsal export, so it is not replaced", "name another folder with --out") from None
-    known = {BACKBONE, "manifest.json", *manifest["policies"]}
-    strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
     if strange:
-        raise UsageError(f"{out / strange[0]} was not made by hsal export, so {out} is not replaced", "move it, or name another --out")
+        raise UsageError(f"{strange[0]} was not made by hsal export, so {out} is not replaced", "move it, or name another --out")
     if not overwrite:
         raise UsageError(f"{out} holds exported policies already", "replace them all with --overwrite, or name another folder with --out")
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder holds exported policies, and nothing else."""
+    try:
+        return not _strange(folder)
+    except FileError:
+        return False
+
+
+def _strange(folder: Path) -> list[Path]:
+    """What lies in a folder of exported policies, and in theirs, that its manifest does not name; links are always strange.
+
+    Raises:
+        FileError: its manifest is missing or is none.
+    """
+    manifest = read_manifest(folder)
+    files = {part: {MANIFEST, *entry["sha256"]} for part, entry in (*manifest["policies"].items(), (BACKBONE, manifest[BACKBONE]))}
+    found = []
+    for place in sorted(folder.iterdir()):
+        if place.is_symlink() or place.name not in {MANIFEST, *files} or (place.name != MANIFEST and not place.is_dir()):
+            found.append(place)
+        elif place.name != MANIFEST:
+            found += [inner for inner in sorted(place.iterdir()) if inner.is_symlink() or inner.name not in files[place.name]]
+    return found
 
 
 def _take_place(new: Path, out: Path) -> None:
@@ -208,7 +241,8 @@ def _take_place(new: Path, out: Path) -> None:
         if not out.exists():
             os.replace(new, out)
             return
-        shutil.rmtree(old, ignore_errors=True)
+        remove_folder(old, is_export)
+        take_mode(new, out)
         os.replace(out, old)
         try:
             os.replace(new, out)
@@ -218,7 +252,7 @@ def _take_place(new: Path, out: Path) -> None:
     except OSError as error:
         shutil.rmtree(new, ignore_errors=True)
         raise cannot_write(out, error) from error
-    shutil.rmtree(old, ignore_errors=True)
+    remove_folder(old, is_export)
 
 
 def _size(folder: Path) -> int:

@@ -11,7 +11,17 @@ from typing import Any
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.storage.files import atomic_write, read_json, write_json, write_text
+from hsal_cli.storage.files import (
+    atomic_write,
+    is_plain_name,
+    read_json,
+    refuse_foreign,
+    refuse_link,
+    remove_marked,
+    write_json,
+    write_text,
+)
+from hsal_cli.words import CELL, PARAGRAPH, brief
 
 FORMAT = "hsal-report"
 PAGE, DOCUMENT = "report.html", "report.json"
@@ -121,7 +131,9 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         UsageError: it is a file, or a folder with files that are not a report of ours.
+        FileError: it is a link.
     """
+    refuse_link(folder)
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _old_files(folder))):
         raise UsageError(f"{folder} exists and is not a report of hsal", "name another folder with --out")
 
@@ -138,12 +150,12 @@ def write_report(page: Page, document: dict[str, Any], folder: Path) -> Path:
         The page's file.
 
     Raises:
-        FileError: the place cannot be written.
+        FileError: the place cannot be written, or a file of somebody else's has a name that the report needs.
     """
     pictures = {f"{figure.name}.png": figure.png for section in page.sections for figure in section.figures}
-    for stale in _old_files(folder):
-        if stale not in pictures:
-            (folder / stale).unlink(missing_ok=True)
+    for name in (PAGE, *pictures):
+        refuse_foreign(folder / name)
+    remove_marked(folder, [stale for stale in _old_files(folder) if stale not in pictures])
     for name, png in pictures.items():
         with atomic_write(folder / name) as temporary:
             temporary.write_bytes(png)
@@ -159,7 +171,8 @@ def _old_files(folder: Path) -> list[str]:
     except FileError:
         return []
     ours = isinstance(found, dict) and found.get("format") == FORMAT
-    return [name for name in found.get("files", []) if isinstance(name, str) and Path(name).name == name] if ours else []
+    names = found.get("files") if ours else None
+    return list(filter(is_plain_name, names)) if isinstance(names, list) else []
 
 
 def render(page: Page) -> str:
@@ -190,12 +203,12 @@ def render(page: Page) -> str:
 
 
 def _text(words: str) -> str:
-    return html.escape(str(words))
+    return html.escape(brief(words, PARAGRAPH))
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f'<th scope="col">{_text(name)}</th>' for name in columns)
-    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(f"<td>{_text(brief(cell, CELL))}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

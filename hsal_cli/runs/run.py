@@ -35,6 +35,8 @@ from hsal_cli.storage.files import (
     only_writer,
     read_json,
     read_sealed,
+    refuse_link,
+    regular,
     remove_pictures,
     write_json,
     write_sealed,
@@ -95,7 +97,7 @@ class Run:
             FileError: an earlier line cannot be read.
         """
         try:
-            lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = regular(self.path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return []
         rows = []
@@ -128,7 +130,7 @@ def create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool = Fal
 
     Raises:
         UsageError: the place is taken by something else, or by a run and `overwrite` is not set.
-        FileError: it cannot be written.
+        FileError: it cannot be written, or it is a link, or what would be removed of it lies behind one.
     """
     return distributed.broadcast(lambda: _create(path, kind, config, overwrite))
 
@@ -146,6 +148,8 @@ def _create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool) -> 
             raise UsageError(
                 f"{path} holds a run already", f"go on with --resume {path}, replace it with --overwrite, or name another --out"
             )
+        for place in (path, run.checkpoints, path / "plots"):
+            refuse_link(place)
         with only_writer(path):
             run.set_status("failed")  # so that a kill leaves a run that may be overwritten, and that nobody takes for finished
             _empty(path)
@@ -171,7 +175,7 @@ def _fill(path: Path, kind: Kind, config: dict[str, Any]) -> None:
 
 def _note_command(file: Path) -> None:
     """Adds the command line of this process to those that a run was made by."""
-    earlier = file.read_text(encoding="utf-8") if file.is_file() else ""
+    earlier = regular(file).read_text(encoding="utf-8") if file.is_file() else ""
     write_text(file, f"{earlier}{shlex.join(sys.argv)}\n")
 
 
@@ -184,8 +188,9 @@ def _empty(path: Path) -> None:
 
 
 def _is_run(path: Path) -> bool:
+    status = path / "status.json"
     try:
-        return Run(path).status.get("format") == FORMAT
+        return not status.is_symlink() and Run(path).status.get("format") == FORMAT
     except FileError:
         return False
 

@@ -62,7 +62,7 @@ class _Disk:
         self._place = 0
         self._kept: list[tuple[int, bytes]] = []  # (offset, bytes), later ones over earlier ones
         self._open = True
-        self._number = os.open(path, os.O_RDWR | (os.O_CREAT if mode == "w" else 0) | getattr(os, "O_BINARY", 0), 0o644)
+        self._number = os.open(path, os.O_RDWR | (os.O_CREAT if mode == "w" else 0) | getattr(os, "O_BINARY", 0), 0o666)
         try:
             _lock(self._number)
             if mode == "w":

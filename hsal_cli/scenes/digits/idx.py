@@ -7,11 +7,14 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from hsal_cli.errors import FileError
+from hsal_cli.storage.files import regular
 
+MOST_BYTES = 1 << 32  # of images; the largest set, EMNIST by class, has 0.5 GB
 GLYPH = 28  # side of a glyph, px
 SPLIT_WORDS = {"train": ("train",), "test": ("t10k", "test")}
 HINT = "name a folder of whole IDX files with --mnist-dir, or draw digits with --digits strokes"
@@ -60,10 +63,12 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
         FileError: unreadable, not an IDX file of that kind, or its length is not what its header says.
     """
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
-            data = stream.read()
+        with gzip.open(regular(path), "rb") if path.suffix == ".gz" else regular(path).open("rb") as stream:
+            data = _bounded(stream, rank)
     except (OSError, EOFError, zlib.error) as error:
         raise FileError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}", HINT) from error
+    if data is None:
+        raise FileError(f"{path} says that it holds more than {MOST_BYTES:,} bytes", HINT)
     header = 4 + 4 * rank
     if data[:4] != bytes((0, 0, 8, rank)) or len(data) < header:
         raise FileError(
@@ -71,8 +76,16 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
         )
     shape = tuple(int.from_bytes(data[place : place + 4], "big") for place in range(4, header, 4))
     if len(data) - header != math.prod(shape):
-        raise FileError(f"{path} is damaged: {len(data) - header:,} bytes of data where its header says {math.prod(shape):,}", HINT)
+        held = f"{len(data) - header:,}" if len(data) - header < math.prod(shape) else "more"
+        raise FileError(f"{path} is damaged: {held} bytes of data where its header says {math.prod(shape):,}", HINT)
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
+def _bounded(stream: BinaryIO, rank: int) -> bytes | None:
+    """The header and the data that it announces, and a byte more if there is one; None where it announces too much to be believed."""
+    header = stream.read(4 + 4 * rank)
+    announced = math.prod(int.from_bytes(header[place : place + 4], "big") for place in range(4, 4 + 4 * rank, 4))
+    return None if announced > MOST_BYTES else header + stream.read(announced + 1)
 
 
 def read_pair(folder: Path, split: str, transpose: str = "auto") -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hsal_cli.errors import FileError
+from hsal_cli.storage.files import regular
 
 FORMATS = ("csv", "jsonl", "coco", "yolo", "voc")
 IMAGE_COLUMNS = ("image", "file", "filename", "file_name", "path", "name")
@@ -130,7 +131,7 @@ def _names(cell: str) -> list[str]:
 
 def _csv(source: Path, report: Report) -> tuple[list[Labelled], list[str]]:
     """A header line; a row an object with its box, or a row an image with its labels."""
-    with source.open(encoding="utf-8-sig", newline="") as stream:
+    with regular(source).open(encoding="utf-8-sig", newline="") as stream:
         first = stream.readline()
         mark = max(",\t;", key=first.count) if first.count(",") + first.count("\t") + first.count(";") else ","
         stream.seek(0)
@@ -163,7 +164,7 @@ def _csv(source: Path, report: Report) -> tuple[list[Labelled], list[str]]:
 def _jsonl(source: Path, report: Report) -> tuple[list[Labelled], list[str]]:
     """A JSON object a line: image, labels, and if known boxes (x0, y0, x1, y1 each) and split."""
     found = []
-    for number, line in enumerate(source.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(regular(source).read_text(encoding="utf-8-sig").splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -185,7 +186,7 @@ def _jsonl(source: Path, report: Report) -> tuple[list[Labelled], list[str]]:
 
 def _coco(source: Path, report: Report) -> tuple[list[Labelled], list[str]]:
     """COCO's instances: images, categories and annotations whose bbox is x, y, width, height."""
-    document = json.loads(source.read_text(encoding="utf-8"))
+    document = json.loads(regular(source).read_text(encoding="utf-8"))
     try:
         names = {row["id"]: str(row["name"]) for row in sorted(document["categories"], key=lambda row: row["id"])}
         images = {row["id"]: Labelled(str(row["file_name"]), []) for row in document["images"]}
@@ -217,7 +218,7 @@ def _yolo(source: Path, report: Report) -> tuple[list[Labelled], list[str]]:
         if path.name in ("classes.txt", "names.txt"):
             continue
         row = Labelled(path.stem, [], shares=True)
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(regular(path).read_text(encoding="utf-8").splitlines(), 1):
             words = line.split()
             if not words:
                 continue
@@ -239,9 +240,9 @@ def _yolo_names(source: Path) -> list[str]:
     for folder in (source, source.parent, source.parent.parent):
         for name in ("classes.txt", "names.txt"):
             if (folder / name).is_file():
-                return [line.strip() for line in (folder / name).read_text(encoding="utf-8").splitlines() if line.strip()]
+                return [line.strip() for line in regular(folder / name).read_text(encoding="utf-8").splitlines() if line.strip()]
         for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
-            if names := _yaml_names(path.read_text(encoding="utf-8")):
+            if names := _yaml_names(regular(path).read_text(encoding="utf-8")):
                 return names
     return []
 

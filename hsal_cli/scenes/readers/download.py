@@ -11,9 +11,11 @@ from pathlib import Path
 
 from hsal_cli.errors import FileError
 from hsal_cli.progress import Reporter
+from hsal_cli.storage.files import refuse_link, regular
 
 BLOCK = 1 << 20
 TIMEOUT_S = 30.0
+MOST_BYTES = 1 << 35  # of an archive of which no size is known, and of what one holds
 SIZES = {"train.tar.gz": 404_141_560, "test.tar.gz": 276_555_967, "extra.tar.gz": 1_955_489_752}  # of SVHN's archives, bytes
 
 
@@ -38,6 +40,7 @@ def fetch(url: str, target: Path, size: int | None, reporter: Reporter) -> None:
     hint = f"run the same command again to go on, or put {target.name} into {target.parent} yourself"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        refuse_link(part)
         _gather(url, part, size, reporter)
         if not _sound(part, reporter):
             part.unlink()
@@ -50,7 +53,7 @@ def fetch(url: str, target: Path, size: int | None, reporter: Reporter) -> None:
 
 
 def _gather(url: str, part: Path, size: int | None, reporter: Reporter) -> None:
-    have = part.stat().st_size if part.exists() else 0
+    have = regular(part).stat().st_size if part.exists() else 0
     if size is not None and have >= size:
         if have == size:
             return
@@ -72,6 +75,8 @@ def _gather(url: str, part: Path, size: int | None, reporter: Reporter) -> None:
             while block := answer.read(BLOCK):
                 file.write(block)
                 have += len(block)
+                if have > (total or MOST_BYTES):
+                    raise OSError(f"the server sends more than {total or MOST_BYTES:,} bytes")
                 advance(len(block))
                 reporter.check_stop("run the same command again to go on with the download")
     if total and have != total:
@@ -82,7 +87,11 @@ def _sound(path: Path, reporter: Reporter) -> bool:
     """Whether a gzipped file fits its own checksum."""
     try:
         with gzip.open(path, "rb") as stream:
-            while stream.read(BLOCK):
+            unpacked = 0
+            while block := stream.read(BLOCK):
+                unpacked += len(block)
+                if unpacked > MOST_BYTES:
+                    raise OSError(f"it unpacks to more than {MOST_BYTES:,} bytes")
                 reporter.check_stop("run the same command again")
     except (gzip.BadGzipFile, EOFError, zlib.error):
         return False

@@ -18,6 +18,7 @@ from hsal_cli.scenes.readers.gather import Example, no_image_left, parts_of
 from hsal_cli.scenes.scene_file import write_scenes
 from hsal_cli.scenes.settings import FolderSettings
 from hsal_cli.settings import as_dict
+from hsal_cli.storage.files import regular
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 Reader = Callable[[Path], Image.Image]
@@ -207,7 +208,7 @@ def _splits(kept: list[tuple[Path, Labelled, Example]], settings: FolderSettings
 def _listed(source: Path, paths: list[Path]) -> set[str]:
     """The paths of the images that a list names."""
     try:
-        lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in regular(source).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"cannot read the list of test images {source}: {error}", "name a text file, an image a line") from error
     wanted = {key for line in lines for key in (line, Path(line).name, Path(line).stem)}

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from hsal_cli.errors import FileError
+from hsal_cli.storage.files import regular
 
 MOST_DIGITS = 6
+MOST_BYTES = 1 << 28  # of the labels, unpacked; those of all of SVHN have 30 MB
 # Published totals of SVHN, format 1: how many numbers have 1, 2, ... 6 digits.
 LENGTHS = {"train": (5137, 18130, 8691, 1434, 9, 1), "test": (2483, 8356, 2081, 146, 2, 0)}
 DIGITS = (4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659)  # of the training split, 0 to 9
@@ -48,8 +50,11 @@ def read_plans(path: Path) -> dict[str, list[Plan]]:
     """
     hint = "give a file of SVHN's labels, or leave --svhn-labels out"
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
-            document = json.loads(stream.read())
+        with gzip.open(regular(path), "rb") if path.suffix == ".gz" else regular(path).open("rb") as stream:
+            text = stream.read(MOST_BYTES + 1)
+            if len(text) > MOST_BYTES:
+                raise ValueError(f"it is longer than {MOST_BYTES:,} bytes")
+            document = json.loads(text)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise FileError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}", hint) from error
     if not isinstance(document, dict) or not {"train", "test"} <= set(document):
