@@ -1,5 +1,7 @@
 """Printing and progress: results on stdout, everything else on stderr; two-line errors; Ctrl-C and SIGTERM.
 
+Everything printed passes through `words.plain` here, so that no class name, path or message of a file can steer the terminal.
+
 Rooms below `commands/` get a `Reporter` and never print. The silent base class serves as the default, so that everything
 can be used from Python without a terminal.
 """
@@ -9,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import json
 import math
 import os
 import signal
@@ -21,6 +22,7 @@ from typing import Any
 from hsal_cli import distributed
 from hsal_cli.errors import HsalError, Stopped, out_of_memory
 from hsal_cli.progress import Reporter, clock
+from hsal_cli.words import CELL, PARAGRAPH, brief, json_text, plain
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS = 40  # blocks in a line, at most
@@ -63,10 +65,10 @@ class TerminalReporter(Reporter):
         self._curves: Mapping[str, Sequence[float]] = {}
 
     def say(self, message: str) -> None:
-        self.console.print(message, markup=False, soft_wrap=True)
+        self.console.print(plain(message), markup=False, soft_wrap=True)
 
     def warn(self, message: str) -> None:
-        self.console.print(f"Note: {message}", markup=False, soft_wrap=True, style="yellow")
+        self.console.print(plain(f"Note: {message}"), markup=False, soft_wrap=True, style="yellow")
 
     def plot(self, curves: Mapping[str, Sequence[float]]) -> None:
         self._curves = curves
@@ -74,6 +76,7 @@ class TerminalReporter(Reporter):
     @contextlib.contextmanager
     def track(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
         self._curves = {}
+        what = plain(what)
         if self.console.is_terminal and not self.console.quiet:
             with self._bar(what, total, unit, done) as advance:
                 yield advance
@@ -111,7 +114,7 @@ class TerminalReporter(Reporter):
                 nonlocal fresh
                 fresh += n
                 rate = fresh / max(time.monotonic() - start, 1e-6)
-                progress.update(task, advance=n, rate=f"{rate:,.0f} {unit}/s", note=note)
+                progress.update(task, advance=n, rate=f"{rate:,.0f} {unit}/s", note=plain(note))
 
             yield advance
 
@@ -125,7 +128,7 @@ class TerminalReporter(Reporter):
         for name, values in self._curves.items():
             if values:
                 shape = sparkline(values) if drawn else ""
-                table.add_row(Text(name, style="dim"), Text(shape, style="cyan"), Text(f"{values[-1]:.3f}"))
+                table.add_row(Text(brief(name), style="dim"), Text(shape, style="cyan"), Text(f"{values[-1]:.3f}"))
         return table
 
     def _lines(self, what: str, total: int, unit: str, done: int) -> Callable[..., None]:
@@ -179,12 +182,12 @@ def _unicode() -> bool:
 
 def print_json(document: Any) -> None:
     """Writes the one JSON document of a `--json` call to stdout."""
-    _write(json.dumps(document, indent=2, ensure_ascii=not _unicode(), allow_nan=False) + "\n")
+    _write(json_text(document, ascii_only=not _unicode(), nan=False))
 
 
 def print_line(text: str = "") -> None:
     """Writes one line of a result to stdout."""
-    _write(text + "\n")
+    _write(plain(text) + "\n")
 
 
 def _write(text: str) -> None:
@@ -218,11 +221,11 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", box=box.HEAVY_HEAD if _unicode() else box.ASCII)
+    table = Table(title=Text(brief(title, CELL)), title_justify="left", box=box.HEAVY_HEAD if _unicode() else box.ASCII)
     for place, name in enumerate(columns):
-        table.add_column(Text(name), justify="left" if place == 0 else "right", overflow="fold")
+        table.add_column(Text(brief(name, CELL)), justify="left" if place == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*[Text(cell) for cell in row])
+        table.add_row(*[Text(brief(cell, CELL)) for cell in row])
     # Without a terminal the width is unknown; narrower than the table's words would only break them.
     terminal, text = sys.stdout.isatty(), io.StringIO()
     Console(file=text, highlight=False, force_terminal=terminal, width=None if terminal else 140).print(table)
@@ -304,7 +307,8 @@ def print_error(message: str, hint: str) -> None:
     """The two lines of an error, on stderr; of several workers that have it, one says it."""
     if not distributed.may_speak():
         return
+    said, help_ = (brief(" ".join(text.split()), PARAGRAPH) for text in (message, hint))
     stream = Stderr()
-    stream.write(f"Error: {' '.join(message.split())}\nHint: {' '.join(hint.split())}\n")
+    stream.write(f"Error: {said}\nHint: {help_}\n")
     stream.flush()
     distributed.has_spoken()

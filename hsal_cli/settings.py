@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from hsal_cli.errors import UsageError
+from hsal_cli.storage.files import regular
 
 S = TypeVar("S")
 SEED_LIMIT = 2**63
@@ -160,7 +161,7 @@ def _sources(preset: str | None, config: Path | None) -> typing.Iterator[tuple[s
         yield f"preset {preset}", (importlib.resources.files("hsal_cli.presets") / f"{preset}.toml").read_text()
     if config is not None:
         try:
-            yield str(config), config.read_text(encoding="utf-8")
+            yield str(config), regular(config).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read the settings file {config}: {error}", "name a TOML file with --config") from None
 

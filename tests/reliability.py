@@ -36,6 +36,14 @@ FAULTS = {
     243: "Scores on other data than the run's own",
     244: "A resume that fails, checkpoints of another run",
     245: "Workers that were given different things",
+    200: "HDF5 that takes data from other files",
+    201: "Names in documents that lead elsewhere, pipes and devices",
+    202: "Files of others that would be removed or replaced, links",
+    203: "Modes and owners of files",
+    204: "Words that steer a terminal or a page",
+    205: "Archives, downloads and headers without bound",
+    206: "Names of any length, and bytes that are not UTF-8",
+    207: "Picture formats that start other programs",
     "fuzz": "Any byte of any file that is read",
 }
 # file::test (parametrised or not) -> (number of the fault, what is tried)

@@ -11,7 +11,8 @@ from hsal_cli.pictures import film as film_module
 from hsal_cli.pictures.film import GLIMPSE, LAST, MASK, NAME, SIDES, film, frame_of, frames
 from hsal_cli.pictures.marks import BAR, cell_box, draw_classes, draw_plate, likeliest
 from hsal_cli.pictures.palette import INK, ORANGE, PALE, PAPER, font, heat
-from hsal_cli.pictures.writing import is_ours, write_bytes
+from hsal_cli.pictures.writing import write_bytes
+from hsal_cli.storage.files import bears_mark
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_panels_keep_the_proportions_of_the_image_and_do_not_overlap(size):
 def test_the_file_repeats_for_ever_in_exact_colours_and_is_known_as_ours(tmp_path, small):
     look = a_look()
     write_bytes(film([look], [["3", "5"]]), tmp_path / "a.gif")
-    assert is_ours(tmp_path / "a.gif")
+    assert bears_mark(tmp_path / "a.gif")
     with Image.open(tmp_path / "a.gif") as found:
         assert found.info["loop"] == 0 and found.n_frames == 9
         durations = []

@@ -18,8 +18,9 @@ from PIL import Image
 from hsal_cli.models.look import look_at
 from hsal_cli.pictures.replay import data_uri, replay_page
 from hsal_cli.pictures.trajectory import hits, remaining
-from hsal_cli.pictures.writing import is_ours, write_bytes
+from hsal_cli.pictures.writing import write_bytes
 from hsal_cli.policy.choosing import greedy
+from hsal_cli.storage.files import bears_mark
 
 VOID = {"meta", "img", "input", "br"}
 
@@ -65,7 +66,7 @@ def test_the_page_asks_nothing_of_a_network(tmp_path):
     assert set(re.findall(r"https?://[^\s\"']+", page)) == {"http://www.w3.org/2000/svg"}
     write_bytes(page.encode(), tmp_path / "a.html")
     (tmp_path / "b.html").write_text("<html></html>")
-    assert is_ours(tmp_path / "a.html") and not is_ours(tmp_path / "b.html")
+    assert bears_mark(tmp_path / "a.html") and not bears_mark(tmp_path / "b.html")
 
 
 def test_the_page_holds_every_step_and_stop_as_the_last_one():

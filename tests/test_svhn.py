@@ -17,6 +17,7 @@ from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SvhnSettings
 from hsal_cli.scenes.street.svhn import make_svhn, read_structure
 from hsal_cli.storage.download import fetch
+from hsal_cli.vision.images import read_image
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def unpacked(tmp_path_factory) -> Path:
 
 
 def made(folder: Path, out: Path, **changes) -> Path:
-    make_svhn(SvhnSettings(svhn_dir=str(folder), image_size=64, **changes), out)
+    make_svhn(SvhnSettings(svhn_dir=str(folder), image_size=64, **changes), out, read_image)
     return out
 
 
@@ -82,8 +83,8 @@ def test_fewer_images_and_extra_ones(unpacked, tmp_path):
 @pytest.mark.parametrize(
     ("harm", "part"),
     [
-        (lambda folder: (folder / "train" / "3.png").unlink(), "cannot read the image .*3.png"),
-        (lambda folder: (folder / "train" / "2.png").write_bytes(b"\x89PNG\r\n"), "cannot read the image .*2.png"),
+        (lambda folder: (folder / "train" / "3.png").unlink(), "picture .*3.png is missing"),
+        (lambda folder: (folder / "train" / "2.png").write_bytes(b"\x89PNG\r\n"), "2.png is not a picture"),
         (lambda folder: (folder / "train" / "digitStruct.mat").write_bytes(b"not HDF5"), "is not SVHN's digitStruct.mat"),
         (lambda folder: (folder / "test" / "digitStruct.mat").unlink(), "neither test/digitStruct.mat nor test.tar.gz"),
         (

@@ -11,7 +11,8 @@ from hsal_cli.pictures import writing
 from hsal_cli.pictures.marks import cell_box
 from hsal_cli.pictures.palette import GREEN, ORANGE, RED, heat
 from hsal_cli.pictures.trajectory import MARGIN, WIDEST, draw_trajectory, hits, layout_of, trajectories
-from hsal_cli.pictures.writing import is_ours, write_picture
+from hsal_cli.pictures.writing import write_picture
+from hsal_cli.storage.files import bears_mark
 
 
 def a_look(labels=("3", "5"), glimpses=((0, 1), (2, 0)), size=(60, 90), grid=(3, 4), name="scene.png"):
@@ -168,10 +169,10 @@ def test_a_picture_that_is_too_large_is_reduced_and_one_of_ours_is_known(tmp_pat
     monkeypatch.setattr(writing, "BYTES", 60_000)
     write_picture(noise, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size < 60_000
-    assert is_ours(tmp_path / "a.png")
+    assert bears_mark(tmp_path / "a.png")
     noise.save(tmp_path / "b.png")
     (tmp_path / "c.png").write_text("no picture")
-    assert not is_ours(tmp_path / "b.png") and not is_ours(tmp_path / "c.png")
+    assert not bears_mark(tmp_path / "b.png") and not bears_mark(tmp_path / "c.png")
 
 
 def test_heat_grows_lighter_with_the_value():

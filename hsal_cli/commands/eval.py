@@ -45,10 +45,12 @@ def eval_(
     """
     from hsal_cli.evaluation.evaluate import evaluate_file
     from hsal_cli.runs.run import Run
-    from hsal_cli.storage.files import write_sealed
+    from hsal_cli.storage.files import refuse_foreign_results, write_sealed
     from hsal_cli.vision.devices import choose_device
 
     check_one(run, pretrained)
+    if out is not None:
+        refuse_foreign_results(out, "exact_match")
     reporter = console.TerminalReporter()
     chosen = choose_device(device)
     target = out

@@ -10,7 +10,8 @@ import typer
 from hsal_cli import console
 from hsal_cli.commands.eval import number
 from hsal_cli.commands.options import Json
-from hsal_cli.errors import FileError, UsageError
+from hsal_cli.errors import UsageError
+from hsal_cli.words import brief
 
 LONGEST = 78  # letters of a setting that the table shows
 FEW = 30  # classes that are listed; of more, the rarest and the most frequent
@@ -45,10 +46,8 @@ def inspect(
         document, made = contents.document, _file_tables(contents.document)
         if out is not None:
             from hsal_cli.pictures.charts.data_figure import data_figure
-            from hsal_cli.pictures.writing import is_ours, write_bytes
+            from hsal_cli.pictures.writing import write_bytes
 
-            if out.exists() and not is_ours(out):
-                raise FileError(f"{out} exists and was not made by hsal, so it is not replaced", "name another place with --out")
             write_bytes(data_figure(contents.measures, document["classes"], contents.saliency), out)
             document = {**document, "picture": str(out)}
     if json:
@@ -129,7 +128,7 @@ def _counts(splits: dict[str, Any], key: str, unit: str) -> list[list[str]]:
 def _labels(splits: dict[str, Any]) -> list[list[str]]:
     first = next(iter(splits.values()))["labels"]
     names = list(first)
-    rows = [[name, *(_share(part["labels"][name], part["objects"]) for part in splits.values())] for name in names]
+    rows = [[brief(name), *(_share(part["labels"][name], part["objects"]) for part in splits.values())] for name in names]
     if len(names) <= FEW:
         return rows
     order = sorted(range(len(names)), key=lambda place: -first[names[place]])
@@ -168,4 +167,4 @@ def _number(value: Any) -> str:
 def _shown(value: Any) -> str:
     # Settings that are lists are ranges, written as the command line takes them.
     text = "-".join(map(str, value)) if isinstance(value, list) else "-" if value is None else str(value)
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    return brief(text, LONGEST)

@@ -120,8 +120,9 @@ def svhn_multiset(
 
     def make(target: Path, reporter: console.Reporter) -> dict[str, Any]:
         from hsal_cli.scenes.street.svhn import make_svhn
+        from hsal_cli.vision.images import read_image
 
-        return {"skipped": make_svhn(settings, target, reporter)}
+        return {"skipped": make_svhn(settings, target, read_image, reporter)}
 
     _make("svhn-multiset", settings, make, f"read SVHN from {settings.svhn_dir}", out, preview, overwrite, dry_run, json)
 
@@ -238,10 +239,13 @@ def _tell(skipped: list[dict[str, str]], remarks: list[str], say: Callable[[str]
 
 
 def _check_preview(preview: Path, overwrite: bool) -> None:
+    from hsal_cli.storage.files import refuse_foreign
+
     if preview.suffix.lower() != ".png":
         raise UsageError(f"preview = {preview} is not a PNG file", "give --preview a name that ends in .png")
     if preview.is_dir() or (preview.exists() and not overwrite):
         raise UsageError(f"{preview} exists", "add --overwrite to replace it, or name another file with --preview")
+    refuse_foreign(preview)
 
 
 def _draw_preview(scenes: SceneFile, preview: Path) -> None:

@@ -11,6 +11,7 @@ from hsal_cli import console
 from hsal_cli.commands.options import Device, Json
 from hsal_cli.commands.policies import LookRunOption, PretrainedOption, looks
 from hsal_cli.errors import HsalError
+from hsal_cli.words import brief
 
 MaxSteps = Annotated[
     Optional[int],
@@ -49,4 +50,4 @@ def predict(
 
 def words(labels: list[str]) -> str:
     """A multiset on one line; a dash for the empty one."""
-    return (", " if any(" " in label for label in labels) else " ").join(labels) or "-"
+    return (", " if any(" " in label for label in labels) else " ").join(map(brief, labels)) or "-"

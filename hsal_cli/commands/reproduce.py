@@ -83,7 +83,9 @@ def reproduce(
 def _run(grid: Grid, steps: list[Step], command: str, device: torch.device) -> dict[str, Any]:
     from hsal_cli.experiments.grid_report import write_report
     from hsal_cli.experiments.grid_run import provenance, run_grid
+    from hsal_cli.storage.files import refuse_foreign_results
 
+    refuse_foreign_results(grid.out / "report" / "summary.json", "table", grid.out / "report" / "summary.md")
     reporter = console.TerminalReporter()
     done = sum(step.state == "done" for step in steps)
     reporter.say(f"{len(steps)} steps, {done} of them done before")

@@ -104,13 +104,12 @@ def _backbone(path: Path | None, wanted: bool, needed: bool, device: Any) -> Loa
 def _draw(path: Path, models: Sequence[SaliencyModel], backbone: LoadedBackbone | None, target: Path) -> dict[str, Any]:
     from hsal_cli.features.saliency.models import maps_of_image
     from hsal_cli.pictures.saliency_maps import SaliencyView, draw_saliency
-    from hsal_cli.pictures.writing import refuse_foreign, write_picture
+    from hsal_cli.pictures.writing import write_picture
     from hsal_cli.vision.images import from_pil, read_image
 
     image = from_pil(read_image(path))
     maps = maps_of_image(image, str(path), models, backbone)
     views = [SaliencyView(WORDS[saliency_kind(name)], found) for name, found in maps.items()]
-    refuse_foreign(target)
     write_picture(draw_saliency(str(path), image[0].numpy(), views), target)
     return {
         "image": str(path),

@@ -49,6 +49,7 @@ def sweep(
     """Test a policy on scenes unlike its own: more, smaller, fainter or touching digits, clutter; and vary its glimpses."""
     from hsal_cli.experiments.sweep import conditions, recipe_of, shifts
     from hsal_cli.experiments.sweep_report import TITLES, table, write_report
+    from hsal_cli.storage.files import refuse_foreign_results
     from hsal_cli.vision.devices import choose_device
 
     reporter = console.TerminalReporter()
@@ -63,6 +64,7 @@ def sweep(
             todo = [f"{condition.part}: {condition.value}" for condition in conditions(recipe, settings.part_names, reporter)]
             console.print_json({"out": str(out), "conditions": todo, "settings": as_dict(settings)})
             return
+        refuse_foreign_results(out / "sweep.json", "parts", out / "sweep.md", out / "sweep.png")
         found = shifts(loaded, _backbone(backbone, loaded, chosen), recipe, settings, out, chosen, reporter)
         found |= _trained(place, loaded, backbone, recipe, scenes, settings, out, chosen, reporter)
     typed: dict[str, Any] = {"run": place, "data": data, "scenes": scenes, "backbone": backbone, "out": out, "parts": settings.parts}

@@ -155,7 +155,8 @@ def _draw(looks_: Sequence[Look], truths: Sequence[list[str] | None], target: Pa
     from hsal_cli.pictures.film import film
     from hsal_cli.pictures.replay import replay_page
     from hsal_cli.pictures.trajectory import trajectories
-    from hsal_cli.pictures.writing import refuse_foreign, write_bytes, write_picture
+    from hsal_cli.pictures.writing import write_bytes, write_picture
+    from hsal_cli.storage.files import refuse_foreign
 
     places = {kind: target.with_suffix(kind) for kind in kinds}
     for place in places.values():

@@ -29,7 +29,7 @@ from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes, write_scenes
 from hsal_cli.scenes.settings import DATASETS, SceneSettings
 from hsal_cli.settings import as_dict, build
-from hsal_cli.storage.files import digest_of, read_json, write_json
+from hsal_cli.storage.files import digest_of, read_json, refuse_link, write_json
 from hsal_cli.storage.hdf5 import format_of
 from hsal_cli.training.settings import SweepSettings
 from hsal_cli.vision.backbone import LoadedBackbone
@@ -207,6 +207,7 @@ def _evaluate(
     device: torch.device,
     reporter: Reporter,
 ) -> dict[str, Any]:
+    refuse_link(cache)
     scenes, features = cache / f"{key}.h5", cache / f"{key}.features.h5"
     if not scenes.is_file():
         make_dataset(dataset, condition.scenes, scenes, None, reporter)

@@ -20,7 +20,7 @@ from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.settings import as_dict, build
-from hsal_cli.storage.files import write_json
+from hsal_cli.storage.files import refuse_link, write_json
 from hsal_cli.training.settings import SweepSettings, TrainSettings, stored_train
 from hsal_cli.training.train import resume, train
 from hsal_cli.vision.backbone import LoadedBackbone
@@ -153,6 +153,7 @@ def saliency_models(bench: Bench, scenes: Path) -> list[dict[str, Any]]:
 
 
 def _with_saliency(bench: Bench, scenes: Path, name: str) -> Path:
+    refuse_link(bench.out / "cache")
     out = features_path(bench.out / "cache" / "scenes.h5", name)
     settings = PrecomputeSettings(saliency=name)
     return precompute(scenes, bench.backbone.path, out, settings, bench.device, bench.reporter, volumes_from=bench.features)

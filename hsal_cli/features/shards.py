@@ -13,10 +13,10 @@ import torch
 from hsal_cli import distributed
 from hsal_cli.errors import FileError
 from hsal_cli.features.table import FORMAT, MADE_BY
-from hsal_cli.features.writer import FeatureWriter, Origin, features_to_fill, partial_of
+from hsal_cli.features.writer import FeatureWriter, Origin, features_to_fill, may_be_ours, partial_of
 from hsal_cli.progress import Reporter
 from hsal_cli.scenes.scene_file import SceneFile, SceneSplit
-from hsal_cli.storage.files import digest_of
+from hsal_cli.storage.files import digest_of, refuse_link
 from hsal_cli.storage.hdf5 import attribute, open_hdf5, reading
 
 AGAIN = f"run again: {MADE_BY}"
@@ -117,7 +117,8 @@ def join(out: Path, origin: Origin, batch_size: int, reporter: Reporter) -> None
             if count != len(origin.scenes.split(name)):
                 raise FileError(f"the shards of {out} hold {count} of {len(origin.scenes.split(name))} images of {name}", AGAIN)
     for place in shards_of(out):
-        place.unlink()
+        if may_be_ours(place):
+            place.unlink()
 
 
 def held(out: Path) -> int:
@@ -133,11 +134,13 @@ def _is_whole(place: Path, digest: str) -> bool:
     """Whether a shard has been written to its end; one of other features, or damaged, is written anew."""
     if not place.exists():
         return False
+    refuse_link(place)
     try:
         with open_hdf5(place, FORMAT, MADE_BY) as file:
             if attribute(file, "digest") == digest:
                 return True
     except FileError:
-        pass
+        if not may_be_ours(place):
+            raise
     place.unlink()
     return False

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import queue
 import shutil
 import threading
@@ -27,13 +26,14 @@ from hsal_cli.errors import FileError, first_line
 from hsal_cli.features.table import FORMAT
 from hsal_cli.progress import Reporter
 from hsal_cli.scenes.scene_file import SceneFile
-from hsal_cli.storage.files import atomic_write, cannot_write, clear_after_the_dead, digest_of_array, sync
+from hsal_cli.storage.files import atomic_write, cannot_write, clear_after_the_dead, digest_of_array, refuse_link, regular, sync, take_place
 from hsal_cli.storage.hdf5 import attribute, opened, put_text, reading, seal, stamp
 from hsal_cli.storage.steady import SteadyFile
 
 BLOCK_BYTES = 1 << 20  # size of an HDF5 chunk of volumes, about
 CACHE_BYTES = 64 << 20  # chunks that a batch fills in part stay in memory until they are full
 SAVE_EVERY_S = 10.0  # a killed run loses at most this much work
+HDF5 = b"\x89HDF\r\n\x1a\n"  # how its files begin
 WAITING = 4  # batches that may wait to be written
 # The newest layout whose files can be read after their writer was killed; it has checksums of almost all of HDF5's own bookkeeping.
 LAYOUT = ("v108", "latest")
@@ -82,6 +82,9 @@ def features_to_fill(out: Path, origin: Origin, batch_size: int, reporter: Repor
     partial = partial_of(out)
     try:
         clear_after_the_dead(partial)
+        refuse_link(partial)
+        if partial.exists() and not may_be_ours(partial):
+            raise FileError(f"{partial} exists and was not made by hsal, so it is not replaced", "move it, or name another file with --out")
         if not (partial.exists() and _can_continue(partial, origin, reporter)):
             with SteadyFile(partial, "w", libver=LAYOUT) as file:
                 _lay_out(file, origin)
@@ -103,11 +106,19 @@ def features_to_fill(out: Path, origin: Origin, batch_size: int, reporter: Repor
                 file.flush()
                 file.attrs["open"] = False
         sync(partial)
-        os.replace(partial, out)
+        take_place(partial, out)
     except BlockingIOError as error:
         raise FileError(f"{partial} is being written by another process", "wait for it, or name another file with --out") from error
     except OSError as error:
         raise cannot_write(partial, error) from error
+
+
+def may_be_ours(partial: Path) -> bool:
+    """Whether a file begins as HDF5 does, or was begun and never written."""
+    if partial.is_symlink():
+        return False
+    with regular(partial).open("rb") as stream:
+        return stream.read(len(HDF5)) in (HDF5, b"", bytes(len(HDF5)))
 
 
 def _first_row(group: h5py.Group, batch_size: int) -> int:

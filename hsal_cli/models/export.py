@@ -15,7 +15,7 @@ from hsal_cli.models.shipped import BACKBONE, FORMAT, FORMAT_VERSION, exported_f
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.storage import checkpoints
-from hsal_cli.storage.files import digest_of_file, finish_replacing, replacing, write_json
+from hsal_cli.storage.files import digest_of_file, finish_replacing, refuse_link, regular, replacing, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,8 +122,6 @@ def _backbone_of(sources: list[Source], given: Path | None) -> Path:
 def _write(folder: Path, weights: dict[str, Tensor], meta: dict[str, Any], made_from: str) -> dict[str, Any]:
     """Writes a checkpoint in float16; returns the checksums of its files, and that of the weights it was made from."""
     checkpoints.write_checkpoint(folder, {name: to_half(tensor) for name, tensor in weights.items()}, None, meta)
-    for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors writes for its owner alone
     return {"sha256": {file.name: digest_of_file(file) for file in sorted(folder.iterdir())}, "made_from": made_from}
 
 
@@ -140,9 +138,9 @@ def _origin(run: runs.Run) -> dict[str, Any]:
     """The command, or commands, and the seed of a run."""
     settings = next((table for table in map(run.config.get, ("train", "finetune")) if table), {})
     try:
-        commands = (run.path / "command.txt").read_text(encoding="utf-8").splitlines()
+        commands = regular(run.path / "command.txt").read_text(encoding="utf-8").splitlines()
         command = " && ".join(map(tidy, commands)) or None
-    except OSError:
+    except (FileError, OSError):
         command = None
     return {"command": command, "seed": settings.get("seed")}
 
@@ -185,14 +183,13 @@ def _check_out(out: Path, overwrite: bool) -> None:
     finish_replacing(out, exported_files)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    try:
-        manifest = read_manifest(out)
-    except FileError:
-        raise UsageError(f"{out} exists and was not made by hsal export, so it is not replaced", "name another folder with --out") from None
-    known = {BACKBONE, "manifest.json", *manifest["policies"]}
-    strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
+    refuse_link(out)
+    ours = exported_files(out)
+    if not ours:
+        raise UsageError(f"{out} exists and was not made by hsal export, so it is not replaced", "name another folder with --out")
+    strange = [place for place in sorted(out.rglob("*")) if place.is_symlink() or (not place.is_dir() and place not in ours)]
     if strange:
-        raise UsageError(f"{out / strange[0]} was not made by hsal export, so {out} is not replaced", "move it, or name another --out")
+        raise UsageError(f"{strange[0]} was not made by hsal export, so {out} is not replaced", "move it, or name another --out")
     if not overwrite:
         raise UsageError(f"{out} holds exported policies already", "replace them all with --overwrite, or name another folder with --out")
 

@@ -13,6 +13,7 @@ from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.settings import stored_policy
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
+from hsal_cli.storage.files import regular
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +142,7 @@ def backbone_folder(digest: str, recorded: Path | None = None, root: Path = Path
 def _weights_digest(folder: Path) -> str | None:
     """The weights' digest that a backbone checkpoint's manifest names; None where there is no such checkpoint."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads(regular(folder / "manifest.json").read_text(encoding="utf-8"))
         return manifest["sha256"]["weights.safetensors"] if manifest["meta"]["kind"] == "backbone" else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -19,7 +19,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.storage.files import digest_of_file, finish_replacing
+from hsal_cli.storage.files import digest_of_file, finish_replacing, is_plain_name, named, regular
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         FileError: missing, not of this format, or of a newer version of it.
     """
     try:
-        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        found = json.loads(regular(folder / "manifest.json").read_text(encoding="utf-8"))
         if found["format"] != FORMAT:
             raise ValueError(f"its format is {found['format']}")
         if int(found["format_version"]) > FORMAT_VERSION:
@@ -81,7 +81,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 f"{folder} has format version {found['format_version']}; this hsal reads up to {FORMAT_VERSION}",
                 "pip install --upgrade hsal",
             )
-        for entry in (found[BACKBONE], *found["policies"].values()):
+        for name, entry in ((BACKBONE, found[BACKBONE]), *found["policies"].items()):
+            odd = next((part for part in (name, *entry["sha256"]) if not is_plain_name(part)), None)
+            if odd is not None:
+                raise ValueError(f"it names {str(odd)[:80]!r}, which is not a plain name")
             dict(entry["sha256"])
         return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -153,7 +156,7 @@ def load_shipped(name: str, device: torch.device | str = "cpu", counts: bool = F
     manifest = read_manifest(folder)
     stated = manifest["policies"][full]
     for part, entry in ((full, stated), (BACKBONE, manifest[BACKBONE])):
-        _check_files(folder / part, entry["sha256"])
+        _check_files(named(folder, part, a_folder=True), entry["sha256"])
     policy = (load_model if counts else load_policy)(folder / full, device=device)
     backbone = load_backbone(folder / BACKBONE, device=device)
     if policy.meta.get("backbone_digest") != backbone.digest:
@@ -165,7 +168,7 @@ def _check_files(folder: Path, sums: dict[str, str]) -> None:
     """Refuses a checkpoint folder whose files are not those of the manifest above it."""
     for name, expected in sums.items():
         try:
-            found = digest_of_file(folder / name)
+            found = digest_of_file(named(folder, name))
         except OSError as error:
             raise FileError(f"{folder / name} cannot be read: {error.strerror}", AGAIN) from error
         if found != expected:

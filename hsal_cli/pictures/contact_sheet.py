@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from hsal_cli.pictures.palette import INK, PAPER
 from hsal_cli.pictures.palette import ORANGE as BOX
 from hsal_cli.pictures.palette import font as font_of
+from hsal_cli.words import brief
 
 TILE = 200  # side that an image is enlarged or reduced to, px, about
 GAP = 12
@@ -57,7 +58,7 @@ def contact_sheet(images: np.ndarray, labels: np.ndarray, boxes: np.ndarray | No
 
 def _caption(labels: np.ndarray, classes: list[str], font: ImageFont.FreeTypeFont, room: int) -> str:
     """The label multiset in the order of the classes, shortened to the room there is."""
-    names = [classes[label] for label in sorted(labels[labels >= 0].tolist())]
+    names = [brief(classes[label]) for label in sorted(labels[labels >= 0].tolist())]
     text, shown = ", ".join(names) or "{}", len(names)
     while font.getlength(text) > room and shown > 0:
         shown -= 1

@@ -28,6 +28,7 @@ from hsal_cli.pictures.marks import (
 from hsal_cli.pictures.palette import FAINT, GREEN, INK, ORANGE, PAPER, RED, Colour, font
 from hsal_cli.pictures.trajectory import HEADING, hits, titles
 from hsal_cli.pictures.writing import gif
+from hsal_cli.words import brief
 
 if TYPE_CHECKING:
     from hsal_cli.models.look import Look, LookStep
@@ -133,10 +134,10 @@ def frames(look: Look, truth: Sequence[str] | None, side: int = SIDES[0]) -> Ite
     photo = Image.fromarray(look.image).resize(frame.photo, Image.Resampling.LANCZOS)
     right = hits(look.labels, truth) if truth is not None else [None] * len(look.steps)
     title, subtitle = titles(look, truth)
-    name = Path(look.name).name
+    name = brief(Path(look.name).name)
     needed = max(math.ceil(font(size).getlength(text)) for text, size in ((title, 20), (subtitle, 14)))
     width = max(frame.size[0], LEAST, 2 * MARGIN + min(needed, HEADING))
-    named = list(zip(look.labels, right, strict=True))
+    named = list(zip(map(brief, look.labels), right, strict=True))
 
     def page(head: tuple[str, str], shown: Image.Image, step: LookStep | None, labels: Sequence[tuple[str, bool | None]]) -> Image.Image:
         picture = Image.new("RGB", (width, frame.size[1]), PAPER)
@@ -158,7 +159,7 @@ def frames(look: Look, truth: Sequence[str] | None, side: int = SIDES[0]) -> Ite
             _draw_glimpses(picture, frame, step, taken, photo)
             yield picture, GLIMPSE if taken else MASK
         verdict = {None: "", True: ", a hit", False: ", a miss"}[right[place]]
-        picture = page((f"step {place + 1}: names {step.label}{verdict}", name), outline, step, named[: place + 1])
+        picture = page((f"step {place + 1}: names {brief(step.label)}{verdict}", name), outline, step, named[: place + 1])
         _draw_glimpses(picture, frame, step, None, photo)
         _draw_bars(picture, frame, step)
         yield picture, NAME
@@ -210,7 +211,7 @@ def _draw_all(picture: Image.Image, frame: Frame, look: Look, photo: Image.Image
     for cell, names in labels.items():
         x0, y0, x1, y1 = cell_box(frame.image, cell, look.steps[0].mask.shape)
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=ORANGE, width=2)
-        text = shortened(", ".join(names), SMALL, max(NAMES, 2 * (x1 - x0)))
+        text = shortened(", ".join(map(brief, names)), SMALL, max(NAMES, 2 * (x1 - x0)))
         draw_plate(draw, frame.image, (x0, y0, x1, y1), text, photo)
 
 

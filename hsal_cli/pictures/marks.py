@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from hsal_cli.pictures.palette import FAINT, INK, ORANGE, PALE, PAPER, SKY, font, heat
+from hsal_cli.words import CELL, brief
 
 if TYPE_CHECKING:
     from hsal_cli.models.look import LookStep
@@ -126,7 +127,7 @@ def draw_classes(draw: ImageDraw.ImageDraw, box: Box, classes: Sequence[tuple[st
     small = font(SMALL)
     figures = round(small.getlength("0.00"))
     # The room for all names, not those shown alone, so that the bars of all steps begin at one place.
-    names = min(max((round(small.getlength(name)) for name, _ in classes), default=0), (x1 - x0) // 2)
+    names = min(max((round(small.getlength(brief(name))) for name, _ in classes), default=0), (x1 - x0) // 2)
     left, right = x0 + names + 6, x1 - figures - 6
     for place, (name, probability) in enumerate(shown):
         y = y0 + place * BAR
@@ -144,6 +145,7 @@ def fitted(text: str, size: int, room: float) -> tuple[str, int]:
     Returns:
         (text, size in px).
     """
+    text = brief(text, CELL)
     while size > SMALL and font(size).getlength(text) > room:
         size -= 1
     return shortened(text, size, room), size
@@ -151,6 +153,7 @@ def fitted(text: str, size: int, room: float) -> tuple[str, int]:
 
 def shortened(text: str, size: int, room: float) -> str:
     """A word that fits into so many px, its end cut where it must be."""
+    text = brief(text, CELL)
     while font(size).getlength(text) > room and len(text) > 1:
         text = text.rstrip("…")[:-1] + "…"
     return text

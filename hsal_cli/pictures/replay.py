@@ -17,6 +17,7 @@ from PIL import Image
 from hsal_cli.pictures.palette import SCALE
 from hsal_cli.pictures.trajectory import hits, remaining, titles
 from hsal_cli.pictures.writing import MARK
+from hsal_cli.words import brief
 
 if TYPE_CHECKING:
     from hsal_cli.models.look import Look
@@ -51,11 +52,11 @@ def _document(look: Look, truth: Sequence[str] | None) -> dict[str, Any]:
     left = remaining(look.labels, truth) if truth is not None else [[]] * (len(look.steps) + 1)
     steps = [
         {
-            "label": step.label,
+            "label": brief(step.label),
             "stop": place == len(look.steps),
             "probability": round(step.probability, DIGITS),
             "hit": right[place] if place < len(right) else None,
-            "remaining": sorted(left[place]),
+            "remaining": list(map(brief, sorted(left[place]))),
             "glimpses": [list(map(int, cell)) for cell in step.glimpses],
             "classes": [round(probability, DIGITS) for _, probability in step.classes],
             **{name: getattr(step, name).round(DIGITS).tolist() for name in ("saliency", "mask", "priority", "gaussians")},
@@ -63,14 +64,14 @@ def _document(look: Look, truth: Sequence[str] | None) -> dict[str, Any]:
         for place, step in enumerate(meta_steps)
     ]
     return {
-        "name": Path(look.name).name,
+        "name": brief(Path(look.name).name),
         "title": title,
         "subtitle": subtitle,
         "known": truth is not None,
         "image": data_uri(look.image),
         "size": [look.image.shape[1], look.image.shape[0]],
         "grid": list(meta_steps[0].mask.shape) if meta_steps else [1, 1],
-        "classes": [name for name, _ in meta_steps[0].classes] if meta_steps else [],
+        "classes": [brief(name) for name, _ in meta_steps[0].classes] if meta_steps else [],
         "steps": steps,
     }
 

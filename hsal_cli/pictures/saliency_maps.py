@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageOps
 from hsal_cli.pictures.marks import Box, cell_box
 from hsal_cli.pictures.palette import FAINT, INK, ORANGE, PAPER, font, heat
 from hsal_cli.pictures.trajectory import GAP, LONGEST, MARGIN, WIDEST, side_by_side
+from hsal_cli.words import brief
 
 SIDE = 232  # side of a square panel, px; others have its area
 TITLE, HEAD, LEGEND = 34, 24, 34  # heights of the lines of text, px
@@ -68,7 +69,7 @@ def draw_saliency(name: str, image: np.ndarray, views: Sequence[SaliencyView]) -
     """
     boxes = panel_boxes(image, len(views) + 1)
     legend = _legend()
-    title = Path(name).name
+    title = brief(Path(name).name)
     widest = max(legend.width, font(20).getlength(title))
     size = (max(max(box[2] for box in boxes), MARGIN + math.ceil(widest)) + MARGIN, boxes[-1][3] + GAP + LEGEND + MARGIN)
     picture = Image.new("RGB", size, PAPER)

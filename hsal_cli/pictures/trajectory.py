@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 
 from hsal_cli.pictures.marks import BAR, Box, draw_centres, draw_classes, draw_glimpses, draw_map, fitted, outlined, shortened, to_maximum
 from hsal_cli.pictures.palette import FAINT, GREEN, INK, ORANGE, PAPER, RED, SKY, Colour, font, heat
+from hsal_cli.words import brief
 
 if TYPE_CHECKING:
     from hsal_cli.models.look import Look, LookStep
@@ -214,7 +215,7 @@ def titles(look: Look, truth: Sequence[str] | None) -> tuple[str, str]:
 
 
 def _multiset(labels: Iterable[str]) -> str:
-    return "{" + ", ".join(sorted(labels)) + "}"
+    return "{" + ", ".join(map(brief, sorted(labels))) + "}"
 
 
 def _row_label(draw: ImageDraw.ImageDraw, middle: int, first: str, second: str, symbol: str) -> None:

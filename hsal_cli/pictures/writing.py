@@ -11,9 +11,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hsal_cli import __version__
-from hsal_cli.errors import FileError
 from hsal_cli.pictures.palette import FAINT, GREEN, INK, ORANGE, PALE, PAPER, RED, SKY, heat
-from hsal_cli.storage.files import atomic_write
+from hsal_cli.storage.files import atomic_write, refuse_foreign
 
 BYTES = 300_000  # pictures above this size are reduced to 256 colours
 FIXED, HEATS = (PAPER, INK, FAINT, PALE, ORANGE, SKY, GREEN, RED), 48  # colours that an animation keeps exactly, and those of maps
@@ -36,11 +35,12 @@ def encoded(picture: Image.Image) -> bytes:
 
 
 def write_bytes(content: bytes, target: Path) -> None:
-    """Writes a file whole or not at all.
+    """Writes a picture, an animation or a page whole or not at all; one is replaced where hsal made it.
 
     Raises:
-        FileError: the place cannot be written.
+        FileError: the place cannot be written, or holds somebody else's file.
     """
+    refuse_foreign(target)
     with atomic_write(target) as temporary:
         temporary.write_bytes(content)
 
@@ -63,29 +63,6 @@ def gif(frames: Sequence[Image.Image], durations: Sequence[int]) -> bytes:
     stream = io.BytesIO()
     reduced[0].save(stream, "GIF", save_all=True, append_images=reduced[1:], duration=list(durations), loop=0, comment=MARK.encode())
     return stream.getvalue()
-
-
-def refuse_foreign(target: Path) -> None:
-    """Keeps hsal from replacing what it did not make.
-
-    Raises:
-        FileError: there is a file that is not one of ours.
-    """
-    if target.exists() and not is_ours(target):
-        raise FileError(f"{target} exists and was not made by hsal, so it is not replaced", "name another place with --out")
-
-
-def is_ours(target: Path) -> bool:
-    """Whether a file is a picture, an animation or a page that hsal made, and so may be replaced."""
-    try:
-        if target.suffix == ".html":
-            with target.open("rb") as stream:
-                return b'<meta name="generator" content="hsal ' in stream.read(1000)
-        with Image.open(target) as picture:
-            said = picture.info.get("Software", picture.info.get("comment", b""))
-            return (said.decode(errors="replace") if isinstance(said, bytes) else str(said)).startswith("hsal ")
-    except (OSError, ValueError, SyntaxError):
-        return False
 
 
 def _reduced(frame: Image.Image, palette: Image.Image, fixed: Sequence[tuple[int, int, int]]) -> Image.Image:

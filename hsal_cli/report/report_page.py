@@ -10,7 +10,18 @@ from typing import Any
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.storage.files import json_bytes, own_pictures, read_json, write_json, write_together
+from hsal_cli.storage.files import (
+    is_plain_name,
+    json_bytes,
+    own_pictures,
+    read_json,
+    refuse_foreign,
+    refuse_link,
+    remove_marked,
+    write_json,
+    write_together,
+)
+from hsal_cli.words import CELL, PARAGRAPH, brief
 
 FORMAT = "hsal-report"
 PAGE, DOCUMENT = "report.html", "report.json"
@@ -94,7 +105,9 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         UsageError: it is a file, or a folder with files that are not a report of ours.
+        FileError: it is a link.
     """
+    refuse_link(folder)
     if folder.exists() and (not folder.is_dir() or not (_old_files(folder) or all(map(_is_rest, folder.iterdir())))):
         raise UsageError(f"{folder} exists and is not a report of hsal", "name another folder with --out")
 
@@ -113,16 +126,17 @@ def write_report(page: Page, document: dict[str, Any], folder: Path) -> Path:
         The page's file.
 
     Raises:
-        FileError: the place cannot be written.
+        FileError: the place cannot be written, or a file of somebody else's has a name that the report needs.
     """
     pictures = {f"{figure.name}.png": figure.png for section in page.sections for figure in section.figures}
+    for name in (PAGE, *pictures):
+        refuse_foreign(folder / name)
     stale = [name for name in _old_files(folder) if name not in (PAGE, *pictures)]
     described = {"format": FORMAT, "hsal_version": __version__, **document, "files": [PAGE, *pictures]}
     contents = pictures | {DOCUMENT: json_bytes(described | {"files": [PAGE, *pictures, *stale]}), PAGE: render(page).encode()}
     write_together({folder / name: content for name, content in contents.items()})
     if stale:  # they are listed until they are gone
-        for name in stale:
-            (folder / name).unlink(missing_ok=True)
+        remove_marked(folder, stale)
         write_json(folder / DOCUMENT, described)
     return folder / PAGE
 
@@ -139,12 +153,14 @@ def _old_files(folder: Path) -> list[str]:
     except FileError:
         return []
     ours = isinstance(found, dict) and found.get("format") == FORMAT
-    return [name for name in found.get("files", []) if isinstance(name, str) and Path(name).name == name] if ours else []
+    names = found.get("files") if ours else None
+    return list(filter(is_plain_name, names)) if isinstance(names, list) else []
 
 
 def render(page: Page) -> str:
     """The page as HTML (report.html.jinja): pictures are embedded, nothing is loaded from elsewhere, all words are escaped."""
     import jinja2
+    from markupsafe import Markup
 
     rooms = jinja2.Environment(
         loader=jinja2.PackageLoader("hsal_cli", "report"),
@@ -152,8 +168,10 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda words: words if isinstance(words, Markup) else brief(words, PARAGRAPH),
     )
-    rooms.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
+    rooms.filters["cell"] = lambda words: brief(words, CELL)
+    rooms.filters["base64"] = lambda data: Markup(base64.b64encode(data).decode("ascii"))
     return rooms.get_template("report.html.jinja").render(page=page, version=__version__, spark=spark)
 
 

@@ -39,6 +39,8 @@ from hsal_cli.storage.files import (
     own_pictures,
     read_json,
     read_sealed,
+    refuse_link,
+    regular,
     replacing,
     write_json,
     write_sealed,
@@ -104,7 +106,7 @@ class Run:
             FileError: an earlier line cannot be read.
         """
         try:
-            lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = regular(self.path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return []
         rows = []
@@ -129,7 +131,9 @@ class Run:
         table.writeheader()
         table.writerows(rows)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
-        write_together({self.path / "results.csv": text.getvalue().encode(), self.path / "metrics.jsonl": lines.encode()})
+        write_together(
+            {self.path / "results.csv": text.getvalue().encode(errors="backslashreplace"), self.path / "metrics.jsonl": lines.encode()}
+        )
 
     def evaluation(self, which: str = "best") -> dict[str, Any]:
         """The scores of the run's best, or last, checkpoint on its own test split.
@@ -195,7 +199,7 @@ def create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool = Fal
 
     Raises:
         UsageError: the place is taken by something else, or by a run and `overwrite` is not set.
-        FileError: it cannot be written.
+        FileError: it cannot be written, or it is a link, or what would be removed of it lies behind one.
     """
     return distributed.broadcast(lambda: _create(path, kind, config, overwrite))
 
@@ -207,6 +211,8 @@ def _create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool) -> 
         raise UsageError(f"{path} exists and is not a run of hsal", "name another place with --out")
     if taken and not overwrite:
         raise UsageError(f"{path} holds a run already", f"go on with --resume {path}, replace it with --overwrite, or name another --out")
+    for place in (path, path / "checkpoints", path / "plots") if taken else ():
+        refuse_link(place)
     if path.is_dir() and not taken:  # it may be where a disk is mounted, or a link, and stays
         _fill(path, kind, config)
         return Run(path)
@@ -252,8 +258,9 @@ def _recover(path: Path) -> None:
 
 
 def _is_run(path: Path) -> bool:
+    status = path / "status.json"
     try:
-        return Run(path).status.get("format") == FORMAT
+        return not status.is_symlink() and Run(path).status.get("format") == FORMAT
     except FileError:
         return False
 

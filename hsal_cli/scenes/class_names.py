@@ -6,6 +6,7 @@ import string
 from pathlib import Path
 
 from hsal_cli.errors import FileError, UsageError
+from hsal_cli.storage.files import regular
 
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
@@ -56,7 +57,7 @@ def known_names(folder: Path | None, numbers: list[int]) -> list[str]:
 def _mapping(path: Path) -> dict[int, str]:
     """Reads EMNIST's mapping: a line a class, its number and the character codes that it stands for."""
     try:
-        lines = [[int(word) for word in line.split()] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [[int(word) for word in line.split()] for line in regular(path).read_text(encoding="utf-8").splitlines() if line.strip()]
         return {number: chr(codes[0]) for number, *codes in lines}
     except (OSError, ValueError, IndexError, OverflowError) as error:
         raise FileError(f"cannot read the class names in {path}: {error}", "mend or remove that file") from error

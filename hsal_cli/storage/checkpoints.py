@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError
-from hsal_cli.storage.files import digest_of_file, finish_replacing, read_sealed, replacing, write_sealed
+from hsal_cli.storage.files import digest_of_file, finish_replacing, is_temporary, named, read_sealed, refuse_link, replacing, write_sealed
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     import torch
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load as tensors_of
 
     hint = "train again, or name another checkpoint"
     try:
@@ -87,10 +87,16 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     try:
         sums, meta = dict(manifest["sha256"]), dict(manifest["meta"])
         for name, expected in sums.items():
-            if digest_of_file(folder / name) != expected:
+            if digest_of_file(named(folder, name)) != expected:
                 raise FileError(f"checkpoint {folder} is damaged: {name} does not have the checksum its manifest gives", hint)
-        weights = {name: _in_full(tensor) for name, tensor in load_file(folder / WEIGHTS).items()}
-        state = torch.load(folder / STATE, weights_only=True) if STATE in sums else None
+        if WEIGHTS not in sums:
+            raise KeyError(WEIGHTS)
+        # Read by Python: safetensors and torch open no path whose bytes are not UTF-8.
+        weights = {name: _in_full(tensor) for name, tensor in tensors_of((folder / WEIGHTS).read_bytes()).items()}
+        state = None
+        if STATE in sums:
+            with (folder / STATE).open("rb") as stream:
+                state = torch.load(stream, weights_only=True)
         return Checkpoint(folder, weights, state, meta, sums[WEIGHTS])
     except pickle.PickleError as error:
         # torch's own message advises to load it all the same.
@@ -112,6 +118,8 @@ def save(root: Path, name: str, weights: dict[str, torch.Tensor], state: dict[st
         name: the new checkpoint's name; names sort in the order of training.
         best: whether it is the best so far.
     """
+    refuse_link(root)
+    refuse_link(root / name)
     write_checkpoint(root / name, weights, state, meta)  # a run that is resumed from an older one has this one already
     index = write_index(root, last=name, best=name if best else index_of(root).get("best"))
     for old in names(root)[:-KEEP]:
@@ -139,8 +147,9 @@ def all_files(root: Path) -> list[Path]:
 
 def clear_temporary(root: Path) -> None:
     """Removes what a writer that was killed left half done; only for the one process that writes there."""
-    for place in root.glob(".*.tmp"):
-        _remove(place) if place.is_dir() else place.unlink()
+    refuse_link(root)
+    for place in filter(is_temporary, root.glob(".*.tmp")):
+        _remove(place) if place.is_dir() and not place.is_symlink() else place.unlink()
     for place in [*root.glob(".*.new"), *root.glob(".*.old")]:
         if place.is_dir() and (files_of(place) or not any(place.iterdir())):
             finish_replacing(root / place.stem[1:], files_of)
@@ -155,7 +164,7 @@ def _remove(folder: Path) -> None:
     """Removes a checkpoint, but no file that is not of one."""
     for name in (MANIFEST, WEIGHTS, STATE):  # without its manifest it is none any more
         (folder / name).unlink(missing_ok=True)
-    for place in folder.glob(".*.tmp"):
+    for place in filter(is_temporary, folder.glob(".*.tmp")):
         place.unlink()
     try:
         folder.rmdir()
@@ -224,11 +233,11 @@ def load_from(path: Path, which: str, hint: str) -> Checkpoint:
 
 
 def names(root: Path) -> list[str]:
-    """The checkpoints of a run, those damaged included; a folder that holds nothing of a checkpoint is somebody else's."""
+    """The checkpoints of a run, those damaged included; a link, or a folder that holds nothing of a checkpoint, is somebody else's."""
     if not root.is_dir():
         return []
     ours = (MANIFEST, WEIGHTS, STATE)
-    folders = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    folders = [entry for entry in root.iterdir() if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith(".")]
     return sorted(folder.name for folder in folders if any((folder / name).exists() for name in ours))
 
 

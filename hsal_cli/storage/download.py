@@ -11,19 +11,32 @@ from pathlib import Path
 
 from hsal_cli.errors import FileError
 from hsal_cli.progress import Reporter
+from hsal_cli.storage.files import refuse_link, regular
 
 BLOCK = 1 << 20
 TIMEOUT_S = 30.0
 GZIP = b"\x1f\x8b"  # how gzipped bytes begin
+MOST_BYTES = 1 << 35  # of an archive of which no size is known, and of what one holds
 
 
-def gunzipped(data: bytes) -> bytes:
-    """Bytes as they are, or unpacked where they are gzipped: a name tells neither, for browsers unpack and keep the name.
+def gunzipped(path: Path, most: int) -> bytes:
+    """A file's bytes as they are, or unpacked where they are gzipped: a name tells neither, for browsers unpack and keep the name.
+
+    Args:
+        path: the file.
+        most: bytes that it may hold, unpacked.
 
     Raises:
-        OSError, EOFError, zlib.error: gzipped, and damaged.
+        OSError, EOFError, zlib.error: missing, too long, or gzipped and damaged.
+        FileError: a pipe or a device.
     """
-    return gzip.decompress(data) if data[:2] == GZIP else data
+    with regular(path).open("rb") as plain:
+        packed = plain.read(2) == GZIP
+    with gzip.open(path, "rb") if packed else path.open("rb") as stream:
+        data = stream.read(most + 1)
+    if len(data) > most:
+        raise OSError(f"it holds more than {most:,} bytes")
+    return data
 
 
 def fetch(url: str, target: Path, size: int | None, reporter: Reporter) -> None:
@@ -47,6 +60,7 @@ def fetch(url: str, target: Path, size: int | None, reporter: Reporter) -> None:
     hint = f"run the same command again to go on, or put {target.name} into {target.parent} yourself"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        refuse_link(part)
         _gather(url, part, size, reporter)
         if not _sound(part, reporter):
             part.unlink()
@@ -59,7 +73,7 @@ def fetch(url: str, target: Path, size: int | None, reporter: Reporter) -> None:
 
 
 def _gather(url: str, part: Path, size: int | None, reporter: Reporter) -> None:
-    have = part.stat().st_size if part.exists() else 0
+    have = regular(part).stat().st_size if part.exists() else 0
     if size is not None and have >= size:
         if have == size:
             return
@@ -81,6 +95,8 @@ def _gather(url: str, part: Path, size: int | None, reporter: Reporter) -> None:
             while block := answer.read(BLOCK):
                 file.write(block)
                 have += len(block)
+                if have > (total or MOST_BYTES):
+                    raise OSError(f"the server sends more than {total or MOST_BYTES:,} bytes")
                 advance(len(block))
                 reporter.check_stop("run the same command again to go on with the download")
     if total and have != total:
@@ -91,7 +107,11 @@ def _sound(path: Path, reporter: Reporter) -> bool:
     """Whether a gzipped file fits its own checksum."""
     try:
         with gzip.open(path, "rb") as stream:
-            while stream.read(BLOCK):
+            unpacked = 0
+            while block := stream.read(BLOCK):
+                unpacked += len(block)
+                if unpacked > MOST_BYTES:
+                    raise OSError(f"it unpacks to more than {MOST_BYTES:,} bytes")
                 reporter.check_stop("run the same command again")
     except (gzip.BadGzipFile, EOFError, zlib.error):
         return False

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and digests."""
+"""Reading regular files only, writing files whole or not at all, removing only what hsal made, and digests."""
 
 from __future__ import annotations
 
@@ -10,20 +10,188 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
-import tempfile
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hsal_cli.errors import FileError
+from hsal_cli.words import json_text
 
 if TYPE_CHECKING:
     import numpy as np
 
-PICTURE_MARK = b"Software\x00hsal "  # in every PNG that hsal writes
+# What each picture, page and animation that hsal writes says in its first bytes: a PNG's text, a page's generator, a GIF's comment.
+MARKS = {
+    ".png": re.compile(rb"Software\x00hsal "),
+    ".html": re.compile(rb'<meta name="generator" content="hsal '),
+    ".gif": re.compile(rb"\x21\xfe.hsal ", re.DOTALL),
+}
+MARKED_BYTES = 4096
+KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 SPARE_BYTES = 1 << 23  # what HDF5 may hold back, and some more
 LOCKING = "HDF5_USE_FILE_LOCKING"  # HDF5's own variable: FALSE where the file system has no locks
+
+
+def regular(path: Path, hint: str = "write what it holds to a file, and name that") -> Path:
+    """The path itself, unless reading it could hang or never end: `regular(path).read_text()`.
+
+    A missing file and a folder pass: what opens them says so itself.
+
+    Raises:
+        FileError: a named pipe, a device or a socket.
+    """
+    try:
+        kind = KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
+    except (OSError, ValueError):  # missing, or no name that a system can hold
+        return path
+    if kind is not None:
+        raise FileError(f"{path} is {kind}, not a regular file", hint)
+    return path
+
+
+def named(folder: Path, name: Any, a_folder: bool = False) -> Path:
+    """The file (or folder) in a folder that a document names: a plain name, of a regular file that lies there itself.
+
+    One that is missing passes: what opens it says so itself.
+
+    Raises:
+        FileError: no plain name (absolute, with `/` or `..`), or not a regular file (or folder) but a link, a pipe or a device.
+    """
+    hint = f"such names come with a folder from elsewhere: look at {folder} before you use it"
+    if not is_plain_name(name):
+        raise FileError(f"a document in {folder} names the file {str(name)[:80]!r}, which is not a plain name", hint)
+    path = folder / name
+    try:
+        kind = os.lstat(path).st_mode
+    except OSError:
+        return path
+    if not (stat.S_ISDIR(kind) if a_folder else stat.S_ISREG(kind)):
+        what = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFREG: "a file", **KINDS}.get(stat.S_IFMT(kind), "something else")
+        hint = f"if you trust it, use a copy that holds the files themselves: cp -rL {folder} COPY" if stat.S_ISLNK(kind) else hint
+        raise FileError(f"{path} is {what}, not a {'folder' if a_folder else 'regular file'}", hint)
+    return path
+
+
+def is_plain_name(name: Any) -> bool:
+    """Whether a value names an entry of a folder, and nothing outside of it, on any system."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\\0]|^[A-Za-z]:", name)
+
+
+def bears_mark(file: Path) -> bool:
+    """Whether a path is itself (not through a link) a picture, an animation or a page that hsal wrote, known by the mark in it."""
+    mark = MARKS.get(file.suffix.lower())
+    try:
+        if mark is None or not stat.S_ISREG(os.lstat(file).st_mode):
+            return False
+        with file.open("rb") as stream:
+            return mark.search(stream.read(MARKED_BYTES)) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def refuse_foreign(target: Path) -> None:
+    """Keeps hsal from replacing a picture, an animation or a page that it did not make.
+
+    Raises:
+        FileError: there is a file, or a link, that is not one of ours.
+    """
+    if os.path.lexists(target) and not bears_mark(target):
+        raise FileError(f"{target} exists and was not made by hsal, so it is not replaced", "name another place with --out")
+
+
+def refuse_foreign_results(document: Path, key: str, *beside: Path) -> None:
+    """Keeps hsal from replacing a JSON file, and texts beside it, that it did not write.
+
+    Args:
+        document: where the results go.
+        key: what every such document of hsal holds.
+        beside: what is replaced along with it.
+
+    Raises:
+        FileError: one of them is there, and `document` is not a file of hsal's.
+    """
+    there = next((path for path in (document, *beside) if os.path.lexists(path)), None)
+    if there is None:
+        return
+    try:
+        ours = not document.is_symlink() and key in read_json(document, "")
+    except (FileError, TypeError):
+        ours = False
+    if not ours:
+        raise FileError(f"{there} exists and was not made by hsal, so it is not replaced", "name another place with --out")
+
+
+def remove_marked(folder: Path, names: Sequence[str]) -> None:
+    """Removes those of the named files of a folder that bear hsal's mark; others, and those behind a link, stay.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    if folder.is_symlink():
+        return
+    for name in names:
+        if is_plain_name(name) and bears_mark(folder / name):
+            (folder / name).unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path, is_ours: Callable[[Path], bool]) -> None:
+    """Removes a folder with all that is in it, where there is one and hsal made it; links in it are removed, not followed.
+
+    Args:
+        folder: what to remove.
+        is_ours: tells by the folder's content whether hsal made it.
+
+    Raises:
+        FileError: it is a link or a file, or `is_ours` says no; nothing is removed.
+        OSError: it cannot be removed.
+    """
+    if not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir() or not is_ours(folder):
+        raise FileError(f"{folder} was not made by hsal, so it is not removed", "move it away, or name another place with --out")
+    shutil.rmtree(folder)
+
+
+def refuse_link(path: Path) -> None:
+    """Keeps hsal from removing or replacing what lies in another place than the one that was named.
+
+    Raises:
+        FileError: the file or folder is a link.
+    """
+    if path.is_symlink():
+        where = path.resolve()
+        raise FileError(
+            f"{path} is a link to {where}, and nothing is removed or replaced through a link",
+            f"remove the link, or name {where} itself",
+        )
+
+
+def take_place(new: Path, target: Path) -> None:
+    """Puts a file or folder where an older one may be, whose mode it takes, and whose owner where that is allowed.
+
+    Raises:
+        OSError: it cannot be put there.
+    """
+    take_mode(new, target)
+    os.replace(new, target)
+
+
+def take_mode(new: Path, old: Path) -> None:
+    """Gives a new file or folder the mode of the older one that it replaces, and its owner where that is allowed; no older one: its own."""
+    try:
+        before, now = os.lstat(old), os.lstat(new)
+    except OSError:
+        return
+    if stat.S_IFMT(before.st_mode) != stat.S_IFMT(now.st_mode):  # of a link the mode means nothing
+        return
+    if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid) and hasattr(os, "chown"):
+        with contextlib.suppress(OSError):
+            os.chown(new, before.st_uid, before.st_gid)
+    with contextlib.suppress(OSError):
+        os.chmod(new, stat.S_IMODE(before.st_mode))
 
 
 @contextlib.contextmanager
@@ -34,26 +202,22 @@ def atomic_write(target: Path, folder: bool = False) -> Iterator[Path]:
         target: the file (or, with `folder`, the folder that does not exist yet) to write.
         folder: make a folder instead of naming a file.
 
+    New files have the mode that the umask gives; one that replaces another has the mode of that one.
+
     Raises:
-        FileError: the place cannot be written, or the disk is full.
+        FileError: the place cannot be written, is a device or a pipe, or the disk is full.
     """
-    temporary, mine = None, f"{_beginning_of_temporary(target)}{os.getpid()}."
+    temporary = None
+    regular(target, "name a file to write")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         clear_after_the_dead(target)
-        if folder:
-            temporary = Path(tempfile.mkdtemp(prefix=mine, suffix=".tmp", dir=target.parent))
-            temporary.chmod(0o755)
-        else:
-            handle, name = tempfile.mkstemp(prefix=mine, suffix=".tmp", dir=target.parent)
-            os.close(handle)
-            temporary = Path(name)
-            temporary.chmod(0o644)
+        temporary = _fresh(target, folder)
         yield temporary
         # Some disks (quotas, networks) say only now that there was no room, and a power cut must not leave an empty file under the name.
         for file in filter(Path.is_file, temporary.iterdir()) if folder else (temporary,):
             sync(file)
-        os.replace(temporary, target)
+        take_place(temporary, target)
     except FileError as error:
         raise FileError(error.message.replace(str(temporary), str(target)), error.hint) from error
     except OSError as error:
@@ -61,6 +225,21 @@ def atomic_write(target: Path, folder: bool = False) -> Iterator[Path]:
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary) if folder else temporary.unlink()
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a path has the name of what `whole` writes to, of any process on any machine."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{8}-\d+\.\w+\.tmp", path.name) is not None
+
+
+def _fresh(target: Path, folder: bool) -> Path:
+    """Makes a temporary file or folder beside a target, with the mode that the umask gives to new ones."""
+    path = target.with_name(f"{_beginning_of_temporary(target)}{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    if folder:
+        os.mkdir(path)
+    else:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+    return path
 
 
 @functools.cache
@@ -87,7 +266,7 @@ def clear_after_the_dead(target: Path) -> None:
         try:
             os.kill(int(number), 0)
         except ProcessLookupError:
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         except (OSError, ValueError, OverflowError):  # somebody else's process, or somebody else's name
             continue
 
@@ -142,10 +321,11 @@ def only_writer(folder: Path) -> Iterator[None]:
         FileError: another process is in such a block, or the folder cannot be written.
     """
     place = folder / ".lock"
+    refuse_link(place)
     with contextlib.ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stream = held.enter_context(place.open("a"))
+            stream = held.enter_context(regular(place).open("a"))
         except OSError as error:
             raise cannot_write(folder, error) from error
         try:
@@ -182,8 +362,7 @@ def replacing(target: Path, ours: Ours) -> Iterator[Path]:
         with atomic_write(target, folder=True) as temporary:
             yield temporary
         return
-    if target.is_symlink():
-        raise FileError(f"{target} is a link, and nothing is replaced through one", f"name the folder itself: {target.resolve()}")
+    refuse_link(target)
     if not ours(target):
         raise FileError(f"{target} was not made by hsal, so it is not replaced", "name another place with --out")
     new, old = _aside(target)
@@ -193,6 +372,7 @@ def replacing(target: Path, ours: Ours) -> Iterator[Path]:
     with atomic_write(new, folder=True) as temporary:
         yield temporary
     try:
+        take_mode(new, target)
         os.replace(target, old)
         try:
             os.replace(new, target)
@@ -273,7 +453,7 @@ def own_pictures(folder: Path) -> list[Path]:
     """The PNG files of a folder that hsal wrote, known by their mark; of a folder that is not there, or is a link, none."""
     if folder.is_symlink():
         return []
-    return [picture for picture in folder.glob("*.png") if picture.is_file() and PICTURE_MARK in picture.read_bytes()[:4096]]
+    return [picture for picture in folder.glob("*.png") if bears_mark(picture)]
 
 
 def cannot_write(target: Path, error: OSError) -> FileError:
@@ -284,16 +464,14 @@ def cannot_write(target: Path, error: OSError) -> FileError:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
+    """Writes a text file in UTF-8, whole or not at all; what UTF-8 cannot hold (bytes of a path, say) stands as an escape."""
     with atomic_write(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def remove_pictures(folder: Path, keep: Sequence[str] = ()) -> None:
     """Removes the PNG files of a folder that hsal wrote, known by their mark, but those named; of a folder that is not there, none."""
-    for picture in own_pictures(folder):
-        if picture.name not in keep:
-            picture.unlink()
+    remove_marked(folder, [picture.name for picture in folder.glob("*.png") if picture.name not in keep])
 
 
 def write_json(target: Path, document: Any) -> None:
@@ -303,7 +481,7 @@ def write_json(target: Path, document: Any) -> None:
 
 def json_bytes(document: Any) -> bytes:
     """A document as hsal writes JSON files."""
-    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+    return json_text(document).encode(errors="backslashreplace")
 
 
 def write_sealed(target: Path, document: dict[str, Any]) -> dict[str, Any]:
@@ -345,7 +523,7 @@ def read_json(source: Path, made_by: str) -> Any:
         FileError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(source.read_text(encoding="utf-8"))
+        return json.loads(regular(source).read_text(encoding="utf-8"))
     except OSError as error:
         raise FileError(f"cannot read {source}: {error.strerror}", f"make it with: {made_by}") from error
     except (ValueError, RecursionError) as error:
@@ -359,7 +537,7 @@ def digest_of(document: Any) -> str:
 
 def digest_of_file(source: Path) -> str:
     """sha256 of a file's bytes, as hexadecimal."""
-    with source.open("rb") as stream:
+    with regular(source).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, HsalError, first_line, out_of_memory
-from hsal_cli.storage.files import LOCKING, digest_of
+from hsal_cli.storage.files import LOCKING, digest_of, regular
 
 if TYPE_CHECKING:
     import h5py
@@ -32,7 +32,7 @@ def put_text(holder: Any, name: str, text: str) -> None:
     import h5py
     import numpy as np
 
-    data = text.encode()
+    data = text.encode("utf-8", "backslashreplace")
     holder.attrs.create(name, np.bytes_(data), dtype=h5py.string_dtype("utf-8", max(1, len(data))))
 
 
@@ -95,10 +95,16 @@ def _plain(value: Any) -> Any:
 
 
 def format_of(source: Path) -> str | None:
-    """The `format` attribute of an HDF5 file; None where there is none, or no such file can be read."""
+    """The `format` attribute of an HDF5 file; None where there is none, or no such file can be read.
+
+    Raises:
+        FileError: it is no regular file, or reaches out of itself.
+    """
     try:
         with opened(source) as file:
             return attribute(file, "format")
+    except HsalError:
+        raise
     except Exception:  # on damaged files h5py raises almost anything
         return None
 
@@ -145,20 +151,90 @@ def check_filters(name: str, dataset: Any) -> None:
 
 
 def opened(source: Path) -> h5py.File:
-    """Opens an HDF5 file of any kind for reading, unless HDF5 would loop without end over its strings.
+    """Opens an HDF5 file of any kind for reading, unless it reaches out of itself, or HDF5 would loop without end over its strings.
 
     Raises:
         OSError: it is missing, not HDF5, being written, or damaged in that way.
+        FileError: it is no regular file, or takes data from other files (see `refuse_outside`).
     """
-    file = open_plain(source)
+    file = open_plain(regular(source))
     try:
+        refuse_outside(file, source)
         if not _has_variable_text(file) or _heaps_end(source):
             return file
         said = "a heap of strings has an object of no length"
+    except HsalError:
+        file.close()
+        raise
     except Exception as error:  # on damaged files h5py raises almost anything
         said = first_line(error)
     file.close()
     raise OSError(f"it is damaged: {said}")
+
+
+def refuse_outside(file: h5py.File, where: Path | str) -> None:
+    """Refuses an HDF5 file that takes data from other files, which whoever made it may have chosen: any file that its reader may read.
+
+    Args:
+        file: the open file; every link in it is looked at, and none is followed out of it.
+        where: what it is called in messages.
+
+    Raises:
+        FileError: it has an external link, or a dataset that is virtual or stored externally; names it.
+    """
+    import h5py
+
+    seen, waiting = set(), [("", file)]
+    while waiting:  # not recursive: groups may lie in each other as deep as their writer likes
+        path, group = waiting.pop()
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.SoftLink):  # what a soft link names is met on its own way
+                held = own(group, name, where)
+                if isinstance(held, h5py.Group) and (place := h5py.h5o.get_info(held.id).addr) not in seen:
+                    seen.add(place)
+                    waiting.append((f"{path}/{name}", held))
+
+
+def own(group: h5py.Group, name: str, where: Path | str) -> Any:
+    """What lies right in a group of an HDF5 file, itself in that file.
+
+    Raises:
+        FileError: it is a link, or its data is taken from other files.
+        KeyError: there is nothing of that name.
+    """
+    import h5py
+
+    try:
+        link = group.get(name, getlink=True)
+    except TypeError:  # of a kind that a program defined for itself
+        link = None
+    if link is not None and not isinstance(link, h5py.HardLink):
+        what = f"the file {link.filename}" if isinstance(link, h5py.ExternalLink) else "elsewhere"
+        raise _outside(where, f"{group.name.rstrip('/')}/{name} is a link to {what}")
+    return in_file(group[name], where)
+
+
+def in_file(held: Any, where: Path | str) -> Any:
+    """An object of an HDF5 file, refused where it is a dataset whose data lies in other files.
+
+    Raises:
+        FileError: it is virtual, or stored externally.
+    """
+    import h5py
+
+    if isinstance(held, h5py.Dataset):
+        plan = held.id.get_create_plist()
+        if plan.get_layout() == h5py.h5d.VIRTUAL:
+            raise _outside(where, f"{held.name} is a virtual dataset, made of others")
+        if plan.get_external_count():
+            raise _outside(where, f"{held.name} is stored in the file {os.fsdecode(plan.get_external(0)[0])}")
+    return held
+
+
+def _outside(where: Path | str, what: str) -> FileError:
+    return FileError(
+        f"{where} takes data from outside of itself: {what}", "if you trust it, make a file that holds the data itself: h5repack, or h5py"
+    )
 
 
 def _has_variable_text(file: h5py.File) -> bool:
@@ -246,6 +322,7 @@ def open_hdf5(source: Path, kind: str, made_by: str) -> h5py.File:
             this HDF5 lacks.
     """
     hint = f"make it with: {made_by}"
+    regular(source, hint)
     if not source.is_file():
         raise FileError(f"{source} is {'a folder' if source.is_dir() else 'missing'}", hint)
     file = open_any(source, hint)

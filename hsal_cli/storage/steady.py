@@ -65,7 +65,7 @@ class _Disk:
         self._place = 0
         self._kept: list[tuple[int, bytes]] = []  # (offset, bytes), later ones over earlier ones
         self._held = contextlib.ExitStack()
-        self._number = os.open(path, os.O_RDWR | (os.O_CREAT if mode == "w" else 0) | getattr(os, "O_BINARY", 0), 0o644)
+        self._number = os.open(path, os.O_RDWR | (os.O_CREAT if mode == "w" else 0) | getattr(os, "O_BINARY", 0), 0o666)
         self._held.callback(os.close, self._number)
         try:
             self._held.callback(take_lock(self._number, path))

@@ -18,7 +18,7 @@ from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import MANIFEST
-from hsal_cli.storage.files import digest_of
+from hsal_cli.storage.files import digest_of, regular
 from hsal_cli.storage.hdf5 import FORMAT_VERSION, format_of, open_any, opened, reading
 from hsal_cli.upkeep.check_run import check_run, load_as_described
 from hsal_cli.upkeep.findings import Report
@@ -85,7 +85,7 @@ def _check_folder(path: Path, report: Report) -> None:
 
 
 def _check_file(path: Path, report: Report, reporter: Reporter) -> None:
-    if not h5py.is_hdf5(path):
+    if not h5py.is_hdf5(regular(path)):
         inside = path.parent.name == "checkpoints" or (path.parent / MANIFEST).is_file() or (path.parent / "status.json").is_file()
         report.fault(f"it is part of {path.parent}; check that" if inside else "it is not an HDF5 file, or its first bytes are damaged")
         return

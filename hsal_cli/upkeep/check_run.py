@@ -15,7 +15,7 @@ from hsal_cli.runs.run import COMMAND_OF, EVALUATED, EVALUATIONS, FORMAT, Run, d
 from hsal_cli.settings import build
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
-from hsal_cli.storage.files import read_json, read_sealed
+from hsal_cli.storage.files import read_json, read_sealed, regular
 from hsal_cli.training.settings import FinetuneSettings, TrainSettings
 from hsal_cli.upkeep.findings import Report
 from hsal_cli.vision.backbone import backbone_of
@@ -90,7 +90,7 @@ def _check_rows(path: Path, rows: list[dict[str, Any]], report: Report) -> None:
         return
     with report.noting():
         try:
-            with table.open(encoding="utf-8", newline="") as stream:
+            with regular(table).open(encoding="utf-8", newline="") as stream:
                 shown = [{key: value for key, value in line.items() if value} for line in csv.DictReader(stream)]
         except (UnicodeDecodeError, csv.Error, AttributeError) as error:
             raise FileError(f"results.csv cannot be read: {error}", "") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -13,10 +14,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from hsal_cli.errors import FileError
+from hsal_cli.storage.files import regular
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB, for intensities in [0, 1]
 STD = (0.229, 0.224, 0.225)
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
 MOST_PIXELS = 100_000_000
 
 
@@ -48,8 +51,14 @@ def from_pil(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).unsqueeze(0)
 
 
-def read_image(path: Path) -> Image.Image:
-    """Reads a picture of any format that Pillow reads, upright and as RGB; of an animation, the first frame.
+def read_image(path: Path, data: BinaryIO | None = None) -> Image.Image:
+    """Reads a picture in one of `FORMATS`, whatever its name ends in, upright and as RGB; of an animation, the first frame.
+
+    The one place where hsal opens a picture. Pillow reads more formats, some of them by starting other programs (EPS: Ghostscript).
+
+    Args:
+        path: the file.
+        data: its bytes, where it does not lie on the disk; `path` then names it in messages.
 
     - Rotation noted in EXIF is applied.
     - Palettes, CMYK, bilevel and other modes are converted by Pillow.
@@ -57,20 +66,18 @@ def read_image(path: Path) -> Image.Image:
     - 16-bit and 32-bit integers: 65535 is white. Floats: 1 is white if none exceeds 1, else 255 is. What lies outside is clipped.
 
     Raises:
-        FileError: a web address, missing, a folder, empty, no picture, truncated or otherwise damaged, or above 100 megapixels.
+        FileError: a web address, missing, a folder, a pipe or device, empty, no picture, truncated or otherwise damaged, or above 100
+            megapixels.
     """
     hint = "give a picture in a format such as PNG, JPEG, TIFF, WebP or GIF"
-    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", str(path)):
-        raise FileError(f"{path} is a web address, not a file", "download the picture first, and give its path")
-    if path.is_dir():
-        raise FileError(f"{path} is a folder, not a picture", "give the pictures in it, such as FOLDER/*.png")
+    if data is None:
+        _check_file(path, hint)
     try:
-        if path.stat().st_size == 0:
-            raise FileError(f"{path} is empty", hint)
         with warnings.catch_warnings():
             # Pillow warns of large pictures at a bound of its own (ours is checked below, before any pixel is read) and of odd tags.
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            Image.init()
+            with Image.open(data or path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise _too_large(path, f"{image.width} x {image.height} px")
                 return _as_rgb(ImageOps.exif_transpose(image))
@@ -86,6 +93,16 @@ def read_image(path: Path) -> Image.Image:
         raise _too_large(path, "far more") from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged data: SyntaxError, struct.error, IndexError ...
         raise FileError(f"picture {path} is damaged or cannot be converted: {str(error) or type(error).__name__}", hint) from error
+
+
+def _check_file(path: Path, hint: str) -> None:
+    """Refuses what cannot be a picture by what kind of path it is."""
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", str(path)):
+        raise FileError(f"{path} is a web address, not a file", "download the picture first, and give its path")
+    if path.is_dir():
+        raise FileError(f"{path} is a folder, not a picture", "give the pictures in it, such as FOLDER/*.png")
+    if regular(path, "give the picture as a file").exists() and path.stat().st_size == 0:
+        raise FileError(f"{path} is empty", hint)
 
 
 def _too_large(path: Path, size: str) -> FileError:

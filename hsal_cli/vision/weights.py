@@ -17,6 +17,7 @@ from hsal_cli.storage.files import atomic_write, digest_of_file
 
 TIMEOUT_S = 15  # without a network some systems answer at once and others never
 CHUNK_BYTES = 1 << 20
+MOST_BYTES = 1 << 30  # of a weights file; a ResNet-34 has 87 MB
 EXPORTED = "weights.safetensors"
 WAYS_OUT = "start from random weights with --weights none, or from a file with --weights FILE"
 
@@ -73,6 +74,8 @@ def _download(url: str, target: Path, reporter: Reporter) -> None:
                 if not data:
                     break
                 stream.write(data)
+                if stream.tell() > MOST_BYTES:
+                    raise CannotDownload(f"{url} sends more than {MOST_BYTES:,} bytes", WAYS_OUT)
                 advance(len(data))
 
 
@@ -104,7 +107,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     Raises:
         FileError: missing, a folder, damaged, or something else than named tensors.
     """
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     hint = "give --weights a .pth or .safetensors file in torchvision's layout, or: auto, imagenet, none"
     if (source / EXPORTED).is_file():
@@ -113,7 +116,8 @@ def read_weights(source: Path) -> dict[str, Tensor]:
         raise FileError(f"weights file {source} is {'a folder' if source.is_dir() else 'missing'}", hint)
     try:
         safe = source.suffix == ".safetensors"
-        weights = load_file(source) if safe else torch.load(source, map_location="cpu", weights_only=True)
+        with source.open("rb") as stream:  # opened by Python: the others open no path whose bytes are not UTF-8
+            weights = load(stream.read()) if safe else torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged files torch and its unpickler raise almost anything
         raise FileError(f"weights file {source} cannot be read: {first_line(error)}", hint) from error
     if not isinstance(weights, dict) or not weights or not all(isinstance(value, Tensor) for value in weights.values()):

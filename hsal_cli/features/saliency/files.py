@@ -19,8 +19,8 @@ from torch import Tensor
 
 from hsal_cli.errors import FileError
 from hsal_cli.features.saliency.cells import to_cells
-from hsal_cli.storage.files import digest_of, digest_of_file
-from hsal_cli.storage.hdf5 import check_filters, open_plain
+from hsal_cli.storage.files import digest_of, digest_of_file, regular
+from hsal_cli.storage.hdf5 import check_filters, opened
 from hsal_cli.vision.images import read_image
 
 ENDINGS = (".png", ".npy")
@@ -116,7 +116,7 @@ class FileSaliency:
 
 def _open_stack(path: Path, split: str) -> h5py.Dataset:
     try:
-        file = open_plain(path)
+        file = opened(path)
         found = file.get(split)
         found = found.get("saliency") if isinstance(found, h5py.Group) else found
     except OSError as error:
@@ -140,7 +140,7 @@ def read_map(file: Path) -> np.ndarray:
 
 def _load_npy(file: Path) -> np.ndarray:
     try:
-        found = np.load(file, mmap_mode="r", allow_pickle=False)
+        found = np.load(regular(file), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise FileError(f"{file} is not a readable NPY file: {str(error).splitlines()[0]}", HINT) from error
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiub":

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hsal_cli import __version__
 from hsal_cli.evaluation.intervals import MeanOfRuns, mean_of_runs
+from hsal_cli.words import brief
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +31,7 @@ WIDTH, HEIGHT, DPI = 3.4, 2.8, 200  # of a panel, inches; dots an inch
 WORDS, SMALL = 8.0, 7.0  # points
 MARKED = 15  # markers on a line, about
 TICKS = 6
+AS_WRITTEN = {"text.parse_math": False}  # dollar signs in names are no formulas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,7 @@ def draw_curves(panels: Sequence[Panel], columns: int = 2) -> bytes:
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     style = {"font.family": "DejaVu Sans", "font.size": WORDS, "axes.linewidth": 0.6, "xtick.labelsize": SMALL, "ytick.labelsize": SMALL}
-    with rc_context(style):
+    with rc_context(style | AS_WRITTEN):
         figure: Figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows), dpi=DPI, layout="constrained")
         places = figure.subplots(rows, columns, squeeze=False)
         order = list(dict.fromkeys(name for panel in panels for name in panel.series))
@@ -98,8 +100,8 @@ def _draw_panel(axes: Axes, panel: Panel, order: list[str]) -> None:
     for name, runs in panel.series.items():
         _draw_series(axes, panel, name, runs, order.index(name))
     for number, (name, level) in enumerate(panel.levels.items()):
-        axes.axhline(level, color=GREY, linewidth=0.9, linestyle=LEVELS[number % len(LEVELS)], zorder=1, label=name)
-    axes.set_title(panel.title, fontsize=WORDS + 0.5, loc="left")
+        axes.axhline(level, color=GREY, linewidth=0.9, linestyle=LEVELS[number % len(LEVELS)], zorder=1, label=brief(name))
+    axes.set_title(brief(panel.title), fontsize=WORDS + 0.5, loc="left")
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
     _limit(axes, panel)
@@ -133,7 +135,7 @@ def _draw_series(axes: Axes, panel: Panel, name: str, runs: Sequence[Curve], num
         marker=MARKERS[number % len(MARKERS)],
         markersize=3.2,
         markevery=max(1, round(len(x) / MARKED)),
-        label=f"{name} ({len(runs)} runs)" if several else name,
+        label=f"{brief(name)} ({len(runs)} runs)" if several else brief(name),
         zorder=3,
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from hsal_cli.pictures.charts.panels import Bars, Heat, draw_panels, histogram
 from hsal_cli.scenes.summary import Measures
+from hsal_cli.words import brief
 
 POSITIONS = 20  # cells along the longer side of the map of positions
 BINS = 16  # of the sizes, about
@@ -88,6 +89,6 @@ def _overlap(splits: Mapping[str, Measures]) -> list[Bars]:
         for name, part in several.items()
     }
     names = ["none", *(f"to {high:g}" for high in bounds[1:])]
-    touching = ", ".join(f"{splits[name].touching.mean():.1%} of {name}" for name in several)
+    touching = ", ".join(f"{splits[name].touching.mean():.1%} of {brief(name)}" for name in several)
     label = f"largest IoU of two boxes of an image\nboxes touch: {touching}"
     return [Bars("Overlap", label, "share of images of 2 or more", names, shares, top=1.0)]

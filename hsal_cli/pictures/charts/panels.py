@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hsal_cli import __version__
-from hsal_cli.pictures.charts.curves import COLOURS, DPI, HEIGHT, SMALL, WIDTH, WORDS
+from hsal_cli.pictures.charts.curves import AS_WRITTEN, COLOURS, DPI, HEIGHT, SMALL, WIDTH, WORDS
 from hsal_cli.pictures.palette import INK, PAPER, SCALE
+from hsal_cli.words import brief
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,7 +89,7 @@ def draw_panels(panels: Sequence[Bars | Heat | None], columns: int = 2, size: tu
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     style = {"font.family": "DejaVu Sans", "font.size": WORDS, "axes.linewidth": 0.6, "xtick.labelsize": SMALL, "ytick.labelsize": SMALL}
-    with rc_context(style):
+    with rc_context(style | AS_WRITTEN):
         figure: Figure = Figure(figsize=(size[0] * columns, size[1] * rows), dpi=DPI, layout="constrained")
         for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
             panel = panels[place] if place < len(panels) else None
@@ -113,11 +114,6 @@ def histogram(values: Mapping[str, np.ndarray], edges: np.ndarray) -> tuple[list
     return [f"{edge:g}" for edge in edges[:-1]], shares
 
 
-def short(name: str) -> str:
-    """A name cut to the room there is."""
-    return name if len(name) <= LONG else name[: LONG - 1] + "…"
-
-
 def _draw_bars(axes: Axes, panel: Bars) -> None:
     groups = np.arange(len(panel.names))
     width = (1.0 if panel.touching and len(panel.series) == 1 else 0.8) / max(len(panel.series), 1)
@@ -125,20 +121,20 @@ def _draw_bars(axes: Axes, panel: Bars) -> None:
         x = groups + (number - (len(panel.series) - 1) / 2) * width
         known = np.array([np.nan if height is None else height for height in heights], dtype=np.float64)
         halves = [half if half is not None else np.nan for half in panel.halves.get(name, [None] * len(heights))]
-        axes.bar(x, known, width, color=COLOURS[number % len(COLOURS)], edgecolor="white", linewidth=0.3, label=name, zorder=2)
+        axes.bar(x, known, width, color=COLOURS[number % len(COLOURS)], edgecolor="white", linewidth=0.3, label=brief(name), zorder=2)
         if np.isfinite(halves).any():
             # An interval reaches no further than the axis, whose ends are those of the score.
             low, high = np.minimum(halves, known), np.minimum(halves, (panel.top or np.inf) - known).clip(min=0)
             axes.errorbar(x, known, (low, high), fmt="none", ecolor="#202024", elinewidth=0.8, capsize=2, zorder=3)
     every = max(1, -(-len(groups) // NAMED)) if not panel.touching else max(1, round(len(groups) / 8))
-    axes.set_xticks(groups[::every], [short(name) for name in panel.names[::every]])
-    if max((len(name) for name in panel.names), default=0) * len(groups[::every]) > 55:
+    axes.set_xticks(groups[::every], [brief(name, LONG) for name in panel.names[::every]])
+    if max((len(brief(name, LONG)) for name in panel.names), default=0) * len(groups[::every]) > 55:
         axes.tick_params(axis="x", rotation=90)
     keys = len(panel.series) if len(panel.series) > 1 else 0
     if keys:
         # Between the title and the axes, where it covers no bar.
         axes.legend(fontsize=SMALL, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=KEYS, borderpad=0.2, borderaxespad=0)
-    axes.set_title(panel.title, fontsize=WORDS + 0.5, loc="left", pad=6 + 11 * -(-keys // KEYS))
+    axes.set_title(brief(panel.title), fontsize=WORDS + 0.5, loc="left", pad=6 + 11 * -(-keys // KEYS))
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
     axes.set_ylim(0, panel.top)
@@ -169,9 +165,9 @@ def _draw_heat(figure: Figure, axes: Axes, panel: Heat) -> None:
     for names, place, label in ((panel.x_names, axes.set_xticks, panel.x_label), (panel.y_names, axes.set_yticks, panel.y_label)):
         if names is not None:
             every = max(1, -(-len(names) // NAMED))
-            place(range(0, len(names), every), [short(name) for name in names[::every]])
-            if place == axes.set_xticks and sum(len(short(name)) for name in names[::every]) > 45:
+            place(range(0, len(names), every), [brief(name, LONG) for name in names[::every]])
+            if place == axes.set_xticks and sum(len(brief(name, LONG)) for name in names[::every]) > 45:
                 axes.tick_params(axis="x", rotation=90)
         (axes.set_xlabel if place == axes.set_xticks else axes.set_ylabel)(label)
-    axes.set_title(panel.title, fontsize=WORDS + 0.5, loc="left")
+    axes.set_title(brief(panel.title), fontsize=WORDS + 0.5, loc="left")
     axes.spines[:].set_visible(False)

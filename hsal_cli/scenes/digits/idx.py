@@ -12,6 +12,7 @@ import numpy as np
 from hsal_cli.errors import FileError
 from hsal_cli.storage.download import gunzipped
 
+MOST_BYTES = 1 << 32  # of images; the largest set, EMNIST by class, has 0.5 GB
 GLYPH = 28  # side of a glyph, px
 SPLIT_WORDS = {"train": "train", "t10k": "test", "test": "test"}
 HINT = "name a folder of whole IDX files with --mnist-dir, or draw digits with --digits strokes"
@@ -119,7 +120,7 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
         FileError: unreadable, not an IDX file of that kind, or its length is not what its header says.
     """
     try:
-        data = gunzipped(path.read_bytes())
+        data = gunzipped(path, MOST_BYTES)
     except (OSError, EOFError, zlib.error) as error:
         raise FileError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}", HINT) from error
     kind, found = (data[2], data[3]) if data[:2] == b"\0\0" and len(data) >= 4 else (0, 0)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hsal_cli.errors import FileError
+from hsal_cli.storage.files import regular
 
 HINT = "docs/own-images.md shows the forms that labels may have"
 SPLITS = {
@@ -114,7 +115,7 @@ def text_of(source: Path) -> str:
         FileError: it cannot be read, or is in another encoding.
     """
     try:
-        data = source.read_bytes()
+        data = regular(source).read_bytes()
     except OSError as error:
         raise FileError(f"cannot read {source}: {error.strerror or error}", HINT) from error
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), None)

@@ -14,6 +14,7 @@ from hsal_cli.scenes.readers.labels import HINT, SPLITS, Corners, Labelled, Note
 from hsal_cli.scenes.readers.names import files_below
 from hsal_cli.scenes.readers.voc import read_voc
 from hsal_cli.scenes.readers.yolo import has_objects, is_aside, read_yolo
+from hsal_cli.storage.files import regular
 
 ENDINGS = {
     ".csv": "csv",
@@ -114,7 +115,7 @@ def _files(source: Path, kind: str) -> tuple[list[Path], str]:
     }
     if kind == "auto":
         there = [name for name, files in by_kind.items() if name != "counts" and not all(map(is_aside, files))]
-        if {"voc", "yolo"} <= set(there) and not any(has_objects(path.read_text(errors="replace")) for path in by_kind["yolo"]):
+        if {"voc", "yolo"} <= set(there) and not any(has_objects(regular(path).read_text(errors="replace")) for path in by_kind["yolo"]):
             there.remove("yolo")  # Pascal VOC's lists of images
         first = [name for name in there if name in ("voc", "yolo")] or there  # tables and JSON lie beside those, too
         kind = first[0] if len(first) == 1 else ""

@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path, PurePosixPath
 
 from hsal_cli.scenes.readers.labels import Corners, Labelled, Notes, Thing, corners, faulty, number, size_of, thing
+from hsal_cli.storage.files import regular
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 WIDER = {"gb2312": "gb18030", "gbk": "gb18030", "iso8859-1": "cp1252"}  # encodings that are named where the wider one is meant
@@ -65,7 +66,7 @@ def _object(item: ElementTree.Element, path: Path) -> Thing:
 
 def _parse(path: Path) -> ElementTree.Element:
     """Parses XML in whatever encoding it declares, and takes namespaces off."""
-    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    data = regular(path).read_bytes().removeprefix(codecs.BOM_UTF8)
     declared = re.match(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([^"']+)["'][^>]*\?>""", data)
     if declared:
         said = codecs.lookup(declared[1].decode("ascii", "replace")).name

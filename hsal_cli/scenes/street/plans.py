@@ -14,6 +14,7 @@ from hsal_cli.errors import FileError
 from hsal_cli.storage.download import gunzipped
 
 MOST_DIGITS = 6
+MOST_BYTES = 1 << 28  # of the labels, unpacked; those of all of SVHN have 30 MB
 # Published totals of SVHN, format 1: how many numbers have 1, 2, ... 6 digits.
 LENGTHS = {"train": (5137, 18130, 8691, 1434, 9, 1), "test": (2483, 8356, 2081, 146, 2, 0)}
 DIGITS = (4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659)  # of the training split, 0 to 9
@@ -48,7 +49,7 @@ def read_plans(path: Path) -> dict[str, list[NumberPlan]]:
     """
     hint = "give a file of SVHN's labels, or leave --svhn-labels out"
     try:
-        document = json.loads(gunzipped(path.read_bytes()))
+        document = json.loads(gunzipped(path, MOST_BYTES))
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise FileError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}", hint) from error
     if not isinstance(document, dict) or not {"train", "test"} <= set(document):

@@ -8,10 +8,12 @@ are several. Label 10 is the digit 0.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import gzip
 import io
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,13 +27,19 @@ from hsal_cli.scenes.gather import Example, parts_of
 from hsal_cli.scenes.scene_file import write_scenes
 from hsal_cli.scenes.settings import SvhnSettings
 from hsal_cli.settings import as_dict
-from hsal_cli.storage.download import fetch
-from hsal_cli.storage.files import digest_of_file
-from hsal_cli.storage.hdf5 import open_plain
+from hsal_cli.storage.download import GZIP, fetch
+from hsal_cli.storage.files import digest_of_file, is_plain_name, named, regular
+from hsal_cli.storage.hdf5 import in_file, open_plain, own
 
 SIZES = {"train.tar.gz": 404_141_560, "test.tar.gz": 276_555_967, "extra.tar.gz": 1_955_489_752}  # of SVHN's archives, bytes
 FIELDS = ("label", "left", "top", "width", "height")
+UNPACK = "unpack it, and name the folder that holds train/ and test/ with --svhn-dir"
 HINT = "name the folder of SVHN's train.tar.gz and test.tar.gz, or of what they hold, with --svhn-dir; --download fetches them"
+MOST_IMAGES = 1_000_000  # of a split; "extra", the largest, has 202,353
+MOST_VALUES = 256  # letters of a name, or digits of an image
+MOST_BYTES = {".png": 1 << 26, ".mat": 1 << 32, "": 1 << 20}  # of a member of an archive by its ending; "": of tar's own headers
+MOST_WAITING = 1 << 32  # bytes of images that come before their turn
+Reader = Callable[..., Image.Image]
 DIGITS = [str(digit) for digit in range(10)]
 
 
@@ -66,11 +74,15 @@ def read_structure(source: BinaryIO | Path, where: str, reporter: Reporter = SIL
         FileError: not such a file, or something in it is not as it must be; names the image.
     """
     try:
-        with open_plain(source) as file:
-            names, groups = file["digitStruct/name"][()].ravel(), file["digitStruct/bbox"][()].ravel()
+        with open_plain(regular(source) if isinstance(source, Path) else source) as file:
+            lists = own(file, "digitStruct", where)
+            names, groups = (_values(own(lists, name, where), where, MOST_IMAGES) for name in ("name", "bbox"))
             if len(names) != len(groups):
                 raise FileError(f"{where}: {len(names)} names for {len(groups)} images", HINT)
-            texts = [file[reference][()].ravel().astype(np.uint16).tobytes().decode("utf-16-le") for reference in names]
+            texts = [_values(file[reference], where).astype(np.uint16).tobytes().decode("utf-16-le") for reference in names]
+            odd = next((text for text in texts if not is_plain_name(text)), None)
+            if odd is not None:
+                raise FileError(f"{where} names the image {odd!r}, which is not a plain name", HINT)
             order = sorted(range(len(texts)), key=lambda place: (len(texts[place]), texts[place]))[:most]
             found = []
             with reporter.track(f"Reading {where}", len(order), "images") as advance:
@@ -83,12 +95,24 @@ def read_structure(source: BinaryIO | Path, where: str, reporter: Reporter = SIL
         raise FileError(f"{where} is not SVHN's digitStruct.mat: {str(error).splitlines()[0]}", HINT) from error
 
 
+def _values(data: h5py.Dataset, where: str, most: int = MOST_VALUES) -> np.ndarray:
+    """A small dataset of the file itself, flat.
+
+    Raises:
+        FileError: it lies in another file, or is larger than any of SVHN's.
+    """
+    if in_file(data, where).size > most:
+        raise FileError(f"{where}: {data.name or 'a dataset'} holds {data.size:,} values, more than {most:,}", HINT)
+    return data[()].ravel()
+
+
 def _house(file: h5py.File, name: str, group: h5py.Group, where: str) -> House:
     columns = []
     for field in FIELDS:
-        held = group[field][()].ravel()
-        if held.dtype == object or h5py.check_ref_dtype(group[field].dtype) is not None:
-            held = np.array([file[reference][()].ravel()[0] for reference in held])
+        data = own(group, field, where)
+        held = _values(data, where)
+        if held.dtype == object or h5py.check_ref_dtype(data.dtype) is not None:
+            held = np.array([_values(file[reference], where)[0] for reference in held])
         columns.append(held.astype(np.float64))
     if len({len(column) for column in columns}) > 1 or not len(columns[0]):
         raise FileError(f"{where}: {name} has {[len(column) for column in columns]} values of {', '.join(FIELDS)}", HINT)
@@ -105,13 +129,15 @@ class Split:
         folder: where `name` or `name`.tar.gz lies; a folder comes first.
         name: "train", "test" or "extra".
         most: take only so many images.
+        read_image: reads a picture as RGB, or raises FileError: `vision.images.read_image`.
         reporter: progress.
 
     Raises:
         FileError: neither is there, or it cannot be read.
     """
 
-    def __init__(self, folder: Path, name: str, most: int | None, reporter: Reporter):
+    def __init__(self, folder: Path, name: str, most: int | None, read_image: Reader, reporter: Reporter):
+        self.read_image = read_image
         self.folder, self.archive, self.name = folder / name, folder / f"{name}.tar.gz", name
         self.packed = not (self.folder / "digitStruct.mat").is_file()
         if not self.packed:
@@ -131,16 +157,24 @@ class Split:
         """The images, in the order of their numbers; of an archive each is kept, packed as it is, until its turn has come."""
         if not self.packed:
             for house in self.houses:
-                yield Example(f"{self.name}/{house.name}", _loader(self.folder / house.name), house.digits, house.boxes)
+                yield Example(
+                    f"{self.name}/{house.name}",
+                    functools.partial(self.read_image, named(self.folder, house.name)),
+                    house.digits,
+                    house.boxes,
+                )
             return
         early: dict[str, io.BytesIO] = {}
         wanted, place = {house.name for house in self.houses}, 0
         for path, data in self._members():
             if path in wanted:
                 early[path] = data
+                if sum(len(held.getbuffer()) for held in early.values()) > MOST_WAITING:
+                    raise FileError(f"{self.archive} is not in an order that it can be read in: too much comes too early", UNPACK)
             while place < len(self.houses) and self.houses[place].name in early:
                 house = self.houses[place]
-                yield Example(f"{self.name}/{house.name}", _loader(early.pop(house.name), house.name), house.digits, house.boxes)
+                load = functools.partial(self.read_image, Path(self.name, house.name), early.pop(house.name))
+                yield Example(f"{self.name}/{house.name}", load, house.digits, house.boxes)
                 place += 1
             if place == len(self.houses):
                 return
@@ -149,29 +183,45 @@ class Split:
     def _members(self) -> Iterator[tuple[str, io.BytesIO]]:
         """The archive's images and labels, as they come: (name without folders, bytes)."""
         try:
-            with tarfile.open(self.archive, "r|*") as archive:  # a browser may have unpacked it and kept the name
-                for member in archive:
+            with regular(self.archive).open("rb") as plain:
+                packed = plain.read(len(GZIP)) == GZIP  # a browser may have unpacked it and kept the name
+            with _Unpacked(self.archive) if packed else _Plain(self.archive) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+                while (member := archive.next()) is not None:
+                    archive.members.clear()  # which tarfile keeps, though they are not asked for again
                     path = Path(member.name)
                     if member.isfile() and path.parent.name == self.name and path.suffix in (".png", ".mat"):
+                        stream.most = MOST_BYTES[path.suffix]
+                        if member.size > stream.most:
+                            raise tarfile.ReadError(f"{path.name} is {member.size:,} bytes long, more than {stream.most:,}")
                         yield path.name, io.BytesIO(archive.extractfile(member).read())
+                        stream.most = MOST_BYTES[""]
         except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
             raise FileError(f"{self.archive} is damaged: {error}", "fetch it again: remove it, and add --download") from error
 
 
-def _loader(source: Path | io.BytesIO, name: str = "") -> Any:
-    """Reads an image when it is called."""
+class _Plain(io.FileIO):
+    """An archive that is not packed: nothing in it is longer than the file itself."""
 
-    def load() -> Image.Image:
-        try:
-            with Image.open(source) as image:
-                return image.convert("RGB")
-        except Exception as error:  # Pillow's decoders raise almost anything on damaged data
-            raise FileError(f"cannot read the image {name or source}: {str(error) or type(error).__name__}", HINT) from error
-
-    return load
+    most = 0
 
 
-def make_svhn(settings: SvhnSettings, out: Path, reporter: Reporter = SILENT) -> list[dict[str, str]]:
+class _Unpacked(gzip.GzipFile):
+    """An unpacked archive of which only so much is read at a time: a few kB of gzip may hold a header of many GB."""
+
+    most = MOST_BYTES[""]
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As gzip does.
+
+        Raises:
+            tarfile.ReadError: that is more than `most` bytes.
+        """
+        if size is None or not 0 <= size <= self.most:
+            raise tarfile.ReadError(f"one of its headers is longer than {self.most:,} bytes")
+        return super().read(size)
+
+
+def make_svhn(settings: SvhnSettings, out: Path, read_image: Reader, reporter: Reporter = SILENT) -> list[dict[str, str]]:
     """Makes a scene file of SVHN.
 
     Labels stand as digitStruct.mat has them; their order is drawn anew whenever training needs one (section 5, "SVHN Multiset").
@@ -195,7 +245,7 @@ def make_svhn(settings: SvhnSettings, out: Path, reporter: Reporter = SILENT) ->
         for name in wanted:
             if not (folder / name / "digitStruct.mat").is_file():
                 fetch(f"{settings.url.rstrip('/')}/{name}.tar.gz", folder / f"{name}.tar.gz", SIZES.get(f"{name}.tar.gz"), reporter)
-    sources = {name: Split(folder, name, most, reporter) for name, most in wanted.items()}
+    sources = {name: Split(folder, name, most, read_image, reporter) for name, most in wanted.items()}
     splits = {name: [sources[name]] for name in ("train", "test") if name in sources}
     if "extra" in sources:
         splits = {"train": [*splits.get("train", []), sources["extra"]], **{k: v for k, v in splits.items() if k != "train"}}

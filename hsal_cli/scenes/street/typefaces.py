@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from hsal_cli.errors import FileError
 from hsal_cli.scenes.digits.stroke_shapes import WAYS
 from hsal_cli.scenes.digits.strokes import parse_way
+from hsal_cli.storage.files import regular
 
 HEIGHT = 64  # of the largest drawing of a digit, px; the smaller ones are halved from it
 LEVELS = 4
@@ -150,10 +152,10 @@ def _system_faces(reference: Typeface) -> list[Typeface]:
     taken: list[tuple[str, ImageFont.FreeTypeFont, str]] = []
     for name in names:
         try:
-            source = hashlib.sha256(files[name].read_bytes()).hexdigest()
+            source = hashlib.sha256(regular(files[name]).read_bytes()).hexdigest()
             font = ImageFont.truetype(str(files[name]), 2 * HEIGHT)
             faces = _weights(font, name, source, (0,))
-        except (OSError, ValueError, ImportError):
+        except (FileError, OSError, ValueError, ImportError):
             continue
         if faces and _alike(_shapes(faces[0]), shapes) >= LIKENESS:
             taken.append((name, font, source))

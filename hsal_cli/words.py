@@ -1,0 +1,33 @@
+"""Words of others (class names, paths, attributes, messages) as they are shown: on terminals, in pictures, pages and tables."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+NAME, CELL, PARAGRAPH = 60, 200, 2000  # signs that are shown at most: of a name, of a line or a table's cell, of a sentence
+# What steers a terminal, turns the order of text around, breaks a line, or is half a sign (a byte that is not UTF-8).
+UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufff9-\ufffb]")
+UNSEEN_IN_JSON = re.compile(UNSEEN.pattern.replace(r"\x00-\x1f", ""))  # JSON escapes these itself, and is laid out with line breaks
+
+
+def plain(text: Any) -> str:
+    r"""A text on one line, in which signs that control what shows it stand as escapes, such as `\x1b`, `\n` and `\u202e`."""
+    return UNSEEN.sub(lambda sign: sign[0].encode("unicode_escape").decode("ascii"), str(text))
+
+
+def brief(text: Any, most: int = NAME) -> str:
+    """A plain text of at most so many signs; a longer one ends in an ellipsis.
+
+    Text is laid out in a time that grows faster than its length: thousands of signs take minutes.
+    """
+    text = str(text)
+    shown = plain(text[:most])
+    return shown if len(text) <= most and len(shown) <= most else shown[: most - 1] + "…"
+
+
+def json_text(document: Any, ascii_only: bool = False, nan: bool = True) -> str:
+    """A document as JSON, laid out to be read; the same signs as in `plain` stand as escapes that a reader turns back."""
+    text = json.dumps(document, indent=2, ensure_ascii=ascii_only, allow_nan=nan)
+    return UNSEEN_IN_JSON.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text) + "\n"
