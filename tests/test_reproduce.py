@@ -240,9 +240,9 @@ def test_the_last_epoch_is_evaluated_where_another_is_the_best(here, tmp_path) -
     shutil.copytree(grid.run_path(cell), run)
     [plain] = run_grid(grid, CPU, SILENT)
     root = grid.run_path(cell) / "checkpoints"
-    last = checkpoints.index_of(root)["last"]
+    last = checkpoints.index_of(root).last
     try:
-        shutil.copytree(root / checkpoints.index_of(root)["best"], root / "epoch-00009-step-0000000")
+        shutil.copytree(root / checkpoints.index_of(root).best, root / "epoch-00009-step-0000000")
         checkpoints.write_index(root, last=last, best="epoch-00009-step-0000000")
         assert [step.state for step in plan(grid)][-2:] == ["done", "missing"], "eval.json is of another checkpoint than the best"
         [found] = run_grid(grid, CPU, SILENT)

@@ -152,7 +152,7 @@ def test_saliency_models_are_trained_on_maps_of_their_own(made, tmp_path):
     rows = saliency_models(bench, made / "s.h5")
     assert [row["value"] for row in rows] == list(SALIENCY)
     for name in SALIENCY:
-        assert load_policy(tmp_path / "runs" / f"saliency-{name}").meta["saliency"] == name
+        assert load_policy(tmp_path / "runs" / f"saliency-{name}").meta.saliency == name
     assert not list((tmp_path / "cache").iterdir())
     assert saliency_models(bench, tmp_path / "gone.h5") == rows  # all there: the scenes are not read again
     with pytest.raises(FileError, match="missing"):

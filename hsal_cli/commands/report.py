@@ -32,7 +32,7 @@ def report(
     """Write a page on how training went: curves, verdicts in words, confusion of labels, and images that show what was learned."""
     from hsal_cli.evaluation.history import best_of, groups
     from hsal_cli.evaluation.tested import gallery, look_at_runs
-    from hsal_cli.learning.runs import read_record
+    from hsal_cli.learning.runs import read_record, read_some
     from hsal_cli.pictures.report_page import check_folder, write_report
     from hsal_cli.pictures.run_report import compose
     from hsal_cli.vision.devices import choose_device
@@ -40,10 +40,11 @@ def report(
     places = [run.resolve() for run in runs]
     if len(set(places)) < len(places):
         raise UsageError(f"{next(run for run in runs if places.count(run.resolve()) > 1)} is named twice", "name each run once")
-    records = [read_record(run) for run in runs]
+    reporter = console.TerminalReporter()
+    records = read_some(read_record, runs, reporter)
     folder = out or (runs[0] / "plots" if len(runs) == 1 else Path("report"))
     check_folder(folder)
-    reporter, chosen = console.TerminalReporter(), choose_device(device)
+    chosen = choose_device(device)
     with console.stopping(reporter):
         tested, left_out = look_at_runs([record for record in records if record.kind == "policy"], data, chosen, reporter)
         shown = None
