@@ -124,7 +124,7 @@ def parsed(text: str | bytes) -> Any:
 
     Raises:
         Odd: not JSON, nested too deeply, a key that stands twice, NaN, infinity, an integer too large for 64 bits, half of a surrogate
-            pair.
+            pair, a NUL.
     """
     try:
         document = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
@@ -164,11 +164,13 @@ def _refuse_unwritable(value: Any, place: str, depth: int) -> None:
             _refuse_unwritable(part, f"{place}[{number}]", depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
         raise Odd(place, f"is {value}, not a finite number") if place else Odd("", f"holds {value}, not a finite number")
-    elif isinstance(value, str) and not value.isascii():
+    elif isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:
             raise Odd("", f"holds half of a surrogate pair: {_short.repr(value)}") from None
+        if "\0" in value:  # no path may, and HDF5 ends texts there
+            raise Odd("", f"holds a text with a NUL in it: {_short.repr(value)}")
 
 
 def _inside(place: str, key: str) -> str:

@@ -128,7 +128,7 @@ def test_without_a_policy_one_is_trained(here, monkeypatch):
         return here / "runs" / "policy"
 
     monkeypatch.setattr("hsal_cli.learning.pipeline.ensure_policy", ensure_policy)
-    monkeypatch.setattr("hsal_cli.learning.runs.newest", lambda kind: None)
+    monkeypatch.setattr("hsal_cli.learning.runs.newest", lambda kind, **_: None)
     monkeypatch.setattr("hsal_cli.evaluation.shipped.own_folder", lambda: None)
     for words_ in (("eval", "--resamples", 2), ("predict", "grey.png"), ("visualize", "grey.png")):
         call(*words_)

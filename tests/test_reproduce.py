@@ -374,17 +374,17 @@ def test_with_one_seed_the_interval_is_that_over_images() -> None:
 
 def test_seconds_of_an_interrupted_step_are_added_up(here) -> None:
     grid = grid_of()
-    before = read_record(grid)["seconds"]["backbone"]
+    before = read_record(grid).seconds["backbone"]
     with pytest.raises(RuntimeError), grid_run._timed(grid, "backbone"):
         raise RuntimeError
-    assert read_record(grid)["seconds"]["backbone"] >= before and set(read_record(grid)) == {
+    assert read_record(grid).seconds["backbone"] >= before and set(read_record(grid).raw) == {
         *("format", "options", "settings", "backbone", "seconds")
     }
 
 
 def test_the_time_of_a_run_trained_outside_the_grid_is_that_of_its_epochs(here) -> None:
     grid = grid_of()
-    before = read_record(grid)["seconds"]
+    before = read_record(grid).seconds
     grid_run.record(grid, seconds={})
     try:
         for run in run_grid(grid, CPU, SILENT):

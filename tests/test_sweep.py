@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from evaluation_parts import policy_meta
+from fault_parts import evaluation
 from idx_files import write_idx_set
 from test_precompute import Heard
 from test_saliency_features import SMALL, write_backbone
@@ -109,7 +110,8 @@ def test_finished_conditions_are_taken_over_and_equal_ones_are_measured_once(mad
 
 
 def scores_of_nothing():
-    return {"examples": 3, "exact_match": 0.0, "ci95": {"exact_match": [0.0, 0.0]}, "macro_f1": 0.0, "cardinality_error": 0.0}
+    none = {"exact_match": [0.0, 0.0], "macro_f1": [0.0, 0.0]}
+    return evaluation(examples=3, exact_match=0.0, ci95=none, macro_f1=0.0, cardinality_error=0.0)
 
 
 def test_more_objects_than_trained_on_get_the_meta_steps_they_take(made, tmp_path, monkeypatch):

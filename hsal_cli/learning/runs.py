@@ -262,7 +262,7 @@ def _fill(path: Path, kind: Kind, config: dict[str, Any]) -> None:
 
 def _note_command(file: Path) -> None:
     """Adds the command line of this process to those that a run was made by."""
-    earlier = file.read_text(encoding="utf-8") if file.is_file() else ""
+    earlier = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     write_text(file, f"{earlier}{shlex.join(sys.argv)}\n")
 
 
@@ -466,5 +466,5 @@ def read_record(path: Path) -> Record:
         raise FileError(f"{path} is not a run of hsal", "make one with: hsal train, or hsal finetune")
     run = Run(path)
     status = run.status
-    evaluation = read_evaluation(path / "eval.json", f"hsal eval --run {path}") if (path / "eval.json").is_file() else None
+    evaluation = read_evaluation(path / "eval.json", f"hsal eval --run {path}") if (path / "eval.json").exists() else None
     return Record(path, status.kind, status.state, run.config.raw, run.rows(), status, evaluation)

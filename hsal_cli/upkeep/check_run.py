@@ -41,7 +41,7 @@ def check_run(path: Path, report: Report) -> None:
     found = _check_checkpoints(run, status, config, report)
     _check_agreement(run, status, config, rows, found, report)
     for name in ("eval.json", "eval.last.json"):
-        if (path / name).is_file():
+        if (path / name).exists():
             with report.noting():
                 read_evaluation(path / name, f"hsal eval --run {path}")
     what = "" if status is None else f"of a {status.kind}, {status.state}, "
