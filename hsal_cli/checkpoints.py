@@ -71,6 +71,11 @@ class Checkpoint:
     digest: str
     note: str = ""
 
+    @property
+    def kind(self) -> str:
+        """What it is of, such as policy."""
+        return str(self.meta.get("kind", "unknown"))[:40]
+
 
 def write_checkpoint(folder: Path, weights: dict[str, torch.Tensor], state: dict[str, Any] | None, meta: dict[str, Any]) -> None:
     """Writes one checkpoint folder, whole or not at all.

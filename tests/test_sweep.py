@@ -10,6 +10,7 @@ import torch
 from evaluation_parts import policy_meta
 from fault_parts import evaluation
 from idx_files import write_idx_set
+from learning_parts import StoppingReporter
 from test_precompute import Heard
 from test_saliency_features import SMALL, write_backbone
 from typer.testing import CliRunner
@@ -105,6 +106,12 @@ def test_finished_conditions_are_taken_over_and_equal_ones_are_measured_once(mad
     monkeypatch.setattr(sweep, "_evaluate", lambda condition, *_: asked.append(condition.value) or scores_of_nothing())
     again = shifts(loaded, backbone, recipe, settings, tmp_path, CPU)
     assert again == found and not asked
+    for part, odd in zip((tmp_path / "parts").iterdir(), ("[]", '{"examples": "3"}'), strict=True):
+        part.write_text(odd)
+    reporter = StoppingReporter()
+    shifts(loaded, backbone, recipe, settings, tmp_path, CPU, reporter)
+    assert asked == ["as trained", "0.5"] and sum("measured anew" in said for said in reporter.warned) == 2
+    asked.clear()
     shifts(loaded, backbone, recipe, SweepSettings(parts="count", images=3), tmp_path, CPU)
     assert asked == ["1", "2", "3", "4", "5", "6"]
 

@@ -131,8 +131,8 @@ def policy_meta(checkpoint: Checkpoint) -> PolicyMeta:
     Raises:
         FileError: it is of another kind, or a value of its meta is missing or cannot be used.
     """
-    if checkpoint.meta.get("kind") not in ("policy", "count"):
-        raise FileError(f"{checkpoint.path} is a checkpoint of kind {checkpoint.meta.get('kind', 'unknown')}, not policy", TRAIN_HINT)
+    if checkpoint.kind not in ("policy", "count"):
+        raise FileError(f"{checkpoint.path} is a checkpoint of kind {checkpoint.kind}, not policy", TRAIN_HINT)
     return meta_of(checkpoint, PolicyMeta, TRAIN_HINT)
 
 

@@ -175,13 +175,25 @@ def shifts(
             }
         )[:16]
         place = out / "parts" / f"{key}.json"
-        if not place.is_file():
+        kept = kept_scores(place, reporter)
+        if kept is None:
             reporter.say(f"{number + 1} of {len(todo)}: {condition.part} {condition.value}")
             scores = _evaluate(condition, key, loaded, backbone, recipe.dataset, saliency, out / "cache", device, reporter)
             write_json(place, scores)
-        scores = read_evaluation(place, "hsal sweep")
-        found.setdefault(condition.part, []).append(row_of(condition.value, condition.x, scores))
+            kept = read_evaluation(place, "hsal sweep")
+        found.setdefault(condition.part, []).append(row_of(condition.value, condition.x, kept))
     return found
+
+
+def kept_scores(place: Path, reporter: Reporter) -> Evaluation | None:
+    """What an earlier sweep found; None where there is nothing, or where it cannot be read, which is said."""
+    if not place.exists():
+        return None
+    try:
+        return read_evaluation(place, "hsal sweep")
+    except FileError as error:
+        reporter.warn(f"measured anew: {error.message}")
+        return None
 
 
 def row_of(value: str, x: float, scores: Evaluation) -> dict[str, Any]:

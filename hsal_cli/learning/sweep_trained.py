@@ -17,7 +17,7 @@ from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.files import write_json
 from hsal_cli.learning import runs
 from hsal_cli.learning.settings import SweepSettings, TrainSettings
-from hsal_cli.learning.sweep import AGAIN, row_of
+from hsal_cli.learning.sweep import AGAIN, kept_scores, row_of
 from hsal_cli.learning.train_policy import train_policy
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.settings import build
@@ -63,8 +63,9 @@ class Bench:
         place = self.out / "runs" / name
         state = runs.Run(place).status.state if (place / "status.json").is_file() else None
         same = state is not None and self._is_same(place, policy, saliency)
-        if same and state == "finished" and (place / "eval.json").is_file():
-            return read_evaluation(place / "eval.json", "hsal sweep")
+        kept = kept_scores(place / "eval.json", self.reporter) if same and state == "finished" else None
+        if kept is not None:
+            return kept
         if features is None:
             return None
         self.reporter.say(f"{name}: training for {self.train.epochs} epochs")

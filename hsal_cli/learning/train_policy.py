@@ -248,8 +248,8 @@ def start_from(model: HSAL | CountClassifier, kind: str, source: Path, classes: 
     """
     hint = "name a policy of the same settings and classes with --init-from, or leave it out"
     checkpoint = checkpoints.load_from(source, "best", hint)
-    if checkpoint.meta.get("kind") != kind:
-        raise FileError(f"{checkpoint.path} is a checkpoint of kind {checkpoint.meta.get('kind')}, not {kind}", hint)
+    if checkpoint.kind != kind:
+        raise FileError(f"{checkpoint.path} is a checkpoint of kind {checkpoint.kind}, not {kind}", hint)
     theirs = policy_meta(checkpoint).classes
     differing = checkpoints.differences(model.state_dict(), checkpoint.weights)
     if differing:

@@ -81,8 +81,8 @@ def _check_checkpoints(
         with report.noting():
             checkpoint = checkpoints.read_checkpoint(run.checkpoints / name)
             found[name] = checkpoint
-            if status is not None and checkpoint.meta.get("kind") != status.kind:
-                report.fault(f"checkpoint {name} is of kind {checkpoint.meta.get('kind')}, the run of kind {status.kind}")
+            if status is not None and checkpoint.kind != status.kind:
+                report.fault(f"checkpoint {name} is of kind {checkpoint.kind}, the run of kind {status.kind}")
                 continue
             load_as_described(checkpoint, report)
             for key in ("scenes_digest", "features_digest", "backbone_digest"):
@@ -129,9 +129,9 @@ def _check_agreement(
 
 def load_as_described(checkpoint: Checkpoint, report: Report) -> None:
     """Makes the model that a checkpoint describes, with its weights, and looks for values that are not finite."""
-    build_model = {"policy": policy_of, "count": policy_of, "backbone": backbone_of}.get(str(checkpoint.meta.get("kind")))
+    build_model = {"policy": policy_of, "count": policy_of, "backbone": backbone_of}.get(checkpoint.kind)
     if build_model is None:
-        report.fault(f"{checkpoint.path.name}: its kind is {checkpoint.meta.get('kind')!r}, neither policy nor count nor backbone")
+        report.fault(f"{checkpoint.path.name}: its kind is {checkpoint.kind}, neither policy nor count nor backbone")
         return
     with report.noting():
         build_model(checkpoint)

@@ -337,8 +337,8 @@ def backbone_meta(checkpoint: Checkpoint) -> BackboneMeta:
     Raises:
         FileError: it is of another kind, or a value of its meta is missing or cannot be used.
     """
-    if checkpoint.meta.get("kind") != "backbone":
-        raise FileError(f"{checkpoint.path} is a checkpoint of kind {checkpoint.meta.get('kind')}, not backbone", MAKE_HINT)
+    if checkpoint.kind != "backbone":
+        raise FileError(f"{checkpoint.path} is a checkpoint of kind {checkpoint.kind}, not backbone", MAKE_HINT)
     return checkpoints.meta_of(checkpoint, BackboneMeta, MAKE_HINT)
 
 
