@@ -85,7 +85,7 @@ def test_what_fits_is_read_once(features, monkeypatch, tmp_path) -> None:
 @pytest.mark.parametrize("after", [3, 13])
 def test_training_on_windows_learns_from_all_rows_and_resumes_exactly(after, features, tmp_path) -> None:
     whole = train_policy(features, tmp_path / "whole", SMALL, SETTINGS, CPU, memory=BUDGET)
-    assert whole.config["window"] == BLOCK
+    assert whole.config.window == BLOCK
     with pytest.raises(Interrupted):
         train_policy(features, tmp_path / "run", SMALL, SETTINGS, CPU, StoppingReporter(after), memory=BUDGET)
     resumed = train_policy(features, tmp_path / "run", SMALL, SETTINGS, CPU, resume=True)

@@ -66,8 +66,8 @@ def test_each_way_learns_and_says_what_it_does(objects, least, mode, boxed, bare
     settings = dataclasses.replace(FAST, augment=False, full_images=160 if objects == "crops" else 800)
     wanted = "auto" if objects != "random-label" else objects
     run = finetune(boxed if objects == "crops" else bare, tmp_path / "run", dataclasses.replace(settings, objects=wanted), CPU, reporter)
-    assert run.status["test_accuracy"] >= least, run.status
-    assert run.config["finetune"]["objects"] == objects and run.config["finetune"]["mode"] == mode
+    assert run.status.test_accuracy >= least, run.status
+    assert run.config.finetune.objects == objects and run.config.finetune.mode == mode
     assert any(f"--objects {objects}" in line for line in reporter.said)
     assert checkpoints.load(run.checkpoints, "best").meta["classes"] == ["red", "green", "blue"]
 

@@ -114,7 +114,7 @@ def test_each_model_has_its_own_file_beside_the_scenes(made):
 
 def test_a_policy_keeps_to_its_model_when_it_is_scored_and_shown_pictures(made):
     loaded, backbone = load_policy(made / "run"), load_backbone(made / "b")
-    assert loaded.meta["saliency"] == "itti"
+    assert loaded.meta.saliency == "itti"
     scores = evaluate_file(loaded, made / "s.itti.features.h5", EvalSettings(resamples=2))
     assert scores["saliency"] == "itti" and scores["dataset"] == "s" and scores["examples"] == TEST
     loaded.policy.controller.label.bias.data[-1] = -100  # never stop, so that there is a step to look at

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hsal_cli.experiments.summary import GridRun
 
 MOST_SEEDS = 100
-WORDS = {"done": "there", "resume": "begun: would go on", "missing": "would be made"}
+WORDS = {"done": "there", "resume": "begun: would go on", "missing": "would be made", "odd": "cannot be read: passed over"}
 
 
 def reproduce(

@@ -56,7 +56,7 @@ def sweep(
     with console.stopping(reporter):
         place = policy_run(run, chosen, reporter)
         loaded = load(place, chosen, reporter)
-        source = data or Path(loaded.meta["features"])
+        source = data or Path(loaded.meta.features)
         recipe = recipe_of(source, settings.images)
         out = out or place / "sweep"
         if dry_run:
@@ -90,7 +90,7 @@ def _backbone(path: Path | None, loaded: LoadedPolicy, device: Any) -> LoadedBac
 
     if path is None:
         return find_backbone(loaded.meta, device=device)
-    backbone, wanted = load_backbone(path, device=device), loaded.meta.get("backbone_digest")
+    backbone, wanted = load_backbone(path, device=device), loaded.meta.backbone_digest
     if wanted and backbone.digest != wanted:
         raise FileError(
             f"{path} is not the backbone the policy was trained with: {backbone.digest[:12]}, not {wanted[:12]}", "name that one"
@@ -123,6 +123,6 @@ def _trained(
             found[part] = glimpse_budgets(bench, settings.budgets)
             continue
         with open_features(recipe.file) as file:
-            noted = Path(file.config.get("scenes", "unknown"))
+            noted = Path(file.config.scenes or "unknown")
         found[part] = saliency_models(bench, scenes or noted)
     return found

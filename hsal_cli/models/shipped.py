@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from hsal_cli.errors import FileError, UsageError
+from hsal_cli.storage.documents import Document, read_document
 from hsal_cli.storage.files import digest_of_file
 
 if TYPE_CHECKING:
@@ -35,19 +35,64 @@ AGAIN = "install hsal again, or in a checkout: git checkout -- data/pretrained"
 
 
 @dataclasses.dataclass(frozen=True)
+class Result(Document):
+    """What a manifest states of a policy, as `hsal eval` found it, or of a backbone; what is not stated is None.
+
+    Attributes:
+        dataset, split, examples: what it was evaluated on.
+        exact_match, macro_f1: its scores on that.
+        accuracy, test_accuracy: of a backbone, on held-out and on test images.
+    """
+
+    dataset: str | None = None
+    split: str | None = None
+    examples: int | None = None
+    exact_match: float | None = None
+    macro_f1: float | None = None
+    accuracy: float | None = None
+    test_accuracy: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What a manifest says of a policy, or of the backbone.
+
+    Attributes:
+        sha256: name of a file in its folder -> checksum.
+        command, seed: what trained it, where that is known.
+        result: its figures, where it has any.
+    """
+
+    sha256: dict[str, str]
+    command: str | None = None
+    seed: int | None = None
+    result: Result | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ShippedManifest:
+    """manifest.json of a folder of trained policies: the `backbone`, and the `policies` that were trained on it, by name."""
+
+    format: Literal["hsal-pretrained"]
+    format_version: int
+    backbone: Entry
+    policies: dict[str, Entry]
+
+
+@dataclasses.dataclass(frozen=True)
 class Shipped:
     """A policy that comes with hsal, with its backbone; every file was verified.
 
     Attributes:
         name: DATASET.OBJECTIVE.
         policy, backbone: on the device asked for, in float32.
-        stated: its entry in the manifest: `command`, `seed`, `result`, `sha256`.
+        stated: its entry in the manifest.
     """
 
     name: str
     policy: LoadedPolicy
     backbone: LoadedBackbone
-    stated: dict[str, Any]
+    stated: Entry
 
     @property
     def dataset(self) -> str:
@@ -64,26 +109,20 @@ def own_folder() -> Path | None:
     return None
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> ShippedManifest:
     """The manifest of a folder of trained policies.
 
     Raises:
         FileError: missing, not of this format, or of a newer version of it.
     """
     try:
-        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if found["format"] != FORMAT:
-            raise ValueError(f"its format is {found['format']}")
-        if int(found["format_version"]) > FORMAT_VERSION:
-            raise FileError(
-                f"{folder} has format version {found['format_version']}; this hsal reads up to {FORMAT_VERSION}",
-                "pip install --upgrade hsal",
-            )
-        for entry in (found[BACKBONE], *found["policies"].values()):
-            dict(entry["sha256"])
-        return found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FileError(f"{folder} holds no trained policies: {type(error).__name__} {error}", AGAIN) from error
+        found = read_document(folder / "manifest.json", ShippedManifest, "hsal export")
+    except FileError as error:
+        raise FileError(f"{folder} holds no trained policies: {error.message}", AGAIN) from error
+    if found.format_version > FORMAT_VERSION:
+        newer = f"{folder} has format version {found.format_version}; this hsal reads up to {FORMAT_VERSION}"
+        raise FileError(newer, "pip install --upgrade hsal")
+    return found
 
 
 def find_shipped(name: str) -> tuple[Path, str]:
@@ -102,7 +141,7 @@ def find_shipped(name: str) -> tuple[Path, str]:
         raise UsageError(
             f"there is no pretrained policy {name!r}: this hsal came without any", "train one with: hsal train; or name one as FOLDER/NAME"
         )
-    known = sorted(read_manifest(folder)["policies"])
+    known = sorted(read_manifest(folder).policies)
     found = next((full for full in (last, f"{last}.{OBJECTIVE}") if full in known), None)
     if found is None:
         raise UsageError(f"there is no pretrained policy {name!r}", f"take one of: {', '.join(known)}")
@@ -126,12 +165,12 @@ def load_shipped(name: str, device: torch.device | str = "cpu", counts: bool = F
 
     folder, full = find_shipped(name)
     manifest = read_manifest(folder)
-    stated = manifest["policies"][full]
-    for part, entry in ((full, stated), (BACKBONE, manifest[BACKBONE])):
-        _check_files(folder / part, entry["sha256"])
+    stated = manifest.policies[full]
+    for part, entry in ((full, stated), (BACKBONE, manifest.backbone)):
+        _check_files(folder / part, entry.sha256)
     policy = (load_model if counts else load_policy)(folder / full, device=device)
     backbone = load_backbone(folder / BACKBONE, device=device)
-    if policy.meta.get("backbone_digest") != backbone.digest:
+    if policy.meta.backbone_digest != backbone.digest:
         raise FileError(f"{folder / full} was not trained on the backbone that lies beside it: they come from two exports", AGAIN)
     return Shipped(full, policy, backbone, stated)
 

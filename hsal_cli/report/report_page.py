@@ -7,11 +7,12 @@ import dataclasses
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.storage.files import atomic_write, read_json, write_json, write_text
+from hsal_cli.storage.documents import read_document
+from hsal_cli.storage.files import atomic_write, write_json, write_text
 
 FORMAT = "hsal-report"
 PAGE, DOCUMENT = "report.html", "report.json"
@@ -42,6 +43,14 @@ figure { margin: 0; } figure img { display: block; max-width: 100%; height: auto
 .wide .scroll img { min-width: 44rem; } figcaption { margin-top: .4rem; } figcaption b { color: var(--ink); }
 @media (max-width: 40rem) { ul.verdicts li { grid-template-columns: 5.2rem 1fr; } ul.verdicts li > a { grid-column: 2; } }
 """
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenReport:
+    """What is read back of report.json: the `files` that the report consists of, beside report.json."""
+
+    format: Literal["hsal-report"]
+    files: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,11 +164,10 @@ def write_report(page: Page, document: dict[str, Any], folder: Path) -> Path:
 def _old_files(folder: Path) -> list[str]:
     """Names of the files of the report that a folder holds; empty where it holds none."""
     try:
-        found = read_json(folder / DOCUMENT, "hsal report")
+        found = read_document(folder / DOCUMENT, WrittenReport, "hsal report")
     except FileError:
         return []
-    ours = isinstance(found, dict) and found.get("format") == FORMAT
-    return [name for name in found.get("files", []) if isinstance(name, str) and Path(name).name == name] if ours else []
+    return [name for name in found.files if Path(name).name == name]
 
 
 def render(page: Page) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shlex
 import time
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from hsal_cli import distributed
-from hsal_cli.errors import Interrupted, TrainingError, WorkerLost
+from hsal_cli.errors import FileError, Interrupted, TrainingError, WorkerLost, first_line
 from hsal_cli.progress import Reporter
 from hsal_cli.runs.run import Run
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
+from hsal_cli.storage.documents import Document, Odd, checked
 
+TRAIN_AGAIN = "train a new run, or start one from these weights alone: hsal train --init-from"
 SAVE_EVERY_S = 120.0  # between epochs, a crash or a kill loses no more work than this
 CHECK_EVERY = 20  # steps between looks at the loss on a GPU, where each look waits for the device
 
@@ -138,10 +141,9 @@ def train(task: Task, run: Run, reporter: Reporter, resume: Checkpoint | None = 
         TrainingError: the loss or the gradient is not finite, or the task says that it has collapsed; the last good checkpoint stays.
         WorkerLost: another worker has gone; what this one knows was saved, if it leads and computes on a CPU.
     """
-    progress = {"epoch": 0, "step": 0, "sums": {}, "count": 0, "seconds": 0.0, "rows": [], "best": -math.inf}
+    progress = progress_of(resume)
     if resume is not None:
-        progress = dict(resume.state["progress"])
-        task.load(resume.weights, resume.state["task"])
+        _check_resumable(task, resume, progress)
         run.write_rows(progress["rows"])
         if distributed.current().leads:  # a kill may have come between a checkpoint and the index that names it
             checkpoints.write_index(run.checkpoints, last=resume.path.name, best=progress.get("best_name"))
@@ -156,6 +158,68 @@ def train(task: Task, run: Run, reporter: Reporter, resume: Checkpoint | None = 
     except BaseException:
         run.set_status("failed")
         raise
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress(Document):
+    """How far training has come, as a checkpoint's state holds it.
+
+    Attributes:
+        epoch: finished epochs.
+        step: steps of the next one that were taken.
+        rows: the metrics of the finished ones.
+        count: examples of those steps.
+        seconds: that they took.
+        sums: their metrics, times examples.
+        best: the best score so far.
+        best_name: the checkpoint that has it.
+    """
+
+    epoch: int
+    step: int
+    rows: list[dict[str, float]]
+    count: int = 0
+    seconds: float = 0.0
+    sums: dict[str, Any] = dataclasses.field(default_factory=dict)
+    best: float = -math.inf
+    best_name: str | None = None
+
+
+def progress_of(checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """How far training had come when a checkpoint was saved (see `Progress`); None: nowhere.
+
+    Raises:
+        FileError: the checkpoint's state does not say so.
+    """
+    progress = {"epoch": 0, "step": 0, "sums": {}, "count": 0, "seconds": 0.0, "rows": [], "best": -math.inf}
+    if checkpoint is None:
+        return progress
+    try:
+        if "progress" not in checkpoint.state or not isinstance(checkpoint.state.get("task"), dict):
+            raise Odd("", "holds no progress, or nothing of the optimiser")
+        found = checked(checkpoint.state["progress"], Progress, "progress")
+        if not (found.epoch == len(found.rows) and found.step >= 0 and found.count >= 0):
+            raise Odd("progress", f"says epoch {found.epoch}, step {found.step}, with {len(found.rows)} rows of metrics")
+        if not all(isinstance(value, (float, Tensor)) for value in found.sums.values()):
+            raise Odd("progress.sums", "holds something that is no number")
+    except Odd as odd:
+        raise FileError(odd.said_of(checkpoint.path / checkpoints.STATE), f"{TRAIN_AGAIN} {checkpoint.path}") from odd
+    return progress | found.raw
+
+
+def _check_resumable(task: Task, resume: Checkpoint, progress: dict[str, Any]) -> None:
+    """Has a task take up where a checkpoint was saved.
+
+    Raises:
+        FileError: its weights or its state are not those of this task.
+    """
+    try:
+        if any(task.score_name not in row for row in progress["rows"]):
+            raise Odd("progress.rows", f"have no {task.score_name}")
+        task.load(resume.weights, resume.state["task"])
+    except (Odd, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        said = f"{resume.path / checkpoints.STATE} is not a state of this training: {type(error).__name__}: {first_line(error)}"
+        raise FileError(said, f"{TRAIN_AGAIN} {resume.path}") from error
 
 
 def _epochs(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any]) -> list[dict[str, Any]]:

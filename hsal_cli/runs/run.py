@@ -14,42 +14,129 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import datetime
 import io
 import json
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from hsal_cli import __version__, distributed
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.progress import Reporter
+from hsal_cli.evaluation.scores import Evaluation, read_evaluation
+from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs.record import Record
 from hsal_cli.storage import checkpoints
-from hsal_cli.storage.files import (
-    atomic_write,
-    cannot_write,
-    only_writer,
-    read_json,
-    read_sealed,
-    remove_pictures,
-    write_json,
-    write_sealed,
-    write_text,
-)
+from hsal_cli.storage.documents import Document, Odd, checked, parsed, read_document, read_text
+from hsal_cli.storage.files import atomic_write, cannot_write, only_writer, remove_pictures, write_json, write_sealed, write_text
+from hsal_cli.training.settings import FinetuneSettings, TrainSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hsal_cli.storage.checkpoints import Checkpoint
 
+T = TypeVar("T")
 Kind = Literal["backbone", "policy", "count"]
+State = Literal["running", "stopped", "failed", "finished"]
 FORMAT = "hsal-run"
 COMMAND_OF = {"backbone": "hsal finetune", "policy": "hsal train", "count": "hsal train --objective count"}
 EVALUATED: tuple[Kind, ...] = ("policy", "count")  # the kinds that `hsal eval` takes
+
+
+@dataclasses.dataclass(frozen=True)
+class Status(Document):
+    """status.json: what a run is, and how far it has come.
+
+    Attributes:
+        kind: of the run.
+        state: running (or killed), stopped, failed or finished.
+        format: "hsal-run"; without it the folder is never replaced.
+        started, updated: times, in UTC.
+        device: where it was trained last.
+        workers: by how many processes.
+        exact_match, accuracy: the best score on held-out images, of a finished policy or count classifier, or of a finished backbone.
+        test_accuracy: of a finished backbone, on test images.
+    """
+
+    kind: Kind
+    state: State
+    format: str = ""
+    started: str | None = None
+    updated: str = ""
+    device: str | None = None
+    workers: int = 1
+    exact_match: float | None = None
+    accuracy: float | None = None
+    test_accuracy: float | None = None
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """`accuracy` and `test_accuracy`, those that are known."""
+        known = {"accuracy": self.accuracy, "test_accuracy": self.test_accuracy}
+        return {name: value for name, value in known.items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The checkpoint that a new policy took its weights from: its `path`, and the `digest` of the weights."""
+
+    path: str
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig(Document):
+    """config.json of a policy or of a count classifier.
+
+    Attributes:
+        features, features_digest: the feature file that it was trained on.
+        train, policy: how; of a count classifier `policy` has no meaning.
+        backbone: the run or checkpoint behind the features, where it was known.
+        backbone_digest, scenes_digest: what the features were made from.
+        saliency: the saliency model of the features.
+        init_from: where its first weights are from; None: they were drawn.
+        window: images in memory at a time; 0: all of them.
+    """
+
+    features: str
+    features_digest: str
+    train: TrainSettings
+    policy: PolicySettings
+    backbone: str | None = None
+    backbone_digest: str | None = None
+    scenes_digest: str | None = None
+    saliency: str = "activation"
+    init_from: Start | None = None
+    window: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig(Document):
+    """config.json of a backbone.
+
+    Attributes:
+        scenes, scenes_digest: the scene file that it was trained on.
+        finetune: how.
+        weights_used: what it started from, such as imagenet.
+    """
+
+    scenes: str
+    scenes_digest: str
+    finetune: FinetuneSettings
+    weights_used: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What every line of metrics.jsonl has: the `epoch`, counted from 1."""
+
+    epoch: int
 
 
 class Run:
@@ -64,23 +151,21 @@ class Run:
         self.checkpoints = path / "checkpoints"
 
     @property
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """The content of status.json."""
-        return self._document("status.json")
+        return read_document(self.path / "status.json", Status, "hsal finetune, hsal train")
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> PolicyConfig | BackboneConfig:
         """The content of config.json."""
-        return self._document("config.json")
-
-    def _document(self, name: str) -> dict[str, Any]:
-        return read_sealed(self.path / name, "hsal train")
+        kind = self.status.kind
+        return read_document(self.path / "config.json", BackboneConfig if kind == "backbone" else PolicyConfig, COMMAND_OF[kind])
 
     def set_status(self, state: str, **more: Any) -> None:
         """Updates status.json: the state, the time, and whatever else is given. Of several workers the first one alone does."""
         if not distributed.current().leads:
             return
-        write_sealed(self.path / "status.json", {**self.status, **more, "state": state, "updated": _now()})
+        write_sealed(self.path / "status.json", {**self.status.raw, **more, "state": state, "updated": _now()})
 
     def set_config(self, config: dict[str, Any]) -> None:
         """Replaces config.json; of several workers the first one alone does."""
@@ -89,25 +174,32 @@ class Run:
         write_sealed(self.path / "config.json", config)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, in order; a last line that a crash cut short is left out.
+        """The lines of metrics.jsonl, in order: "epoch", and numbers; a last line that a crash cut short is left out.
 
         Raises:
-            FileError: an earlier line cannot be read.
+            FileError: it is no text, or a line cannot be read.
         """
+        source, hint = self.path / "metrics.jsonl", f"train again, or go on with: hsal train --resume {self.path}"
         try:
-            lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = read_text(source).splitlines()
         except OSError:
             return []
+        except Odd as odd:
+            raise FileError(odd.said_of(source), hint) from odd
         rows = []
         for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("no JSON object")
-                rows.append(row)
-            except (ValueError, RecursionError) as error:
-                if number < len(lines):
-                    raise FileError(f"{self.path / 'metrics.jsonl'} is damaged in line {number}: {error}", "train again") from error
+                row = parsed(line)
+            except Odd as odd:
+                if number == len(lines) and not line.endswith("}"):
+                    break
+                raise FileError(f"{source} is damaged in line {number}: it {odd}", hint) from odd
+            try:
+                checked(row, Row)
+                checked(row, dict[str, float])
+            except Odd as odd:
+                raise FileError(f"{source} is damaged in line {number}: {odd}", hint) from odd
+            rows.append(row)
         return rows
 
     def write_rows(self, rows: list[dict[str, Any]]) -> None:
@@ -171,7 +263,7 @@ def _fill(path: Path, kind: Kind, config: dict[str, Any]) -> None:
 
 def _note_command(file: Path) -> None:
     """Adds the command line of this process to those that a run was made by."""
-    earlier = file.read_text(encoding="utf-8") if file.is_file() else ""
+    earlier = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     write_text(file, f"{earlier}{shlex.join(sys.argv)}\n")
 
 
@@ -185,7 +277,7 @@ def _empty(path: Path) -> None:
 
 def _is_run(path: Path) -> bool:
     try:
-        return Run(path).status.get("format") == FORMAT
+        return Run(path).status.format == FORMAT
     except FileError:
         return False
 
@@ -230,7 +322,7 @@ def being_trained(run: Run, config: dict[str, Any], device: str) -> Iterator[Non
     with only_writer(run.path):
         for place in (run.path, run.checkpoints):
             checkpoints.clear_temporary(place)
-        if config != run.config:
+        if config != run.config.raw:
             _note_command(run.path / "command.txt")
             run.set_config(config)
         run.set_status("running", device=device, workers=distributed.current().size)
@@ -241,8 +333,8 @@ def say_changes(run: Run, device: str, reporter: Reporter) -> None:
     """Names what differs between where a run was before and where it is resumed, such as "torch 2.6.0 -> 2.7.1"."""
     try:
         status = run.status
-        before = {**read_json(run.path / "env.json", "hsal train"), "device": status.get("device"), "workers": status.get("workers", 1)}
-    except (FileError, TypeError):
+        before = {**read_document(run.path / "env.json", dict, "hsal train"), "device": status.device, "workers": status.workers}
+    except FileError:
         return
     now = {**environment(), "device": device, "workers": distributed.current().size}
     names = ("hsal", "python", "torch", "torchvision", "numpy", "h5py", "cuda", "threads", "device", "workers")
@@ -290,23 +382,24 @@ def open_run(path: Path, kind: Kind | tuple[Kind, ...]) -> Run:
     if not (path / "status.json").is_file():
         raise FileError(f"{path} is not a run of hsal", f"make one with: {COMMAND_OF[kinds[0]]}")
     run = Run(path)
-    found = run.status.get("kind")
+    found = run.status.kind
     if found not in kinds:
         raise FileError(f"{path} is a run of kind {found}, not {' or '.join(kinds)}", f"make one with: {COMMAND_OF[kinds[0]]}")
     return run
 
 
-def newest(kind: Kind | tuple[Kind, ...], root: Path = Path("runs")) -> Run | None:
-    """The newest finished run of a kind, or of one of several, in a folder, or None."""
+def newest(kind: Kind | tuple[Kind, ...], root: Path = Path("runs"), reporter: Reporter = SILENT) -> Run | None:
+    """The newest finished run of a kind, or of one of several, in a folder, or None; one that cannot be read is named and passed over."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     runs = []
     for status_file in root.glob("*/status.json"):
         try:
             status = Run(status_file.parent).status
-        except FileError:  # some other run is damaged; that must not stop this one
+        except FileError as error:
+            reporter.warn(f"passed over: {error.message}")
             continue
-        if status.get("kind") in kinds and status.get("state") == "finished":
-            runs.append((status.get("updated", ""), status_file.parent))
+        if status.kind in kinds and status.state == "finished":
+            runs.append((status.updated, status_file.parent))
     return Run(max(runs)[1]) if runs else None
 
 
@@ -323,30 +416,49 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
 
 
-def evaluations(paths: list[Path]) -> list[dict[str, Any]]:
-    """The eval.json of each run, with `run` added.
+def read_some(read: Callable[[Path], T], paths: Sequence[Path], reporter: Reporter) -> list[T]:
+    """Reads runs; of several, one that cannot be read is named and passed over.
 
     Raises:
-        FileError: a run was not evaluated, or two were evaluated on different data.
+        FileError: none can be read.
     """
-    found = [{"run": str(path), **read_sealed(open_run(path, EVALUATED).path / "eval.json", f"hsal eval --run {path}")} for path in paths]
-    for document in found:
-        missing = [key for key in ("dataset", "split", "examples", "exact_match", "macro_f1", "ci95", "baselines") if key not in document]
-        if missing:
-            again = f"evaluate it again: hsal eval --run {document['run']}"
-            raise FileError(f"{document['run']}/eval.json lacks {', '.join(missing)}", again)
-    for document in found[1:]:
+    found, first = [], None
+    for path in paths:
+        try:
+            found.append(read(path))
+        except FileError as error:
+            first = first or error
+            if len(paths) > 1:
+                reporter.warn(f"passed over: {error.message} ({error.hint})")
+    if first is not None and not found:
+        raise first
+    return found
+
+
+def evaluations(paths: Sequence[Path], reporter: Reporter = SILENT) -> list[tuple[Path, Evaluation]]:
+    """(run, its eval.json) for each run; of several, one that was not evaluated or cannot be read is named and passed over.
+
+    Raises:
+        FileError: none was evaluated, or two were evaluated on different data.
+    """
+    found = read_some(_evaluation, paths, reporter)
+    for path, document in found[1:]:
         for key in ("dataset", "split", "examples"):
-            if document[key] != found[0][key]:
+            value, first = getattr(document, key), getattr(found[0][1], key)
+            if value != first:
                 raise FileError(
-                    f"{document['run']} was evaluated on {key} {document[key]}, {found[0]['run']} on {found[0][key]}",
+                    f"{path} was evaluated on {key} {value}, {found[0][0]} on {first}",
                     "evaluate both on the same data: hsal eval --run RUN --data FILE",
                 )
     return found
 
 
+def _evaluation(path: Path) -> tuple[Path, Evaluation]:
+    return path, read_evaluation(open_run(path, EVALUATED).path / "eval.json", f"hsal eval --run {path}")
+
+
 def read_record(path: Path) -> Record:
-    """Reads a run of either kind back, with its metrics and, if there is one, its evaluation.
+    """Reads a run of any kind back, with its metrics and, if there is one, its evaluation.
 
     Raises:
         FileError: there is no run, or its files cannot be read.
@@ -355,9 +467,5 @@ def read_record(path: Path) -> Record:
         raise FileError(f"{path} is not a run of hsal", "make one with: hsal train, or hsal finetune")
     run = Run(path)
     status = run.status
-    kind = status.get("kind")
-    if kind not in COMMAND_OF:
-        raise FileError(f"{path} is a run of kind {kind}, which this hsal does not know", "pip install --upgrade hsal")
-    evaluation = read_json(path / "eval.json", f"hsal eval --run {path}") if (path / "eval.json").is_file() else None
-    rows = [row for row in run.rows() if isinstance(row, dict) and "epoch" in row]
-    return Record(path, kind, str(status.get("state", "unknown")), run.config, rows, status, evaluation)
+    evaluation = read_evaluation(path / "eval.json", f"hsal eval --run {path}") if (path / "eval.json").exists() else None
+    return Record(path, status.kind, status.state, run.config.raw, run.rows(), status, evaluation)

@@ -160,44 +160,6 @@ def write_sealed(target: Path, document: dict[str, Any]) -> dict[str, Any]:
     return sealed
 
 
-def read_sealed(source: Path, made_by: str) -> dict[str, Any]:
-    """Reads a JSON object and verifies the digest in it, where it has one.
-
-    Returns:
-        The object without its digest.
-
-    Raises:
-        FileError: missing, not a JSON object, or its digest is not that of its content.
-    """
-    document = read_json(source, made_by)
-    if not isinstance(document, dict):
-        raise FileError(f"{source} does not hold a JSON object", f"make it again with: {made_by}")
-    digest = document.pop("digest", None)
-    if digest is not None and digest != digest_of(document):
-        raise FileError(
-            f"{source} is damaged or was changed by hand: its digest is not that of its content", f"make it again with: {made_by}"
-        )
-    return document
-
-
-def read_json(source: Path, made_by: str) -> Any:
-    """Reads a JSON file.
-
-    Args:
-        source: the file.
-        made_by: the command that writes such a file, for the hint.
-
-    Raises:
-        FileError: the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(source.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(f"cannot read {source}: {error.strerror}", f"make it with: {made_by}") from error
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{source} is not valid JSON: {error}", f"make it again with: {made_by}") from error
-
-
 def digest_of(document: Any) -> str:
     """sha256 of a document's canonical JSON, as hexadecimal."""
     return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

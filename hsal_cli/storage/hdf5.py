@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, HsalError, first_line, out_of_memory
+from hsal_cli.storage.documents import Odd, checked, parsed
 from hsal_cli.storage.files import digest_of
 
 if TYPE_CHECKING:
@@ -38,6 +39,22 @@ def put_text(holder: Any, name: str, text: str) -> None:
 def attribute(holder: Any, name: str, default: Any = None) -> Any:
     """An attribute as a JSON type, whatever kind of string it is; `default` where there is none."""
     return _plain(holder.attrs[name]) if name in holder.attrs else default
+
+
+def described(holder: Any, name: str, kind: Any, default: str | None = None) -> Any:
+    """An attribute that holds JSON, as an instance of a type (see `documents.checked`); `default` stands for one that is not there.
+
+    Raises:
+        documents.Odd: it is missing, or is not as it must be.
+    """
+    text = attribute(holder, name, default)
+    if not isinstance(text, str):
+        raise Odd(f"the attribute {name}", "is missing" if text is None else "is no text")
+    try:
+        document = parsed(text)
+    except Odd as odd:
+        raise Odd(f"the attribute {name}", f"{'at ' * bool(odd.place)}{odd}") from odd
+    return checked(document, kind, f"the attribute {name}")
 
 
 def stamp(file: h5py.File, kind: str, config: dict[str, Any]) -> None:
@@ -162,6 +179,8 @@ def reading(source: Path, what: str, hint: str) -> Iterator[None]:
         yield
     except (HsalError, BlockingIOError, IndexError):  # an index is the caller's fault
         raise
+    except Odd as odd:
+        raise FileError(odd.said_of(source), hint) from odd
     except Exception as error:
         said = first_line(error)
         if out_of_memory(error):

@@ -17,9 +17,10 @@ from hsal_cli.errors import FileError, TrainingError, UsageError
 from hsal_cli.evaluation.evaluate import quick_scores
 from hsal_cli.features.stream import FeatureStream, window_rows
 from hsal_cli.features.table import FeatureTable, open_features
+from hsal_cli.models.load import policy_meta
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.settings import PolicySettings, stored_policy
+from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.loop import train
@@ -31,7 +32,7 @@ from hsal_cli.training.count_task import CountTask
 from hsal_cli.training.feature_task import FeatureTask
 from hsal_cli.training.objectives import Namer, losses, make_targets
 from hsal_cli.training.rewards import count_labels
-from hsal_cli.training.settings import TrainSettings, stored_train
+from hsal_cli.training.settings import TrainSettings
 from hsal_cli.training.verdicts import mask_off_objects
 from hsal_cli.vision.devices import fitting
 
@@ -154,13 +155,13 @@ def train_policy(
     if resume:
         run = runs.open_run(out, runs.EVALUATED)
         config = run.config
-        features, backbone = moved or Path(config["features"]), Path(config["backbone"]) if config["backbone"] else None
-        policy_settings, settings = stored_policy(config["policy"]), stored_train(config["train"])
-        init_from = Path(config["init_from"]["path"]) if config.get("init_from") else None
+        features, backbone = moved or Path(config.features), Path(config.backbone) if config.backbone else None
+        policy_settings, settings = config.policy, config.train
+        init_from = Path(config.init_from.path) if config.init_from else None
         if (epochs or settings.epochs) < settings.epochs:
             raise UsageError(f"{out} has {settings.epochs} epochs, which is more than {epochs}", "leave --epochs out, or give a larger one")
         longer = dataclasses.replace(settings, epochs=epochs or settings.epochs)
-        if run.status.get("state") == "finished" and longer == settings:
+        if run.status.state == "finished" and longer == settings:
             reporter.say(f"{out} is finished: nothing to do")
             return run
         if longer != settings:
@@ -169,10 +170,10 @@ def train_policy(
         before = resume_from(run, reporter)
         runs.say_changes(run, str(device), reporter)
     with open_features(features) as file:
-        if resume and config["features_digest"] != file.digest:
+        if resume and config.features_digest != file.digest:
             raise FileError(f"{features} is not the feature file that {out} was trained on", "train a new run: hsal train")
         reporter.say(f"reading {features}")
-        window = config.get("window", 0) if resume else distributed.broadcast(lambda: window_rows(file, "train", memory))
+        window = config.window if resume else distributed.broadcast(lambda: window_rows(file, "train", memory))
         if window:
             reporter.say(f"it does not fit into memory: {window:,} images at a time")
         table = FeatureStream(features, "train", window) if window else file.table("train")
@@ -186,7 +187,7 @@ def train_policy(
             "backbone_digest": file.backbone_digest,
             "saliency": file.saliency,
         }
-    scale = before.meta["volume_scale"] if before else volume_scale(table.parts())
+    scale = policy_meta(before).volume_scale if before else volume_scale(table.parts())
     torch.manual_seed(settings.seed)
     if settings.objective == "count":
         kind, most = "count", int(count_labels(table.labels, len(classes)).max())
@@ -211,7 +212,7 @@ def train_policy(
     }
     say_missing_classes(table.labels, classes, features, reporter)
     if not resume:
-        config = {
+        written = {
             "features": str(features),
             "backbone": str(backbone) if backbone else None,
             "policy": described.get("policy", {}),
@@ -220,16 +221,17 @@ def train_policy(
             "init_from": started,
             **({"window": window} if window else {}),
         }
-        run = runs.create(out, kind, config, overwrite)
-    elif started is not None and started["digest"] != config["init_from"]["digest"]:
-        raise FileError(f"{init_from} does not hold the weights that {out} started from", "train a new run: hsal train")
-    config |= {"features": str(features), "train": as_dict(settings)}
+        run = runs.create(out, kind, written, overwrite)
+    else:
+        if started is not None and started["digest"] != config.init_from.digest:
+            raise FileError(f"{init_from} does not hold the weights that {out} started from", "train a new run: hsal train")
+        written = config.raw | {"features": str(features), "train": as_dict(settings)}
     reporter.say(
         f"training by {settings.objective} on {len(rows):,} images, {len(held_out):,} held out, {settings.epochs} epochs, on {device}"
     )
     make_task = CountTask if kind == "count" else PolicyTask
     task = make_task(model, table, rows, scored, settings, device, meta)
-    with contextlib.closing(table), runs.being_trained(run, config, str(device)), fitting(device, settings.batch_size):
+    with contextlib.closing(table), runs.being_trained(run, written, str(device)), fitting(device, settings.batch_size):
         history = train(task, run, reporter, before)
     run.set_status("finished", exact_match=max(row["exact_match"] for row in history))
     distributed.barrier()  # the others may read it now
@@ -247,14 +249,14 @@ def start_from(model: HSAL | CountClassifier, kind: str, source: Path, classes: 
     """
     hint = "name a policy of the same settings and classes with --init-from, or leave it out"
     checkpoint = checkpoints.load_from(source, "best", hint)
-    if checkpoint.meta.get("kind") != kind:
-        raise FileError(f"{checkpoint.path} is a checkpoint of kind {checkpoint.meta.get('kind')}, not {kind}", hint)
+    if checkpoint.kind != kind:
+        raise FileError(f"{checkpoint.path} is a checkpoint of kind {checkpoint.kind}, not {kind}", hint)
+    theirs = policy_meta(checkpoint).classes
     differing = checkpoints.differences(model.state_dict(), checkpoint.weights)
     if differing:
         raise FileError(f"the weights of {checkpoint.path} do not fit these settings and data: {differing}", hint)
-    theirs = checkpoint.meta.get("classes")
     if theirs != classes:
-        place = next((place for place, pair in enumerate(zip(theirs or [], classes, strict=False)) if pair[0] != pair[1]), 0)
-        raise FileError(f"{checkpoint.path} is for other classes: class {place} is {(theirs or ['?'])[place]}, not {classes[place]}", hint)
+        place = next((place for place, pair in enumerate(zip(theirs, classes, strict=False)) if pair[0] != pair[1]), 0)
+        raise FileError(f"{checkpoint.path} is for other classes: class {place} is {theirs[place]}, not {classes[place]}", hint)
     model.load_state_dict({**checkpoint.weights, "volume_scale": model.volume_scale})
     return {"path": str(source), "digest": checkpoint.digest}
