@@ -26,6 +26,7 @@ from hsal_cli.words import CELL, PARAGRAPH, brief, json_text, plain
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS = 40  # blocks in a line, at most
+SHOWN_OF_PATH = 300  # letters of a path that no file system takes
 LINE_EVERY_S = 5.0  # without a terminal, long work says where it is this often
 
 
@@ -284,7 +285,9 @@ def exit_code_of(call: Callable[[], Any]) -> int:
     except Exception as error:
         if debug:
             raise
-        if out_of_memory(error):
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:  # such as a name that is too long
+            print_error(f"{str(error.filename)[:SHOWN_OF_PATH]}: {error.strerror}", "check that path, and who may read and write it")
+        elif out_of_memory(error):
             print_error(f"out of memory: {error}", "take a smaller --batch-size, or fewer images")
         else:
             print_error(f"unexpected {type(error).__name__}: {error}", "HSAL_DEBUG=1 shows where; please report it")

@@ -15,8 +15,8 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from hsal_cli.errors import UsageError
-from hsal_cli.storage.files import regular
+from hsal_cli.errors import UsageError, first_line
+from hsal_cli.typed import LARGEST, WrongKind, checked
 
 S = TypeVar("S")
 SEED_LIMIT = 2**63
@@ -57,44 +57,26 @@ def parse(name: str, field_type: Any, value: Any) -> Any:
     Raises:
         UsageError: the value is of another type.
     """
-    base, choices, optional = kind_of(field_type)
-    if value is None and optional:
-        return None
+    base, _, _ = kind_of(field_type)
+    pair = typing.get_origin(base) is tuple
     try:
-        if choices:
-            if value not in choices:
-                raise ValueError
-            return value
-        if typing.get_origin(base) is tuple:
-            item = typing.get_args(base)[0]
-            if isinstance(value, str):
-                value = [item(part) for part in value.split("-")] if "-" in value else [item(value)]
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                value = [value]
-            pair = list(value) * (2 if len(value) == 1 else 1)
-            if len(pair) != 2 or any(isinstance(v, (bool, str)) for v in pair):
-                raise ValueError
-            return tuple(_number(item, v) for v in pair)
-        if base in (int, float):
-            return _number(base, value)
-        if base is bool and isinstance(value, bool):
-            return value
-        if base is str and isinstance(value, (str, Path)):
-            return str(value)
-        raise ValueError
-    except (ValueError, TypeError, OverflowError):
-        wanted = " | ".join(choices) if choices else getattr(base, "__name__", str(base))
-        if typing.get_origin(base) is tuple:
-            wanted = "a range such as 1-4"
-        raise UsageError(f"{name} = {value!r} is not {wanted}", f"give {name} a value of that kind") from None
+        if pair and value is not None:
+            value = _pair(typing.get_args(base)[0], value)
+        return checked(str(value) if isinstance(value, Path) else value, field_type, name)
+    except WrongKind as odd:
+        wanted = "finite" if odd.value in ("nan", "inf", "-inf") else "a range such as 1-4" if pair else odd.wanted
+        raise UsageError(f"{name} = {odd.value} is not {wanted}", f"give {name} a value of that kind") from None
 
 
-def _number(base: type, value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError
-    if base is int and math.isfinite(value) and value != int(value):
-        raise ValueError
-    return base(value) if math.isfinite(value) else value  # refused by `check`, which says why
+def _pair(item: type, value: Any) -> Any:
+    """A pair as a list of two, where it is written "lo-hi", or as one number that stands for both."""
+    if isinstance(value, str):
+        try:
+            value = [item(part) for part in value.split("-")]
+        except ValueError:
+            return value
+    parts = value if isinstance(value, list | tuple) else [value]
+    return list(parts) * (2 if len(parts) == 1 else 1)
 
 
 def check(settings: Any) -> None:
@@ -145,8 +127,9 @@ def read_tables(preset: str | None, config: Path | None) -> dict[str, dict[str, 
     for source, text in _sources(preset, config):
         try:
             document = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise UsageError(f"{source} is not valid TOML: {error}", "mend that line, or leave --config out") from None
+        except (ValueError, RecursionError) as error:
+            said = "it is nested too deeply" if isinstance(error, RecursionError) else first_line(error).partition("; use sys.")[0]
+            raise UsageError(f"{source} is not valid TOML: {said}", "mend that line, or leave --config out") from None
         for name, table in document.items():
             if not isinstance(table, dict):
                 raise UsageError(f"{source}: {name} stands outside a table", "put it under a table such as [train]")
@@ -161,7 +144,8 @@ def _sources(preset: str | None, config: Path | None) -> typing.Iterator[tuple[s
         yield f"preset {preset}", (importlib.resources.files("hsal_cli.presets") / f"{preset}.toml").read_text()
     if config is not None:
         try:
-            yield str(config), regular(config).read_text(encoding="utf-8")
+            with config.open("rb") as stream:  # a device would never end
+                yield str(config), stream.read(LARGEST).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"cannot read the settings file {config}: {error}", "name a TOML file with --config") from None
 

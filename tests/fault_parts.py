@@ -133,6 +133,32 @@ def small_run(path: Path, epochs: int = 3) -> runs.Run:
     return run
 
 
+def evaluation(**more: object) -> dict[str, object]:
+    """What eval.json holds, as `hsal eval` writes it but for its longer parts."""
+    intervals = {"exact_match": [0.4, 0.6], "macro_f1": [0.5, 0.7]}
+    scores = {"exact_match": 0.5, "macro_f1": 0.6}
+    return {
+        "dataset": "toy",
+        "split": "test",
+        "examples": 40,
+        **scores,
+        "ci95": intervals,
+        "baselines": {"count_only": scores},
+        "by_count": {"1": {**scores, "examples": 40}},
+        "localization": {"glimpse_hit": 0.5, "mask_mass": None},
+        "attn_saliency": {"raw": 1.5},
+        "cardinality_error": 0.1,
+        "sample": 0,
+        "max_steps": 5,
+        "features": "f.h5",
+        "checkpoint": "run/checkpoints/epoch-00003-step-0000000",
+        "objective": "rl",
+        "parameters": 100,
+        "saliency": "activation",
+        **more,
+    }
+
+
 def flip(path: Path, place: int, mask: int = 0xFF) -> None:
     """Changes one byte of a file; `place` may be negative."""
     data = bytearray(path.read_bytes())

@@ -12,9 +12,9 @@ from hsal_cli.policy.episode import Episode
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.progress import Reporter
+from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.training.objectives import Namer, Targets
 from hsal_cli.training.rewards import count_labels
-from hsal_cli.training.settings import TrainSettings
 
 SMALL = PolicySettings(
     mask="anchored",

@@ -15,6 +15,7 @@ from hsal_cli.storage.hdf5 import seal, stamp
 from hsal_cli.vision.backbone import ActivationModel
 
 SHAPE = (512, 3, 3)
+SCENES = {"scenes": "toy.h5", "scenes_digest": "5" * 64, "weights_used": "random"}
 COMMAND = "/some/where/bin/hsal train --data /some/where/data/toy.features.h5 --out=/some/where/runs/rl --epochs 3 --seed 7"
 
 
@@ -40,7 +41,8 @@ def use_tiny_backbone(monkeypatch) -> None:
 
 def write_status(run: Path, kind: str, seed: int, command: str, **status) -> None:
     table = "train" if kind == "policy" else "finetune"
-    (run / "config.json").write_text(json.dumps({table: {"seed": seed}}))
+    data = {"features": "/some/where/toy.features.h5", "features_digest": "f" * 64, "policy": {}} if kind == "policy" else SCENES
+    (run / "config.json").write_text(json.dumps({table: {"seed": seed}, **data}))
     (run / "command.txt").write_text(command + "\n")
     (run / "status.json").write_text(json.dumps({"format": "hsal-run", "kind": kind, "state": "finished", "updated": "2025", **status}))
 

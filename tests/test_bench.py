@@ -27,8 +27,8 @@ from hsal_cli.features.settings import PrecomputeSettings
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.policy.stop_head import CHANNELS
+from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.scenes.settings import SceneSettings
-from hsal_cli.training.settings import FinetuneSettings, TrainSettings
 
 SMALL = {"meta_encode": 8, "meta_hidden": 8, "controller_encode": 16, "controller_hidden": 16, "location_hidden": 8}
 TOML = f"""

@@ -19,9 +19,9 @@ from hsal_cli.main import app
 from hsal_cli.models.load import load_model, load_policy
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.storage import checkpoints
 from hsal_cli.training.count_task import CountTask
-from hsal_cli.training.settings import TrainSettings
 from hsal_cli.training.train import resume, train
 
 CPU = torch.device("cpu")

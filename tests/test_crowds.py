@@ -9,7 +9,7 @@ from hsal_cli.finetuning.crowds import Crowd, crowd, object_regions, on_objects
 from hsal_cli.finetuning.finetune import settle
 from hsal_cli.finetuning.views import cell_centres, views
 from hsal_cli.runs.seeds import Draws
-from hsal_cli.training.settings import FinetuneSettings
+from hsal_cli.runs.settings import FinetuneSettings
 
 
 def objects(count: int = 40, side: int = 40) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -30,10 +30,10 @@ from hsal_cli.pictures.replay import replay_page
 from hsal_cli.pictures.trajectory import draw_trajectory, titles
 from hsal_cli.report.detail import Detail, choose, confusion, exact_by_count
 from hsal_cli.report.report_figures import confusion_figure, count_figure
+from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings
-from hsal_cli.training.settings import FinetuneSettings, TrainSettings
 from hsal_cli.training.train import train
 from hsal_cli.upkeep.check import check_path
 from hsal_cli.upkeep.contents import look_into

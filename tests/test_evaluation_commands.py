@@ -128,7 +128,7 @@ def test_without_a_policy_one_is_trained(here, monkeypatch):
         return here / "runs" / "policy"
 
     monkeypatch.setattr("hsal_cli.experiments.pipeline.ensure_policy", ensure_policy)
-    monkeypatch.setattr("hsal_cli.runs.run.newest", lambda kind: None)
+    monkeypatch.setattr("hsal_cli.runs.run.newest", lambda kind, **_: None)
     monkeypatch.setattr("hsal_cli.models.shipped.own_folder", lambda: None)
     for words_ in (("eval", "--resamples", 2), ("predict", "grey.png"), ("visualize", "grey.png")):
         call(*words_)

@@ -9,9 +9,11 @@ from evaluation_parts import NAMES, policy_meta, small_policy, small_table, writ
 
 from hsal_cli.errors import FileError
 from hsal_cli.models import load as loading
-from hsal_cli.models.load import find_backbone, load_policy
+from hsal_cli.models.load import PolicyMeta, find_backbone, load_policy
 from hsal_cli.policy.choosing import greedy
+from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.storage.checkpoints import write_checkpoint
+from hsal_cli.vision.backbone import LoadedBackbone
 
 
 def test_a_policy_comes_back_as_it_was(tmp_path):
@@ -68,8 +70,9 @@ def test_a_damaged_best_checkpoint_is_passed_over_and_said(tmp_path):
 
 @pytest.fixture
 def backbones(tmp_path, monkeypatch):
-    """Two backbone runs of which only the manifests matter; loading returns the folder. Gives the digest of each."""
-    monkeypatch.setattr("hsal_cli.vision.backbone.load_backbone", lambda path, device="cpu": path)
+    """Two backbone runs of which only the manifests matter; loading makes no model. Gives the digest of each."""
+    monkeypatch.setattr("hsal_cli.vision.backbone.load_backbone", lambda path, device="cpu": LoadedBackbone(None, None, "", path))
+    monkeypatch.setattr("hsal_cli.vision.backbone.finer", lambda model, side: model)
     monkeypatch.chdir(tmp_path)
     digests = {}
     for name in ("old", "new"):
@@ -79,19 +82,24 @@ def backbones(tmp_path, monkeypatch):
     return digests
 
 
+def of_backbone(digest, place=None):
+    """What a checkpoint says of a policy that was trained with a backbone."""
+    return PolicyMeta("policy", ["a"], (4, 3, 3), 1.0, 3, policy=PolicySettings(), backbone=place, backbone_digest=digest)
+
+
 def test_the_backbone_is_found_where_it_was_and_where_it_went(backbones, tmp_path):
     for recorded in ("runs/new", "runs/gone", None, "runs/old"):  # old holds other weights: the digest decides
-        found = find_backbone({"backbone_digest": backbones["new"], "backbone": recorded})
-        assert found.resolve() == tmp_path / "runs" / "new" / "checkpoints" / "epoch-1"
+        found = find_backbone(of_backbone(backbones["new"], recorded))
+        assert found.path.resolve() == tmp_path / "runs" / "new" / "checkpoints" / "epoch-1"
     elsewhere = tmp_path / "elsewhere"
     shutil.move(tmp_path / "runs" / "new", elsewhere)
-    assert find_backbone({"backbone_digest": backbones["new"], "backbone": str(elsewhere)}).parents[1] == elsewhere
+    assert find_backbone(of_backbone(backbones["new"], str(elsewhere))).path.parents[1] == elsewhere
 
 
 def test_a_backbone_that_is_nowhere_is_named(backbones):
     with pytest.raises(FileError, match="neither at runs/gone nor under runs/"):
-        find_backbone({"backbone_digest": "0" * 64, "backbone": "runs/gone"})
+        find_backbone(of_backbone("0" * 64, "runs/gone"))
     with pytest.raises(FileError, match="not under empty/"):
-        find_backbone({"backbone_digest": "0" * 64, "backbone": None}, root=loading.Path("empty"))
+        find_backbone(of_backbone("0" * 64), root=loading.Path("empty"))
     with pytest.raises(FileError, match="name no backbone"):
-        find_backbone({"backbone_digest": None})
+        find_backbone(of_backbone(None))

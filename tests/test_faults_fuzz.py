@@ -1,5 +1,6 @@
 """Any byte changed or cut off, of every kind of file that hsal reads: an HsalError or the same content, never wrong data."""
 
+import dataclasses
 import gzip
 import io
 import json
@@ -13,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from fault_parts import InterruptedWriting, contents, fill_features, small_run, small_scenes
+from fault_parts import InterruptedWriting, contents, evaluation, fill_features, small_run, small_scenes
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from idx_files import idx_bytes
@@ -25,11 +26,12 @@ from hsal_cli.commands.options import known_tables
 from hsal_cli.errors import HsalError
 from hsal_cli.features.table import open_features
 from hsal_cli.runs.run import Run
+from hsal_cli.runs.scores import read_evaluation
 from hsal_cli.scenes.digits.idx import read_idx
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.settings import check_tables, read_tables
 from hsal_cli.storage import checkpoints
-from hsal_cli.storage.files import read_sealed, write_sealed
+from hsal_cli.storage.files import write_sealed
 from hsal_cli.upkeep.check import check_path
 from hsal_cli.vision.images import MOST_PIXELS, read_image
 from hsal_cli.vision.weights import read_weights
@@ -67,8 +69,7 @@ def read_checkpoint(path: Path) -> Any:
 def read_status(path: Path) -> Any:
     run = Run(path.parent)
     # A change in the name of the key that holds the digest leaves it as one more key.
-    wanted = {"status.json": run.__class__.status, "config.json": run.__class__.config}[path.name].fget(run)
-    return {key: value for key, value in wanted.items() if key in ("format", "kind", "state", "exact_match", "train", "policy", "features")}
+    return dataclasses.asdict(run.status if path.name == "status.json" else run.config) | {"raw": None}
 
 
 def read_rows(path: Path) -> Any:
@@ -79,8 +80,8 @@ def read_rows(path: Path) -> Any:
     return Run(path.parent).rows()
 
 
-def read_evaluation(path: Path) -> Any:
-    return {key: value for key, value in read_sealed(path, "hsal eval").items() if key in ("exact_match", "dataset")}
+def read_scores(path: Path) -> Any:
+    return dataclasses.asdict(read_evaluation(path, "hsal eval")) | {"raw": None}
 
 
 def read_settings(path: Path) -> Any:
@@ -115,7 +116,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with h5py.File(folder / name / "t.features.h5.partial", "r+") as file:
             file.attrs["open"] = killed
     small_run(folder / "run")
-    write_sealed(folder / "eval.json", {"exact_match": 0.5, "dataset": "toy"})
+    write_sealed(folder / "eval.json", evaluation())
     draw = np.random.default_rng(0)
     glyphs = idx_bytes(draw.integers(0, 256, (3, 28, 28), dtype=np.uint8))
     (folder / "glyphs").write_bytes(glyphs)
@@ -143,7 +144,7 @@ KINDS: dict[str, tuple[str, Callable[[Path], Any], bool]] = {
     "config.json": ("run/config.json", read_status, True),
     "status.json": ("run/status.json", read_status, True),
     "metrics.jsonl": ("run/metrics.jsonl", read_rows, True),
-    "eval.json": ("eval.json", read_evaluation, True),
+    "eval.json": ("eval.json", read_scores, True),
     "IDX, gzipped": ("glyphs.gz", lambda path: read_idx(path, 3), True),
     "IDX": ("glyphs", read_glyphs, False),
     "settings (TOML)": ("s.toml", read_settings, False),

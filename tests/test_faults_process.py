@@ -76,9 +76,9 @@ def result_of(command: str, folder: Path) -> object:
     found = {which: checkpoints.load(run.checkpoints, which) for which in ("last", "best")}
     assert not any(checkpoint.note for checkpoint in found.values())
     table = (run.path / "results.csv").read_text().splitlines()
-    status = {key: value for key, value in run.status.items() if key in ("state", "exact_match", "accuracy", "test_accuracy")}
+    status = {key: value for key, value in run.status.raw.items() if key in ("state", "exact_match", "accuracy", "test_accuracy")}
     states = {which: [part.weights, part.state, part.meta, part.path.name] for which, part in found.items()}
-    return {"states": states, "rows": [without(row) for row in run.rows()], "lines": len(table), "status": status, "config": run.config}
+    return {"states": states, "rows": [without(row) for row in run.rows()], "lines": len(table), "status": status, "config": run.config.raw}
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from hsal_cli.finetuning.finetune import finetune
 from hsal_cli.finetuning.single_objects import SingleObjects
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.run import Run
+from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.storage import checkpoints
 from hsal_cli.training import train as train_room
-from hsal_cli.training.settings import TrainSettings
 from hsal_cli.training.train import resume, train
 
 CPU = torch.device("cpu")
@@ -56,8 +56,8 @@ def everything(run: Run) -> dict[str, Any]:
     found = {which: checkpoints.load(run.checkpoints, which) for which in ("last", "best")}
     states = {which: [part.path.name, part.weights, part.state, part.meta] for which, part in found.items()}
     table = [line.split(",")[0] for line in (run.path / "results.csv").read_text().splitlines()]
-    status = {key: value for key, value in run.status.items() if key not in ("started", "updated")}
-    return {"states": states, "rows": [without(row) for row in run.rows()], "table": table, "status": status, "config": run.config}
+    status = {key: value for key, value in run.status.raw.items() if key not in ("started", "updated")}
+    return {"states": states, "rows": [without(row) for row in run.rows()], "table": table, "status": status, "config": run.config.raw}
 
 
 class Killed(BaseException):
@@ -123,7 +123,7 @@ def test_more_epochs_go_on_where_the_run_ended_and_fewer_are_refused(data, tmp_p
     longer = go("train", data, run.path, reporter, resume=True, epochs=5)
     assert reporter.steps == 6 and any("epochs 3 -> 5" in line for line in reporter.said)
     assert longer.rows()[:3] == first and [row["epoch"] for row in longer.rows()] == [1, 2, 3, 4, 5]
-    assert longer.config["train"] == {**dataclasses.asdict(TRAIN), "epochs": 5} and longer.status["state"] == "finished"
+    assert longer.config.train == dataclasses.replace(TRAIN, epochs=5) and longer.status.state == "finished"
     assert (run.path / "command.txt").read_text().splitlines() == ["hsal train --epochs 3", "hsal train --resume run --epochs 5"]
     assert not torch.equal(checkpoints.load(run.checkpoints, "last").weights["controller.label.weight"], weights["controller.label.weight"])
     with pytest.raises(UsageError, match="has 5 epochs, which is more than 4"):
@@ -136,7 +136,7 @@ def test_fine_tuning_may_show_more_full_images_where_that_changes_no_epoch_of_be
     first, reporter = run.rows(), StoppingReporter()
     longer = go("finetune", data, run.path, reporter, resume=True, full_images=32)
     assert reporter.steps == 2 and len(first) == 2 and longer.rows()[:2] == first and len(longer.rows()) == 3
-    assert longer.config["finetune"]["full_images"] == 32
+    assert longer.config.finetune.full_images == 32
     for images in (31, 40):  # 40 would be two epochs of 20
         with pytest.raises(UsageError, match="would change epochs"):
             go("finetune", data, run.path, resume=True, full_images=images)
@@ -175,7 +175,7 @@ def test_a_new_run_may_start_from_the_weights_of_another(data, tmp_path) -> None
     with pytest.raises(Interrupted):
         go("train", data, tmp_path / "second", StoppingReporter(1), init_from=first.path)
     second = Run(tmp_path / "second")
-    assert second.config["init_from"] == {"path": str(first.path), "digest": best.digest} and second.rows() == []
+    assert second.config.init_from == runs.Start(str(first.path), best.digest) and second.rows() == []
     fresh, after = checkpoints.load(second.checkpoints, "last"), go("train", data, tmp_path / "plain")
     moved = {name: (tensor - best.weights[name]).abs().max() for name, tensor in fresh.weights.items()}
     assert 0 < max(moved.values()) < 0.01  # one step of a warm-up away from where it started

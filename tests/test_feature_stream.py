@@ -14,8 +14,8 @@ from hsal_cli.features import stream as feature_stream
 from hsal_cli.features import table as feature_file
 from hsal_cli.features.stream import FeatureStream, window_rows
 from hsal_cli.features.table import open_features
+from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.storage import checkpoints
-from hsal_cli.training.settings import TrainSettings
 from hsal_cli.training.train import resume, train
 
 CPU = torch.device("cpu")
@@ -85,7 +85,7 @@ def test_what_fits_is_read_once(features, monkeypatch, tmp_path) -> None:
 @pytest.mark.parametrize("after", [3, 13])
 def test_training_on_windows_learns_from_all_rows_and_resumes_exactly(after, features, tmp_path) -> None:
     whole = train(features, tmp_path / "whole", SMALL, SETTINGS, CPU, memory=BUDGET)
-    assert whole.config["window"] == BLOCK
+    assert whole.config.window == BLOCK
     with pytest.raises(Interrupted):
         train(features, tmp_path / "run", SMALL, SETTINGS, CPU, StoppingReporter(after), memory=BUDGET)
     resumed = resume(tmp_path / "run", CPU)

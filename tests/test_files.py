@@ -14,7 +14,8 @@ from fault_parts import largest_file
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.runs import run as runs
 from hsal_cli.storage.checkpoints import KEEP, load, read_checkpoint, save, write_checkpoint
-from hsal_cli.storage.files import atomic_write, digest_of, digest_of_file, read_json, read_sealed, write_json, write_text
+from hsal_cli.storage.documents import read_document
+from hsal_cli.storage.files import atomic_write, digest_of, digest_of_file, write_json, write_text
 from hsal_cli.storage.hdf5 import attribute, open_hdf5, seal, stamp
 
 WEIGHTS = {"layer.weight": torch.arange(6.0).view(2, 3), "scale": torch.tensor(2.5), "count": torch.tensor(3)}
@@ -84,9 +85,9 @@ def test_what_is_not_json_is_named(text: str, tmp_path: Path) -> None:
     source = tmp_path / "eval.json"
     source.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(FileError, match="eval"):
-        read_json(source, "hsal eval")
+        read_document(source, dict, "hsal eval")
     with pytest.raises(FileError) as caught:
-        read_json(tmp_path / "missing.json", "hsal eval")
+        read_document(tmp_path / "missing.json", dict, "hsal eval")
     assert "hsal eval" in caught.value.hint
 
 
@@ -205,7 +206,7 @@ def test_best_and_last_are_found_and_only_the_newest_and_the_best_stay(tmp_path:
     assert load(tmp_path, "last").meta["epoch"] == 5 and load(tmp_path, "best").meta["epoch"] == 2
     kept = [f"epoch-{number}" for number in sorted({2, *range(6 - KEEP, 6)})]
     assert entries(tmp_path) == [*kept, "index.json"]
-    assert read_sealed(tmp_path / "index.json", "") == {"last": "epoch-5", "best": "epoch-2"}
+    assert read_document(tmp_path / "index.json", dict, "hsal train") == {"last": "epoch-5", "best": "epoch-2"}
 
 
 def test_saving_under_the_same_name_replaces(tmp_path: Path) -> None:
@@ -256,12 +257,15 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Pat
 # --- runs -------------------------------------------------------------------------------------------------------------------------
 
 
+CONFIG = {"features": "f.h5", "features_digest": "f" * 64, "train": {}, "policy": {}}
+
+
 def test_a_run_records_how_it_was_made(tmp_path: Path) -> None:
-    run = runs.create(tmp_path / "run", "policy", {"train": {"epochs": 3}})
+    run = runs.create(tmp_path / "run", "policy", {**CONFIG, "train": {"epochs": 3}})
     assert {"config.json", "command.txt", "env.json", "status.json", "checkpoints"} == set(entries(run.path))
-    assert run.config == {"train": {"epochs": 3}} and run.status["kind"] == "policy" and run.status["state"] == "running"
+    assert run.config.train.epochs == 3 and run.config.features == "f.h5" and run.status.kind == "policy" and run.status.state == "running"
     run.set_status("finished", exact_match=0.5)
-    assert run.status["state"] == "finished" and run.status["exact_match"] == 0.5 and run.status["kind"] == "policy"
+    assert run.status.state == "finished" and run.status.exact_match == 0.5 and run.status.kind == "policy"
     assert json.loads((run.path / "env.json").read_text())["torch"] == torch.__version__
     assert runs.open_run(run.path, "policy").path == run.path
     with pytest.raises(FileError, match="of kind policy, not backbone"):
@@ -282,15 +286,15 @@ def test_rows_come_back_without_a_line_that_a_crash_cut_short(tmp_path: Path) ->
 
 
 def test_overwriting_replaces_a_run_and_spares_everything_else(tmp_path: Path) -> None:
-    run = runs.create(tmp_path / "run", "policy", {"old": True})
+    run = runs.create(tmp_path / "run", "policy", {**CONFIG, "old": True})
     (run.path / "notes.txt").write_text("mine")
     save(run.checkpoints, "epoch-1", {"w": torch.ones(1)}, {}, {}, best=True)
     write_json(run.path / "eval.json", {})
     with pytest.raises(UsageError, match="holds a run already") as caught:
-        runs.create(run.path, "policy", {"new": True})
-    assert "--overwrite" in caught.value.hint and run.config == {"old": True}
-    runs.create(run.path, "policy", {"new": True}, overwrite=True)
-    assert run.config == {"new": True} and entries(run.checkpoints) == [] and (run.path / "notes.txt").read_text() == "mine"
+        runs.create(run.path, "policy", {**CONFIG, "new": True})
+    assert "--overwrite" in caught.value.hint and run.config.raw == {**CONFIG, "old": True}
+    runs.create(run.path, "policy", {**CONFIG, "new": True}, overwrite=True)
+    assert run.config.raw == {**CONFIG, "new": True} and entries(run.checkpoints) == [] and (run.path / "notes.txt").read_text() == "mine"
     assert not (run.path / "eval.json").exists()
 
 
@@ -310,7 +314,7 @@ def test_what_is_not_a_run_is_never_replaced(status: str | None, tmp_path: Path)
 
 
 def test_an_empty_folder_may_become_a_run(tmp_path: Path) -> None:
-    assert runs.create(tmp_path, "backbone", {}).status["kind"] == "backbone"
+    assert runs.create(tmp_path, "backbone", {}).status.kind == "backbone"
 
 
 def test_the_newest_finished_run_of_the_kind_is_found_though_another_is_damaged(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from hsal_cli.finetuning.finetune import FinetuneTask, background_share, finetun
 from hsal_cli.finetuning.single_objects import SingleObjects, read_single_objects
 from hsal_cli.finetuning.views import cell_centres, crop_sides, share_in_view, views
 from hsal_cli.runs.seeds import Draws, seeded
+from hsal_cli.runs.settings import FinetuneSettings
 from hsal_cli.storage import checkpoints
-from hsal_cli.training.settings import FinetuneSettings
 from hsal_cli.vision.images import to_input
 
 CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ def test_a_stopped_run_resumes_to_exactly_what_it_would_have_been(after: int, sc
         for part in ("weights", "state", "meta"):
             assert_equal(getattr(mine, part), getattr(theirs, part), part)
     assert [without(row) for row in resumed.rows()] == [without(row) for row in whole.rows()]
-    ends = [{key: run.status[key] for key in ("state", "accuracy", "test_accuracy")} for run in (resumed, whole)]
+    ends = [{key: run.status.raw[key] for key in ("state", "accuracy", "test_accuracy")} for run in (resumed, whole)]
     assert ends[0] == ends[1] and ends[0]["state"] == "finished"
 
 
@@ -95,18 +95,18 @@ def test_fine_tuning_learns_colour_and_grey_images_and_describes_its_checkpoint(
     scenes = write_scenes(tmp_path / "squares.h5", colour=colour)
     settings = dataclasses.replace(FAST, crop_images=160, full_images=80, epoch_images=80, augment=False)
     run = finetune(scenes, tmp_path / "run", settings, CPU)
-    assert run.status["accuracy"] == max(row["accuracy"] for row in run.rows()) and run.status["accuracy"] > 0.8
+    assert run.status.accuracy == max(row["accuracy"] for row in run.rows()) and run.status.accuracy > 0.8
     best = checkpoints.load(run.checkpoints, "best")
     meta = best.meta
     assert (meta["kind"], meta["arch"], meta["input_size"], meta["resolution"]) == ("backbone", "resnet34", 32, 7)
-    assert meta["classes"] == ["red", "blue"] and meta["weights"] == "random" and meta["accuracy"] == run.status["accuracy"]
+    assert meta["classes"] == ["red", "blue"] and meta["weights"] == "random" and meta["accuracy"] == run.status.accuracy
     model = OneLayer("resnet34", 2, 32)
     model.load_state_dict(best.weights)
     test = read_single_objects(scenes, "test")
     model.eval()
     with torch.no_grad():
         right = sum(model.classify(to_input(test.images[row : row + 1], 32)).argmax().item() == test.labels[row].item() for row in range(6))
-    assert run.status["test_accuracy"] == pytest.approx(right / 6) == test.score(model, 4, CPU)
+    assert run.status.test_accuracy == pytest.approx(right / 6) == test.score(model, 4, CPU)
 
 
 def test_without_boxes_there_are_no_crops_and_that_is_said(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_without_boxes_there_are_no_crops_and_that_is_said(tmp_path: Path) -> No
         finetune(scenes, tmp_path / "run", dataclasses.replace(FAST, mode="auto"), CPU, reporter)
     assert any("no boxes" in line for line in reporter.warned)
     run = finetune(scenes, tmp_path / "run", FAST, CPU, resume=True)
-    assert run.config["finetune"]["mode"] == "full" and [row["epoch"] for row in run.rows()] == [1]
+    assert run.config.finetune.mode == "full" and [row["epoch"] for row in run.rows()] == [1]
     with pytest.raises(UsageError, match="no boxes"):
         finetune(scenes, tmp_path / "other", FAST, CPU)
     assert not (tmp_path / "other").exists()

@@ -92,7 +92,7 @@ def test_a_stopped_training_resumes_to_exactly_what_it_would_have_been(after: in
     with pytest.raises(Interrupted) as caught:
         train(LineTask(), run, StoppingReporter(after))
     assert caught.value.exit_code == 143 and f"hsal train --resume {run.path}" in caught.value.hint
-    assert run.status["state"] == "stopped"
+    assert run.status.state == "stopped"
     resumed, reporter = LineTask(), StoppingReporter()
     rows = train(resumed, run, reporter, restored(resumed, checkpoints.load(run.checkpoints, "last")))
     assert reporter.done == after and len(resumed.taken) == 12 - after
@@ -144,7 +144,7 @@ def test_a_resumed_epoch_stands_once_in_the_metrics_though_it_was_logged_before_
 def test_a_loss_that_is_not_finite_ends_training_and_keeps_the_last_good_checkpoint(run: runs.Run) -> None:
     with pytest.raises(TrainingError, match="loss is not finite at step 3 of epoch 2") as caught:
         train(LineTask(fail_at=7), run, SILENT)
-    assert "--learning-rate" in caught.value.hint and run.status["state"] == "failed"
+    assert "--learning-rate" in caught.value.hint and run.status.state == "failed"
     kept = checkpoints.load(run.checkpoints, "last")
     assert kept.meta["epoch"] == 1 and all(tensor.isfinite().all() for tensor in kept.weights.values())
     assert [row["epoch"] for row in run.rows()] == [1]
@@ -170,7 +170,7 @@ def test_weights_that_are_not_finite_are_never_saved(at: int, run: runs.Run) -> 
 def test_a_task_that_says_it_has_collapsed_ends_training(run: runs.Run) -> None:
     with pytest.raises(TrainingError, match="collapsed"):
         train(LineTask(scores=(0.4, -1.0, 0.5)), run, SILENT)
-    assert run.status["state"] == "failed"
+    assert run.status.state == "failed"
     assert checkpoints.load(run.checkpoints, "best").meta["epoch"] == 1
 
 
@@ -185,7 +185,7 @@ def test_a_fault_of_any_kind_leaves_the_status_failed(run: runs.Run) -> None:
     task.step = lambda step: 1 / 0
     with pytest.raises(ZeroDivisionError):
         train(task, run, SILENT)
-    assert run.status["state"] == "failed"
+    assert run.status.state == "failed"
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(run: runs.Run, whole) -> None:

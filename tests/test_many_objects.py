@@ -17,8 +17,8 @@ from hsal_cli.finetuning.finetune import FinetuneTask, finetune, read_objects
 from hsal_cli.finetuning.many_objects import BoxedObjects, Scenes, WholeImages, own_cells, read_scenes, way_of
 from hsal_cli.finetuning.views import cell_centres
 from hsal_cli.runs.seeds import Draws
+from hsal_cli.runs.settings import FinetuneSettings
 from hsal_cli.storage import checkpoints
-from hsal_cli.training.settings import FinetuneSettings
 
 CPU = torch.device("cpu")
 FAST = FinetuneSettings(input_size=32, crop_images=160, full_images=160, epoch_images=160, batch_size=8, validation=6, learning_rate=0.05)
@@ -66,8 +66,8 @@ def test_each_way_learns_and_says_what_it_does(objects, least, mode, boxed, bare
     settings = dataclasses.replace(FAST, augment=False, full_images=160 if objects == "crops" else 800)
     wanted = "auto" if objects != "random-label" else objects
     run = finetune(boxed if objects == "crops" else bare, tmp_path / "run", dataclasses.replace(settings, objects=wanted), CPU, reporter)
-    assert run.status["test_accuracy"] >= least, run.status
-    assert run.config["finetune"]["objects"] == objects and run.config["finetune"]["mode"] == mode
+    assert run.status.test_accuracy >= least, run.status
+    assert run.config.finetune.objects == objects and run.config.finetune.mode == mode
     assert any(f"--objects {objects}" in line for line in reporter.said)
     assert checkpoints.load(run.checkpoints, "best").meta["classes"] == ["red", "green", "blue"]
 

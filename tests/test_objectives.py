@@ -11,9 +11,10 @@ import torch
 from learning_parts import PLAIN, TINY, TWO_STOP_HEADS, gradients, images, roll_out, targets_of, tiny_policy
 
 from hsal_cli.errors import UsageError
+from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.settings import as_dict
 from hsal_cli.training.objectives import Namer, losses, make_targets
-from hsal_cli.training.settings import TrainSettings, stored_train
+from hsal_cli.typed import checked
 
 # --- what each term reaches -------------------------------------------------------------------------------------------------------
 
@@ -294,8 +295,8 @@ def test_the_gradient_is_averaged_over_actions_unless_their_rewards_are_unknown_
     for settings in (TrainSettings(return_to_go=True), TrainSettings(gradient="sampled"), TrainSettings(objective="multiset")):
         assert not settings.averages_actions
     stored = {key: value for key, value in as_dict(TrainSettings(epochs=2)).items() if key != "gradient"}
-    assert stored_train(stored) == TrainSettings(epochs=2, gradient="sampled")
+    assert checked(stored, TrainSettings) == TrainSettings(epochs=2, gradient="sampled")
     for now in (TrainSettings(), TrainSettings(gradient="expected")):
-        assert stored_train(json.loads(json.dumps(as_dict(now)))) == now
+        assert checked(json.loads(json.dumps(as_dict(now))), TrainSettings) == now
     with pytest.raises(UsageError, match="gradient expected with return_to_go"):
         TrainSettings(gradient="expected", return_to_go=True)

@@ -14,10 +14,11 @@ from hsal_cli.policy.episode import Episode
 from hsal_cli.policy.gaussian import GaussianAttention
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.meta_controller import WinnerTakeAll
-from hsal_cli.policy.settings import PolicySettings, stored_policy
+from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.policy.stop_head import StopHead
 from hsal_cli.policy.surround import neighbours
 from hsal_cli.settings import as_dict
+from hsal_cli.typed import checked
 
 CLASSES, SHAPE = 3, (6, 4, 5)
 SMALL = {
@@ -306,9 +307,9 @@ def test_policies_stored_before_there_was_a_choice_are_what_they_were():
     stored = {
         name: value for name, value in as_dict(PolicySettings()).items() if name not in ("inhibition_width", "glimpse_size", "stop_input")
     }
-    assert stored_policy(stored) == PolicySettings(inhibition_width=1.0, glimpse_size=1, stop_input="state")
+    assert checked(stored, PolicySettings) == PolicySettings(inhibition_width=1.0, glimpse_size=1, stop_input="state")
     for now in (PolicySettings(), PolicySettings(inhibition_width=1.7)):
-        assert stored_policy(json.loads(json.dumps(as_dict(now)))) == now
+        assert checked(json.loads(json.dumps(as_dict(now))), PolicySettings) == now
 
 
 def test_a_finer_map_gets_masks_that_cover_as_much_of_the_image():

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hsal_cli.policy.episode import Episode
 from hsal_cli.policy.hsal import HSAL
+from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.training.objectives import Targets, losses
-from hsal_cli.training.settings import TrainSettings
 
 LOCATION_HEAD = ("controller.location", "controller.priority_weight")
 

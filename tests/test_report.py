@@ -41,7 +41,11 @@ def write_history(run, rows, state="finished", kind="policy", config=None):
     """What training leaves beside the checkpoints."""
     run.mkdir(parents=True, exist_ok=True)
     (run / "status.json").write_text(json.dumps({"format": "hsal-run", "kind": kind, "state": state, "updated": "2026"}))
-    (run / "config.json").write_text(json.dumps(config or {"train": {"objective": "rl", "seed": 0, "epochs": len(rows)}}))
+    config = config or {"train": {"objective": "rl", "seed": 0, "epochs": max(1, len(rows))}}
+    others = {"features": "f.h5", "features_digest": "f", "policy": {}}
+    if kind == "backbone":
+        others = {"scenes": "s.h5", "scenes_digest": "s", "weights_used": "random"}
+    (run / "config.json").write_text(json.dumps({**others, **config}))
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return run
 

@@ -240,9 +240,9 @@ def test_the_last_epoch_is_evaluated_where_another_is_the_best(here, tmp_path) -
     shutil.copytree(grid.run_path(cell), run)
     [plain] = run_grid(grid, CPU, SILENT)
     root = grid.run_path(cell) / "checkpoints"
-    last = checkpoints.index_of(root)["last"]
+    last = checkpoints.index_of(root).last
     try:
-        shutil.copytree(root / checkpoints.index_of(root)["best"], root / "epoch-00009-step-0000000")
+        shutil.copytree(root / checkpoints.index_of(root).best, root / "epoch-00009-step-0000000")
         checkpoints.write_index(root, last=last, best="epoch-00009-step-0000000")
         assert [step.state for step in plan(grid)][-2:] == ["done", "missing"], "eval.json is of another checkpoint than the best"
         [found] = run_grid(grid, CPU, SILENT)
@@ -374,17 +374,17 @@ def test_with_one_seed_the_interval_is_that_over_images() -> None:
 
 def test_seconds_of_an_interrupted_step_are_added_up(here) -> None:
     grid = grid_of()
-    before = read_record(grid)["seconds"]["backbone"]
+    before = read_record(grid).seconds["backbone"]
     with pytest.raises(RuntimeError), grid_run._timed(grid, "backbone"):
         raise RuntimeError
-    assert read_record(grid)["seconds"]["backbone"] >= before and set(read_record(grid)) == {
+    assert read_record(grid).seconds["backbone"] >= before and set(read_record(grid).raw) == {
         *("format", "options", "settings", "backbone", "seconds")
     }
 
 
 def test_the_time_of_a_run_trained_outside_the_grid_is_that_of_its_epochs(here) -> None:
     grid = grid_of()
-    before = read_record(grid)["seconds"]
+    before = read_record(grid).seconds
     grid_run.record(grid, seconds={})
     try:
         for run in run_grid(grid, CPU, SILENT):

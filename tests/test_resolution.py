@@ -19,7 +19,7 @@ from hsal_cli.models.load import find_backbone, load_policy
 from hsal_cli.models.look import look_at_scenes
 from hsal_cli.pictures.trajectory import draw_trajectory
 from hsal_cli.policy.settings import PolicySettings
-from hsal_cli.training.settings import FinetuneSettings, TrainSettings
+from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.training.train import train
 from hsal_cli.vision.backbone import ActivationModel, finer, load_backbone
 

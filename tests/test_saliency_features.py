@@ -26,10 +26,10 @@ from hsal_cli.main import app
 from hsal_cli.models.load import load_policy
 from hsal_cli.models.look import look, look_at_scenes
 from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.hdf5 import attribute
-from hsal_cli.training.settings import TrainSettings
 from hsal_cli.training.train import train
 from hsal_cli.vision.backbone import ActivationModel, load_backbone
 
@@ -114,7 +114,7 @@ def test_each_model_has_its_own_file_beside_the_scenes(made):
 
 def test_a_policy_keeps_to_its_model_when_it_is_scored_and_shown_pictures(made):
     loaded, backbone = load_policy(made / "run"), load_backbone(made / "b")
-    assert loaded.meta["saliency"] == "itti"
+    assert loaded.meta.saliency == "itti"
     scores = evaluate_file(loaded, made / "s.itti.features.h5", EvalSettings(resamples=2))
     assert scores["saliency"] == "itti" and scores["dataset"] == "s" and scores["examples"] == TEST
     loaded.policy.controller.label.bias.data[-1] = -100  # never stop, so that there is a step to look at

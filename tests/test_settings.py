@@ -1,6 +1,7 @@
 """Settings: their types and ranges, where values come from and which wins, and the options that commands make of them."""
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Literal
@@ -13,9 +14,9 @@ from hsal_cli.commands.options import DryRun, Given, check_resumed, known_tables
 from hsal_cli.console import exit_code_of
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.settings import SEED_LIMIT, as_dict, build, check, check_tables, parse, preset_names, read_tables, setting
 from hsal_cli.storage.files import write_sealed
-from hsal_cli.training.settings import FinetuneSettings, TrainSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,22 +63,22 @@ def test_values_become_what_the_field_holds(values: dict, expected: dict) -> Non
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("count", "3", "is not int"),
-        ("count", 2.5, "is not int"),
-        ("count", True, "is not int"),
+        ("count", "3", "is not an integer"),
+        ("count", 2.5, "is not an integer"),
+        ("count", True, "is not an integer"),
         ("count", 0, "below 1"),
         ("count", -3, "below 1"),
         ("count", 11, "above 10"),
         ("count", math.nan, "not finite"),
         ("count", math.inf, "not finite"),
-        ("count", 10**400, "is not int"),
+        ("count", 10**400, "is not an integer"),
         ("rate", 0.0, "not above 0"),
         ("rate", 1.5, "above 1"),
         ("rate", math.nan, "not finite"),
         ("rate", -math.inf, "not finite"),
-        ("rate", "fast", "is not float"),
-        ("flag", 1, "is not bool"),
-        ("flag", "yes", "is not bool"),
+        ("rate", "fast", "is not a number"),
+        ("flag", 1, "is not true or false"),
+        ("flag", "yes", "is not true or false"),
         ("word", "gamma", "alpha | beta"),
         ("word", 3, "alpha | beta"),
         ("size", "4-1", "runs backwards"),
@@ -91,7 +92,7 @@ def test_values_become_what_the_field_holds(values: dict, expected: dict) -> Non
         ("size", True, "a range such as 1-4"),
         ("size", [1, math.nan], "not finite"),
         ("width", "0-1", "not above 0"),
-        ("path", 3, "is not str"),
+        ("path", 3, "is not a text"),
         ("most", -1, "below 0"),
         ("seed", 2**64, f"above {2**63}"),
         ("seed", -1, "below 0"),
@@ -242,20 +243,25 @@ def test_one_of_takes_its_words_alone() -> None:
 
 def test_settings_beside_resume_are_refused_where_they_are_not_the_runs(tmp_path: Path) -> None:
     held = TrainSettings(epochs=30, seed=2)
-    write_sealed(tmp_path / "config.json", {"train": as_dict(held), "policy": as_dict(PolicySettings())})
+    run = tmp_path / "run"
+    run.mkdir()
+    write_sealed(run / "status.json", {"kind": "policy", "state": "stopped"})
+    tables = {"train": as_dict(held), "policy": as_dict(PolicySettings())}
+    write_sealed(run / "config.json", {"features": "f.h5", "features_digest": "f" * 64, **tables})
+    check = functools.partial(check_resumed, run, "policy")
     for asked, given in ((TrainSettings(), set()), (held, {"epochs", "seed"}), (TrainSettings(epochs=30), {"epochs"})):
-        assert check_resumed(tmp_path, None, {"train": given}, train=asked, policy=PolicySettings())["train"]["epochs"] == 30
+        assert check(None, {"train": given}, train=asked, policy=PolicySettings()).train.epochs == 30
     changed = TrainSettings(epochs=40, seed=3)
     with pytest.raises(UsageError, match="epochs is 30, not 40; seed is 2, not 3"):
-        check_resumed(tmp_path, None, {"train": {"epochs", "seed"}}, train=changed)
+        check(None, {"train": {"epochs", "seed"}}, train=changed)
     with pytest.raises(UsageError, match="settings: seed is 2, not 3"):
-        check_resumed(tmp_path, None, {"train": {"epochs", "seed"}}, ("epochs",), train=changed)
+        check(None, {"train": {"epochs", "seed"}}, ("epochs",), train=changed)
     with pytest.raises(UsageError, match="seed is 2, not 0"):  # the default, but asked for
-        check_resumed(tmp_path, None, {"train": {"seed"}}, train=TrainSettings())
+        check(None, {"train": {"seed"}}, train=TrainSettings())
     with pytest.raises(UsageError, match="exclude each other"):
-        check_resumed(tmp_path, tmp_path, {}, train=held)
-    with pytest.raises(FileError, match="cannot read"):
-        check_resumed(tmp_path / "nowhere", None, {})
+        check(tmp_path, {}, train=held)
+    with pytest.raises(FileError, match="is not a run"):
+        check_resumed(tmp_path / "nowhere", "policy", None, {})
 
 
 def test_the_authors_grid_is_the_papers_recipe_on_a_grid() -> None:

@@ -61,10 +61,10 @@ def call(*words: object, code: int = 0):
 def test_all_that_the_manifest_names_comes_with_hsal() -> None:
     folder = own_folder()
     manifest = shipped.read_manifest(folder)
-    assert {"mnist-set.rl", "mnist-multiset.rl"} <= set(manifest["policies"])
-    for name, entry in ((shipped.BACKBONE, manifest[shipped.BACKBONE]), *manifest["policies"].items()):
-        assert {file.name for file in (folder / name).iterdir()} == set(entry["sha256"])
-        for file, digest in entry["sha256"].items():
+    assert {"mnist-set.rl", "mnist-multiset.rl"} <= set(manifest.policies)
+    for name, entry in ((shipped.BACKBONE, manifest.backbone), *manifest.policies.items()):
+        assert {file.name for file in (folder / name).iterdir()} == set(entry.sha256)
+        for file, digest in entry.sha256.items():
             assert digest_of_file(folder / name / file) == digest, f"{name}/{file}"
 
 
@@ -82,7 +82,7 @@ def test_policy_and_backbone_come_back_in_float32_as_they_were_up_to_rounding(he
             assert tensor.dtype == before[name].dtype, name
             wanted = before[name].half().float() if before[name].numel() > 1 else before[name]
             assert torch.equal(tensor, wanted), name
-    assert found.stated["result"]["exact_match"] == 0.75
+    assert found.stated.result.exact_match == 0.75
 
 
 def test_an_unknown_name_is_answered_with_those_that_there_are(here) -> None:

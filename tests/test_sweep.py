@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from evaluation_parts import policy_meta
+from fault_parts import evaluation
 from idx_files import write_idx_set
+from learning_parts import StoppingReporter
 from test_precompute import Heard
 from test_saliency_features import SMALL, write_backbone
 from typer.testing import CliRunner
@@ -22,11 +24,11 @@ from hsal_cli.features.precompute import precompute
 from hsal_cli.features.settings import SALIENCY, PrecomputeSettings
 from hsal_cli.main import app
 from hsal_cli.models.load import load_policy
+from hsal_cli.runs.settings import SweepSettings, TrainSettings
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.storage import checkpoints
-from hsal_cli.training.settings import SweepSettings, TrainSettings
 from hsal_cli.training.train import resume, train
 from hsal_cli.vision.backbone import load_backbone
 
@@ -104,12 +106,19 @@ def test_finished_conditions_are_taken_over_and_equal_ones_are_measured_once(mad
     monkeypatch.setattr(sweep, "_evaluate", lambda condition, *_: asked.append(condition.value) or scores_of_nothing())
     again = shifts(loaded, backbone, recipe, settings, tmp_path, CPU)
     assert again == found and not asked
+    for part, odd in zip((tmp_path / "parts").iterdir(), ("[]", '{"examples": "3"}'), strict=True):
+        part.write_text(odd)
+    reporter = StoppingReporter()
+    shifts(loaded, backbone, recipe, settings, tmp_path, CPU, reporter)
+    assert asked == ["as trained", "0.5"] and sum("measured anew" in said for said in reporter.warned) == 2
+    asked.clear()
     shifts(loaded, backbone, recipe, SweepSettings(parts="count", images=3), tmp_path, CPU)
     assert asked == ["1", "2", "3", "4", "5", "6"]
 
 
 def scores_of_nothing():
-    return {"examples": 3, "exact_match": 0.0, "ci95": {"exact_match": [0.0, 0.0]}, "macro_f1": 0.0, "cardinality_error": 0.0}
+    none = {"exact_match": [0.0, 0.0], "macro_f1": [0.0, 0.0]}
+    return evaluation(examples=3, exact_match=0.0, ci95=none, macro_f1=0.0, cardinality_error=0.0)
 
 
 def test_more_objects_than_trained_on_get_the_meta_steps_they_take(made, tmp_path, monkeypatch):
@@ -152,7 +161,7 @@ def test_saliency_models_are_trained_on_maps_of_their_own(made, tmp_path):
     rows = saliency_models(bench, made / "s.h5")
     assert [row["value"] for row in rows] == list(SALIENCY)
     for name in SALIENCY:
-        assert load_policy(tmp_path / "runs" / f"saliency-{name}").meta["saliency"] == name
+        assert load_policy(tmp_path / "runs" / f"saliency-{name}").meta.saliency == name
     assert not list((tmp_path / "cache").iterdir())
     assert saliency_models(bench, tmp_path / "gone.h5") == rows  # all there: the scenes are not read again
     with pytest.raises(FileError, match="missing"):

@@ -12,8 +12,8 @@ from learning_parts import SMALL, StoppingReporter, assert_equal, easy_table, sm
 from hsal_cli.errors import FileError, Interrupted, TrainingError, UsageError
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.runs.run import Run
+from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.storage import checkpoints
-from hsal_cli.training.settings import TrainSettings
 from hsal_cli.training.train import VALIDATION_MOST, PolicyTask, hold_out, left_to_right, resume, train, volume_scale
 
 CPU = torch.device("cpu")
@@ -85,7 +85,7 @@ def test_a_stopped_run_resumes_to_exactly_what_it_would_have_been(objective, aft
         assert_equal(mine.state, theirs.state)
         assert_equal(mine.meta, theirs.meta)
     assert [without(row) for row in resumed.rows()] == [without(row) for row in whole.rows()]
-    assert resumed.status["state"] == "finished" and resumed.status["exact_match"] == whole.status["exact_match"]
+    assert resumed.status.state == "finished" and resumed.status.exact_match == whole.status.exact_match
 
 
 def test_a_finished_run_has_nothing_left_to_resume(features, whole_runs) -> None:
@@ -128,7 +128,7 @@ def test_an_existing_run_stays_unless_overwriting_is_asked_for(features, tmp_pat
     with pytest.raises(UsageError, match="holds a run already"):
         train(features, run.path, SMALL, settings, CPU)
     again = train(features, run.path, SMALL, dataclasses.replace(settings, seed=1), CPU, overwrite=True)
-    assert again.config["train"]["seed"] == 1 and len(again.rows()) == 1
+    assert again.config.train.seed == 1 and len(again.rows()) == 1
 
 
 def test_the_checkpoint_says_what_evaluation_needs(features, whole_runs) -> None:
@@ -168,14 +168,14 @@ def test_the_memory_follows_the_objective_where_none_is_chosen(objective, chosen
     settings = dataclasses.replace(FAST, epochs=1, objective=objective)
     run = train(features, tmp_path / "run", small(memory=chosen), settings, CPU)
     meta = checkpoints.load(run.checkpoints, "best").meta
-    assert run.config["policy"]["memory"] == meta["policy"]["memory"] == memory
+    assert run.config.policy.memory == meta["policy"]["memory"] == memory
 
 
 @pytest.mark.parametrize(("stop", "stop_input"), [("supervised", "state+saliency"), ("sampled", "state")])
 def test_what_decides_stop_follows_how_it_is_trained_where_nothing_is_chosen(stop, stop_input, features, tmp_path) -> None:
     settings = dataclasses.replace(FAST, epochs=1, stop=stop)
     run = train(features, tmp_path / "run", small(), settings, CPU)
-    assert run.config["policy"]["stop_input"] == stop_input
+    assert run.config.policy.stop_input == stop_input
     weights = checkpoints.load(run.checkpoints, "best").weights
     assert any(name.startswith("stop_head.") for name in weights) == (stop == "supervised")
     assert ("loss_stop_shift" in run.rows()[0]) == (stop == "supervised")

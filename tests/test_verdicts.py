@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from fault_parts import evaluation
 
 from hsal_cli.errors import FileError
 from hsal_cli.runs.record import Record, best_of, groups, run_summary
-from hsal_cli.runs.run import Run, read_record
+from hsal_cli.runs.run import Run, Status, read_record
 from hsal_cli.training.verdicts import verdicts
 
 CALM = {
@@ -29,7 +30,7 @@ def record(curves=CALM, kind="policy", state="finished", path="runs/a", config=N
     rows = [{"epoch": e + 1, **{key: values[e] for key, values in curves.items() if e < len(values)}} for e in range(length)]
     table = "train" if kind == "policy" else "finetune"
     config = config if config is not None else {table: {"objective": "rl", "epochs": length, "seed": 0}}
-    return Record(Path(path), kind, state, config, rows, {"state": state}, None)
+    return Record(Path(path), kind, state, config, rows, Status(kind, state), None)
 
 
 def said(*arguments, **more):
@@ -140,7 +141,7 @@ def test_runs_that_failed_stopped_or_are_short_say_so():
     assert any("training is not finished: 8 of 8 epochs, state stopped" in text for _, text, *_ in said(state="stopped"))
     short = {key: values[:2] for key, values in CALM.items()}
     assert any("2 epochs are too few" in text for _, text, *_ in said(short))
-    nothing = Record(Path("a"), "policy", "failed", {}, [], {}, None)
+    nothing = Record(Path("a"), "policy", "failed", {}, [], Status("policy", "failed"), None)
     assert [verdict.text for verdict in verdicts(nothing)] == ["no epoch was finished: the run is failed"]
 
 
@@ -188,17 +189,20 @@ def test_where_too_much_differs_folders_are_the_names():
 def test_the_best_of_several_runs_is_that_with_the_best_epoch():
     low, high = record(path="low"), record(path="high", exact_match=[0.1, 0.9, 0.2])
     assert best_of([low, high]) is high and high.best["epoch"] == 2
-    assert best_of([Record(Path("none"), "policy", "failed", {}, [], {}, None), low]) is low
+    assert best_of([Record(Path("none"), "policy", "failed", {}, [], Status("policy", "failed"), None), low]) is low
+
+
+TRAINED_ON = {"features": "f.h5", "features_digest": "f" * 64}
 
 
 def test_a_run_is_read_back_as_it_was_left(tmp_path):
     run = Run(tmp_path)
     (tmp_path / "status.json").write_text(json.dumps({"format": "hsal-run", "kind": "policy", "state": "running"}))
-    (tmp_path / "config.json").write_text(json.dumps({"train": {"objective": "rl"}}))
+    (tmp_path / "config.json").write_text(json.dumps({**TRAINED_ON, "train": {"objective": "rl"}, "policy": {}}))
     run.write_rows([{"epoch": 1, "exact_match": 0.5, "seconds": 2.0}, {"epoch": 2, "exact_match": 0.25, "seconds": 3.0}])
     with (run.path / "metrics.jsonl").open("a") as stream:
         stream.write('{"epoch": 3, "exact')  # a crash
-    (run.path / "eval.json").write_text(json.dumps({"split": "test", "exact_match": 0.4}))
+    (run.path / "eval.json").write_text(json.dumps(evaluation(exact_match=0.4)))
     found = read_record(run.path)
     assert found.curve("exact_match") == [(1, 0.5), (2, 0.25)] and found.state == "running" and found.settings == {"objective": "rl"}
     summary = run_summary(found)

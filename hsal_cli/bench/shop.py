@@ -19,6 +19,7 @@ from hsal_cli.features.table import FeatureTable
 from hsal_cli.finetuning.finetune import settle
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.progress import Reporter
+from hsal_cli.runs.settings import FinetuneSettings
 from hsal_cli.scenes.digits.glyphs import find_digits
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes
@@ -26,7 +27,6 @@ from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.settings import as_dict
 from hsal_cli.storage.checkpoints import write_checkpoint
 from hsal_cli.storage.files import digest_of_file
-from hsal_cli.training.settings import FinetuneSettings
 from hsal_cli.vision.backbone import CHANNELS, ActivationModel
 
 ROWS = 4096  # of features, 200 MB at 7 x 7 cells: far more than a cache holds

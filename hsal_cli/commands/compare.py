@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from hsal_cli import console
 from hsal_cli.commands.options import Json
+
+if TYPE_CHECKING:
+    from hsal_cli.runs.scores import Evaluation
 
 
 def compare(
@@ -24,31 +27,28 @@ def compare(
     """Put evaluated runs side by side, with the trivial baselines of their data."""
     from hsal_cli.runs.run import evaluations
 
-    found = evaluations(runs, data)
+    found = evaluations(runs, data, console.TerminalReporter())
     if json:
-        console.print_json(found)
+        console.print_json([{"run": str(run), **document.raw} for run, document in found])
         return
-    rows: list[list[str]] = []
-    for document in found:
-        rows.append([document["objective"], *_scores(document), document["run"]])
-    for name, scores in found[0]["baselines"].items():
-        rows.append([name.replace("_", " "), f"{scores['exact_match']:.3f}", "", f"{scores['macro_f1']:.3f}", "", "", "", ""])
-    first = found[0]
-    title = f"{first['dataset']}, {first['split']} split, {first['examples']:,} images"
+    rows = [[document.objective or "-", *_scores(document), str(run)] for run, document in found]
+    first = found[0][1]
+    for name, scores in first.baselines.items():
+        rows.append([name.replace("_", " "), f"{scores.exact_match:.3f}", "", f"{scores.macro_f1:.3f}", "", "", "", ""])
+    title = f"{first.dataset}, {first.split} split, {first.examples:,} images"
     console.print_table(
         title, ["objective", "exact match", "95% interval", "macro F1", "glimpse_hit", "mask_mass", "parameters", "run"], rows
     )
 
 
-def _scores(document: dict[str, Any]) -> list[str]:
-    local = document.get("localization", {})
-    low, high = document["ci95"]["exact_match"]
+def _scores(document: Evaluation) -> list[str]:
+    local = document.localization or {}
+    low, high = document.ci95.exact_match
     shown = [local.get(name) for name in ("glimpse_hit", "mask_mass")]
-    parameters = document.get("parameters")  # evaluations by older versions do not tell
     return [
-        f"{document['exact_match']:.3f}",
+        f"{document.exact_match:.3f}",
         f"{low:.3f} to {high:.3f}",
-        f"{document['macro_f1']:.3f}",
+        f"{document.macro_f1:.3f}",
         *("-" if value is None else f"{value:.3f}" for value in shown),
-        "-" if parameters is None else f"{parameters:,}",
+        "-" if document.parameters is None else f"{document.parameters:,}",
     ]

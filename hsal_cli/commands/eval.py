@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -14,6 +14,10 @@ from hsal_cli.errors import FileError
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.settings import PrecomputeSettings, saliency_kind
 from hsal_cli.scenes.settings import SceneSettings
+
+if TYPE_CHECKING:
+    from hsal_cli.models.load import PolicyMeta
+    from hsal_cli.models.shipped import Result
 
 
 @options(settings=EvalSettings)
@@ -45,7 +49,10 @@ def eval_(
     """
     from hsal_cli.evaluation.evaluate import evaluate_file
     from hsal_cli.runs.run import Run
-    from hsal_cli.storage.files import refuse_foreign_results, write_sealed
+    from hsal_cli.runs.scores import Evaluation
+    from hsal_cli.storage.documents import refuse_foreign_results
+    from hsal_cli.storage.files import write_sealed
+    from hsal_cli.typed import checked
     from hsal_cli.vision.devices import choose_device
 
     check_one(run, pretrained)
@@ -56,16 +63,16 @@ def eval_(
     target = out
     with console.stopping(reporter), distributed.joined(chosen, reporter):
         if pretrained is not None:
-            found = _evaluate_shipped(pretrained, data, settings, settings_for(SceneSettings, preset, config), chosen, reporter)
+            found, stated = _evaluate_shipped(pretrained, data, settings, settings_for(SceneSettings, preset, config), chosen, reporter)
         else:
             place = policy_run(run, chosen, reporter, preset, config, counts=True)
             loaded = load(place, chosen, reporter, counts=True)
             features = _features(data, loaded.meta, chosen, reporter)
             own = Run(place) if out is None and (place / "status.json").is_file() else None
             if own is not None:
-                own.other_data({})  # a config.json that cannot be read is said before the work, not after it
+                _ = own.config  # a config.json that cannot be read is said before the work, not after it
             found = evaluate_file(loaded, features, settings, chosen, reporter)
-            target = out if own is None else own.place_for(found)
+            target = out if own is None else own.place_for(checked(found, Evaluation))
     if not distributed.asked().leads:
         return
     if target is not None:
@@ -76,7 +83,7 @@ def eval_(
     for title, columns, rows in tables(found):
         console.print_table(title, columns, rows)
     if pretrained is not None:
-        console.print_line(_stated(found))
+        console.print_line(_stated(found, stated))
     if target is not None:
         looks = pretrained is None and found["attn_saliency"]["raw"] is not None
         console.print_line(f"written to {target}" + (f"   next: hsal visualize IMAGE --run {place}" if looks else ""))
@@ -84,8 +91,12 @@ def eval_(
 
 def _evaluate_shipped(
     name: str, data: Path | None, settings: EvalSettings, scenes: SceneSettings, device: Any, reporter: console.Reporter
-) -> dict[str, Any]:
-    """Evaluates a policy that comes with hsal, on a scene file or on features by its backbone; adds `pretrained` and `stated`."""
+) -> tuple[dict[str, Any], Result | None]:
+    """Evaluates a policy that comes with hsal, on a scene file or on features by its backbone; adds `pretrained` and `stated`.
+
+    Returns:
+        (found, what the manifest states of it).
+    """
     from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
     from hsal_cli.experiments.pipeline import DATA, ensure_scenes
     from hsal_cli.models.shipped import load_shipped
@@ -98,27 +109,26 @@ def _evaluate_shipped(
         found = evaluate_scenes(shipped.policy, shipped.backbone, source, settings, device, reporter)
     else:
         found = evaluate_file(shipped.policy, source, settings, device, reporter)
-    return {**found, "pretrained": shipped.name, "stated": shipped.stated.get("result")}
+    stated = shipped.stated.result
+    return {**found, "pretrained": shipped.name, "stated": stated and stated.raw}, stated
 
 
-def _stated(found: dict[str, Any]) -> str:
+def _stated(found: dict[str, Any], stated: Result | None) -> str:
     """What the manifest says of a pretrained policy, beside what was found."""
-    stated = found["stated"] or {}
+    if stated is None or stated.exact_match is None or stated.macro_f1 is None:
+        return f"{found['pretrained']}: no figures are stated"
+    where = f"{stated.dataset}, {stated.split} split, {stated.examples or 0:,} images"
     figures = [
-        f"{text} {stated[name]:.4f}, here {found[name]:.4f}"
-        for name, text in (("exact_match", "exact match"), ("macro_f1", "macro F1"))
-        if name in stated
+        f"{text} {then:.4f}, here {found[name]:.4f}"
+        for name, text, then in (("exact_match", "exact match", stated.exact_match), ("macro_f1", "macro F1", stated.macro_f1))
     ]
-    where = f"{stated.get('dataset')}, {stated.get('split')} split, {stated.get('examples', 0):,} images"
-    return (
-        f"{found['pretrained']}: stated for {where}: {'; '.join(figures)}" if figures else f"{found['pretrained']}: no figures are stated"
-    )
+    return f"{found['pretrained']}: stated for {where}: {'; '.join(figures)}"
 
 
-def _features(data: Path | None, meta: dict[str, Any], device: Any, reporter: console.Reporter) -> Path:
+def _features(data: Path | None, meta: PolicyMeta, device: Any, reporter: console.Reporter) -> Path:
     """The feature file that is meant; for a scene file its features by the policy's own backbone, computed if missing."""
     if data is None:
-        recorded = Path(meta["features"])
+        recorded = Path(meta.features)
         if not recorded.is_file():
             raise FileError(f"the features the policy was trained on are not at {recorded}", "name a scene or feature file with --data")
         return recorded
@@ -128,7 +138,7 @@ def _features(data: Path | None, meta: dict[str, Any], device: Any, reporter: co
     from hsal_cli.features.table import features_path
     from hsal_cli.models.load import find_backbone
 
-    saliency = meta.get("saliency", "activation")
+    saliency = meta.saliency
     if saliency_kind(saliency) == "file":  # the maps of other scenes are not where those of the training scenes are
         found = features_path(data, saliency)
         if not found.is_file():

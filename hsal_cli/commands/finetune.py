@@ -9,8 +9,8 @@ import typer
 
 from hsal_cli import console, distributed
 from hsal_cli.commands.options import Config, Device, DryRun, Given, Json, Overwrite, Preset, Resume, check_resumed, options, settings_for
+from hsal_cli.runs.settings import FinetuneSettings
 from hsal_cli.settings import as_dict
-from hsal_cli.training.settings import FinetuneSettings
 
 
 @options(settings=FinetuneSettings)
@@ -46,7 +46,7 @@ def finetune(
     chosen = choose_device(device)
     settled = {"data": str(data or SINGLE), "finetune": as_dict(settings)}
     if resume is not None:
-        settled = check_resumed(resume, out, given, ("full_images",), finetune=settings)
+        settled = check_resumed(resume, "backbone", out, given, ("full_images",), finetune=settings).raw
     if dry_run:
         console.print_json({"out": str(resume or out or runs.fresh_path("finetune")), "device": str(chosen), **settled})
         return
@@ -61,8 +61,8 @@ def finetune(
             run = finetune_run(scenes, target, settings, chosen, reporter, resume=True, moved=data, full_images=more)
     status = run.status
     if json:
-        console.print_json({"run": str(run.path), **{key: status[key] for key in ("accuracy", "test_accuracy") if key in status}})
+        console.print_json({"run": str(run.path), **status.accuracies})
         return
-    test = f", on test images {status['test_accuracy']:.2%}" if "test_accuracy" in status else ""
-    console.print_line(f"accuracy on held-out images {status['accuracy']:.2%}{test}")
+    test = "" if status.test_accuracy is None else f", on test images {status.test_accuracy:.2%}"
+    console.print_line(f"accuracy on held-out images {status.accuracy or 0:.2%}{test}")
     console.print_line(f"run: {run.path}")

@@ -20,11 +20,11 @@ import typer
 
 from hsal_cli.errors import UsageError
 from hsal_cli.settings import SEED_LIMIT, as_dict, build, check_tables, kind_of, read_tables
-from hsal_cli.storage.files import read_sealed
 from hsal_cli.storage.hdf5 import format_of
 
 if TYPE_CHECKING:
     from hsal_cli.experiments.pipeline import Recipe
+    from hsal_cli.runs.run import BackboneConfig, Kind, PolicyConfig
 
 Device = Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:N or mps.")]
 Workers = Annotated[Optional[int], typer.Option("--workers", min=1, help="How many processes to use.", show_default="one a core")]
@@ -48,8 +48,8 @@ def known_tables() -> dict[str, list[type]]:
     from hsal_cli.evaluation.settings import EvalSettings
     from hsal_cli.features.settings import PrecomputeSettings
     from hsal_cli.policy.settings import PolicySettings
+    from hsal_cli.runs.settings import FinetuneSettings, SweepSettings, TrainSettings
     from hsal_cli.scenes.settings import FolderSettings, SceneSettings, StreetSettings, SvhnSettings
-    from hsal_cli.training.settings import FinetuneSettings, SweepSettings, TrainSettings
 
     return {
         "make-data": [SceneSettings],
@@ -182,11 +182,14 @@ def _range_of(metadata: Any) -> str:
     return ""
 
 
-def check_resumed(run: Path, out: Path | None, given: Given, may_change: tuple[str, ...] = (), **settings: Any) -> dict[str, Any]:
+def check_resumed(
+    run: Path, kind: Kind | tuple[Kind, ...], out: Path | None, given: Given, may_change: tuple[str, ...] = (), **settings: Any
+) -> PolicyConfig | BackboneConfig:
     """Refuses settings that a run to be resumed does not have, instead of ignoring them.
 
     Args:
         run: the run directory.
+        kind: what kind, or kinds, of run it must be.
         out: the value of --out.
         given: which settings the user gave, on the command line or in a settings file.
         may_change: names of those that may differ from the run's.
@@ -197,18 +200,20 @@ def check_resumed(run: Path, out: Path | None, given: Given, may_change: tuple[s
 
     Raises:
         UsageError: --out is given too, or a setting that is not the run's.
-        FileError: the run's config cannot be read.
+        FileError: there is no such run, or its config cannot be read.
     """
+    from hsal_cli.runs.run import open_run
+
     if out is not None:
         raise UsageError(f"--out {out} and --resume {run} exclude each other", "leave --out out: a resumed run stays where it is")
-    config = read_sealed(run / "config.json", "hsal finetune, hsal train")
+    config = open_run(run, kind).config
     wrong = []
     for table, asked in settings.items():
-        held = config.get(table, {})
+        held = as_dict(getattr(config, table))
         wrong += [
             f"{key} is {held[key]}, not {value}"
             for key, value in as_dict(asked).items()
-            if key in given.get(table, ()) and key in held and value != held[key] and key not in may_change
+            if key in given.get(table, ()) and value != held[key] and key not in may_change
         ]
     if wrong:
         raise UsageError(f"{run} goes on with its own settings: {'; '.join(wrong)}", "leave these settings out, or train a new run")

@@ -70,7 +70,7 @@ def policy_run(
     from hsal_cli.runs import run as runs
 
     if run is None:
-        newest = distributed.broadcast(lambda: runs.newest(runs.EVALUATED if counts else "policy"))
+        newest = distributed.broadcast(lambda: runs.newest(runs.EVALUATED if counts else "policy", reporter=reporter))
         if newest is not None:
             return newest.path
         return ensure_policy(recipe_for(preset, config), device, reporter)
@@ -133,7 +133,7 @@ def load_with_backbone(
     check_one(run, pretrained)
     chosen = choose_device(device)
     if run is None and pretrained is None:
-        newest = runs.newest("policy")
+        newest = runs.newest("policy", reporter=reporter)
         if newest is not None:
             run = newest.path
         elif own_folder() is not None:

@@ -52,7 +52,7 @@ def precompute(
     if not data.is_file():
         raise FileError(f"there is no scene file {data}", "make it with: hsal make-data mnist-multiset")
     if backbone is None:
-        newest = runs.newest("backbone")
+        newest = runs.newest("backbone", reporter=console.TerminalReporter())
         if newest is None:
             raise FileError("there is no finished backbone in runs", "make one with: hsal finetune")
         backbone = newest.path

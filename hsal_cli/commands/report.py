@@ -34,16 +34,17 @@ def report(
     from hsal_cli.report.run_report import compose
     from hsal_cli.report.tested import gallery, look_at_runs
     from hsal_cli.runs.record import best_of, groups
-    from hsal_cli.runs.run import read_record
+    from hsal_cli.runs.run import read_record, read_some
     from hsal_cli.vision.devices import choose_device
 
     places = [run.resolve() for run in runs]
     if len(set(places)) < len(places):
         raise UsageError(f"{next(run for run in runs if places.count(run.resolve()) > 1)} is named twice", "name each run once")
-    records = [read_record(run) for run in runs]
+    reporter = console.TerminalReporter()
+    records = read_some(read_record, runs, reporter)
     folder = out or (runs[0] / "plots" if len(runs) == 1 else Path("report"))
     check_folder(folder)
-    reporter, chosen = console.TerminalReporter(), choose_device(device)
+    chosen = choose_device(device)
     with console.stopping(reporter):
         tested, left_out = look_at_runs([record for record in records if record.kind == "policy"], data, chosen, reporter)
         shown = None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hsal_cli.experiments.summary import GridRun
 
 MOST_SEEDS = 100
-WORDS = {"done": "there", "resume": "begun: would go on", "missing": "would be made"}
+WORDS = {"done": "there", "resume": "begun: would go on", "missing": "would be made", "odd": "cannot be read: passed over"}
 
 
 def reproduce(
@@ -83,7 +83,7 @@ def reproduce(
 def _run(grid: Grid, steps: list[Step], command: str, device: torch.device) -> dict[str, Any]:
     from hsal_cli.experiments.grid_report import write_report
     from hsal_cli.experiments.grid_run import provenance, run_grid
-    from hsal_cli.storage.files import refuse_foreign_results
+    from hsal_cli.storage.documents import refuse_foreign_results
 
     refuse_foreign_results(grid.out / "report" / "summary.json", "table", grid.out / "report" / "summary.md")
     reporter = console.TerminalReporter()

@@ -92,7 +92,7 @@ def _backbone(path: Path | None, wanted: bool, needed: bool, device: Any) -> Loa
             raise UsageError(f"--backbone {path} goes with --saliency activation or --all", "leave one of the two out")
         return None
     if path is None:
-        newest = runs.newest("backbone")
+        newest = runs.newest("backbone", reporter=console.TerminalReporter())
         if newest is None:
             if needed:
                 raise FileError("there is no finished backbone in runs", "make one with: hsal finetune, or take --saliency itti")

@@ -12,8 +12,8 @@ from hsal_cli import console
 from hsal_cli.commands.options import Device, DryRun, Json, options
 from hsal_cli.commands.policies import RunOption, load, policy_run
 from hsal_cli.errors import FileError
+from hsal_cli.runs.settings import SweepSettings
 from hsal_cli.settings import as_dict
-from hsal_cli.training.settings import SweepSettings
 
 if TYPE_CHECKING:
     from hsal_cli.experiments.sweep import SceneRecipe
@@ -49,7 +49,7 @@ def sweep(
     """Test a policy on scenes unlike its own: more, smaller, fainter or touching digits, clutter; and vary its glimpses."""
     from hsal_cli.experiments.sweep import conditions, recipe_of, shifts
     from hsal_cli.experiments.sweep_report import TITLES, table, write_report
-    from hsal_cli.storage.files import refuse_foreign_results
+    from hsal_cli.storage.documents import refuse_foreign_results
     from hsal_cli.vision.devices import choose_device
 
     reporter = console.TerminalReporter()
@@ -57,7 +57,7 @@ def sweep(
     with console.stopping(reporter):
         place = policy_run(run, chosen, reporter)
         loaded = load(place, chosen, reporter)
-        source = data or Path(loaded.meta["features"])
+        source = data or Path(loaded.meta.features)
         recipe = recipe_of(source, settings.images)
         out = out or place / "sweep"
         if dry_run:
@@ -92,7 +92,7 @@ def _backbone(path: Path | None, loaded: LoadedPolicy, device: Any) -> LoadedBac
 
     if path is None:
         return find_backbone(loaded.meta, device=device)
-    backbone, wanted = load_backbone(path, device=device), loaded.meta.get("backbone_digest")
+    backbone, wanted = load_backbone(path, device=device), loaded.meta.backbone_digest
     if wanted and backbone.digest != wanted:
         raise FileError(
             f"{path} is not the backbone the policy was trained with: {backbone.digest[:12]}, not {wanted[:12]}", "name that one"
@@ -125,6 +125,6 @@ def _trained(
             found[part] = glimpse_budgets(bench, settings.budgets)
             continue
         with open_features(recipe.file) as file:
-            noted = Path(file.config.get("scenes", "unknown"))
+            noted = Path(file.config.scenes or "unknown")
         found[part] = saliency_models(bench, scenes or noted)
     return found

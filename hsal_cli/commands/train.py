@@ -25,8 +25,8 @@ from hsal_cli.commands.options import (
 from hsal_cli.errors import UsageError
 from hsal_cli.features.settings import SALIENCY_HELP, PrecomputeSettings, saliency_kind
 from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.settings import as_dict
-from hsal_cli.training.settings import TrainSettings
 
 
 @options(settings=TrainSettings, policy=PolicySettings)
@@ -91,7 +91,8 @@ def train(
     settled = {"data": str(scenes), "train": as_dict(settings), "policy": as_dict(policy)}
     if resume is not None:
         _check_alone(resume, {"--backbone": backbone, "--init-from": init_from, "--saliency": saliency, "--memory-budget": memory_budget})
-        settled = check_resumed(resume, out, given, ("epochs",), train=settings, policy=policy)
+        held = check_resumed(resume, runs.EVALUATED, out, given, ("epochs",), train=settings, policy=policy)
+        settled = held.raw
     if dry_run:
         target = resume or out or runs.fresh_path(f"{name}-{settings.objective}")
         console.print_json({"out": str(target), "device": str(chosen), **settled})
@@ -107,11 +108,11 @@ def train(
             extra = {"overwrite": overwrite, "backbone": backbone, "init_from": init_from, "memory": memory_budget}
             run = train_policy.train(features, target, policy, settings, chosen, reporter, **extra)
         else:
-            trained_on = settled.get("saliency", "activation")
+            trained_on = held.saliency
             moved = data if data is None or data.name.endswith(".features.h5") else features_path(data, trained_on)
             epochs = settings.epochs if "epochs" in given["train"] else None
             run = train_policy.resume(target, chosen, reporter, features=moved, epochs=epochs)
-    best = run.status["exact_match"]
+    best = run.status.exact_match
     if json:
         console.print_json({"run": str(run.path), "exact_match": best})
         return

@@ -103,7 +103,7 @@ def evaluate_file(
     from hsal_cli.features.table import check_match, open_features
 
     with open_features(features) as file:
-        check_match(file, backbone_digest=loaded.meta.get("backbone_digest"))
+        check_match(file, backbone_digest=loaded.meta.backbone_digest)
         _check_fits(features, loaded, file.classes, file.volume_shape, file.saliency)
         reporter.say(f"reading {features}")
         table = file.table(settings.split)
@@ -146,7 +146,7 @@ def evaluate_scenes(
 
     side = backbone.model.resolution
     with open_scenes(scenes) as file:
-        saliency = loaded.meta.get("saliency", "activation")
+        saliency = loaded.meta.saliency
         _check_fits(scenes, loaded, file.classes, (CHANNELS, side, side), saliency)
         table = SceneFeatures(file.split(settings.split), settings.split, backbone, saliency_model(saliency))
         train_labels = torch.from_numpy(file.split("train").labels) if "train" in file.splits else None
@@ -185,16 +185,16 @@ def _documented(loaded: LoadedPolicy, source: Path, split: str, found: dict[str,
         **found,
         **made_from,
         "checkpoint": str(loaded.checkpoint.path),
-        "objective": loaded.meta.get("objective"),
+        "objective": loaded.meta.objective,
         "parameters": sum(parameter.numel() for parameter in loaded.policy.parameters()),
-        "saliency": loaded.meta.get("saliency", "activation"),
+        "saliency": loaded.meta.saliency,
     }
 
 
 def _check_fits(source: Path, loaded: LoadedPolicy, classes: list[str], shape: tuple[int, int, int], saliency: str) -> None:
     for what, found, wanted in (
         ("classes", classes, loaded.classes),
-        ("saliency of kind", saliency_kind(saliency), saliency_kind(loaded.meta.get("saliency", "activation"))),
+        ("saliency of kind", saliency_kind(saliency), saliency_kind(loaded.meta.saliency)),
         ("volumes of shape", list(shape), list(loaded.policy.volume_shape)),
     ):
         if found != wanted:

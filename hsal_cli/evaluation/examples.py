@@ -73,7 +73,7 @@ def choose_examples(
 
     found: dict[str, tuple[int, Episode, int]] = {}
     with open_scenes(scenes) as scene_file, open_features(features) as file:
-        check_match(file, scenes_digest=scene_file.digest, backbone_digest=loaded.meta.get("backbone_digest"))
+        check_match(file, scenes_digest=scene_file.digest, backbone_digest=loaded.meta.backbone_digest)
         counts = label_counts(file.labels(split), len(file.classes))
         repeats = bool((counts > 1).any())
         wanted = [REPEAT if repeats else RIGHT, MANY, FAILURE]

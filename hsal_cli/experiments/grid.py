@@ -17,14 +17,36 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments.pipeline import SINGLE, Recipe, features_path
 from hsal_cli.features.writer import partial_of
+from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.scores import read_evaluation
+from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.settings import as_dict, build
 from hsal_cli.storage import checkpoints
-from hsal_cli.storage.files import read_json, read_sealed, write_json
-from hsal_cli.training.settings import TrainSettings
+from hsal_cli.storage.documents import read_document
+from hsal_cli.storage.files import write_json
+from hsal_cli.typed import Document
 
 FORMAT = "hsal-grid"
-State = Literal["done", "resume", "missing"]
+State = Literal["done", "resume", "missing", "odd"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GridRecord(Document):
+    """grid.json.
+
+    Attributes:
+        backbone: the run or checkpoint that all policies share, once it is settled.
+        settings: table -> settings that all scores share.
+        seconds: step -> what was spent on it.
+        options: of the command line.
+    """
+
+    format: Literal["hsal-grid"] = "hsal-grid"
+    backbone: str | None = None
+    settings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    options: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +191,7 @@ def plan(grid: Grid) -> list[Step]:
 def to_evaluate(path: Path) -> list[str]:
     """The checkpoints of a finished run that its scores are of: the best, and the last where that is another one."""
     index = checkpoints.index_of(path / "checkpoints")
-    return ["best"] if index.get("last") == index.get("best") else ["best", "last"]
+    return ["best"] if index.last == index.best else ["best", "last"]
 
 
 def evaluation_place(grid: Grid, cell: Cell, which: str = "best") -> Path:
@@ -182,26 +204,26 @@ def evaluated(grid: Grid, cell: Cell, which: str = "best") -> dict[str, Any] | N
     """The evaluation of a run's checkpoint, if it has one of this data set by these settings."""
     path = grid.run_path(cell)
     try:
-        found = read_sealed(evaluation_place(grid, cell, which), "hsal eval")
+        found = read_evaluation(evaluation_place(grid, cell, which), "hsal eval")
         if grid.evaluation.split == "test" and runs.Run(path).other_data(found):
             return None
     except FileError:
         return None
-    same = all(found.get(name) == getattr(grid.evaluation, name) for name in ("split", "sample"))
-    same = same and Path(str(found.get("checkpoint"))).name == checkpoints.index_of(path / "checkpoints").get(which)
-    return found if same and found.get("features") == str(grid.features(cell.dataset)) else None
+    same = (found.split, found.sample) == (grid.evaluation.split, grid.evaluation.sample)
+    same = same and Path(found.checkpoint).name == getattr(checkpoints.index_of(path / "checkpoints"), which)
+    return found.raw if same and found.features == str(grid.features(cell.dataset)) else None
 
 
-def backbone_place(grid: Grid) -> tuple[Path, bool]:
+def backbone_place(grid: Grid, reporter: Reporter = SILENT) -> tuple[Path, bool]:
     """(the backbone to share, whether it is one that this grid makes)."""
     own = grid.out / "backbone"
     if grid.backbone is not None:
         return grid.backbone, False
-    recorded = read_record(grid).get("backbone")
+    recorded = read_record(grid).backbone
     if recorded is not None:
         return Path(recorded), Path(recorded) == own
     if not own.exists():
-        newest = runs.newest("backbone")
+        newest = runs.newest("backbone", reporter=reporter)
         if newest is not None:
             return newest.path, False
     return own, True
@@ -212,12 +234,14 @@ def _state_of_file(path: Path) -> State:
 
 
 def state_of_run(path: Path) -> State:
-    """A run that was killed before its first checkpoint is missing: there is nothing to go on with."""
-    try:
-        status = runs.Run(path).status
-    except FileError:
+    """A run that was killed before its first checkpoint is missing: there is nothing to go on with. One that cannot be read is odd."""
+    if not (path / "status.json").exists():
         return "missing"
-    if status.get("state") == "finished":
+    try:
+        status, _ = runs.Run(path).status, runs.Run(path).config
+    except FileError:
+        return "odd"
+    if status.state == "finished":
         return "done"
     return "resume" if any((path / "checkpoints").glob("*/manifest.json")) else "missing"
 
@@ -231,7 +255,7 @@ def shared_settings(grid: Grid) -> dict[str, dict[str, Any]]:
 
 def _check_settings(grid: Grid) -> None:
     """Refuses to mix runs of different settings in one table."""
-    before = read_record(grid).get("settings", {})
+    before = read_record(grid).settings
     differing = [
         f"{table}.{key} is {before[table][key]}, not {value}"
         for table, values in shared_settings(grid).items()
@@ -250,9 +274,9 @@ def _check_settings(grid: Grid) -> None:
 def _check_epochs(grid: Grid, cell: Cell) -> None:
     """Refuses a run that was begun for another number of epochs than the table would say: its learning rate followed another schedule."""
     path, asked = grid.run_path(cell), grid.train_settings(cell).epochs
-    if state_of_run(path) == "missing":
+    if state_of_run(path) in ("missing", "odd"):
         return
-    has = runs.Run(path).config.get("train", {}).get("epochs")
+    has = runs.open_run(path, runs.EVALUATED).config.train.epochs
     if has != asked:
         raise UsageError(
             f"{path} was begun for {has} epochs, not {asked}",
@@ -260,7 +284,7 @@ def _check_epochs(grid: Grid, cell: Cell) -> None:
         )
 
 
-def read_record(grid: Grid) -> dict[str, Any]:
+def read_record(grid: Grid) -> GridRecord:
     """What grid.json holds; nothing where the grid was never run.
 
     Raises:
@@ -268,16 +292,16 @@ def read_record(grid: Grid) -> dict[str, Any]:
     """
     path = grid.out / "grid.json"
     if not path.exists():
-        return {}
-    found = read_json(path, "hsal reproduce")
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise FileError(f"{path} is not the record of a grid", "name another folder with --out")
-    return found
+        return GridRecord()
+    try:
+        return read_document(path, GridRecord, "hsal reproduce")
+    except FileError as error:
+        raise FileError(f"{path} is not the record of a grid: {error.message}", "name another folder with --out") from error
 
 
 def record(grid: Grid, **more: Any) -> None:
     """Adds to grid.json."""
-    write_json(grid.out / "grid.json", {"format": FORMAT, **read_record(grid), **more})
+    write_json(grid.out / "grid.json", {**read_record(grid).raw, "format": FORMAT, **more})
 
 
 def cell_commands(grid: Grid, cell: Cell, backbone: Path) -> tuple[str, str]:

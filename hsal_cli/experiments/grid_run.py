@@ -104,10 +104,10 @@ def provenance(grid: Grid) -> dict[str, Any]:
     """What the scores of a finished grid rest on: `backbone` (run, digest, accuracies), `data` (a data set each: files, digests, numbers of
     images, the recipe), `seconds` of each step that this grid ran, `settings`, `environment`."""
     known = read_record(grid)
-    loaded = load_backbone(Path(known["backbone"]))
-    status: dict[str, Any] = {}
+    loaded = load_backbone(Path(known.backbone))
+    accuracies: dict[str, float] = {}
     with contextlib.suppress(HsalError):  # a checkpoint folder given as backbone has no status of its own
-        status = runs.open_run(Path(known["backbone"]), "backbone").status
+        accuracies = runs.open_run(Path(known.backbone), "backbone").status.accuracies
     data = {}
     for dataset in grid.datasets:
         features = grid.features(dataset)
@@ -121,14 +121,14 @@ def provenance(grid: Grid) -> dict[str, Any]:
             }
     return {
         "backbone": {
-            "run": known["backbone"],
+            "run": known.backbone,
             "digest": loaded.digest,
-            "arch": loaded.meta.get("arch"),
-            "input_size": loaded.meta.get("input_size"),
-            **{name: status[name] for name in ("accuracy", "test_accuracy") if name in status},
+            "arch": loaded.meta.arch,
+            "input_size": loaded.meta.input_size,
+            **accuracies,
         },
         "data": data,
-        "seconds": known.get("seconds", {}),
+        "seconds": known.seconds,
         "settings": shared_settings(grid),
         "environment": runs.environment(),
     }
@@ -136,6 +136,8 @@ def provenance(grid: Grid) -> dict[str, Any]:
 
 def _run_cell(grid: Grid, cell: Cell, backbone: Path, device: torch.device, reporter: Reporter) -> GridRun:
     path, features = grid.run_path(cell), grid.features(cell.dataset)
+    if state_of_run(path) == "odd":
+        return _passed_over(grid, cell, backbone, reporter)
     failure = ""
     try:
         _train(grid, cell, features, backbone, device, reporter)
@@ -148,7 +150,7 @@ def _run_cell(grid: Grid, cell: Cell, backbone: Path, device: torch.device, repo
         scores = {which: _evaluate(grid, cell, which, features, device, reporter) for which in to_evaluate(path)}
         digest = checkpoints.load(path / "checkpoints", "best").digest
     if "last" in scores:
-        last = path / "checkpoints" / checkpoints.index_of(path / "checkpoints")["last"]
+        last = path / "checkpoints" / checkpoints.index_of(path / "checkpoints").last
         commands.append(shlex.join(["hsal", "eval", "--run", str(last), "--out", str(evaluation_place(grid, cell, "last")), *grid.options]))
     rows = runs.Run(path).rows()
     return GridRun(
@@ -167,6 +169,18 @@ def _run_cell(grid: Grid, cell: Cell, backbone: Path, device: torch.device, repo
     )
 
 
+def _passed_over(grid: Grid, cell: Cell, backbone: Path, reporter: Reporter) -> GridRun:
+    """A run of the grid whose documents cannot be read: it is named, and neither trained nor replaced."""
+    path = grid.run_path(cell)
+    try:
+        failure = f"cannot be read: {runs.Run(path).config}"
+    except FileError as error:
+        failure = error.message
+    reporter.warn(f"{cell.name} is passed over: {failure}")
+    commands = list(cell_commands(grid, cell, backbone))
+    return GridRun(cell.name, cell.dataset, cell.objective, cell.seed, str(path), None, [], None, "", commands, failure)
+
+
 def _evaluate(grid: Grid, cell: Cell, which: str, features: Path, device: torch.device, reporter: Reporter) -> dict[str, Any]:
     """The scores of a finished run's best or last checkpoint: those that are there, else new ones, which are kept."""
     found = evaluated(grid, cell, which)
@@ -180,7 +194,7 @@ def _evaluate(grid: Grid, cell: Cell, which: str, features: Path, device: torch.
 
 def _seconds_of(grid: Grid, cell: Cell, rows: list[dict[str, Any]]) -> float | None:
     """What training and evaluation took; of a run that was trained outside the grid, what its epochs took."""
-    spent = read_record(grid).get("seconds", {})
+    spent = read_record(grid).seconds
     parts = [spent[key] for key in (f"train {cell.name}", f"eval {cell.name}") if key in spent]
     if f"train {cell.name}" not in spent:
         parts += [row["seconds"] for row in rows if "seconds" in row]
@@ -205,7 +219,7 @@ def _check_features(grid: Grid, cell: Cell) -> None:
     if state_of_run(path) == "missing":
         return
     with open_features(features) as file:
-        if runs.Run(path).config.get("features_digest") != file.digest:
+        if runs.open_run(path, runs.EVALUATED).config.features_digest != file.digest:
             raise FileError(
                 f"{path} was trained on other features than {features} holds now",
                 "bring those features back, or name another folder with --out",
@@ -213,8 +227,10 @@ def _check_features(grid: Grid, cell: Cell) -> None:
 
 
 def _ensure_backbone(grid: Grid, device: torch.device, reporter: Reporter) -> Path:
-    place, made_here = backbone_place(grid)
+    place, made_here = backbone_place(grid, reporter)
     state = state_of_run(place)
+    if made_here and state == "odd":
+        runs.open_run(place, "backbone")
     if made_here and state != "done":
         if state == "missing":
             reporter.say(f"there is no fine-tuned backbone: making {place} (hsal finetune)")
@@ -233,7 +249,7 @@ def _timed(grid: Grid, what: str, is_done: bool = False) -> Iterator[None]:
         yield
     finally:
         if not is_done:
-            seconds = dict(read_record(grid).get("seconds", {}))
+            seconds = dict(read_record(grid).seconds)
             seconds[what] = round(seconds.get(what, 0.0) + time.monotonic() - start, 2)
             record(grid, seconds=seconds)
 

@@ -18,10 +18,10 @@ from hsal_cli.models.load import backbone_folder
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.progress import Reporter
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings
-from hsal_cli.training.settings import FinetuneSettings, TrainSettings
 from hsal_cli.training.train import train
 from hsal_cli.vision.backbone import load_backbone
 
@@ -61,7 +61,7 @@ def _ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) ->
 
 def ensure_backbone(recipe: Recipe, device: torch.device, reporter: Reporter, scenes: Path = DEFAULT_SCENES) -> Path:
     """The newest finished backbone run; if there is none, one fine-tuned on single digits for MNIST's sets, else on the scenes."""
-    found = distributed.broadcast(lambda: runs.newest("backbone"))
+    found = distributed.broadcast(lambda: runs.newest("backbone", reporter=reporter))
     if found is not None:
         return found.path
     reporter.say("there is no fine-tuned backbone in runs/: making one (hsal finetune)")
@@ -123,7 +123,7 @@ def ensure_policy_data(
 
 def ensure_policy(recipe: Recipe, device: torch.device, reporter: Reporter) -> Path:
     """The newest finished policy run, trained on MNIST Multiset if there is none."""
-    found = distributed.broadcast(lambda: runs.newest("policy"))
+    found = distributed.broadcast(lambda: runs.newest("policy", reporter=reporter))
     if found is not None:
         return found.path
     reporter.say("there is no trained policy in runs/: training one (hsal train)")

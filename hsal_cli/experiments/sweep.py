@@ -24,14 +24,16 @@ from hsal_cli.features.settings import PrecomputeSettings, saliency_kind
 from hsal_cli.features.table import open_features
 from hsal_cli.models.load import LoadedPolicy
 from hsal_cli.progress import SILENT, Reporter
+from hsal_cli.runs.scores import Evaluation, read_evaluation
+from hsal_cli.runs.settings import SweepSettings
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes, write_scenes
 from hsal_cli.scenes.settings import DATASETS, SceneSettings
-from hsal_cli.settings import as_dict, build
-from hsal_cli.storage.files import digest_of, read_json, refuse_link, write_json
+from hsal_cli.settings import as_dict
+from hsal_cli.storage.files import digest_of, refuse_link, write_json
 from hsal_cli.storage.hdf5 import format_of
-from hsal_cli.training.settings import SweepSettings
+from hsal_cli.typed import Odd, checked
 from hsal_cli.vision.backbone import LoadedBackbone
 
 AGAIN = "run the same command again to go on"
@@ -87,16 +89,20 @@ def recipe_of(source: Path, images: int) -> SceneRecipe:
             config = scenes.config
     else:
         with open_features(source) as features:
-            config = features.config.get("scenes_config", {})
-    if config.get("dataset") not in DATASETS:
+            config = features.config.scenes_config
+    dataset = str(config.get("dataset", "images of unknown origin"))
+    if dataset not in DATASETS:
         raise FileError(
-            f"{source} holds {config.get('dataset', 'images of unknown origin')}, which the sweep cannot compose anew",
+            f"{source} holds {dataset}, which the sweep cannot compose anew",
             f"sweep a policy that was trained on one of: {', '.join(DATASETS)}; or name such a file with --data",
         )
-    settings = dataclasses.replace(build(SceneSettings, config), train=0, test=images)
+    try:
+        settings = dataclasses.replace(checked(config, SceneSettings, "config"), train=0, test=images)
+    except Odd as odd:
+        raise FileError(odd.said_of(source), "make it again with: hsal make-data") from odd
     if settings.mnist_dir and not Path(settings.mnist_dir).is_dir():  # made on another machine
         settings = dataclasses.replace(settings, mnist_dir=None)
-    return SceneRecipe(config["dataset"], settings, source)
+    return SceneRecipe(dataset, settings, source)
 
 
 def conditions(recipe: SceneRecipe, parts: list[str], reporter: Reporter = SILENT) -> Iterator[Condition]:
@@ -152,7 +158,7 @@ def shifts(
         UsageError: the policy takes its saliency maps from files, which new scenes have none of.
         Interrupted: a signal asked to stop; finished conditions are kept.
     """
-    saliency = loaded.meta.get("saliency", "activation")
+    saliency = loaded.meta.saliency
     if saliency_kind(saliency) == "file":
         raise UsageError(f"the policy takes its maps from {saliency}, and new scenes have none", "sweep a policy with a saliency model")
     todo = list(conditions(recipe, settings.part_names, reporter))
@@ -169,27 +175,38 @@ def shifts(
             }
         )[:16]
         place = out / "parts" / f"{key}.json"
-        if place.is_file():
-            scores = read_json(place, "hsal sweep")
-        else:
+        kept = kept_scores(place, reporter)
+        if kept is None:
             reporter.say(f"{number + 1} of {len(todo)}: {condition.part} {condition.value}")
             scores = _evaluate(condition, key, loaded, backbone, recipe.dataset, saliency, out / "cache", device, reporter)
             write_json(place, scores)
-        found.setdefault(condition.part, []).append(row_of(condition.value, condition.x, scores))
+            kept = read_evaluation(place, "hsal sweep")
+        found.setdefault(condition.part, []).append(row_of(condition.value, condition.x, kept))
     return found
 
 
-def row_of(value: str, x: float, scores: dict[str, Any]) -> dict[str, Any]:
-    """One row of the sweep's tables, from what `evaluate_file` gives; a score that there is not is None."""
-    local = scores.get("localization", {})
+def kept_scores(place: Path, reporter: Reporter) -> Evaluation | None:
+    """What an earlier sweep found; None where there is nothing, or where it cannot be read, which is said."""
+    if not place.exists():
+        return None
+    try:
+        return read_evaluation(place, "hsal sweep")
+    except FileError as error:
+        reporter.warn(f"measured anew: {error.message}")
+        return None
+
+
+def row_of(value: str, x: float, scores: Evaluation) -> dict[str, Any]:
+    """One row of the sweep's tables; a score that there is not is None."""
+    local = scores.localization or {}
     return {
         "value": value,
         "x": x,
-        "examples": scores["examples"],
-        "exact_match": scores["exact_match"],
-        "exact_match_ci95": scores["ci95"]["exact_match"],
-        "macro_f1": scores["macro_f1"],
-        "cardinality_error": scores["cardinality_error"],
+        "examples": scores.examples,
+        "exact_match": scores.exact_match,
+        "exact_match_ci95": list(scores.ci95.exact_match),
+        "macro_f1": scores.macro_f1,
+        "cardinality_error": scores.cardinality_error,
         "glimpse_hit": local.get("glimpse_hit"),
         "saliency_hit": local.get("saliency"),
         "mask_mass": local.get("mask_mass"),

@@ -11,7 +11,7 @@ import torch
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.evaluate import evaluate_file
 from hsal_cli.evaluation.settings import EvalSettings
-from hsal_cli.experiments.sweep import AGAIN, row_of
+from hsal_cli.experiments.sweep import AGAIN, kept_scores, row_of
 from hsal_cli.features.precompute import precompute
 from hsal_cli.features.settings import SALIENCY, PrecomputeSettings
 from hsal_cli.features.table import features_path, open_features
@@ -19,9 +19,10 @@ from hsal_cli.models.load import LoadedPolicy, load_policy
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
-from hsal_cli.settings import as_dict, build
+from hsal_cli.runs.scores import Evaluation, read_evaluation
+from hsal_cli.runs.settings import SweepSettings, TrainSettings
+from hsal_cli.settings import build
 from hsal_cli.storage.files import refuse_link, write_json
-from hsal_cli.training.settings import SweepSettings, TrainSettings, stored_train
 from hsal_cli.training.train import resume, train
 from hsal_cli.vision.backbone import LoadedBackbone
 
@@ -47,7 +48,7 @@ class Bench:
     device: torch.device
     reporter: Reporter = SILENT
 
-    def scores(self, name: str, policy: PolicySettings, features: Path | None, saliency: str) -> dict[str, Any] | None:
+    def scores(self, name: str, policy: PolicySettings, features: Path | None, saliency: str) -> Evaluation | None:
         """The scores on the test split of the run of that name, trained as far as it is not.
 
         Args:
@@ -57,13 +58,14 @@ class Bench:
             saliency: their saliency model.
 
         Returns:
-            What `evaluate_file` gives; without features, None where the run is not finished or was trained otherwise.
+            Its evaluation; without features, None where the run is not finished or was trained otherwise.
         """
         place = self.out / "runs" / name
-        state = runs.Run(place).status.get("state") if (place / "status.json").is_file() else None
+        state = runs.Run(place).status.state if (place / "status.json").is_file() else None
         same = state is not None and self._is_same(place, policy, saliency)
-        if same and state == "finished" and (place / runs.EVALUATIONS["best"]).is_file():
-            return runs.Run(place).evaluation()
+        kept = kept_scores(place / runs.EVALUATIONS["best"], self.reporter) if same and state == "finished" else None
+        if kept is not None:
+            return kept
         if features is None:
             return None
         self.reporter.say(f"{name}: training for {self.train.epochs} epochs")
@@ -73,19 +75,15 @@ class Bench:
             train(features, place, policy, self.train, self.device, self.reporter, overwrite=True, backbone=self.backbone.path)
         scores = evaluate_file(load_policy(place, "best", self.device), features, EvalSettings(), self.device, self.reporter)
         write_json(place / runs.EVALUATIONS["best"], scores)
-        return scores
+        return read_evaluation(place / runs.EVALUATIONS["best"], "hsal sweep")
 
     def _is_same(self, place: Path, policy: PolicySettings, saliency: str) -> bool:
-        config = runs.Run(place).config
-        wanted = {
-            "policy": as_dict(policy.for_training(self.train.objective, self.train.stop)),
-            "train": as_dict(self.train),
-            "backbone_digest": self.backbone.digest,
-            "saliency": saliency,
-        }
+        config = runs.open_run(place, runs.EVALUATED).config
         with open_features(self.features) as file:
-            wanted["scenes_digest"] = file.scenes_digest
-        return all(config.get(key) == value for key, value in wanted.items())
+            scenes_digest = file.scenes_digest
+        policy = policy.for_training(self.train.objective, self.train.stop)
+        found = (config.policy, config.train, config.backbone_digest, config.saliency, config.scenes_digest)
+        return found == (policy, self.train, self.backbone.digest, saliency, scenes_digest)
 
 
 def bench_for(
@@ -105,8 +103,8 @@ def bench_for(
     """
     if not features.is_file():
         raise FileError(f"the features the policy was trained on are not at {features}", "name them with --data FILE.features.h5")
-    config = runs.Run(run).config if (run / "config.json").is_file() else {}
-    train = stored_train(config["train"]) if "train" in config else build(TrainSettings, {"objective": loaded.meta.get("objective")})
+    is_run = (run / "config.json").is_file()
+    train = runs.open_run(run, "policy").config.train if is_run else build(TrainSettings, {"objective": loaded.meta.objective})
     train = dataclasses.replace(train, epochs=settings.epochs)
     return Bench(loaded.policy.settings, train, features, backbone, out, device, reporter)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,8 @@ from hsal_cli.errors import FileError
 from hsal_cli.features.settings import SALIENCY, saliency_kind
 from hsal_cli.scenes.sound import sound_boxes, sound_labels
 from hsal_cli.storage.files import digest_of_array
-from hsal_cli.storage.hdf5 import attribute, open_hdf5, reading, settings_in
+from hsal_cli.storage.hdf5 import attribute, described, open_hdf5, reading
+from hsal_cli.typed import Document
 
 FORMAT = "hsal-features"
 MADE_BY = "hsal precompute"
@@ -77,6 +77,19 @@ class FeatureTable:
         yield from self.volumes.split(BLOCK_ROWS)
 
 
+@dataclasses.dataclass(frozen=True)
+class FeatureConfig(Document):
+    """The attribute config of a feature file: every setting that it was made with.
+
+    Attributes:
+        scenes: where the scene file was.
+        scenes_config: the settings that that one was made with.
+    """
+
+    scenes: str | None = None
+    scenes_config: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
 class FeatureFile:
     """An open feature file; a context manager.
 
@@ -89,7 +102,7 @@ class FeatureFile:
         input_size: side that they were resized to, px.
         digest: sha256 of what the features were made from.
         backbone_digest, scenes_digest: of the activation model and of the scene file.
-        config: every setting it was made with, the scene file's under "scenes_config", and where backbone and scene file were.
+        config: what it was made with.
         saliency, saliency_digest: name of the saliency model, and what tells it from others (see `saliency.SaliencyModel`).
 
     Raises:
@@ -105,13 +118,13 @@ class FeatureFile:
     def _describe(self, file: h5py.File) -> None:
         path = self.path
         try:
-            self.classes: list[str] = json.loads(attribute(file, "classes"))
-            if not isinstance(self.classes, list) or not self.classes or not all(isinstance(name, str) for name in self.classes):
-                raise ValueError("its classes are not a list of names")
+            self.classes = described(file, "classes", list[str])
+            if not self.classes:
+                raise ValueError("its classes are an empty list")
             self.digest, self.backbone_digest, self.scenes_digest = (
                 str(attribute(file, name)) for name in ("digest", "backbone_digest", "scenes_digest")
             )
-            self.config: dict[str, Any] = settings_in(file)
+            self.config = described(file, "config", FeatureConfig, "{}")
             # Files older than the choice of saliency models have the activation model's own.
             self.saliency = str(attribute(file, "saliency", "activation"))
             self.saliency_digest = str(attribute(file, "saliency_digest", self.saliency))

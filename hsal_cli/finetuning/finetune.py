@@ -17,16 +17,16 @@ from hsal_cli.finetuning.single_objects import SingleObjects, read_single_object
 from hsal_cli.finetuning.views import crop_sides
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
-from hsal_cli.runs.loop import ModelTask, one_cycle, restored, train
+from hsal_cli.runs.loop import ModelTask, one_cycle, progress_of, restored, train
 from hsal_cli.runs.replica import Replica
 from hsal_cli.runs.run import Run, resume_from
 from hsal_cli.runs.seeds import Draws, seeded
+from hsal_cli.runs.settings import FinetuneSettings
 from hsal_cli.scenes.scene_file import open_scenes
-from hsal_cli.settings import as_dict, build
+from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
-from hsal_cli.training.settings import FinetuneSettings
-from hsal_cli.vision.backbone import ActivationModel, initial_weights
+from hsal_cli.vision.backbone import ActivationModel, backbone_meta, initial_weights
 from hsal_cli.vision.devices import fitting, forward_context
 
 FULL_AFTER_CROPS, FULL_ALONE, FULL_ALONE_CPU = 36_000, 600_000, 40_000
@@ -199,7 +199,7 @@ def _lengthened(
     """The settings of a resumed run that is to show more images; refuses what would change epochs that it has trained already."""
     if longer == settings:
         return settings
-    progress = {"epoch": 0, "step": 0} if before is None else before.state["progress"]
+    progress = progress_of(before)
     done = progress["epoch"] + (progress["step"] > 0)
     if longer.full_images < settings.full_images or plan(longer)[:done] != plan(settings)[:done]:
         raise UsageError(
@@ -252,9 +252,9 @@ def finetune(
     if resume:
         run = runs.open_run(out, "backbone")
         config = run.config
-        settings, scenes = build(FinetuneSettings, config["finetune"]), moved or Path(config["scenes"])
+        settings, scenes = config.finetune, moved or Path(config.scenes)
         longer = dataclasses.replace(settings, full_images=settings.full_images if full_images is None else full_images)
-        if run.status.get("state") == "finished" and longer == settings:
+        if run.status.state == "finished" and longer == settings:
             reporter.say(f"{out} is finished: nothing to do")
             return run
         before = resume_from(run, reporter)
@@ -264,7 +264,7 @@ def finetune(
     data = read_objects(scenes, "train", way)
     with open_scenes(scenes) as file:
         classes, digest, labels = file.classes, file.digest, torch.from_numpy(file.split("train").labels)
-    if resume and config["scenes_digest"] != digest:
+    if resume and config.scenes_digest != digest:
         raise FileError(f"{scenes} is not the scene file that {out} was trained on", "train a new run: hsal finetune")
     runs.say_missing_classes(labels, classes, scenes, reporter)
     empty = int((labels < 0).all(1).sum())
@@ -280,7 +280,7 @@ def finetune(
     settings = settle(settings, device, has_boxes=data.boxes is not None)
     torch.manual_seed(settings.seed)
     model = ActivationModel(settings.arch, len(classes), settings.input_size, int(settings.resolution), settings.dilate)
-    used = before.meta["weights"] if before else initial_weights(model, settings.weights, reporter)
+    used = backbone_meta(before).weights if before else initial_weights(model, settings.weights, reporter)
     model.to(device, memory_format=torch.channels_last)
     meta = {
         "kind": "backbone",
@@ -296,21 +296,28 @@ def finetune(
     task = FinetuneTask(model, data, settings, device, meta)
     del data  # the task has its parts, and images are what takes the memory
     if not resume:
-        config = {"scenes_digest": digest, "weights_used": used, "classes": classes}
-    elif used != config["weights_used"]:
-        raise FileError(f"{out} started from {config['weights_used']} weights, now there are {used}", "train a new run: hsal finetune")
-    config |= {"scenes": str(scenes), "finetune": as_dict(settings)}
+        written = {
+            "scenes": str(scenes),
+            "scenes_digest": digest,
+            "finetune": as_dict(settings),
+            "weights_used": used,
+            "classes": classes,
+        }
+    elif used != config.weights_used:
+        raise FileError(f"{out} started from {config.weights_used} weights, now there are {used}", "train a new run: hsal finetune")
+    else:
+        written = config.raw | {"scenes": str(scenes), "finetune": as_dict(settings)}
     progress = None if before is None else restored(task, before)
     if not resume:
-        run = runs.create(out, "backbone", config, overwrite)
+        run = runs.create(out, "backbone", written, overwrite)
     shown = ", ".join(f"{sum(n for kind, n in task.plan if kind == part):,} {part}" for part in ("crops", "full"))
     reporter.say(f"fine-tuning {settings.arch} at {settings.input_size} px on {scenes}: {shown} images, starting from {used} weights")
-    with runs.being_trained(run, config, str(device)), fitting(device, settings.batch_size):
+    with runs.being_trained(run, written, str(device)), fitting(device, settings.batch_size):
         rows = train(task, run, reporter, progress)
     distributed.barrier()  # the last checkpoint is written
     best = checkpoints.load(run.checkpoints, "best")
     model.load_state_dict(best.weights)
-    results: dict[str, float] = {"accuracy": max((row["accuracy"] for row in rows), default=math.nan)}
+    results: dict[str, float] = {"accuracy": max(row["accuracy"] for row in rows)} if rows else {}
     with open_scenes(scenes) as file:
         tested = "test" in file.splits and (way == "counts" or bool((file.split("test").labels >= 0).any()))
     if tested:

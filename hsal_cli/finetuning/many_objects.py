@@ -21,9 +21,9 @@ from hsal_cli.finetuning.shown import LossSums, Shown, in_view, naming_loss, sha
 from hsal_cli.finetuning.single_objects import check_alone, is_alone
 from hsal_cli.finetuning.views import cell_centres, share_in_view, view_centres, views
 from hsal_cli.runs.seeds import Draws
+from hsal_cli.runs.settings import FinetuneSettings
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.training.rewards import count_labels
-from hsal_cli.training.settings import FinetuneSettings
 from hsal_cli.vision.backbone import ActivationModel
 from hsal_cli.vision.devices import forward_context
 from hsal_cli.vision.images import to_input

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.models.load import backbone_folder
+from hsal_cli.models.load import PolicyMeta, backbone_folder, policy_meta
 from hsal_cli.models.shipped import BACKBONE, FORMAT, FORMAT_VERSION, exported_files, read_manifest
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.scores import Evaluation
 from hsal_cli.storage import checkpoints
-from hsal_cli.storage.files import digest_of_file, finish_replacing, refuse_link, regular, replacing, write_json
+from hsal_cli.storage.documents import read_text
+from hsal_cli.storage.files import digest_of_file, finish_replacing, refuse_link, replacing, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,13 +34,15 @@ class Source:
         name: what it will be called, DATASET.OBJECTIVE.
         run: the run.
         checkpoint: its best one, which is the one that was evaluated.
+        meta: what that says of itself.
         evaluation: its eval.json.
     """
 
     name: str
     run: runs.Run
     checkpoint: checkpoints.Checkpoint
-    evaluation: dict[str, Any]
+    meta: PolicyMeta
+    evaluation: Evaluation
 
 
 def export(
@@ -79,8 +83,8 @@ def export(
         manifest["policies"] = {}
         for source in found:
             # Of the data, the name says enough; where it lay is nobody else's business.
-            meta = source.checkpoint.meta
-            meta = {**meta, "backbone": None, "backbone_digest": digest, "features": PurePath(meta["features"]).name}
+            own = {"backbone": None, "backbone_digest": digest, "features": PurePath(source.meta.features).name}
+            meta = {**source.checkpoint.meta, **own}
             entry = _write(folder / source.name, source.checkpoint.weights, meta, source.checkpoint.digest)
             manifest["policies"][source.name] = entry | _origin(source.run) | {"result": _result(source.evaluation)}
             reporter.say(f"{source.name}: {_size(folder / source.name) / 1e6:.1f} MB, from {source.run.path}")
@@ -94,24 +98,24 @@ def _source(text: str) -> Source:
     name, equals, path = text.partition("=")
     named = bool(equals) and not Path(text).is_dir()  # a path may hold the sign, too
     run = runs.open_run(Path(path if named else text), runs.EVALUATED)
-    if run.status.get("state") != "finished":
-        raise FileError(f"{run.path} is {run.status.get('state')}, not finished", f"finish it: hsal train --resume {run.path}")
+    if run.status.state != "finished":
+        raise FileError(f"{run.path} is {run.status.state}, not finished", f"finish it: hsal train --resume {run.path}")
     evaluation = run.evaluation()
     checkpoint = checkpoints.load(run.checkpoints, "best")
-    if PurePath(str(evaluation.get("checkpoint"))).name != checkpoint.path.name:
+    if PurePath(evaluation.checkpoint).name != checkpoint.path.name:
         raise FileError(f"eval.json of {run.path} is of another checkpoint than the best one", f"hsal eval --run {run.path}")
-    chosen = name if named else f"{evaluation.get('dataset')}.{evaluation.get('objective')}"
-    return Source(chosen, run, checkpoint, evaluation)
+    chosen = name if named else f"{evaluation.dataset}.{evaluation.objective}"
+    return Source(chosen, run, checkpoint, policy_meta(checkpoint), evaluation)
 
 
 def _backbone_of(sources: list[Source], given: Path | None) -> Path:
     """The checkpoint folder of the one backbone that all runs were trained on."""
-    digests = {source.checkpoint.meta.get("backbone_digest"): source for source in sources}
+    digests = {source.meta.backbone_digest: source for source in sources}
     if len(digests) > 1:
         first, second = (source.run.path for source in list(digests.values())[:2])
         raise FileError(f"{first} and {second} were trained on different backbones", "export runs of one backbone together")
     digest, source = next(iter(digests.items()))
-    recorded = source.checkpoint.meta.get("backbone")
+    recorded = source.meta.backbone
     place = backbone_folder(str(digest), given, given) if given else backbone_folder(str(digest), Path(recorded) if recorded else None)
     if place is None:
         where = f"at {given}" if given else f"at {recorded} or under runs/" if recorded else "under runs/"
@@ -136,32 +140,31 @@ def to_half(tensor: Tensor) -> Tensor:
 
 def _origin(run: runs.Run) -> dict[str, Any]:
     """The command, or commands, and the seed of a run."""
-    settings = next((table for table in map(run.config.get, ("train", "finetune")) if table), {})
+    config = run.config
     try:
-        commands = regular(run.path / "command.txt").read_text(encoding="utf-8").splitlines()
+        commands = read_text(run.path / "command.txt").splitlines()
         command = " && ".join(map(tidy, commands)) or None
-    except (FileError, OSError):
+    except (OSError, ValueError):  # not there, or no command lines
         command = None
-    return {"command": command, "seed": settings.get("seed")}
+    return {"command": command, "seed": (config.finetune if isinstance(config, runs.BackboneConfig) else config.train).seed}
 
 
 def _origin_of_backbone(place: Path) -> dict[str, Any]:
     """Command, seed and accuracy of the run that a backbone's checkpoint lies in; of one exported earlier, what was stated then."""
     run = runs.Run(place.resolve().parents[1])
     if place.resolve().parent == run.checkpoints and (run.path / "status.json").is_file():
-        status = run.status
-        return {**_origin(run), "result": {key: status[key] for key in ("accuracy", "test_accuracy") if key in status}}
+        return {**_origin(run), "result": run.status.accuracies}
     try:
-        stated = read_manifest(place.parent)[BACKBONE]
+        stated = read_manifest(place.parent).backbone
     except FileError:
-        stated = {}
-    return {key: stated.get(key) for key in ("command", "seed", "result")}
+        return {"command": None, "seed": None, "result": None}
+    return {"command": stated.command, "seed": stated.seed, "result": stated.result and stated.result.raw}
 
 
-def _result(evaluation: dict[str, Any]) -> dict[str, Any]:
+def _result(evaluation: Evaluation) -> dict[str, Any]:
     """The figures of an evaluation that a manifest states."""
-    local = evaluation.get("localization") or {}
-    return {key: evaluation[key] for key in RESULT if key in evaluation} | {key: local[key] for key in LOCAL if key in local}
+    found, local = evaluation.raw, evaluation.localization or {}
+    return {key: found[key] for key in RESULT if key in found} | {key: local[key] for key in LOCAL if key in local}
 
 
 def tidy(command: str) -> str:

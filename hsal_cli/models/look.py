@@ -97,7 +97,7 @@ def look(
     pictures = [as_rgb(image) for image in images]
     names = [str(number + 1) for number in range(len(pictures))] if names is None else [str(name) for name in names]
     places = names if places is None else places
-    saliency = saliency_model(policy.meta.get("saliency", "activation"))
+    saliency = saliency_model(policy.meta.saliency)
     looks = []
     for start in range(0, len(pictures), BATCH):
         batch = pictures[start : start + BATCH]
@@ -154,8 +154,8 @@ def look_at_scenes(
     with open_scenes(scenes) as file:
         if split not in file.splits:
             raise FileError(f"{scenes} has no split {split}", f"take one of: {', '.join(file.splits)}")
-        saliency = policy.meta.get("saliency", "activation")
-        if saliency_kind(saliency) == "file" and file.digest != policy.meta.get("scenes_digest"):
+        saliency = policy.meta.saliency
+        if saliency_kind(saliency) == "file" and file.digest != policy.meta.scenes_digest:
             raise FileError(f"the policy takes its maps from {saliency}, made for other scenes than {scenes}", "name its own scene file")
         part = file.split(split)
         wrong = [row for row in rows if not 0 <= row < len(part)]

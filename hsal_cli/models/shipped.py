@@ -14,12 +14,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.resources
-import json
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.storage.files import digest_of_file, finish_replacing, is_plain_name, named, regular
+from hsal_cli.storage.documents import read_document
+from hsal_cli.storage.files import digest_of_file, finish_replacing, is_plain_name, named
+from hsal_cli.typed import Document
 
 if TYPE_CHECKING:
     import torch
@@ -36,19 +37,64 @@ AGAIN = "install hsal again, or in a checkout: git checkout -- data/pretrained"
 
 
 @dataclasses.dataclass(frozen=True)
+class Result(Document):
+    """What a manifest states of a policy, as `hsal eval` found it, or of a backbone; what is not stated is None.
+
+    Attributes:
+        dataset, split, examples: what it was evaluated on.
+        exact_match, macro_f1: its scores on that.
+        accuracy, test_accuracy: of a backbone, on held-out and on test images.
+    """
+
+    dataset: str | None = None
+    split: str | None = None
+    examples: int | None = None
+    exact_match: float | None = None
+    macro_f1: float | None = None
+    accuracy: float | None = None
+    test_accuracy: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What a manifest says of a policy, or of the backbone.
+
+    Attributes:
+        sha256: name of a file in its folder -> checksum.
+        command, seed: what trained it, where that is known.
+        result: its figures, where it has any.
+    """
+
+    sha256: dict[str, str]
+    command: str | None = None
+    seed: int | None = None
+    result: Result | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ShippedManifest:
+    """manifest.json of a folder of trained policies: the `backbone`, and the `policies` that were trained on it, by name."""
+
+    format: Literal["hsal-pretrained"]
+    format_version: int
+    backbone: Entry
+    policies: dict[str, Entry]
+
+
+@dataclasses.dataclass(frozen=True)
 class Shipped:
     """A policy that comes with hsal, with its backbone; every file was verified.
 
     Attributes:
         name: DATASET.OBJECTIVE.
         policy, backbone: on the device asked for, in float32.
-        stated: its entry in the manifest: `command`, `seed`, `result`, `sha256`.
+        stated: its entry in the manifest.
     """
 
     name: str
     policy: LoadedPolicy
     backbone: LoadedBackbone
-    stated: dict[str, Any]
+    stated: Entry
 
     @property
     def dataset(self) -> str:
@@ -66,29 +112,24 @@ def own_folder() -> Path | None:
     return None
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> ShippedManifest:
     """The manifest of a folder of trained policies.
 
     Raises:
         FileError: missing, not of this format, or of a newer version of it.
     """
     try:
-        found = json.loads(regular(folder / "manifest.json").read_text(encoding="utf-8"))
-        if found["format"] != FORMAT:
-            raise ValueError(f"its format is {found['format']}")
-        if int(found["format_version"]) > FORMAT_VERSION:
-            raise FileError(
-                f"{folder} has format version {found['format_version']}; this hsal reads up to {FORMAT_VERSION}",
-                "pip install --upgrade hsal",
-            )
-        for name, entry in ((BACKBONE, found[BACKBONE]), *found["policies"].items()):
-            odd = next((part for part in (name, *entry["sha256"]) if not is_plain_name(part)), None)
-            if odd is not None:
-                raise ValueError(f"it names {str(odd)[:80]!r}, which is not a plain name")
-            dict(entry["sha256"])
-        return found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FileError(f"{folder} holds no trained policies: {type(error).__name__} {error}", AGAIN) from error
+        found = read_document(folder / "manifest.json", ShippedManifest, "hsal export")
+    except FileError as error:
+        raise FileError(f"{folder} holds no trained policies: {error.message}", AGAIN) from error
+    if found.format_version > FORMAT_VERSION:
+        newer = f"{folder} has format version {found.format_version}; this hsal reads up to {FORMAT_VERSION}"
+        raise FileError(newer, "pip install --upgrade hsal")
+    for name, entry in ((BACKBONE, found.backbone), *found.policies.items()):
+        odd = next((part for part in (name, *entry.sha256) if not is_plain_name(part)), None)
+        if odd is not None:
+            raise FileError(f"{folder} holds no trained policies: it names {str(odd)[:80]!r}, which is not a plain name", AGAIN)
+    return found
 
 
 def _recover(folder: Path) -> None:
@@ -104,11 +145,9 @@ def exported_files(folder: Path) -> list[Path]:
         manifest = read_manifest(folder)
     except FileError:
         return []
-    known = [(BACKBONE, manifest[BACKBONE]), *manifest["policies"].items()]
-    names = [(part, file) for part, entry in known for file in ("manifest.json", *entry["sha256"])]
-    # A manifest from elsewhere may name anything; what lies in another folder is not of this one.
-    plain = [(part, file) for part, file in names if PurePath(part).name == part and PurePath(file).name == file]
-    found = [folder / part / file for part, file in plain if not (folder / part).is_symlink()]
+    known = [(BACKBONE, manifest.backbone), *manifest.policies.items()]
+    names = [(part, file) for part, entry in known for file in ("manifest.json", *entry.sha256)]
+    found = [folder / part / file for part, file in names if not (folder / part).is_symlink()]
     return [*dict.fromkeys(file for file in found if file.is_file()), folder / "manifest.json"]
 
 
@@ -130,7 +169,7 @@ def find_shipped(name: str) -> tuple[Path, str]:
         raise UsageError(
             f"there is no pretrained policy {name!r}: this hsal came without any", "train one with: hsal train; or name one as FOLDER/NAME"
         )
-    known = sorted(read_manifest(folder)["policies"])
+    known = sorted(read_manifest(folder).policies)
     found = next((full for full in (last, f"{last}.{OBJECTIVE}") if full in known), None)
     if found is None:
         raise UsageError(f"there is no pretrained policy {name!r}", f"take one of: {', '.join(known)}")
@@ -154,12 +193,12 @@ def load_shipped(name: str, device: torch.device | str = "cpu", counts: bool = F
 
     folder, full = find_shipped(name)
     manifest = read_manifest(folder)
-    stated = manifest["policies"][full]
-    for part, entry in ((full, stated), (BACKBONE, manifest[BACKBONE])):
-        _check_files(named(folder, part, a_folder=True), entry["sha256"])
+    stated = manifest.policies[full]
+    for part, entry in ((full, stated), (BACKBONE, manifest.backbone)):
+        _check_files(named(folder, part, a_folder=True), entry.sha256)
     policy = (load_model if counts else load_policy)(folder / full, device=device)
     backbone = load_backbone(folder / BACKBONE, device=device)
-    if policy.meta.get("backbone_digest") != backbone.digest:
+    if policy.meta.backbone_digest != backbone.digest:
         raise FileError(f"{folder / full} was not trained on the backbone that lies beside it: they come from two exports", AGAIN)
     return Shipped(full, policy, backbone, stated)
 

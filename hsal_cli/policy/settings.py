@@ -7,7 +7,7 @@ import math
 from typing import Any, Literal
 
 from hsal_cli.errors import UsageError
-from hsal_cli.settings import build, check, setting
+from hsal_cli.settings import check, setting
 
 PAPER_SIDE = 7  # cells along a side of the paper's maps
 
@@ -89,6 +89,11 @@ class PolicySettings:
         if self.glimpse_size % 2 == 0:
             raise UsageError(f"glimpse_size = {self.glimpse_size} is even, so that no cell is its middle", "take an odd one: 1, 3 or 5")
 
+    @staticmethod
+    def stored(values: dict[str, Any]) -> dict[str, Any]:
+        """What a run or a checkpoint holds: what there was no choice of when it was made has the only value it had then."""
+        return {"inhibition_width": 1.0, "glimpse_size": 1, "stop_input": "state", **values}
+
     @property
     def initial_spread(self) -> float:
         """The spread in force."""
@@ -143,8 +148,3 @@ class PolicySettings:
     def reach(self, height: int, width: int) -> float:
         """The largest offset of an anchored centre in force on a map of so many cells, in cells."""
         return self.anchor_reach if self.anchor_reach is not None else 3.0 * math.sqrt(height * width) / PAPER_SIDE
-
-
-def stored_policy(stored: dict[str, Any]) -> PolicySettings:
-    """The settings that a run or a checkpoint holds; what there was no choice of when it was made has the only value it had then."""
-    return build(PolicySettings, {"inhibition_width": 1.0, "glimpse_size": 1, "stop_input": "state", **stored})

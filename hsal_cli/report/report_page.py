@@ -6,15 +6,15 @@ import base64
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, UsageError
+from hsal_cli.storage.documents import read_document
 from hsal_cli.storage.files import (
     is_plain_name,
     json_bytes,
     own_pictures,
-    read_json,
     refuse_foreign,
     refuse_link,
     remove_marked,
@@ -26,6 +26,14 @@ from hsal_cli.words import CELL, PARAGRAPH, brief
 FORMAT = "hsal-report"
 PAGE, DOCUMENT = "report.html", "report.json"
 WIDE, HIGH, EDGE = 132, 30, 3  # of the small curve beside a verdict, px
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenReport:
+    """What is read back of report.json: the `files` that the report consists of, beside report.json."""
+
+    format: Literal["hsal-report"]
+    files: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,12 +157,10 @@ def _is_rest(file: Path) -> bool:
 def _old_files(folder: Path) -> list[str]:
     """Names of the files of the report that a folder holds; empty where it holds none."""
     try:
-        found = read_json(folder / DOCUMENT, "hsal report")
+        found = read_document(folder / DOCUMENT, WrittenReport, "hsal report")
     except FileError:
         return []
-    ours = isinstance(found, dict) and found.get("format") == FORMAT
-    names = found.get("files") if ours else None
-    return list(filter(is_plain_name, names)) if isinstance(names, list) else []
+    return list(filter(is_plain_name, found.files))
 
 
 def render(page: Page) -> str:

@@ -93,8 +93,8 @@ def _scores(record: Record, tested: Mapping[Path, Tested]) -> dict[str, Any] | N
         exact, macro_f1 = exact_match_and_f1(found.true, found.named)
         by_count = {str(count): {"examples": images, "exact_match": share} for count, (images, share) in exact_by_count(found).items()}
         return {"examples": len(found.true), "exact_match": exact, "macro_f1": macro_f1, "by_count": by_count}
-    wanted, said = ("examples", "exact_match", "macro_f1", "by_count"), record.evaluation or {}
-    return {key: said[key] for key in wanted} if said.get("split") == "test" and all(key in said for key in wanted) else None
+    wanted, said = ("examples", "exact_match", "macro_f1", "by_count"), record.evaluation
+    return {key: said.raw[key] for key in wanted} if said and said.split == "test" and said.by_count else None
 
 
 def _row(record: Record, scores: dict[str, Any] | None) -> list[str]:
@@ -102,8 +102,8 @@ def _row(record: Record, scores: dict[str, Any] | None) -> list[str]:
     held_out = f"{record.score.replace('_', ' ')} {best[record.score]:.3f}" if best else "-"
     cells = [record.state, str(len(record.rows)), str(best["epoch"]) if best else "-", held_out]
     if scores is None:
-        if "test_accuracy" in record.status:
-            return [*cells, "-", f"accuracy {record.status['test_accuracy']:.3f}", "-"]
+        if record.status.test_accuracy is not None:
+            return [*cells, "-", f"accuracy {record.status.test_accuracy:.3f}", "-"]
         return [*cells, "-", "-", "-"]
     return [*cells, f"{scores['examples']:,}", f"{scores['exact_match']:.3f}", f"{scores['macro_f1']:.3f}"]
 

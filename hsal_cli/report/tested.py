@@ -59,7 +59,7 @@ def look_at_runs(
     given = data if data is not None and _format_of(data) == FORMAT else None
     for record in records:
         try:
-            features = given or Path(record.config.get("features") or "features")
+            features = given or Path(record.config["features"])
             if not features.is_file():
                 raise FileError(f"its features are not at {features}", "name them with --data")
             policy = load_policy(record.path, "best", device)
@@ -113,7 +113,7 @@ def find_scenes(features: Path, named: Path | None = None) -> SceneFile:
     """
     hint = "name the scene file with --data"
     with open_features(features) as file:
-        digest, said = file.scenes_digest, file.config.get("scenes")
+        digest, said = file.scenes_digest, file.config.scenes
     places = [Path(said), features.parent / Path(said).name] if said else []
     places.append(features.with_name(features.name.removesuffix(".h5").removesuffix(".features") + ".h5"))
     for place in [named] if named else places:
@@ -152,6 +152,6 @@ def _read(features: Path) -> FeatureTable:
 
 def _check(policy: LoadedPolicy, features: Path) -> None:
     with open_features(features) as file:
-        check_match(file, backbone_digest=policy.meta.get("backbone_digest"))
+        check_match(file, backbone_digest=policy.meta.backbone_digest)
         if file.classes != policy.classes or list(file.volume_shape) != list(policy.policy.volume_shape):
             raise FileError(f"{features} has other classes or volumes than the policy was trained with", "name other features with --data")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import shlex
 import time
@@ -17,7 +18,9 @@ from hsal_cli.progress import Reporter
 from hsal_cli.runs.run import Run
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
+from hsal_cli.typed import Document, Odd, checked
 
+TRAIN_AGAIN = "train a new run, or start one from these weights alone: hsal train --init-from"
 SAVE_EVERY_S = 120.0  # between epochs, a crash or a kill loses no more work than this
 CHECK_EVERY = 20  # steps between looks at the loss on a GPU, where each look waits for the device
 
@@ -122,6 +125,53 @@ def one_cycle(step: int, steps: int, peak: float, warm_up: float = 0.2) -> float
     return peak * (0.001 + 0.999 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
+@dataclasses.dataclass(frozen=True)
+class Progress(Document):
+    """How far training has come, as a checkpoint's state holds it.
+
+    Attributes:
+        epoch: finished epochs.
+        step: steps of the next one that were taken.
+        rows: the metrics of the finished ones.
+        count: examples of those steps.
+        seconds: that they took.
+        sums: their metrics, times examples.
+        best: the best score so far.
+        best_name: the checkpoint that has it.
+    """
+
+    epoch: int
+    step: int
+    rows: list[dict[str, float]]
+    count: int = 0
+    seconds: float = 0.0
+    sums: dict[str, Any] = dataclasses.field(default_factory=dict)
+    best: float = -math.inf
+    best_name: str | None = None
+
+
+def progress_of(checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """How far training had come when a checkpoint was saved (see `Progress`); None: nowhere.
+
+    Raises:
+        FileError: the checkpoint's state does not say so.
+    """
+    progress = {"epoch": 0, "step": 0, "sums": {}, "count": 0, "seconds": 0.0, "rows": [], "best": -math.inf}
+    if checkpoint is None:
+        return progress
+    try:
+        if "progress" not in checkpoint.state or not isinstance(checkpoint.state.get("task"), dict):
+            raise Odd("", "holds no progress, or nothing of the optimiser")
+        found = checked(checkpoint.state["progress"], Progress, "progress")
+        if not (found.epoch == len(found.rows) and found.step >= 0 and found.count >= 0):
+            raise Odd("progress", f"says epoch {found.epoch}, step {found.step}, with {len(found.rows)} rows of metrics")
+        if not all(isinstance(value, (float, Tensor)) for value in found.sums.values()):
+            raise Odd("progress.sums", "holds something that is no number")
+    except Odd as odd:
+        raise FileError(odd.said_of(checkpoint.path / checkpoints.STATE), f"{TRAIN_AGAIN} {checkpoint.path}") from odd
+    return progress | found.raw
+
+
 def restored(task: Task, checkpoint: Checkpoint) -> dict[str, Any]:
     """Takes a task up where a checkpoint was saved.
 
@@ -131,10 +181,12 @@ def restored(task: Task, checkpoint: Checkpoint) -> dict[str, Any]:
     Raises:
         FileError: the checkpoint's weights or state are not of such a task.
     """
+    progress = progress_of(checkpoint)
     try:
-        progress = dict(checkpoint.state["progress"])
+        if any(task.score_name not in row for row in progress["rows"]):
+            raise Odd("progress.rows", f"have no {task.score_name}")
         task.load(checkpoint.weights, checkpoint.state["task"])
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+    except (Odd, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         said = f"{type(error).__name__}: {first_line(error)}"
         raise FileError(
             f"checkpoint {checkpoint.path} does not fit the training that it is to go on with: {said}",

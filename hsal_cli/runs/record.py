@@ -6,7 +6,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hsal_cli.runs.run import Status
+    from hsal_cli.runs.scores import Evaluation
 
 TABLE_OF = {"policy": "train", "count": "train", "backbone": "finetune"}  # the table of config.json that holds the seed and the epochs
 SCORE_OF = {"policy": "exact_match", "count": "exact_match", "backbone": "accuracy"}  # by which the best epoch is chosen
@@ -34,8 +38,8 @@ class Record:
     state: str
     config: dict[str, Any]
     rows: list[dict[str, Any]]
-    status: dict[str, Any]
-    evaluation: dict[str, Any] | None
+    status: Status
+    evaluation: Evaluation | None
     note: str = ""
 
     @property
@@ -148,13 +152,13 @@ def run_summary(record: Record) -> dict[str, Any]:
     return {
         "kind": record.kind,
         "state": record.state,
-        "started": record.status.get("started"),
-        "updated": record.status.get("updated"),
+        "started": record.status.started,
+        "updated": record.status.updated,
         "epochs": len(record.rows),
         "seconds": math.fsum(row.get("seconds", 0.0) for row in record.rows),
         "best": record.best,
         "last": record.rows[-1] if record.rows else None,
-        "test": {key: said.get(key) for key in wanted} if said else None,
+        "test": {key: getattr(said, key) for key in wanted} if said else None,
         **({"note": record.note} if record.note else {}),
         "config": record.config,
     }

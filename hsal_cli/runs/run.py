@@ -17,43 +17,48 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import datetime
 import io
 import json
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from hsal_cli import __version__, distributed
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.progress import Reporter
+from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs.record import Record
+from hsal_cli.runs.scores import Evaluation, read_evaluation
+from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.storage import checkpoints
+from hsal_cli.storage.documents import read_document, read_text
 from hsal_cli.storage.files import (
     cannot_write,
     finish_replacing,
     only_writer,
     own_pictures,
-    read_json,
-    read_sealed,
     refuse_link,
-    regular,
     replacing,
     write_json,
     write_sealed,
     write_text,
     write_together,
 )
+from hsal_cli.typed import Document, Odd, checked, parsed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hsal_cli.storage.checkpoints import Checkpoint
 
+T = TypeVar("T")
 Kind = Literal["backbone", "policy", "count"]
+State = Literal["running", "stopped", "failed", "finished"]
 FORMAT = "hsal-run"
 COMMAND_OF = {"backbone": "hsal finetune", "policy": "hsal train", "count": "hsal train --objective count"}
 EVALUATED: tuple[Kind, ...] = ("policy", "count")  # the kinds that `hsal eval` takes
@@ -61,6 +66,96 @@ EVALUATIONS = {"best": "eval.json", "last": "eval.last.json"}  # of a run's chec
 DOCUMENTS = ("config.json", "command.txt", "env.json", "metrics.jsonl", "results.csv")
 # What a checkpoint says of its model and data, and its run's config.json says too.
 SHARED = ("policy", "count", "classes", "volume_shape", "scenes_digest", "features_digest", "backbone_digest", "saliency")
+
+
+@dataclasses.dataclass(frozen=True)
+class Status(Document):
+    """status.json: what a run is, and how far it has come.
+
+    Attributes:
+        kind: of the run.
+        state: running (or killed), stopped, failed or finished.
+        format: "hsal-run"; without it the folder is never replaced.
+        started, updated: times, in UTC.
+        device: where it was trained last.
+        workers: by how many processes.
+        exact_match, accuracy: the best score on held-out images, of a finished policy or count classifier, or of a finished backbone.
+        test_accuracy: of a finished backbone, on test images.
+    """
+
+    kind: Kind
+    state: State
+    format: str = ""
+    started: str | None = None
+    updated: str = ""
+    device: str | None = None
+    workers: int = 1
+    exact_match: float | None = None
+    accuracy: float | None = None
+    test_accuracy: float | None = None
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """`accuracy` and `test_accuracy`, those that are known."""
+        known = {"accuracy": self.accuracy, "test_accuracy": self.test_accuracy}
+        return {name: value for name, value in known.items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The checkpoint that a new policy took its weights from: its `path`, and the `digest` of the weights."""
+
+    path: str
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig(Document):
+    """config.json of a policy or of a count classifier.
+
+    Attributes:
+        features, features_digest: the feature file that it was trained on.
+        train, policy: how; of a count classifier `policy` has no meaning.
+        backbone: the run or checkpoint behind the features, where it was known.
+        backbone_digest, scenes_digest: what the features were made from.
+        saliency: the saliency model of the features.
+        init_from: where its first weights are from; None: they were drawn.
+        window: images in memory at a time; 0: all of them.
+    """
+
+    features: str
+    features_digest: str
+    train: TrainSettings
+    policy: PolicySettings
+    backbone: str | None = None
+    backbone_digest: str | None = None
+    scenes_digest: str | None = None
+    saliency: str = "activation"
+    init_from: Start | None = None
+    window: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig(Document):
+    """config.json of a backbone.
+
+    Attributes:
+        scenes, scenes_digest: the scene file that it was trained on.
+        finetune: how.
+        weights_used: what it started from, such as imagenet.
+    """
+
+    scenes: str
+    scenes_digest: str
+    finetune: FinetuneSettings
+    weights_used: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What every line of metrics.jsonl has: the `epoch`, counted from 1."""
+
+    epoch: int
 
 
 class Run:
@@ -75,23 +170,21 @@ class Run:
         self.checkpoints = path / "checkpoints"
 
     @property
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """The content of status.json."""
-        return self._document("status.json")
+        return read_document(self.path / "status.json", Status, "hsal finetune, hsal train")
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> PolicyConfig | BackboneConfig:
         """The content of config.json."""
-        return self._document("config.json")
-
-    def _document(self, name: str) -> dict[str, Any]:
-        return read_sealed(self.path / name, "hsal train")
+        kind = self.status.kind
+        return read_document(self.path / "config.json", BackboneConfig if kind == "backbone" else PolicyConfig, COMMAND_OF[kind])
 
     def set_status(self, state: str, **more: Any) -> None:
         """Updates status.json: the state, the time, and whatever else is given. Of several workers the first one alone does."""
         if not distributed.current().leads:
             return
-        write_sealed(self.path / "status.json", {**self.status, **more, "state": state, "updated": _now()})
+        write_sealed(self.path / "status.json", {**self.status.raw, **more, "state": state, "updated": _now()})
 
     def set_config(self, config: dict[str, Any]) -> None:
         """Replaces config.json; of several workers the first one alone does."""
@@ -100,25 +193,32 @@ class Run:
         write_sealed(self.path / "config.json", config)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, in order; a last line that a crash cut short is left out.
+        """The lines of metrics.jsonl, in order: "epoch", and numbers; a last line that a crash cut short is left out.
 
         Raises:
-            FileError: an earlier line cannot be read.
+            FileError: it is no text, or a line cannot be read.
         """
+        source, hint = self.path / "metrics.jsonl", f"train again, or go on with: hsal train --resume {self.path}"
         try:
-            lines = regular(self.path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = read_text(source).splitlines()
         except OSError:
             return []
+        except Odd as odd:
+            raise FileError(odd.said_of(source), hint) from odd
         rows = []
         for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("no JSON object")
-                rows.append(row)
-            except (ValueError, RecursionError) as error:
-                if number < len(lines):
-                    raise FileError(f"{self.path / 'metrics.jsonl'} is damaged in line {number}: {error}", "train again") from error
+                row = parsed(line)
+            except Odd as odd:
+                if number == len(lines) and not line.endswith("}"):
+                    break
+                raise FileError(f"{source} is damaged in line {number}: it {odd}", hint) from odd
+            try:
+                checked(row, Row)
+                checked(row, dict[str, float])
+            except Odd as odd:
+                raise FileError(f"{source} is damaged in line {number}: {odd}", hint) from odd
+            rows.append(row)
         return rows
 
     def write_rows(self, rows: list[dict[str, Any]]) -> None:
@@ -142,33 +242,32 @@ class Run:
             FileError: there are none, the file is damaged, or it holds scores on other data, as older versions may have left there.
         """
         place, again = self.path / EVALUATIONS[which], f"hsal eval --run {self.path}"
-        found = read_sealed(place, again)
+        found = read_evaluation(place, again)
         other = self.other_data(found)
         if other:
             raise FileError(f"{place} holds scores on {other}, not on the test split of the run's own data", f"make it again with: {again}")
         return found
 
-    def other_data(self, evaluation: dict[str, Any]) -> str:
+    def other_data(self, evaluation: Evaluation) -> str:
         """What an evaluation is of, in words, where that is not the test split of the data that the run was trained on; else ""."""
-        name, split = evaluation.get("dataset"), evaluation.get("split", "test")
-        if split != "test":
-            return f"split {split} of {name}"
-        own, config = evaluation.get("scenes_digest"), self.config if (self.path / "config.json").is_file() else {}
+        name, own = evaluation.dataset, evaluation.scenes_digest
+        if evaluation.split != "test":
+            return f"split {evaluation.split} of {name}"
+        config = self.config if (self.path / "config.json").is_file() else None
         if own is None:  # by a version that noted the place alone
-            place = evaluation.get("features")
-            if place is None or place == config.get("features"):
+            if evaluation.features is None or config is None or evaluation.features == config.features:
                 return ""
-            own = _scenes_of(Path(str(place)))
+            own = _scenes_of(Path(evaluation.features))
             if own is None:
-                return f"{name} ({place})" if "features" in config else ""
-        return f"{name} (scenes {own[:8]})" if own != config.get("scenes_digest", own) else ""
+                return f"{name} ({evaluation.features})"
+        return f"{name} (scenes {own[:8]})" if config is not None and config.scenes_digest not in (None, own) else ""
 
-    def place_for(self, evaluation: dict[str, Any]) -> Path:
+    def place_for(self, evaluation: Evaluation) -> Path:
         """Where `hsal eval` keeps an evaluation: eval.json, or beside it under the data's name; with a digest where that name is taken."""
         if not self.other_data(evaluation):
             return self.path / EVALUATIONS["best"]
-        digest, split = str(evaluation.get("scenes_digest")), evaluation["split"]
-        name = evaluation["dataset"] if split == "test" else f"{evaluation['dataset']}.{split}"
+        digest, split = str(evaluation.scenes_digest), evaluation.split
+        name = evaluation.dataset if split == "test" else f"{evaluation.dataset}.{split}"
         place = self.path / f"eval.{name}.json"
         return place if _is_free(place, digest) else self.path / f"eval.{name}.{digest[:8]}.json"
 
@@ -189,7 +288,7 @@ def _is_free(place: Path, digest: str) -> bool:
     if place.name in EVALUATIONS.values():
         return False
     try:
-        return not place.exists() or read_sealed(place, "hsal eval").get("scenes_digest") == digest
+        return not place.exists() or read_evaluation(place, "hsal eval").scenes_digest == digest
     except FileError:
         return False
 
@@ -260,7 +359,7 @@ def _recover(path: Path) -> None:
 def _is_run(path: Path) -> bool:
     status = path / "status.json"
     try:
-        return not status.is_symlink() and Run(path).status.get("format") == FORMAT
+        return not status.is_symlink() and Run(path).status.format == FORMAT
     except FileError:
         return False
 
@@ -308,9 +407,9 @@ def being_trained(run: Run, config: dict[str, Any], device: str) -> Iterator[Non
         for place in (run.path, run.checkpoints):
             checkpoints.clear_temporary(place)
         held, index = {name: _content(run.path / name) for name in ("config.json", "status.json", "command.txt")}, _index(run)
-        finished = run.status.get("state") == "finished"
+        finished = run.status.state == "finished"
         try:
-            if config != run.config:
+            if config != run.config.raw:
                 _note_command(run.path / "command.txt")
                 run.set_config(config)
             run.set_status("running", device=device, workers=distributed.current().size)
@@ -324,10 +423,10 @@ def being_trained(run: Run, config: dict[str, Any], device: str) -> Iterator[Non
 
 
 def _content(file: Path) -> str:
-    return file.read_text(encoding="utf-8") if file.is_file() else ""
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
-def _index(run: Run) -> dict[str, str]:
+def _index(run: Run) -> checkpoints.Index:
     return checkpoints.index_of(run.checkpoints)
 
 
@@ -335,8 +434,8 @@ def say_changes(run: Run, device: str, reporter: Reporter) -> None:
     """Names what differs between where a run was before and where it is resumed, such as "torch 2.6.0 -> 2.7.1"."""
     try:
         status = run.status
-        before = {**read_json(run.path / "env.json", "hsal train"), "device": status.get("device"), "workers": status.get("workers", 1)}
-    except (FileError, TypeError):
+        before = {**read_document(run.path / "env.json", dict, "hsal train"), "device": status.device, "workers": status.workers}
+    except FileError:
         return
     now = {**environment(), "device": device, "workers": distributed.current().size}
     names = ("hsal", "python", "torch", "torchvision", "numpy", "h5py", "cuda", "threads", "device", "workers")
@@ -417,14 +516,14 @@ def open_run(path: Path, kind: Kind | tuple[Kind, ...]) -> Run:
     if not (path / "status.json").is_file():
         raise FileError(f"{path} is not a run of hsal", f"make one with: {COMMAND_OF[kinds[0]]}")
     run = Run(path)
-    found = run.status.get("kind")
+    found = run.status.kind
     if found not in kinds:
         raise FileError(f"{path} is a run of kind {found}, not {' or '.join(kinds)}", f"make one with: {COMMAND_OF[kinds[0]]}")
     return run
 
 
-def newest(kind: Kind | tuple[Kind, ...], root: Path = Path("runs")) -> Run | None:
-    """The newest finished run of a kind, or of one of several, in a folder, or None."""
+def newest(kind: Kind | tuple[Kind, ...], root: Path = Path("runs"), reporter: Reporter = SILENT) -> Run | None:
+    """The newest finished run of a kind, or of one of several, in a folder, or None; one that cannot be read is named and passed over."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     runs = []
     for status_file in root.glob("*/status.json"):
@@ -432,10 +531,11 @@ def newest(kind: Kind | tuple[Kind, ...], root: Path = Path("runs")) -> Run | No
             continue
         try:
             status = Run(status_file.parent).status
-        except FileError:  # some other run is damaged; that must not stop this one
+        except FileError as error:
+            reporter.warn(f"passed over: {error.message}")
             continue
-        if status.get("kind") in kinds and status.get("state") == "finished":
-            runs.append((status.get("updated", ""), status_file.parent))
+        if status.kind in kinds and status.state == "finished":
+            runs.append((status.updated, status_file.parent))
     return Run(max(runs)[1]) if runs else None
 
 
@@ -452,41 +552,58 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
 
 
-def evaluations(paths: list[Path], dataset: str | None = None) -> list[dict[str, Any]]:
-    """The evaluation of each run on the test split of its own data, or on that of another data set, with `run` added.
+def read_some(read: Callable[[Path], T], paths: Sequence[Path], reporter: Reporter) -> list[T]:
+    """Reads runs; of several, one that cannot be read is named and passed over.
+
+    Raises:
+        FileError: none can be read.
+    """
+    found, first = [], None
+    for path in paths:
+        try:
+            found.append(read(path))
+        except FileError as error:
+            first = first or error
+            if len(paths) > 1:
+                reporter.warn(f"passed over: {error.message} ({error.hint})")
+    if first is not None and not found:
+        raise first
+    return found
+
+
+def evaluations(paths: Sequence[Path], dataset: str | None = None, reporter: Reporter = SILENT) -> list[tuple[Path, Evaluation]]:
+    """(run, its evaluation) for each run, on the test split of its own data or on another data set; of several, one that was not
+    evaluated so, or cannot be read, is named and passed over.
 
     Args:
         paths: the runs.
         dataset: the name of another data set, on which all of them were evaluated with `hsal eval --data`.
+        reporter: told what was passed over.
 
     Raises:
-        FileError: a run was not evaluated so, or two were evaluated on different data.
+        FileError: none was evaluated so, or two were evaluated on different data.
     """
-    found = [{"run": str(path), **_evaluation_on(open_run(path, EVALUATED), dataset)} for path in paths]
-    for document in found:
-        missing = [key for key in ("dataset", "split", "examples", "exact_match", "macro_f1", "ci95", "baselines") if key not in document]
-        if missing:
-            again = f"evaluate it again: hsal eval --run {document['run']}"
-            raise FileError(f"the evaluation of {document['run']} lacks {', '.join(missing)}", again)
-    for document in found[1:]:
+    found = read_some(lambda path: (path, _evaluation_on(open_run(path, EVALUATED), dataset)), paths, reporter)
+    for path, document in found[1:]:
         for key in ("dataset", "split", "examples", "scenes_digest"):
-            if key in document and key in found[0] and document[key] != found[0][key]:
+            value, first = getattr(document, key), getattr(found[0][1], key)
+            if value != first and None not in (value, first):
                 raise FileError(
-                    f"{document['run']} was evaluated on {key} {document[key]}, {found[0]['run']} on {found[0][key]}",
+                    f"{path} was evaluated on {key} {value}, {found[0][0]} on {first}",
                     "evaluate each on the same file, hsal eval --run RUN --data FILE, then: hsal compare RUN... --data NAME",
                 )
     return found
 
 
-def _evaluation_on(run: Run, dataset: str | None) -> dict[str, Any]:
+def _evaluation_on(run: Run, dataset: str | None) -> Evaluation:
     place = run.path / f"eval.{dataset}.json"
-    if dataset is None or (not place.is_file() and _content(run.path / EVALUATIONS["best"]) and run.evaluation().get("dataset") == dataset):
+    if dataset is None or (not place.is_file() and (run.path / EVALUATIONS["best"]).is_file() and run.evaluation().dataset == dataset):
         return run.evaluation()
-    return read_sealed(place, f"hsal eval --run {run.path} --data FILE, a file named {dataset}")
+    return read_evaluation(place, f"hsal eval --run {run.path} --data FILE, a file named {dataset}")
 
 
 def read_record(path: Path) -> Record:
-    """Reads a run of either kind back, with its metrics and, if there is one, its evaluation.
+    """Reads a run of any kind back, with its metrics and, if there is one, its evaluation.
 
     Raises:
         FileError: there is no run, or its files cannot be read.
@@ -496,13 +613,9 @@ def read_record(path: Path) -> Record:
         raise FileError(f"{path} is not a run of hsal", "make one with: hsal train, or hsal finetune")
     run = Run(path)
     status = run.status
-    kind = status.get("kind")
-    if kind not in COMMAND_OF:
-        raise FileError(f"{path} is a run of kind {kind}, which this hsal does not know", "pip install --upgrade hsal")
     evaluation, note = None, ""
-    if (path / EVALUATIONS["best"]).is_file():
-        evaluation = read_sealed(path / EVALUATIONS["best"], f"hsal eval --run {path}")
+    if (path / EVALUATIONS["best"]).exists():
+        evaluation = read_evaluation(path / EVALUATIONS["best"], f"hsal eval --run {path}")
         if run.other_data(evaluation):
             evaluation, note = None, f"eval.json holds scores on {run.other_data(evaluation)}, not on the test split of the run's own data"
-    rows = [row for row in run.rows() if isinstance(row, dict) and "epoch" in row]
-    return Record(path, kind, str(status.get("state", "unknown")), run.config, rows, status, evaluation, note)
+    return Record(path, status.kind, status.state, run.config.raw, run.rows(), status, evaluation, note)

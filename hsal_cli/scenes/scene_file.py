@@ -23,8 +23,9 @@ import numpy as np
 from hsal_cli.errors import FileError
 from hsal_cli.scenes.sound import sound_boxes, sound_classes, sound_labels
 from hsal_cli.storage.files import atomic_write, check_space, digest_of
-from hsal_cli.storage.hdf5 import attribute, open_hdf5, put_text, reading, seal, settings_in, stamp
+from hsal_cli.storage.hdf5 import attribute, described, open_hdf5, put_text, reading, seal, settings_in, stamp
 from hsal_cli.storage.steady import SteadyFile
+from hsal_cli.typed import Odd
 
 FORMAT = "hsal-scenes"
 MADE_BY = "hsal make-data mnist-multiset"
@@ -81,7 +82,8 @@ class SceneFile:
         self.path = path
         self._file = file
         self.classes = _classes(path, file)
-        self.config: dict[str, Any] = settings_in(file)
+        # Another program's attribute of that name says nothing to us.
+        self.config: dict[str, Any] = described(file, "config", dict, "{}") if "hsal_version" in file.attrs else settings_in(file)
         names = [name for name, group in file.items() if isinstance(group, h5py.Group) and "images" in group]
         self.splits = sorted(names, key=lambda name: (SPLIT_ORDER.index(name) if name in SPLIT_ORDER else len(SPLIT_ORDER), name))
         if not names:
@@ -247,11 +249,11 @@ def _classes(path: Path, file: h5py.File) -> list[str]:
     found = attribute(file, "classes")
     try:
         # h5py users may also set the attribute to a list of strings, without json.dumps.
-        names = json.loads(found) if isinstance(found, (str, bytes)) else [str(name) for name in (found if found is not None else [])]
-    except ValueError:
-        names = None
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        raise FileError(f"{path}: its attribute classes is not a JSON list of different names", HINT)
+        names = [str(name) for name in found] if isinstance(found, list) else described(file, "classes", list[str])
+        if not names or len(set(names)) < len(names):
+            raise Odd("", "the names are none, or repeat")
+    except Odd as odd:
+        raise FileError(f"{path}: its attribute classes is not a JSON list of different names: {odd}", HINT) from odd
     try:
         return sound_classes(names)
     except ValueError as error:

@@ -14,18 +14,42 @@ import dataclasses
 import io
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError
-from hsal_cli.storage.files import digest_of_file, finish_replacing, is_temporary, named, read_sealed, refuse_link, replacing, write_sealed
+from hsal_cli.storage.documents import read_document
+from hsal_cli.storage.files import digest_of_file, finish_replacing, is_temporary, named, refuse_link, replacing, write_sealed
+from hsal_cli.typed import Odd, checked
 
 if TYPE_CHECKING:
     import torch
 
+M = TypeVar("M")
 WEIGHTS, STATE, MANIFEST, INDEX = "weights.safetensors", "state.pt", "manifest.json", "index.json"
 SHOWN = 3  # parameters that an error names at most
 KEEP = 2  # the newest checkpoints that stay, beside the best one: if the newest is damaged, the one before still serves
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """manifest.json of a checkpoint.
+
+    Attributes:
+        sha256: name of a file beside it -> checksum.
+        meta: what the model is; its form is that of its kind (`loading.PolicyMeta`, `backbone.BackboneMeta`).
+    """
+
+    sha256: dict[str, str]
+    meta: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """index.json: which checkpoint of a run is the `last` and which the `best` one; None where that is not known."""
+
+    last: str | None = None
+    best: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +71,11 @@ class Checkpoint:
     meta: dict[str, Any]
     digest: str
     note: str = ""
+
+    @property
+    def kind(self) -> str:
+        """What it is of, such as policy."""
+        return str(self.meta.get("kind", "unknown"))[:40]
 
 
 def write_checkpoint(folder: Path, weights: dict[str, torch.Tensor], state: dict[str, Any] | None, meta: dict[str, Any]) -> None:
@@ -81,11 +110,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
     hint = "train again, or name another checkpoint"
     try:
-        manifest = read_sealed(folder / MANIFEST, "hsal train")
+        manifest = read_document(folder / MANIFEST, Manifest, "hsal train")
     except FileError as error:
         raise FileError(f"checkpoint {folder} cannot be read: {error.message}", hint) from error
     try:
-        sums, meta = dict(manifest["sha256"]), dict(manifest["meta"])
+        sums = manifest.sha256
         for name, expected in sums.items():
             if digest_of_file(named(folder, name)) != expected:
                 raise FileError(f"checkpoint {folder} is damaged: {name} does not have the checksum its manifest gives", hint)
@@ -96,13 +125,27 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         state = None
         if STATE in sums:
             with (folder / STATE).open("rb") as stream:
-                state = torch.load(stream, weights_only=True)
-        return Checkpoint(folder, weights, state, meta, sums[WEIGHTS])
+                state = checked(torch.load(stream, map_location="cpu", weights_only=True), dict[str, Any])
+        return Checkpoint(folder, weights, state, manifest.meta, sums[WEIGHTS])
+    except Odd as odd:
+        raise FileError(f"checkpoint {folder} cannot be read: state.pt {odd}", hint) from odd
     except pickle.PickleError as error:
         # torch's own message advises to load it all the same.
         raise FileError(f"checkpoint {folder} cannot be read: state.pt holds more than tensors and plain values", hint) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, RuntimeError, EOFError) as error:
         raise FileError(f"checkpoint {folder} cannot be read: {type(error).__name__}: {error}", hint) from error
+
+
+def meta_of(checkpoint: Checkpoint, kind: type[M], hint: str) -> M:
+    """A checkpoint's meta in the form of its kind.
+
+    Raises:
+        FileError: a value is missing, of another type or out of range.
+    """
+    try:
+        return checked(checkpoint.meta, kind, "meta")
+    except Odd as odd:
+        raise FileError(odd.said_of(checkpoint.path / MANIFEST), hint) from odd
 
 
 def _in_full(tensor: torch.Tensor) -> torch.Tensor:
@@ -121,17 +164,17 @@ def save(root: Path, name: str, weights: dict[str, torch.Tensor], state: dict[st
     refuse_link(root)
     refuse_link(root / name)
     write_checkpoint(root / name, weights, state, meta)  # a run that is resumed from an older one has this one already
-    index = write_index(root, last=name, best=name if best else index_of(root).get("best"))
+    index = write_index(root, last=name, best=name if best else index_of(root).best)
     for old in names(root)[:-KEEP]:
-        if old not in index.values():
+        if old not in (index.last, index.best):
             _remove(root / old)
 
 
-def write_index(root: Path, last: str, best: str | None) -> dict[str, str]:
+def write_index(root: Path, last: str, best: str | None) -> Index:
     """Notes which checkpoint is "last" and which "best"; None: none is yet. Returns the index."""
     index = {"last": last} | ({"best": best} if best else {})
     write_sealed(root / INDEX, index)
-    return index
+    return Index(last, best)
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -179,7 +222,7 @@ def load(root: Path, which: str) -> Checkpoint:
         FileError: there is no checkpoint, or none is good.
     """
     held, index = names(root), index_of(root)
-    wanted = index.get(which)
+    wanted = getattr(index, which)
     order = ([wanted] if wanted in held else []) + [name for name in reversed(held) if name != wanted]
     damaged = [] if wanted in held or not held else [f"{root / INDEX} does not say which checkpoint is the {which} one"]
     for name in order:
@@ -241,9 +284,9 @@ def names(root: Path) -> list[str]:
     return sorted(folder.name for folder in folders if any((folder / name).exists() for name in ours))
 
 
-def index_of(root: Path) -> dict[str, str]:
-    """Which checkpoint of a run is "last" and which "best"; empty where the index is missing or damaged."""
+def index_of(root: Path) -> Index:
+    """Which checkpoint of a run is the last and which the best one; neither is known where the index is missing or damaged."""
     try:
-        return {key: value for key, value in read_sealed(root / INDEX, "").items() if isinstance(value, str)}
+        return read_document(root / INDEX, Index, "hsal train")
     except FileError:
-        return {}
+        return Index()

@@ -102,28 +102,6 @@ def refuse_foreign(target: Path) -> None:
         raise FileError(f"{target} exists and was not made by hsal, so it is not replaced", "name another place with --out")
 
 
-def refuse_foreign_results(document: Path, key: str, *beside: Path) -> None:
-    """Keeps hsal from replacing a JSON file, and texts beside it, that it did not write.
-
-    Args:
-        document: where the results go.
-        key: what every such document of hsal holds.
-        beside: what is replaced along with it.
-
-    Raises:
-        FileError: one of them is there, and `document` is not a file of hsal's.
-    """
-    there = next((path for path in (document, *beside) if os.path.lexists(path)), None)
-    if there is None:
-        return
-    try:
-        ours = not document.is_symlink() and key in read_json(document, "")
-    except (FileError, TypeError):
-        ours = False
-    if not ours:
-        raise FileError(f"{there} exists and was not made by hsal, so it is not replaced", "name another place with --out")
-
-
 def remove_marked(folder: Path, names: Sequence[str]) -> None:
     """Removes those of the named files of a folder that bear hsal's mark; others, and those behind a link, stay.
 
@@ -490,44 +468,6 @@ def write_sealed(target: Path, document: dict[str, Any]) -> dict[str, Any]:
     sealed = {**plain, "digest": digest_of(plain)}
     write_json(target, sealed)
     return sealed
-
-
-def read_sealed(source: Path, made_by: str) -> dict[str, Any]:
-    """Reads a JSON object and verifies the digest in it, where it has one.
-
-    Returns:
-        The object without its digest.
-
-    Raises:
-        FileError: missing, not a JSON object, or its digest is not that of its content.
-    """
-    document = read_json(source, made_by)
-    if not isinstance(document, dict):
-        raise FileError(f"{source} does not hold a JSON object", f"make it again with: {made_by}")
-    digest = document.pop("digest", None)
-    if digest is not None and digest != digest_of(document):
-        raise FileError(
-            f"{source} is damaged or was changed by hand: its digest is not that of its content", f"make it again with: {made_by}"
-        )
-    return document
-
-
-def read_json(source: Path, made_by: str) -> Any:
-    """Reads a JSON file.
-
-    Args:
-        source: the file.
-        made_by: the command that writes such a file, for the hint.
-
-    Raises:
-        FileError: the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(regular(source).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(f"cannot read {source}: {error.strerror}", f"make it with: {made_by}") from error
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{source} is not valid JSON: {error}", f"make it again with: {made_by}") from error
 
 
 def digest_of(document: Any) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, HsalError, first_line, out_of_memory
 from hsal_cli.storage.files import LOCKING, digest_of, regular
+from hsal_cli.typed import Odd, checked, parsed
 
 if TYPE_CHECKING:
     import h5py
@@ -48,6 +49,22 @@ def settings_in(file: h5py.File) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def described(holder: Any, name: str, kind: Any, default: str | None = None) -> Any:
+    """An attribute that holds JSON, as an instance of a type (see `documents.checked`); `default` stands for one that is not there.
+
+    Raises:
+        documents.Odd: it is missing, or is not as it must be.
+    """
+    text = attribute(holder, name, default)
+    if not isinstance(text, str):
+        raise Odd(f"the attribute {name}", "is missing" if text is None else "is no text")
+    try:
+        document = parsed(text)
+    except Odd as odd:
+        raise Odd(f"the attribute {name}", f"{'at ' * bool(odd.place)}{odd}") from odd
+    return checked(document, kind, f"the attribute {name}")
 
 
 def stamp(file: h5py.File, kind: str, config: dict[str, Any]) -> None:
@@ -287,6 +304,8 @@ def reading(source: Path, what: str, hint: str) -> Iterator[None]:
         yield
     except (HsalError, BlockingIOError, IndexError):  # an index is the caller's fault
         raise
+    except Odd as odd:
+        raise FileError(odd.said_of(source), hint) from odd
     except Exception as error:
         said = first_line(error)
         if out_of_memory(error):

@@ -14,7 +14,7 @@ from hsal_cli.features.table import FeatureTable
 from hsal_cli.runs.loop import ModelTask, one_cycle
 from hsal_cli.runs.replica import Replica
 from hsal_cli.runs.seeds import Draws
-from hsal_cli.training.settings import TrainSettings
+from hsal_cli.runs.settings import TrainSettings
 
 
 class FeatureTask(ModelTask, abc.ABC):

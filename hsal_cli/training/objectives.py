@@ -20,6 +20,7 @@ from torch import Tensor
 from hsal_cli import distributed
 from hsal_cli.policy.choosing import Source, draw
 from hsal_cli.policy.episode import Episode
+from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.training.rewards import (
     count_labels,
     explained_variance,
@@ -31,7 +32,6 @@ from hsal_cli.training.rewards import (
     rewards_of_all,
     wide,
 )
-from hsal_cli.training.settings import TrainSettings
 
 HALF = math.log(0.5)
 

@@ -17,21 +17,22 @@ from hsal_cli.errors import FileError, TrainingError, UsageError
 from hsal_cli.evaluation.evaluate import quick_scores
 from hsal_cli.features.stream import FeatureStream, window_rows
 from hsal_cli.features.table import FeatureTable, open_features
+from hsal_cli.models.load import policy_meta
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.settings import PolicySettings, stored_policy
+from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import loop
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.run import Run, resume_from, say_missing_classes
 from hsal_cli.runs.seeds import Draws
+from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
 from hsal_cli.training.count_task import CountTask
 from hsal_cli.training.feature_task import FeatureTask
 from hsal_cli.training.objectives import Namer, losses, make_targets
 from hsal_cli.training.rewards import count_labels
-from hsal_cli.training.settings import TrainSettings, stored_train
 from hsal_cli.training.verdicts import mask_off_objects
 from hsal_cli.vision.devices import fitting
 
@@ -209,31 +210,32 @@ def resume(out: Path, device: torch.device, reporter: Reporter = SILENT, *, feat
     """
     run = runs.open_run(out, runs.EVALUATED)
     config = run.config
-    settings = stored_train(config["train"])
+    settings = config.train
     if (epochs or settings.epochs) < settings.epochs:
         raise UsageError(f"{out} has {settings.epochs} epochs, which is more than {epochs}", "leave --epochs out, or give a larger one")
     longer = dataclasses.replace(settings, epochs=epochs or settings.epochs)
-    if run.status.get("state") == "finished" and longer == settings:
+    if run.status.state == "finished" and longer == settings:
         reporter.say(f"{out} is finished: nothing to do")
         return run
     if longer != settings:
         reporter.say(f"epochs {settings.epochs} -> {longer.epochs}; the learning rate follows the longer schedule from here on")
     before = resume_from(run, reporter)
     runs.say_changes(run, str(device), reporter)
-    material = _read(features or Path(config["features"]), longer, config.get("window", 0), None, reporter)
-    if config["features_digest"] != material.digests["features_digest"]:
+    material = _read(features or Path(config.features), longer, config.window, None, reporter)
+    if config.features_digest != material.digests["features_digest"]:
         raise FileError(f"{material.features} is not the feature file that {out} was trained on", "train a new run: hsal train")
-    scale = before.meta["volume_scale"] if before else volume_scale(material.table.parts())
-    model, described = _model(material, stored_policy(config["policy"]), longer, scale)
+    scale = policy_meta(before).volume_scale if before else volume_scale(material.table.parts())
+    model, described = _model(material, config.policy, longer, scale)
     model.to(device)
-    if config.get("init_from") and before is None:
-        source = Path(config["init_from"]["path"])
-        if start_from(model, described["kind"], source, material.classes)["digest"] != config["init_from"]["digest"]:
+    if config.init_from and before is None:
+        source = Path(config.init_from.path)
+        if start_from(model, described["kind"], source, material.classes)["digest"] != config.init_from.digest:
             raise FileError(f"{source} does not hold the weights that {out} started from", "train a new run: hsal train")
-    distributed.agree(**material.digests, train=as_dict(longer), policy=config["policy"], checkpoint=before and before.digest)
-    task = _task(model, described, material, longer, device, config["backbone"])
+    distributed.agree(**material.digests, train=as_dict(longer), policy=config.raw["policy"], checkpoint=before and before.digest)
+    task = _task(model, described, material, longer, device, config.backbone)
     progress = None if before is None else loop.restored(task, before)
-    return _run_through(task, run, config | {"features": str(material.features), "train": as_dict(longer)}, progress, reporter)
+    written = config.raw | {"features": str(material.features), "train": as_dict(longer)}
+    return _run_through(task, run, written, progress, reporter)
 
 
 def _read(features: Path, settings: TrainSettings, window: int | None, memory: float | None, reporter: Reporter) -> Material:
@@ -325,14 +327,14 @@ def start_from(model: HSAL | CountClassifier, kind: str, source: Path, classes: 
     """
     hint = "name a policy of the same settings and classes with --init-from, or leave it out"
     checkpoint = checkpoints.load_from(source, "best", hint)
-    if checkpoint.meta.get("kind") != kind:
-        raise FileError(f"{checkpoint.path} is a checkpoint of kind {checkpoint.meta.get('kind')}, not {kind}", hint)
+    if checkpoint.kind != kind:
+        raise FileError(f"{checkpoint.path} is a checkpoint of kind {checkpoint.kind}, not {kind}", hint)
+    theirs = policy_meta(checkpoint).classes
     differing = checkpoints.differences(model.state_dict(), checkpoint.weights)
     if differing:
         raise FileError(f"the weights of {checkpoint.path} do not fit these settings and data: {differing}", hint)
-    theirs = checkpoint.meta.get("classes")
     if theirs != classes:
-        place = next((place for place, pair in enumerate(zip(theirs or [], classes, strict=False)) if pair[0] != pair[1]), 0)
-        raise FileError(f"{checkpoint.path} is for other classes: class {place} is {(theirs or ['?'])[place]}, not {classes[place]}", hint)
+        place = next((place for place, pair in enumerate(zip(theirs, classes, strict=False)) if pair[0] != pair[1]), 0)
+        raise FileError(f"{checkpoint.path} is for other classes: class {place} is {theirs[place]}, not {classes[place]}", hint)
     model.load_state_dict({**checkpoint.weights, "volume_scale": model.volume_scale})
     return {"path": str(source), "digest": checkpoint.digest}

@@ -75,7 +75,7 @@ def _check_folder(path: Path, report: Report) -> None:
         report.kind = "checkpoint"
         checkpoint = checkpoints.read_checkpoint(path)
         load_as_described(checkpoint, report)
-        report.summary = f"of a {checkpoint.meta.get('kind')}, {len(checkpoint.weights)} tensors"
+        report.summary = f"of a {checkpoint.kind}, {len(checkpoint.weights)} tensors"
         if checkpoint.state is None:
             report.notes.append("holds weights only; a training cannot go on from it")
     elif _is_ours(path):

@@ -10,57 +10,47 @@ from typing import Any
 
 from hsal_cli.errors import FileError
 from hsal_cli.models.load import policy_of
-from hsal_cli.policy.settings import PolicySettings
-from hsal_cli.runs.run import COMMAND_OF, EVALUATED, EVALUATIONS, FORMAT, Run, differences
-from hsal_cli.settings import build
+from hsal_cli.runs.loop import progress_of
+from hsal_cli.runs.run import COMMAND_OF, EVALUATIONS, FORMAT, BackboneConfig, PolicyConfig, Run, Status, differences
+from hsal_cli.runs.scores import read_evaluation
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
-from hsal_cli.storage.files import read_json, read_sealed, regular
-from hsal_cli.training.settings import FinetuneSettings, TrainSettings
+from hsal_cli.storage.documents import read_document
+from hsal_cli.storage.files import regular
 from hsal_cli.upkeep.findings import Report
 from hsal_cli.vision.backbone import backbone_of
 
-STATES = ("running", "stopped", "failed", "finished")
 SCORES = {"policy": "exact_match", "count": "exact_match", "backbone": "accuracy"}
-SETTINGS = {
-    "policy": {"train": TrainSettings, "policy": PolicySettings},
-    "count": {"train": TrainSettings},
-    "backbone": {"finetune": FinetuneSettings},
-}
 
 
 def check_run(path: Path, report: Report) -> None:
     """Checks a run directory and takes down what is wrong with it."""
     report.kind = "run"
     run = Run(path)
-    status = _held(report, lambda: run.status) or {}
-    config = _held(report, lambda: run.config) or {}
-    kind, state = status.get("kind"), status.get("state")
-    if status:
-        for name, value, known in (("format", status.get("format"), (FORMAT,)), ("kind", kind, tuple(SCORES)), ("state", state, STATES)):
-            if value not in known:
-                report.fault(f"status.json: {name} is {value!r}, not {' or '.join(known)}")
-    for table, settings in SETTINGS.get(kind, {}).items() if config else ():
-        _check_settings(report, table, settings, config)
+    status: Status | None = _held(report, lambda: run.status)
+    config = None if status is None else _held(report, lambda: run.config)
+    if status is not None and status.format != FORMAT:
+        report.fault(f"status.json: format is {status.format!r}, not {FORMAT}")
     for name in ("command.txt", "env.json"):
         if not (path / name).is_file():
             report.fault(f"{name} is missing")
     with report.noting():
         if (path / "env.json").is_file():
-            read_json(path / "env.json", "hsal train")
+            read_document(path / "env.json", dict, "hsal train")
     rows = _held(report, run.rows) or []
     _check_rows(path, rows, report)
-    found = _check_checkpoints(run, kind, config, rows, report)
+    found = _check_checkpoints(run, status, config, rows, report)
     _check_agreement(run, status, config, rows, found, report)
     for which, name in EVALUATIONS.items():
-        if (path / name).is_file():
+        if (path / name).exists():
             with report.noting():
                 run.evaluation(which)
     for other in sorted(path.glob("eval.*.json")):
         if other.name not in EVALUATIONS.values():
             with report.noting():
-                read_sealed(other, f"hsal eval --run {path}")
-    report.summary = f"of a {kind}, {state}, {len(rows)} epochs, {len(found)} checkpoints"
+                read_evaluation(other, f"hsal eval --run {path}")
+    what = "" if status is None else f"of a {status.kind}, {status.state}, "
+    report.summary = f"{what}{len(rows)} epochs, {len(found)} checkpoints"
 
 
 def _held(report: Report, read: Callable[[], Any]) -> Any:
@@ -69,22 +59,11 @@ def _held(report: Report, read: Callable[[], Any]) -> Any:
     return None
 
 
-def _check_settings(report: Report, table: str, settings: type, config: dict[str, Any]) -> None:
-    with report.noting():
-        if not isinstance(config.get(table), dict):
-            raise FileError(f"config.json has no table {table}", "")
-        build(settings, config[table])
-
-
 def _check_rows(path: Path, rows: list[dict[str, Any]], report: Report) -> None:
     """metrics.jsonl: each epoch once, in order, all numbers finite; results.csv: the same."""
-    epochs = [row.get("epoch") for row in rows]
+    epochs = [row["epoch"] for row in rows]
     if epochs != list(range(1, len(rows) + 1)):
         report.fault(f"metrics.jsonl: its epochs are {', '.join(map(str, epochs))}")
-    for row in rows:
-        bad = [key for key, value in row.items() if isinstance(value, (int, float)) and not math.isfinite(value)]
-        if bad:
-            report.fault(f"metrics.jsonl: {bad[0]} of epoch {row.get('epoch')} is not finite")
     table = path / "results.csv"
     if not rows and not table.exists():
         return
@@ -99,7 +78,7 @@ def _check_rows(path: Path, rows: list[dict[str, Any]], report: Report) -> None:
 
 
 def _check_checkpoints(
-    run: Run, kind: str | None, config: dict[str, Any], rows: list[dict[str, Any]], report: Report
+    run: Run, status: Status | None, config: PolicyConfig | BackboneConfig | None, rows: list[dict[str, Any]], report: Report
 ) -> dict[str, Checkpoint]:
     """Reads every checkpoint, and compares it with what the run says it is; returns the good ones by name."""
     found: dict[str, Checkpoint] = {}
@@ -107,54 +86,61 @@ def _check_checkpoints(
         with report.noting():
             checkpoint = checkpoints.read_checkpoint(run.checkpoints / name)
             found[name] = checkpoint
-            if kind in SCORES and checkpoint.meta.get("kind") != kind:
-                report.fault(f"checkpoint {name} is of kind {checkpoint.meta.get('kind')}, the run of kind {kind}")
+            if status is not None and checkpoint.kind != status.kind:
+                report.fault(f"checkpoint {name} is of kind {checkpoint.kind}, the run of kind {status.kind}")
                 continue
             load_as_described(checkpoint, report)
-            for differing in differences(config, checkpoint.meta):
+            for differing in differences(config.raw if config else {}, checkpoint.meta):
                 report.fault(f"checkpoint {name} does not fit config.json: {differing}")
-            score, epoch = checkpoint.meta.get(SCORES.get(kind, "")), checkpoint.meta.get("epoch")
-            held = next((row for row in rows if row.get("epoch") == epoch), {}).get(SCORES.get(kind, ""))
+            score_name = SCORES.get(checkpoint.kind, "")
+            score, epoch = checkpoint.meta.get(score_name), checkpoint.meta.get("epoch")
+            held = next((row for row in rows if row.get("epoch") == epoch), {}).get(score_name)
             if score is not None and held is not None and score != held:
-                report.fault(f"checkpoint {name} has {SCORES[kind]} {score:.4f}, metrics.jsonl has {held:.4f} for epoch {epoch}")
+                report.fault(f"checkpoint {name} has {score_name} {score:.4f}, metrics.jsonl has {held:.4f} for epoch {epoch}")
     return found
 
 
 def _check_agreement(
-    run: Run, status: dict[str, Any], config: dict[str, Any], rows: list[dict[str, Any]], found: dict[str, Checkpoint], report: Report
+    run: Run,
+    status: Status | None,
+    config: PolicyConfig | BackboneConfig | None,
+    rows: list[dict[str, Any]],
+    found: dict[str, Checkpoint],
+    report: Report,
 ) -> None:
     """Whether status, metrics and checkpoints tell the same story."""
-    kind, finished = status.get("kind"), status.get("state") == "finished"
+    if status is None:
+        return
+    finished = status.state == "finished"
     index = checkpoints.index_of(run.checkpoints)
     if checkpoints.names(run.checkpoints):
         for which in ("last", "best") if rows else ("last",):
-            if index.get(which) not in checkpoints.names(run.checkpoints):
+            if getattr(index, which) not in checkpoints.names(run.checkpoints):
                 report.fault(f"checkpoints/index.json does not say which checkpoint is the {which} one")
     elif finished:
         report.fault("it is finished and has no checkpoint")
-    elif status:
+    else:
         report.notes.append("it has no checkpoint yet")
-    last = found.get(index.get("last", ""))
-    if last is not None and last.state is not None and status.get("state") != "running":
-        progress = last.state.get("progress", {})
-        if progress.get("rows") != rows and status.get("state") != "failed":
-            report.fault("metrics.jsonl does not hold what the last checkpoint holds")
+    last = found.get(index.last or "")
+    if last is not None and last.state is not None and status.state != "running":
+        with report.noting():
+            if progress_of(last)["rows"] != rows and status.state != "failed":
+                report.fault("metrics.jsonl does not hold what the last checkpoint holds")
     if finished:
-        score = SCORES.get(kind, "")
-        if rows and status.get(score) != max(row.get(score, -math.inf) for row in rows):
+        score = SCORES[status.kind]
+        if rows and getattr(status, score) != max(row.get(score, -math.inf) for row in rows):
             report.fault(f"status.json: {score} is not the best of metrics.jsonl")
-        epochs = config.get("train", {}).get("epochs") if kind in EVALUATED else None
-        if epochs is not None and len(rows) != epochs:
-            report.fault(f"it is finished after {len(rows)} of {epochs} epochs")
-    elif status.get("state") in STATES:
-        report.notes.append(f"not finished; go on with: {COMMAND_OF.get(kind, 'hsal train')} --resume {run.path}")
+        if isinstance(config, PolicyConfig) and len(rows) != config.train.epochs:
+            report.fault(f"it is finished after {len(rows)} of {config.train.epochs} epochs")
+    else:
+        report.notes.append(f"not finished; go on with: {COMMAND_OF[status.kind]} --resume {run.path}")
 
 
 def load_as_described(checkpoint: Checkpoint, report: Report) -> None:
     """Makes the model that a checkpoint describes, with its weights, and looks for values that are not finite."""
-    build_model = {"policy": policy_of, "count": policy_of, "backbone": backbone_of}.get(checkpoint.meta.get("kind"))
+    build_model = {"policy": policy_of, "count": policy_of, "backbone": backbone_of}.get(checkpoint.kind)
     if build_model is None:
-        report.fault(f"{checkpoint.path.name}: its kind is {checkpoint.meta.get('kind')!r}, neither policy nor count nor backbone")
+        report.fault(f"{checkpoint.path.name}: its kind is {checkpoint.kind}, neither policy nor count nor backbone")
         return
     with report.noting():
         build_model(checkpoint)

@@ -87,7 +87,7 @@ def _features(path: Path) -> Contents:
             "backbone_digest": file.backbone_digest,
             "scenes_digest": file.scenes_digest,
             "splits": splits,
-            "config": file.config,
+            "config": file.config.raw,
         }
     return Contents(document, measures, mean_map)
 

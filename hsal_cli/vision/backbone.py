@@ -10,7 +10,7 @@ import dataclasses
 import importlib.metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -262,19 +262,46 @@ def _copy_weights(model: ActivationModel, weights: dict[str, Tensor], source: Pa
 
 
 @dataclasses.dataclass(frozen=True)
+class BackboneMeta:
+    """The "meta" of a checkpoint of a backbone.
+
+    Attributes:
+        arch: the network.
+        input_size: side of its images, px.
+        resolution: cells along a side of its volumes.
+        classes: names of the classes.
+        dilate: whether a removed stride became dilation.
+        weights: what it started from, such as imagenet.
+        scenes_digest: of the scene file that it was trained on.
+    """
+
+    arch: Literal["resnet34", "resnet18"]
+    input_size: int
+    resolution: int
+    classes: list[str]
+    dilate: bool = True  # older checkpoints had no choice
+    weights: str = ""
+    scenes_digest: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.classes or self.resolution < 1:
+            raise UsageError("there are no classes, or no cells", "train again")
+
+
+@dataclasses.dataclass(frozen=True)
 class LoadedBackbone:
     """A fine-tuned activation model.
 
     Attributes:
         model: in evaluation mode, on the device asked for.
-        meta: the checkpoint's meta: arch, input_size, resolution, classes (names), weights, accuracy.
+        meta: what its checkpoint says of it.
         digest: sha256 of its weights; by it features name their backbone.
         path: the checkpoint's folder.
         note: which damaged checkpoint was passed over, else "".
     """
 
     model: ActivationModel
-    meta: dict[str, Any]
+    meta: BackboneMeta
     digest: str
     path: Path
     note: str = ""
@@ -283,7 +310,7 @@ class LoadedBackbone:
     def refined(self) -> str | None:
         """The `precompute --resolution` that gives this model's volumes; None where they are the fine-tuned network's own."""
         side = self.model.resolution
-        return None if side == self.meta["resolution"] else str(side)
+        return None if side == self.meta.resolution else str(side)
 
 
 def load_backbone(path: Path, which: str = "best", device: torch.device | str = "cpu") -> LoadedBackbone:
@@ -301,7 +328,18 @@ def load_backbone(path: Path, which: str = "best", device: torch.device | str = 
         raise FileError(f"there is no backbone at {path}: {'it is not a folder' if path.exists() else 'it is missing'}", MAKE_HINT)
     checkpoint = checkpoints.load_from(path, which, MAKE_HINT)
     model = backbone_of(checkpoint).to(device=device, memory_format=torch.channels_last).eval()
-    return LoadedBackbone(model, checkpoint.meta, checkpoint.digest, checkpoint.path, checkpoint.note)
+    return LoadedBackbone(model, backbone_meta(checkpoint), checkpoint.digest, checkpoint.path, checkpoint.note)
+
+
+def backbone_meta(checkpoint: Checkpoint) -> BackboneMeta:
+    """What a checkpoint says of the backbone that it holds.
+
+    Raises:
+        FileError: it is of another kind, or a value of its meta is missing or cannot be used.
+    """
+    if checkpoint.kind != "backbone":
+        raise FileError(f"{checkpoint.path} is a checkpoint of kind {checkpoint.kind}, not backbone", MAKE_HINT)
+    return checkpoints.meta_of(checkpoint, BackboneMeta, MAKE_HINT)
 
 
 def backbone_of(checkpoint: Checkpoint) -> ActivationModel:
@@ -310,17 +348,13 @@ def backbone_of(checkpoint: Checkpoint) -> ActivationModel:
     Raises:
         FileError: not a backbone, or weights that do not fit what the checkpoint says of itself; names the first that differ.
     """
-    meta = checkpoint.meta
-    if meta.get("kind") != "backbone":
-        raise FileError(f"{checkpoint.path} is a checkpoint of kind {meta.get('kind')}, not backbone", MAKE_HINT)
+    meta = backbone_meta(checkpoint)
     torchvision_resnet()  # imported before, not under, the meta device
     try:
         with torch.device("meta"):  # no time, and no random numbers, spent on weights that are replaced at once
-            model = ActivationModel(meta["arch"], len(meta["classes"]), meta["input_size"], meta["resolution"], meta.get("dilate", True))
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise FileError(
-            f"checkpoint {checkpoint.path} does not describe its backbone: {type(error).__name__} {error}", MAKE_HINT
-        ) from error
+            model = ActivationModel(meta.arch, len(meta.classes), meta.input_size, meta.resolution, meta.dilate)
+    except UsageError as error:  # a size that no stride gives
+        raise FileError(f"{checkpoint.path / checkpoints.MANIFEST}: meta: {error.message}", MAKE_HINT) from error
     differing = checkpoints.differences(model.state_dict(), checkpoint.weights)
     if differing:
         raise FileError(f"the weights of {checkpoint.path} do not fit its settings: {differing}", MAKE_HINT)

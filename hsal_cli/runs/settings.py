@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 from hsal_cli.errors import UsageError
-from hsal_cli.settings import SEED_LIMIT, build, check, setting
+from hsal_cli.settings import SEED_LIMIT, check, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,15 +122,15 @@ class TrainSettings:
                 "take --gradient sampled, or leave --return-to-go out",
             )
 
+    @staticmethod
+    def stored(values: dict[str, Any]) -> dict[str, Any]:
+        """What a run holds; what there was no choice of when it was made has the only value it had then."""
+        return {"gradient": "sampled", **values}
+
     @property
     def averages_actions(self) -> bool:
         """Whether the policy gradient is its mean over all actions."""
         return self.gradient == "expected" or (self.gradient is None and self.objective == "rl" and not self.return_to_go)
-
-
-def stored_train(stored: dict[str, Any]) -> TrainSettings:
-    """The settings that a run holds; what there was no choice of when it was made has the only value it had then."""
-    return build(TrainSettings, {"gradient": "sampled", **stored})
 
 
 SWEEP_PARTS = ("count", "size", "clutter", "spacing", "contrast", "glimpses", "saliency")
