@@ -19,7 +19,6 @@ from hsal_cli.finetuning.single_objects import SingleObjects
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.run import Run
 from hsal_cli.storage import checkpoints
-from hsal_cli.training import train as train_room
 from hsal_cli.training.settings import TrainSettings
 from hsal_cli.training.train import train_policy
 
@@ -30,8 +29,8 @@ NAMES = ["one", "two"]
 
 @pytest.fixture(autouse=True)
 def one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hsal_cli.finetuning.finetune.ActivationModel", OneLayer)
-    monkeypatch.setattr("hsal_cli.finetuning.finetune.initial_weights", lambda model, weights, reporter: "random")
+    monkeypatch.setattr(sys.modules["hsal_cli.finetuning.finetune"], "ActivationModel", OneLayer)
+    monkeypatch.setattr(sys.modules["hsal_cli.finetuning.finetune"], "initial_weights", lambda model, weights, reporter: "random")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,7 @@ def interrupt(command: str, point: str, monkeypatch: pytest.MonkeyPatch) -> Stop
     """A reporter that stops at a point, or an evaluation that does."""
     # Both have 3 steps in an epoch.
     reporter = StoppingReporter({"epoch end": 3, "mid-epoch": 5}.get(point))
-    room, name = (train_room, "quick_scores") if command == "train" else (SingleObjects, "score")
+    room, name = (sys.modules["hsal_cli.training.train"], "quick_scores") if command == "train" else (SingleObjects, "score")
     calls, score = [], getattr(room, name)
 
     def scoring(*arguments: Any) -> Any:

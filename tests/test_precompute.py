@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from hsal_cli.errors import FileError, Interrupted, UsageError
-from hsal_cli.features import precompute as room
 from hsal_cli.features import writer as feature_writer
 from hsal_cli.features.precompute import plan, precompute
 from hsal_cli.features.saliency.models import activation_saliency
@@ -139,6 +138,7 @@ def test_features_are_those_of_a_direct_forward_pass_and_everything_else_is_copi
 
 
 def test_volumes_beyond_half_precision_are_clipped_and_their_saliency_is_not(made, tmp_path, monkeypatch):
+    room = sys.modules["hsal_cli.features.precompute"]
     real = room.fused
 
     def loud(model):
@@ -255,7 +255,7 @@ def test_what_is_no_feature_file_is_never_replaced(made, tmp_path, content):
 
 
 def test_too_small_a_disk_is_refused_before_the_work(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(FileError, match="no room"):
         run(made, tmp_path / "f.h5")
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """Saliency models through the pipeline: features, training, evaluation and pictures hold to one model, and refuse another by name."""
 
 import json
+import sys
 from pathlib import Path
 
 import h5py
@@ -15,7 +16,6 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.evaluate import evaluate_file
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments.pipeline import ensure_features
-from hsal_cli.features import precompute as room
 from hsal_cli.features.precompute import precompute
 from hsal_cli.features.saliency.cells import to_cells
 from hsal_cli.features.saliency.itti import itti_saliency
@@ -75,7 +75,7 @@ def test_volumes_of_other_features_are_copied_without_running_the_backbone(made,
     def never(*_):
         raise AssertionError("the backbone was run")
 
-    monkeypatch.setattr(room, "to_input", never)
+    monkeypatch.setattr(sys.modules["hsal_cli.features.precompute"], "to_input", never)
     settings = PrecomputeSettings(saliency="itti", batch_size=10)
     out = precompute(made / "s.h5", made / "b", tmp_path / "f.h5", settings, CPU, volumes_from=made / "s.features.h5")
     with open_features(out) as found, open_features(made / "s.itti.features.h5") as wanted:

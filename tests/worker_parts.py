@@ -7,6 +7,7 @@ with the environment that torchrun would give them. As a module it is what the t
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import json
 import os
 import signal
@@ -116,7 +117,8 @@ def main() -> None:
     from test_finetune import OneLayer
 
     from hsal_cli.commands import eval, finetune, precompute, train  # noqa: F401
-    from hsal_cli.finetuning import finetune as room
+
+    room = importlib.import_module("hsal_cli.finetuning.finetune")
 
     torch.set_num_threads(1)
     room.ActivationModel = OneLayer

@@ -12,7 +12,7 @@ from hsal_cli.commands.options import Config, Device, Json, Preset, options, set
 from hsal_cli.commands.policies import PretrainedOption, RunOption, check_one, load, policy_run
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.settings import EvalSettings
-from hsal_cli.features.settings import PrecomputeSettings, saliency_kind
+from hsal_cli.features.settings import PrecomputeSettings, kind_in
 from hsal_cli.scenes.settings import SceneSettings
 
 
@@ -120,7 +120,7 @@ def _features(data: Path | None, meta: dict[str, Any], device: Any, reporter: co
     from hsal_cli.models.load import find_backbone
 
     saliency = meta.get("saliency", "activation")
-    if saliency_kind(saliency) == "file":  # the maps of other scenes are not where those of the training scenes are
+    if kind_in(saliency) == "file":  # the maps of other scenes are not where those of the training scenes are
         found = features_path(data, saliency)
         if not found.is_file():
             raise FileError(

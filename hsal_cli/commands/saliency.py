@@ -11,7 +11,7 @@ from hsal_cli import console
 from hsal_cli.commands.options import Device, Json
 from hsal_cli.commands.visualize import targets
 from hsal_cli.errors import FileError, HsalError, UsageError
-from hsal_cli.features.settings import SALIENCY, SALIENCY_HELP, saliency_kind
+from hsal_cli.features.settings import SALIENCY, SALIENCY_HELP, kind_in, saliency_kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,7 +109,7 @@ def _draw(path: Path, models: Sequence[SaliencyModel], backbone: LoadedBackbone 
 
     image = from_pil(read_image(path))
     maps = maps_of_image(image, str(path), models, backbone)
-    views = [SaliencyView(WORDS[saliency_kind(name)], found) for name, found in maps.items()]
+    views = [SaliencyView(WORDS.get(kind_in(name), name), found) for name, found in maps.items()]
     refuse_foreign(target)
     write_picture(draw_saliency(str(path), image[0].numpy(), views), target)
     return {

@@ -26,7 +26,7 @@ from hsal_cli.errors import UsageError
 from hsal_cli.features.settings import SALIENCY_HELP, PrecomputeSettings, saliency_kind
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.settings import as_dict
-from hsal_cli.training.settings import TrainSettings
+from hsal_cli.training.settings import REWARDS, TrainSettings
 
 
 @options(settings=TrainSettings, policy=PolicySettings)
@@ -82,6 +82,7 @@ def train(
 
     reporter = console.TerminalReporter()
     chosen = choose_device(device)
+    REWARDS.check(settings.rewarded)
     scenes = data or DEFAULT_SCENES
     precompute = settings_for(PrecomputeSettings, preset, config, saliency=saliency)
     name = scenes.name.removesuffix(".h5").removesuffix(".features")

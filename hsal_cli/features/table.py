@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from hsal_cli.errors import FileError
-from hsal_cli.features.settings import SALIENCY, saliency_kind
+from hsal_cli.features.settings import SALIENCY, kind_in
 from hsal_cli.storage.files import digest_of_array
 from hsal_cli.storage.hdf5 import attribute, open_hdf5, reading
 
@@ -288,8 +288,9 @@ def check_match(
                 f"make them again with: {MADE_BY} --overwrite --out {features.path}",
             )
     if saliency_digest is not None and features.saliency_digest != saliency_digest:
-        wanted = saliency_digest[:17] if saliency_digest.startswith("file:") else saliency_digest
-        others = " of other files" if features.saliency.startswith("file:") and saliency_digest.startswith("file:") else ""
+        kind, _, made_of = saliency_digest.partition(":")  # of maps from files and of a user's own model, what they are made of
+        wanted = f"{kind}:{made_of[:12]}" if made_of else kind
+        others = {"file": " of other files"}.get(kind, " of another version") if kind == kind_in(features.saliency) else ""
         raise FileError(
             f"{features.path} holds features of another saliency model: {features.saliency}{others}, not {wanted}",
             f"name another file, or make them again with: {MADE_BY} --saliency MODEL --overwrite --out {features.path}",
@@ -301,17 +302,22 @@ def features_path(scenes: Path, saliency: str = "activation", resolution: str | 
 
     With another saliency model it is data/x.itti.features.h5, with a resolution that was asked for data/x.14x14.features.h5.
     """
-    kind = saliency_kind(saliency)
+    kind = kind_in(saliency)
     names = [scenes.name.removesuffix(".h5")]
     names += [] if resolution is None else [f"{resolution}x{resolution}"]
     names += [] if kind == "activation" else [kind]
     return scenes.with_name(".".join([*names, "features.h5"]))
 
 
-def dataset_of(features: Path) -> str:
-    """The name of the data set in a feature file's name: data/x.features.h5 and data/x.14x14.itti.features.h5 are of x."""
+def dataset_of(features: Path, saliency: str = "activation") -> str:
+    """The name of the data set in a feature file's name: data/x.features.h5 and data/x.14x14.itti.features.h5 are of x.
+
+    Args:
+        features: the file.
+        saliency: the name of its saliency model, which may be a user's own.
+    """
     name = features.name.removesuffix(".h5").removesuffix(".features")
-    for endings in ((*SALIENCY, "file"), ("7x7", "14x14", "28x28")):
+    for endings in ((*SALIENCY, "file", kind_in(saliency)), ("7x7", "14x14", "28x28")):
         ending = name.rpartition(".")[2]
         name = name.removesuffix(f".{ending}") if ending in endings else name
     return name

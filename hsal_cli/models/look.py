@@ -50,7 +50,9 @@ class LookStep:
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What a policy did with one image.
+    """What a policy did with one image, in T meta-steps that each took k glimpses at a map of h x w cells and named a label.
+
+    Commands, pictures and `hsal.load` all read it. The meta-step that named stop is not among the T.
 
     Attributes:
         name: the image's file name or another name for it.
@@ -68,8 +70,39 @@ class Look:
 
     @property
     def labels(self) -> list[str]:
-        """The predicted multiset, in the order it was named."""
+        """The T names of the predicted multiset, in the order they were named."""
         return [step.label for step in self.steps]
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """float64 (T,), of each label named, in [0, 1]."""
+        return np.array([step.probability for step in self.steps], dtype=np.float64)
+
+    @property
+    def glimpses(self) -> np.ndarray:
+        """int64 (T, k, 2), row and column of each glimpse in cells from 0, in the order they were taken."""
+        return self._together("glimpses", np.int64)
+
+    @property
+    def masks(self) -> np.ndarray:
+        """float64 (T, h, w), the covert attention masks M_t."""
+        return self._together("mask", np.float64)
+
+    @property
+    def priority(self) -> np.ndarray:
+        """float64 (T, h, w), the priority maps P_t in [0, 1]."""
+        return self._together("priority", np.float64)
+
+    @property
+    def saliency(self) -> np.ndarray:
+        """float64 (T, h, w), the saliency maps S_t before each meta-step, in [0, 1]."""
+        return self._together("saliency", np.float64)
+
+    def _together(self, name: str, dtype: type) -> np.ndarray:
+        every = [np.asarray(getattr(step, name), dtype=dtype) for step in self.steps]
+        if every:
+            return np.stack(every)
+        return np.zeros((0, *(np.shape(getattr(self.end, name)) if self.end else ())), dtype=dtype)
 
 
 def look(
@@ -148,14 +181,14 @@ def look_at_scenes(
         FileError: the file is unusable or has no such split, or the policy takes saliency maps from files made for other scenes.
         UsageError: it has no such row.
     """
-    from hsal_cli.features.settings import saliency_kind
+    from hsal_cli.features.settings import kind_in
     from hsal_cli.scenes.scene_file import open_scenes
 
     with open_scenes(scenes) as file:
         if split not in file.splits:
             raise FileError(f"{scenes} has no split {split}", f"take one of: {', '.join(file.splits)}")
         saliency = policy.meta.get("saliency", "activation")
-        if saliency_kind(saliency) == "file" and file.digest != policy.meta.get("scenes_digest"):
+        if kind_in(saliency) == "file" and file.digest != policy.meta.get("scenes_digest"):
             raise FileError(f"the policy takes its maps from {saliency}, made for other scenes than {scenes}", "name its own scene file")
         part = file.split(split)
         wrong = [row for row in rows if not 0 <= row < len(part)]

@@ -109,6 +109,32 @@ def find_shipped(name: str) -> tuple[Path, str]:
     return folder, found
 
 
+def named_in(place: str | Path) -> str | None:
+    """A value of --pretrained that means the same as a place in an exported folder: the folder itself, or a policy's folder in it.
+
+    Returns:
+        None where the place is neither; for a folder of several policies the one that MNIST Multiset's name alone means.
+
+    Raises:
+        UsageError: a folder of several policies, none of which is that.
+    """
+    path = Path(place).expanduser()
+    if _is_export(path):
+        names = sorted(read_manifest(path)["policies"])
+        name = names[0] if len(names) == 1 else f"{DEFAULT}.{OBJECTIVE}"
+        if name not in names:
+            raise UsageError(f"{place} holds {len(names)} policies", f"name one: {', '.join(f'{place}/{name}' for name in names)}")
+        return f"{path}/{name}"
+    return f"{path.parent}/{path.name}" if path.is_dir() and _is_export(path.absolute().parent) else None
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def load_shipped(name: str, device: torch.device | str = "cpu", counts: bool = False) -> Shipped:
     """Loads a policy that comes with hsal, and its backbone.
 

@@ -23,12 +23,10 @@ from hsal_cli.policy.episode import Episode
 from hsal_cli.training.rewards import (
     count_labels,
     explained_variance,
-    list_rewards,
-    list_rewards_of_all,
     moments,
     multiset_rewards,
     returns_to_go,
-    rewards_of_all,
+    rewards_of_actions,
     wide,
 )
 from hsal_cli.training.settings import TrainSettings
@@ -139,9 +137,9 @@ def losses(
     def total(values: Tensor, where: Tensor) -> Tensor:
         return torch.where(where, values, 0.0).sum() / batch
 
-    class_rewards, remaining = multiset_rewards(episode.labels, targets.counts)
-    if settings.task == "list":
-        class_rewards = list_rewards(episode.labels, targets.labels)
+    _, remaining = multiset_rewards(episode.labels, targets.counts)
+    each_reward = rewards_of_actions(settings.rewarded, remaining, targets.labels)
+    class_rewards = each_reward.gather(-1, episode.labels.clamp(min=0)[..., None])[..., 0]
     log_all = episode.logits.log_softmax(dim=-1)
     log_stop = log_all[..., classes]
     log_named = log_all
@@ -159,8 +157,7 @@ def losses(
     terms: dict[str, Tensor] = {}
     if settings.objective == "rl":
         if settings.averages_actions:
-            each = list_rewards_of_all(targets.labels, len(steps), classes) if settings.task == "list" else rewards_of_all(remaining)
-            gained = (log_named.exp() * each[..., : log_named.shape[-1]]).sum(dim=-1)
+            gained = (log_named.exp() * each_reward[..., : log_named.shape[-1]]).sum(dim=-1)
         else:
             named = log_named.gather(-1, episode.labels.clamp(0, log_named.shape[-1] - 1)[..., None])[..., 0]
             gained = named * advantages[..., -1]

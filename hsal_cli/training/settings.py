@@ -6,7 +6,10 @@ import dataclasses
 from typing import Any, Literal
 
 from hsal_cli.errors import UsageError
+from hsal_cli.registry import Registry
 from hsal_cli.settings import SEED_LIMIT, build, check, setting
+
+REWARDS = Registry("reward", "hsal.reward", ("multiset", "list"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,9 @@ class TrainSettings:
     task: Literal["multiset", "list"] = setting(
         "multiset", "multiset: any label still to be named earns the reward; list: only the label whose turn it is, left to right."
     )
+    reward: str | None = setting(
+        None, "What naming a label earns: multiset, list, or a reward of your own (docs/python.md); unset: that of the task."
+    )
     stop: Literal["supervised", "sampled"] = setting(
         "supervised",
         "supervised: stop is never sampled early, and learned at every step; sampled: as in the paper, sampled like a label, "
@@ -121,6 +127,11 @@ class TrainSettings:
                 "gradient expected with return_to_go: what follows an action that was not taken is not known",
                 "take --gradient sampled, or leave --return-to-go out",
             )
+
+    @property
+    def rewarded(self) -> str:
+        """The name of the reward in force."""
+        return self.reward or self.task
 
     @property
     def averages_actions(self) -> bool:
