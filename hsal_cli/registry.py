@@ -9,6 +9,7 @@ Files that hsal reads hold names alone: none of them can say what code to run.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -109,7 +110,7 @@ def digest_of_part(part: Any) -> str:
 def _import_plugins() -> None:
     for named in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
         if named not in _imported:
-            _loaded(f"{VARIABLE}: {named}", lambda named=named: _import(named))
+            _loaded(f"{VARIABLE}: {named}", functools.partial(_import, named))
             _imported.add(named)
 
 

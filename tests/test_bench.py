@@ -207,7 +207,7 @@ def test_the_picture_is_looked_at_by_the_policy_made_for_it(tmp_path) -> None:
 
     shop = Shop(small_recipe(), tmp_path, torch.device("cpu"), StoppingReporter())
     loaded = load_policy(shop.policy_checkpoint())
-    [(_, found)] = look_at_files([shop.picture()], find_backbone(loaded.meta, tmp_path), loaded, stages.LOOK_STEPS)
+    [(_, found)] = look_at_files([shop.picture()], find_backbone(loaded), loaded, stages.LOOK_STEPS)
     assert len(found.labels) == stages.LOOK_STEPS
 
 

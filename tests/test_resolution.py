@@ -115,7 +115,7 @@ def test_features_finer_than_the_backbone_go_through_training_evaluation_and_pic
     policy = PolicySettings(controller_encode=8, controller_hidden=8, location_hidden=4, meta_encode=8, meta_hidden=8)
     train_policy(features, tmp_path / "p", policy, TrainSettings(epochs=1, batch_size=4), CPU, backbone=run.path)
     loaded = load_policy(tmp_path / "p")
-    backbone = find_backbone(loaded.meta)
+    backbone = find_backbone(loaded)
     assert (backbone.model.resolution, backbone.refined) == (14, "14")
     loaded.policy.controller.label.bias.data[-1] = -100  # never stop, so that there is something to score
     here, there = (

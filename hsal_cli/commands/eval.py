@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -14,6 +14,9 @@ from hsal_cli.errors import FileError
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.settings import PrecomputeSettings, kind_in
 from hsal_cli.scenes.settings import SceneSettings
+
+if TYPE_CHECKING:
+    from hsal_cli.models.load import LoadedPolicy
 
 
 @options(settings=EvalSettings)
@@ -54,7 +57,7 @@ def eval_(
         else:
             place = policy_run(run, chosen, reporter, preset, config, counts=True)
             loaded = load(place, chosen, reporter, counts=True)
-            features = _features(data, loaded.meta, chosen, reporter)
+            features = _features(data, loaded, chosen, reporter)
             found = evaluate_file(loaded, features, settings, chosen, reporter)
             target = out or (place / "eval.json" if (place / "status.json").is_file() else None)
     if not distributed.asked().leads:
@@ -106,8 +109,9 @@ def _stated(found: dict[str, Any]) -> str:
     )
 
 
-def _features(data: Path | None, meta: dict[str, Any], device: Any, reporter: console.Reporter) -> Path:
+def _features(data: Path | None, loaded: LoadedPolicy, device: Any, reporter: console.Reporter) -> Path:
     """The feature file that is meant; for a scene file its features by the policy's own backbone, computed if missing."""
+    meta = loaded.meta
     if data is None:
         recorded = Path(meta["features"])
         if not recorded.is_file():
@@ -128,7 +132,7 @@ def _features(data: Path | None, meta: dict[str, Any], device: Any, reporter: co
                 f"make it with the maps of these scenes: hsal precompute --data {data} --saliency file:PATH",
             )
         return found
-    backbone = find_backbone(meta)
+    backbone = find_backbone(loaded)
     settings = PrecomputeSettings(saliency=saliency, resolution=backbone.refined)
     return ensure_features(data, backbone.path, reporter, device, settings)
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from hsal_cli.errors import UsageError
+from hsal_cli.runs.places import with_found
 from hsal_cli.settings import SEED_LIMIT, as_dict, build, check_tables, kind_of, read_tables
 from hsal_cli.storage.files import read_sealed
 from hsal_cli.storage.hdf5 import format_of
@@ -201,7 +202,7 @@ def check_resumed(run: Path, out: Path | None, given: Given, may_change: tuple[s
     """
     if out is not None:
         raise UsageError(f"--out {out} and --resume {run} exclude each other", "leave --out out: a resumed run stays where it is")
-    config = read_sealed(run / "config.json", "hsal finetune, hsal train")
+    config = with_found(read_sealed(run / "config.json", "hsal finetune, hsal train"), run)
     wrong = []
     for table, asked in settings.items():
         held = config.get(table, {})

@@ -10,7 +10,7 @@ import typer
 from hsal_cli import console
 from hsal_cli.commands.options import Device, Json
 from hsal_cli.commands.visualize import targets
-from hsal_cli.errors import FileError, HsalError, UsageError
+from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.features.settings import SALIENCY, SALIENCY_HELP, kind_in, saliency_kind
 
 if TYPE_CHECKING:
@@ -91,14 +91,9 @@ def _backbone(path: Path | None, wanted: bool, needed: bool, device: Any) -> Loa
         if path is not None:
             raise UsageError(f"--backbone {path} goes with --saliency activation or --all", "leave one of the two out")
         return None
-    if path is None:
-        newest = runs.newest("backbone")
-        if newest is None:
-            if needed:
-                raise FileError("there is no finished backbone in runs", "make one with: hsal finetune, or take --saliency itti")
-            return None
-        path = newest.path
-    return load_backbone(path, device=device)
+    if path is None and not needed and runs.newest("backbone") is None:
+        return None
+    return load_backbone(runs.named_or_newest(path, "backbone", ", or take --saliency itti"), device=device)
 
 
 def _draw(path: Path, models: Sequence[SaliencyModel], backbone: LoadedBackbone | None, target: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from hsal_cli.features.saliency.models import saliency_model
 from hsal_cli.features.settings import PrecomputeSettings
 from hsal_cli.features.table import check_match, features_path, open_features
 from hsal_cli.finetuning.finetune import finetune
-from hsal_cli.models.load import backbone_folder
+from hsal_cli.models.load import RUNS, backbone_folder
 from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.progress import Reporter
 from hsal_cli.runs import run as runs
@@ -115,7 +115,7 @@ def ensure_policy_data(
         with open_features(data) as file:
             if saliency is not None:
                 check_match(file, saliency_digest=saliency_model(saliency).digest)
-            return data, backbone or backbone_folder(file.backbone_digest)
+            return data, backbone or backbone_folder(file.backbone_digest, RUNS)
     scenes = ensure_scenes(data, recipe.scenes, reporter)
     backbone = backbone or ensure_backbone(recipe, device, reporter, scenes)
     return ensure_features(scenes, backbone, reporter, device, recipe.precompute), backbone

@@ -28,10 +28,11 @@ from hsal_cli.settings import as_dict
 from hsal_cli.storage.files import cannot_write, digest_of
 from hsal_cli.storage.hdf5 import FORMAT_VERSION, format_of
 from hsal_cli.vision.backbone import CHANNELS, ActivationModel, LoadedBackbone, finer, fused, load_backbone
-from hsal_cli.vision.devices import autocast_gains, fitting, forward_context
+from hsal_cli.vision.devices import autocast_gains, choose_device, fitting, forward_context
 from hsal_cli.vision.images import to_input
 
 AGAIN = "run the same command again to continue"
+DEFAULTS = PrecomputeSettings()
 AHEAD = 4  # batches read ahead of the forward pass
 LARGEST_HALF = torch.finfo(torch.float16).max
 
@@ -59,8 +60,8 @@ def precompute(
     scenes: Path,
     backbone: Path,
     out: Path,
-    settings: PrecomputeSettings,
-    device: torch.device,
+    settings: PrecomputeSettings = DEFAULTS,
+    device: torch.device | str = "auto",
     reporter: Reporter = SILENT,
     overwrite: bool = False,
     volumes_from: Path | None = None,
@@ -74,7 +75,7 @@ def precompute(
         backbone: a run of `hsal finetune`, or one of its checkpoints.
         out: the feature file. One of the same scenes and backbone is left as it is.
         settings: how.
-        device: where to compute.
+        device: where to compute; a name as `--device` takes it, or a torch device.
         reporter: told the size before the work starts.
         overwrite: replace a feature file of other scenes, another backbone or saliency model, and make one of the same anew.
         volumes_from: a feature file of the same scenes and backbone with another saliency model, whose volumes are copied.
@@ -87,6 +88,7 @@ def precompute(
         UsageError: `out` is no place for a feature file.
         Interrupted: the reporter was asked to stop; what is done is kept for the next run.
     """
+    device = choose_device(device)
     loaded = _at_resolution(load_backbone(backbone, device=device), settings.resolution)
     if loaded.note:
         reporter.warn(loaded.note)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.models.load import backbone_folder
+from hsal_cli.models.load import RUNS, backbone_folder
 from hsal_cli.models.shipped import BACKBONE, FORMAT, FORMAT_VERSION, read_manifest
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.places import with_found
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.files import atomic_write, cannot_write, digest_of_file, read_json, write_json
 
@@ -116,8 +117,8 @@ def _backbone_of(sources: list[Source], given: Path | None) -> Path:
         first, second = (source.run.path for source in list(digests.values())[:2])
         raise FileError(f"{first} and {second} were trained on different backbones", "export runs of one backbone together")
     digest, source = next(iter(digests.items()))
-    recorded = source.checkpoint.meta.get("backbone")
-    place = backbone_folder(str(digest), given, given) if given else backbone_folder(str(digest), Path(recorded) if recorded else None)
+    recorded = with_found(source.checkpoint.meta, source.run.path).get("backbone")
+    place = backbone_folder(str(digest), *((given,) if given else (recorded, source.run.path.parent, RUNS)))
     if place is None:
         where = f"at {given}" if given else f"at {recorded} or under runs/" if recorded else "under runs/"
         raise FileError(f"the backbone of {source.run.path} (weights {str(digest)[:12]}) is not {where}", "name its run with --backbone")

@@ -11,6 +11,7 @@ from hsal_cli.errors import FileError
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.settings import stored_policy
+from hsal_cli.runs.places import with_found
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from hsal_cli.vision.backbone import LoadedBackbone
 
 
+RUNS = Path("runs")
 TRAIN_HINT = "train one with: hsal train"
 
 
@@ -29,7 +31,8 @@ class LoadedPolicy:
 
     Attributes:
         policy: in evaluation mode, on the device asked for.
-        meta: the checkpoint's meta: policy settings, classes (names), volume_shape, volume_scale, max_labels, backbone_digest ...
+        meta: the checkpoint's meta: policy settings, classes (names), volume_shape, volume_scale, max_labels, backbone_digest ...; the
+            paths in it are from the folder that hsal runs in.
         checkpoint: where it came from; its `note` says if a damaged checkpoint was passed over.
     """
 
@@ -72,7 +75,14 @@ def load_model(path: Path, which: str = "best", device: torch.device | str = "cp
     """Loads whatever can be evaluated, a policy or a count classifier; arguments and errors are those of `load_policy`."""
     checkpoint = checkpoints.load_from(path, which, TRAIN_HINT)
     policy = policy_of(checkpoint)
-    return LoadedPolicy(policy.to(device).eval(), checkpoint.meta, checkpoint)
+    meta = with_found(checkpoint.meta, run_of(checkpoint))
+    return LoadedPolicy(policy.to(device).eval(), meta, checkpoint)
+
+
+def run_of(checkpoint: Checkpoint) -> Path:
+    """The folder of the run that a checkpoint belongs to: RUN/checkpoints/NAME; of an exported one, the folder above its own."""
+    above = checkpoint.path.absolute().parent
+    return above.parent if above.name == "checkpoints" else above
 
 
 def policy_of(checkpoint: Checkpoint) -> HSAL | CountClassifier:
@@ -101,24 +111,26 @@ def policy_of(checkpoint: Checkpoint) -> HSAL | CountClassifier:
     return policy
 
 
-def find_backbone(meta: dict[str, Any], root: Path = Path("runs"), device: torch.device | str = "cpu") -> LoadedBackbone:
-    """Loads the backbone that made the features a policy was trained on, known by the digest of its weights, with volumes as fine as those.
+def find_backbone(loaded: LoadedPolicy, device: torch.device | str = "cpu", named: Path | None = None) -> LoadedBackbone:
+    """Loads the backbone that made the features a policy was trained on, with volumes as fine as those.
 
     Args:
-        meta: the policy's.
-        root: the folder whose runs are searched if the backbone is not where the policy's meta says.
+        loaded: the policy, which knows the digest of the backbone's weights.
+        device: where the backbone goes.
+        named: a run or a checkpoint to take it from, and from nowhere else; None: see `backbone_folder`.
 
     Raises:
-        FileError: it is nowhere.
+        FileError: it is nowhere, or not at the place named.
     """
+    meta, run = loaded.meta, run_of(loaded.checkpoint)
     digest, recorded = meta.get("backbone_digest"), meta.get("backbone")
-    hint = f"bring the run that holds it to {root}/, or train anew with: hsal finetune, hsal train"
-    if not digest:
+    hint = f"bring the run that holds it to {RUNS}/, or train anew with: hsal finetune, hsal train"
+    if not digest and named is None:
         raise FileError("the policy was trained on features that name no backbone, so images cannot be turned into volumes", hint)
-    folder = backbone_folder(digest, Path(recorded) if recorded else None, root)
+    folder = backbone_folder(digest, *((named,) if named else (recorded, run, run.parent, RUNS))) if digest else named
     if folder is None:
-        place = f"neither at {recorded} nor under {root}/" if recorded else f"not under {root}/"
-        raise FileError(f"the backbone the policy was trained with (weights {digest[:12]}) is {place}", hint)
+        place = f"not at {named}" if named else f"neither at {recorded} nor under {RUNS}/" if recorded else f"not under {RUNS}/"
+        raise FileError(f"the backbone the policy was trained with (weights {digest[:12]}) is {place}", "name that one" if named else hint)
     from hsal_cli.vision.backbone import finer, load_backbone
 
     backbone = load_backbone(folder, device=device)
@@ -127,14 +139,22 @@ def find_backbone(meta: dict[str, Any], root: Path = Path("runs"), device: torch
     return dataclasses.replace(backbone, model=finer(backbone.model, meta["volume_shape"][1]))
 
 
-def backbone_folder(digest: str, recorded: Path | None = None, root: Path = Path("runs")) -> Path | None:
-    """The checkpoint folder of the backbone whose weights have this digest: where it was recorded, else under `root`, else None."""
-    places = [recorded] if recorded else []
-    places += sorted(root.iterdir()) if root.is_dir() else []
-    for place in places:
-        for folder in (place, *sorted((place / "checkpoints").glob("*"))):
-            if _weights_digest(folder) == digest:
-                return folder
+def backbone_folder(digest: str, *places: Path | str | None) -> Path | None:
+    """The checkpoint folder of the backbone whose weights have this digest: finding a backbone has this one rule.
+
+    Args:
+        digest: sha256 of its weights, by which features and policies know it.
+        places: where to look, in this order: a checkpoint, a run, or a folder of either, such as runs/ or what `hsal export` wrote.
+
+    Returns:
+        The first one found, else None.
+    """
+    for place in (Path(place) for place in places if place is not None):
+        within = sorted(place.iterdir()) if place.is_dir() else []
+        for folder in (place, *within):
+            for candidate in (folder, *sorted((folder / "checkpoints").glob("*"))):
+                if _weights_digest(candidate) == digest:
+                    return candidate
     return None
 
 

@@ -99,7 +99,7 @@ class Look:
         return self._together("saliency", np.float64)
 
     def _together(self, name: str, dtype: type) -> np.ndarray:
-        every = [np.asarray(getattr(step, name), dtype=dtype) for step in self.steps]
+        every: list[np.ndarray] = [np.asarray(getattr(step, name), dtype=dtype) for step in self.steps]
         if every:
             return np.stack(every)
         return np.zeros((0, *(np.shape(getattr(self.end, name)) if self.end else ())), dtype=dtype)
@@ -117,7 +117,7 @@ def look(
 
     Args:
         images: PIL images, or uint8 tensors (H, W), (H, W, 3) or (1, H, W, 3), of any size.
-        backbone: the one the policy was trained with (see `loading.find_backbone`), on the same device.
+        backbone: the one the policy was trained with (see `load.find_backbone`), on the same device.
         policy: a loaded policy.
         max_steps: cap on meta-steps; None: the policy's.
         names: one an image; None: their numbers from 1.
@@ -126,10 +126,10 @@ def look(
     from hsal_cli.features.saliency.models import saliency_model
     from hsal_cli.vision.images import to_input
 
-    device = policy.policy.volume_scale.device
+    device = next(policy.policy.parameters()).device
     pictures = [as_rgb(image) for image in images]
-    names = [str(number + 1) for number in range(len(pictures))] if names is None else [str(name) for name in names]
-    places = names if places is None else places
+    called = [str(number + 1) for number in range(len(pictures))] if names is None else [str(name) for name in names]
+    standing = called if places is None else places
     saliency = saliency_model(policy.meta.get("saliency", "activation"))
     looks = []
     for start in range(0, len(pictures), BATCH):
@@ -138,11 +138,11 @@ def look(
             inputs = torch.cat([to_input(picture[None].to(device), backbone.model.input_size) for picture in batch])
             volumes = backbone.model(inputs).float()
             # One by one: pictures may differ in size.
-            shown = zip(batch, volumes.split(1), places[start : start + BATCH], strict=True)
+            shown = zip(batch, volumes.split(1), standing[start : start + BATCH], strict=True)
             maps = torch.cat([saliency(picture[None].to(device), volume, [place]) for picture, volume, place in shown])
             episode = policy.policy(volumes, maps, choose=greedy, max_steps=max_steps or policy.max_steps)
         for place, picture in enumerate(batch):
-            looks.append(look_at(episode, place, names[start + place], picture.numpy(), policy.classes))
+            looks.append(look_at(episode, place, called[start + place], picture.numpy(), policy.classes))
     return looks
 
 
@@ -217,10 +217,11 @@ def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes:
     steps = []
     for step in range(int(episode.lengths[place])):
         label = int(episode.labels[step, place])
-        maps = (part[step, place].double().cpu().numpy() for part in (episode.masks, episode.priority, episode.saliency, episode.gaussians))
+        parts = (episode.masks, episode.priority, episode.saliency, episode.gaussians)
+        mask, priority, saliency, gaussians = (part[step, place].double().cpu().numpy() for part in parts)
         cells = [divmod(cell, width) for cell in episode.glimpses[step, place].tolist()]
         scores = list(zip(names, probabilities[step].tolist(), strict=True))
-        steps.append(LookStep(names[label], scores[label][1], cells, *maps, scores))
+        steps.append(LookStep(names[label], scores[label][1], cells, mask, priority, saliency, gaussians, scores))
     stopped = label == len(classes)
     return Look(name, image, steps[:-1] if stopped else steps, scores[-1][1], steps[-1] if stopped else None)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -23,7 +22,8 @@ from hsal_cli.vision.images import from_pil, read_image
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    Picture = str | Path | Image | np.ndarray[Any, Any] | Tensor
+    Picture: TypeAlias = str | Path | Image | np.ndarray[Any, Any] | Tensor
+    Several: TypeAlias = list[Any] | tuple[Any, ...]  # of pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,9 @@ class Model:
     @property
     def policy(self) -> HSAL:
         """The policy, an `nn.Module`: volumes (B, C, h, w) and saliency maps (B, h, w) in, an `Episode` out."""
-        return self.loaded.policy
+        policy = self.loaded.policy
+        assert isinstance(policy, HSAL)  # `load_policy` refuses count classifiers
+        return policy
 
     @property
     def backbone(self) -> ActivationModel:
@@ -56,8 +58,8 @@ class Model:
     @overload
     def __call__(self, images: Picture, max_steps: int | None = None) -> Look: ...
     @overload
-    def __call__(self, images: Sequence[Picture], max_steps: int | None = None) -> list[Look]: ...
-    def __call__(self, images: Picture | Sequence[Picture], max_steps: int | None = None) -> Look | list[Look]:
+    def __call__(self, images: Several, max_steps: int | None = None) -> list[Look]: ...
+    def __call__(self, images: Picture | Several, max_steps: int | None = None) -> Look | list[Look]:
         """Shows images to the policy, which names the likeliest label at each meta-step until it names stop.
 
         Args:
@@ -70,11 +72,10 @@ class Model:
         Raises:
             UsageError: something else than an image; FileError: an image that cannot be read.
         """
-        several = isinstance(images, (list, tuple))
-        pictures: Sequence[Any] = images if several else [images]  # type: ignore[assignment]
+        pictures = images if isinstance(images, (list, tuple)) else [images]
         names = [str(one) if isinstance(one, (str, Path)) else str(number) for number, one in enumerate(pictures, 1)]
         found = look([_pixels(one) for one in pictures], self.activation, self.loaded, max_steps, names)
-        return found if several else found[0]
+        return found if isinstance(images, (list, tuple)) else found[0]
 
 
 def load(name: str | Path, device: str = "auto") -> Model:
@@ -93,7 +94,7 @@ def load(name: str | Path, device: str = "auto") -> Model:
     chosen = choose_device(device)
     if exported is None and place.is_dir():
         loaded = load_policy(place, device=chosen)
-        return Model(loaded, find_backbone(loaded.meta, device=chosen))
+        return Model(loaded, find_backbone(loaded, chosen))
     shipped = load_shipped(exported or str(name), chosen)
     return Model(shipped.policy, shipped.backbone)
 

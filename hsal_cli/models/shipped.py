@@ -147,8 +147,7 @@ def load_shipped(name: str, device: torch.device | str = "cpu", counts: bool = F
         UsageError: there is no such policy.
         FileError: a file is missing or damaged, or the policy was not trained on this backbone.
     """
-    from hsal_cli.models.load import load_model, load_policy
-    from hsal_cli.vision.backbone import load_backbone
+    from hsal_cli.models.load import backbone_folder, find_backbone, load_model, load_policy
 
     folder, full = find_shipped(name)
     manifest = read_manifest(folder)
@@ -156,10 +155,9 @@ def load_shipped(name: str, device: torch.device | str = "cpu", counts: bool = F
     for part, entry in ((full, stated), (BACKBONE, manifest[BACKBONE])):
         _check_files(folder / part, entry["sha256"])
     policy = (load_model if counts else load_policy)(folder / full, device=device)
-    backbone = load_backbone(folder / BACKBONE, device=device)
-    if policy.meta.get("backbone_digest") != backbone.digest:
+    if backbone_folder(str(policy.meta.get("backbone_digest")), folder / BACKBONE) is None:
         raise FileError(f"{folder / full} was not trained on the backbone that lies beside it: they come from two exports", AGAIN)
-    return Shipped(full, policy, backbone, stated)
+    return Shipped(full, policy, find_backbone(policy, device, folder / BACKBONE), stated)
 
 
 def _check_files(folder: Path, sums: dict[str, str]) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hsal_cli.runs.places import PLACES
+
 TABLE_OF = {"policy": "train", "count": "train", "backbone": "finetune"}  # the table of config.json that holds the seed and the epochs
 SCORE_OF = {"policy": "exact_match", "count": "exact_match", "backbone": "accuracy"}  # by which the best epoch is chosen
-PLACES = ("features", "backbone", "scenes")  # paths in config.json; what they hold is told by the digests beside them
 MOST_NAMED = 3  # settings that a name is made of; where more differ, folders serve as names
 
 

@@ -1,7 +1,7 @@
 """Run directories: what a training run writes beside its checkpoints, and finding the newest run of a kind.
 
 RUN/
-    config.json    every setting, and what the run was trained on; it and status.json hold a digest of themselves
+    config.json    every setting, and what the run was trained on, paths as in places.py; it and status.json hold a digest of themselves
     command.txt    the command lines, one a line: the one that made the run, then any that gave it other settings, such as more epochs
     env.json       versions, device, threads
     status.json    kind, state (running, stopped, failed, finished), times
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hsal_cli import __version__, distributed
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.progress import Reporter
+from hsal_cli.runs import places
 from hsal_cli.runs.record import Record
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.files import (
@@ -70,8 +71,8 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The content of config.json."""
-        return self._document("config.json")
+        """The content of config.json, its paths from the folder that hsal runs in (see places.py)."""
+        return places.with_found(self._document("config.json"), self.path)
 
     def _document(self, name: str) -> dict[str, Any]:
         return read_sealed(self.path / name, "hsal train")
@@ -86,7 +87,7 @@ class Run:
         """Replaces config.json; of several workers the first one alone does."""
         if not distributed.current().leads:
             return
-        write_sealed(self.path / "config.json", config)
+        write_sealed(self.path / "config.json", places.with_stored(config, self.path))
 
     def rows(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, in order; a last line that a crash cut short is left out.
@@ -134,7 +135,7 @@ def create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool = Fal
 
 
 def _create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool) -> Run:
-    run = Run(path)
+    run, config = Run(path), places.with_stored(config, path)
     if not path.exists():
         with atomic_write(path, folder=True) as temporary:  # a kill leaves all of it or nothing
             _fill(temporary, kind, config)
@@ -308,6 +309,24 @@ def newest(kind: Kind | tuple[Kind, ...], root: Path = Path("runs")) -> Run | No
         if status.get("kind") in kinds and status.get("state") == "finished":
             runs.append((status.get("updated", ""), status_file.parent))
     return Run(max(runs)[1]) if runs else None
+
+
+def named_or_newest(path: Path | None, kind: Kind | tuple[Kind, ...], otherwise: str = "") -> Path:
+    """The run, or checkpoint, that is named, else the newest finished run of a kind: which run is meant has this one rule.
+
+    Args:
+        path: what was named; None: nothing.
+        kind: of the run.
+        otherwise: what to do else, for the hint, such as ", or take --saliency itti".
+
+    Raises:
+        FileError: nothing is named, and there is no such run.
+    """
+    found = newest(kind) if path is None else None
+    if path is None and found is None:
+        first = kind[0] if isinstance(kind, tuple) else kind
+        raise FileError(f"there is no finished {first} in runs", f"make one with: {COMMAND_OF[first]}{otherwise}")
+    return path or found.path
 
 
 def fresh_path(name: str, root: Path = Path("runs")) -> Path:

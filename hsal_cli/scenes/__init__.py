@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from hsal_cli.scenes.datasets import MultisetDigits as MultisetDigits
     from hsal_cli.scenes.datasets import Scene as Scene
     from hsal_cli.scenes.datasets import Scenes as Scenes
-    from hsal_cli.scenes.make import make_dataset as make
+    from hsal_cli.scenes.make import make_dataset as make  # noqa: F401
     from hsal_cli.scenes.settings import SceneSettings as SceneSettings
 
 __all__ = show(

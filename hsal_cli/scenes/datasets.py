@@ -119,8 +119,10 @@ class MultisetDigits(Dataset[Scene]):
         seed: int = 0,
         transform: Callable[[Tensor], Any] | None = None,
     ):
+        usual = SceneSettings()
         asked = SceneSettings(
-            **({} if length is None else {"train": length, "test": length}),
+            train=usual.train if length is None else length,
+            test=usual.test if length is None else length,
             count=count,
             digit_size=digit_size,
             image_size=image_size,

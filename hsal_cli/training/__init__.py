@@ -6,7 +6,7 @@ from hsal_cli.faces import show
 
 if TYPE_CHECKING:
     from hsal_cli.training.settings import TrainSettings as TrainSettings
-    from hsal_cli.training.train import train_policy as train
+    from hsal_cli.training.train import train_policy as train  # noqa: F401
 
 __all__ = show(
     __name__,

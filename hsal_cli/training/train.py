@@ -23,6 +23,7 @@ from hsal_cli.policy.settings import PolicySettings, stored_policy
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.loop import train
+from hsal_cli.runs.places import with_stored
 from hsal_cli.runs.run import Run, resume_from, say_missing_classes
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.settings import as_dict
@@ -33,9 +34,10 @@ from hsal_cli.training.objectives import Namer, losses, make_targets
 from hsal_cli.training.rewards import count_labels
 from hsal_cli.training.settings import TrainSettings, stored_train
 from hsal_cli.training.verdicts import mask_off_objects
-from hsal_cli.vision.devices import fitting
+from hsal_cli.vision.devices import choose_device, fitting
 
 Features = TypeVar("Features", FeatureTable, FeatureStream)
+POLICY, DEFAULTS = PolicySettings(), TrainSettings()
 VALIDATION_MOST = 2_000  # held-out images; more would only slow the epochs down
 DEAD_STOPS, DEAD_REWARD = 0.95, -0.9
 
@@ -116,9 +118,9 @@ def left_to_right(table: Features) -> Features:
 def train_policy(
     features: Path,
     out: Path,
-    policy_settings: PolicySettings,
-    settings: TrainSettings,
-    device: torch.device,
+    policy_settings: PolicySettings = POLICY,
+    settings: TrainSettings = DEFAULTS,
+    device: torch.device | str = "auto",
     reporter: Reporter = SILENT,
     overwrite: bool = False,
     resume: bool = False,
@@ -134,7 +136,7 @@ def train_policy(
         features: the feature file.
         out: the run directory to make, or with `resume` to go on with.
         policy_settings, settings: how; ignored with `resume`, where the run's own settings hold.
-        device: where to compute.
+        device: where to compute; a name as `--device` takes it, or a torch device.
         reporter: progress.
         overwrite: replace a run in `out`.
         resume: go on with the run in `out`.
@@ -150,7 +152,7 @@ def train_policy(
     Raises:
         HsalError: bad input, collapse; Interrupted: asked to stop, state saved.
     """
-    before = None
+    before, device = None, choose_device(device)
     if resume:
         run = runs.open_run(out, runs.EVALUATED)
         config = run.config
@@ -209,6 +211,7 @@ def train_policy(
         "features": str(features),
         **digests,
     }
+    meta = with_stored(meta, out)
     say_missing_classes(table.labels, classes, features, reporter)
     if not resume:
         config = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -38,7 +38,9 @@ class SaliencyModel(Protocol):
     """
 
     name: str
-    digest: str
+
+    @property
+    def digest(self) -> str: ...
 
     def __call__(self, images: Tensor, volumes: Tensor, names: Sequence[str]) -> Tensor:
         """Raw saliency maps, which the policy scales to [0, 1] itself.
@@ -144,10 +146,11 @@ class OwnSaliency:
         part: the function or class.
     """
 
-    def __init__(self, name: str, part: Callable[..., Tensor]):
+    def __init__(self, name: str, part: Any):
         self.name = name
         self.digest = f"{name}:{digest_of_part(part)}"
-        self._model = part() if inspect.isclass(part) else part
+        made: Any = part() if inspect.isclass(part) else part
+        self._model: Callable[[Tensor, Tensor], Tensor] = made
 
     def __call__(self, images: Tensor, volumes: Tensor, names: Sequence[str]) -> Tensor:
         maps = self._model(images, volumes)
@@ -157,8 +160,8 @@ class OwnSaliency:
         maps = maps.float()
         if not maps.isfinite().all() or maps.min() < 0:
             raise UsageError(f"saliency model {self.name} gave values that are negative or not finite", "return numbers from 0 up")
-        cells = tuple(volumes.shape[2:])
-        return (maps if maps.shape[1:] == cells else to_cells(maps, cells)).to(volumes.device)
+        height, width = volumes.shape[2:]
+        return (maps if maps.shape[1:] == (height, width) else to_cells(maps, (height, width))).to(volumes.device)
 
 
 def maps_of_image(
