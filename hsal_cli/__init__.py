@@ -26,7 +26,7 @@ __all__ = show(
         "metrics": "hsal_cli.evaluation.metrics",
         "rewards": "hsal_cli.training.rewards",
         "register_saliency": "hsal_cli.features.saliency.models:register_saliency",
-        "register_reward": "hsal_cli.training.rewards:register_reward",
+        "register_reward": "hsal_cli.training.own_rewards:register_reward",
         "HsalError": "hsal_cli.errors:HsalError",
     },
 )

@@ -14,6 +14,6 @@ from hsal_cli.scenes.datasets import MultisetDigits as MultisetDigits
 from hsal_cli.scenes.datasets import Scene as Scene
 from hsal_cli.scenes.datasets import Scenes as Scenes
 from hsal_cli.training import rewards as rewards
-from hsal_cli.training.rewards import register_reward as register_reward
+from hsal_cli.training.own_rewards import register_reward as register_reward
 
 __version__: str

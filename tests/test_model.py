@@ -102,8 +102,7 @@ def test_a_result_has_one_row_a_label_and_says_what_its_json_says(project, pixel
     for steps in (1, 3, None):
         seen = model(pixels, max_steps=steps)
         named, document = len(seen.labels), to_json(seen)
-        k = model.policy.settings.glimpses
-        assert seen.probabilities.shape == (named,) and seen.glimpses.shape == (named, k, 2) and seen.glimpses.dtype == np.int64
+        assert seen.probabilities.shape == (named,) and seen.glimpses.shape == (named, 2, 2) and seen.glimpses.dtype == np.int64
         for own, name in ((seen.masks, "mask"), (seen.priority, "priority"), (seen.saliency, "saliency")):
             assert own.shape == (named, 3, 3) and np.allclose(own, [step[name] for step in document["steps"]] or own, atol=1e-5)
         assert document["labels"] == seen.labels and [step["glimpses"] for step in document["steps"]] == seen.glimpses.tolist()
@@ -117,4 +116,4 @@ def test_of_an_image_with_nothing_in_it_all_is_empty(project, pixels):
         model.policy.controller.label.bias[model.policy.stop] += 100
     seen = model(pixels)
     assert seen.labels == [] and seen.probabilities.shape == (0,)
-    assert seen.glimpses.shape == (0, model.policy.settings.glimpses, 2) and seen.masks.shape == seen.saliency.shape == (0, 3, 3)
+    assert seen.glimpses.shape == (0, 2, 2) and seen.masks.shape == seen.saliency.shape == (0, 3, 3)

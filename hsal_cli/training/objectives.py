@@ -20,15 +20,8 @@ from torch import Tensor
 from hsal_cli import distributed
 from hsal_cli.policy.choosing import Source, draw
 from hsal_cli.policy.episode import Episode
-from hsal_cli.training.rewards import (
-    count_labels,
-    explained_variance,
-    moments,
-    multiset_rewards,
-    returns_to_go,
-    rewards_of_actions,
-    wide,
-)
+from hsal_cli.training.own_rewards import rewards_of_actions
+from hsal_cli.training.rewards import count_labels, explained_variance, moments, of_named, remaining_before, returns_to_go, wide
 from hsal_cli.training.settings import TrainSettings
 
 HALF = math.log(0.5)
@@ -137,9 +130,9 @@ def losses(
     def total(values: Tensor, where: Tensor) -> Tensor:
         return torch.where(where, values, 0.0).sum() / batch
 
-    _, remaining = multiset_rewards(episode.labels, targets.counts)
-    each_reward = rewards_of_actions(settings.rewarded, remaining, targets.labels)
-    class_rewards = each_reward.gather(-1, episode.labels.clamp(min=0)[..., None])[..., 0]
+    left = remaining_before(episode.labels, targets.counts)
+    rewards = rewards_of_actions(settings.rewarded, left, targets.labels)
+    class_rewards = of_named(rewards, episode.labels)
     log_all = episode.logits.log_softmax(dim=-1)
     log_stop = log_all[..., classes]
     log_named = log_all
@@ -157,7 +150,7 @@ def losses(
     terms: dict[str, Tensor] = {}
     if settings.objective == "rl":
         if settings.averages_actions:
-            gained = (log_named.exp() * each_reward[..., : log_named.shape[-1]]).sum(dim=-1)
+            gained = (log_named.exp() * rewards[..., : log_named.shape[-1]]).sum(dim=-1)
         else:
             named = log_named.gather(-1, episode.labels.clamp(0, log_named.shape[-1] - 1)[..., None])[..., 0]
             gained = named * advantages[..., -1]
@@ -167,7 +160,7 @@ def losses(
             terms["stop"] = terms["stop"] - total(_log_go(episode.logits), naming)
         terms["label_entropy"] = -settings.label_entropy * total(label_entropy, naming)
     else:
-        terms["class"] = -total(_expected_log(log_all, remaining, targets, settings), naming)
+        terms["class"] = -total(_expected_log(log_all, left, targets, settings), naming)
         terms["stop"] = -total(log_stop, last)
     if settings.objective != "cross-entropy":
         if settings.averages_actions:

@@ -36,7 +36,7 @@ from hsal_cli.training.settings import TrainSettings, stored_train
 from hsal_cli.training.verdicts import mask_off_objects
 from hsal_cli.vision.devices import choose_device, fitting
 
-Features = TypeVar("Features", FeatureTable, FeatureStream)
+Table = TypeVar("Table", FeatureTable, FeatureStream)
 POLICY, DEFAULTS = PolicySettings(), TrainSettings()
 VALIDATION_MOST = 2_000  # held-out images; more would only slow the epochs down
 DEAD_STOPS, DEAD_REWARD = 0.95, -0.9
@@ -107,7 +107,7 @@ def volume_scale(parts: Iterable[Tensor]) -> float:
     return math.sqrt(max(square / count - (total / count) ** 2, 1e-12))
 
 
-def left_to_right(table: Features) -> Features:
+def left_to_right(table: Table) -> Table:
     """Orders the labels of each image by their boxes' left edges, for the list task; unchanged without boxes."""
     if table.boxes is None:
         return table
