@@ -21,12 +21,14 @@ from typer.testing import CliRunner
 
 import hsal_cli as hsal
 from hsal_cli import registry
+from hsal_cli.features.saliency.models import saliency_model
 from hsal_cli.features.settings import SALIENCY_MODELS, PrecomputeSettings
 from hsal_cli.features.table import open_features
 from hsal_cli.main import app
 from hsal_cli.runs.run import Run
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.settings import SceneSettings
+from hsal_cli.training.own_rewards import rewards_of_actions
 from hsal_cli.training.settings import REWARDS
 
 ROOT = Path(__file__).parents[1]
@@ -154,6 +156,45 @@ def test_names_of_hsals_own_and_odd_names_are_refused():
             hsal.register_saliency(name)
     with pytest.raises(hsal.HsalError, match="has a reward list itself"):
         hsal.register_reward("list")
+
+
+def test_a_class_is_made_once_and_its_maps_of_any_size_are_averaged_over_cells():
+    @hsal.register_saliency("quarters")
+    class Quarters:
+        def __call__(self, images, volumes):
+            return torch.arange(16.0).view(1, 4, 4).expand(len(images), -1, -1)
+
+    model = saliency_model("quarters")
+    assert model.digest.startswith("quarters:") and Quarters.__name__ == "Quarters"
+    maps = model(torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 5, 2, 2), ["a", "b", "c"])
+    assert maps.shape == (3, 2, 2) and maps[2].tolist() == [[2.5, 4.5], [10.5, 12.5]]
+
+
+@pytest.mark.parametrize(
+    ("maps", "what"),
+    [
+        (torch.zeros(2, 4, 4), r"maps of shape \(2, 4, 4\)"),
+        (None, "maps of type NoneType"),
+        (torch.full((1, 4, 4), -1.0), "negative or not finite"),
+        (torch.full((1, 4, 4), torch.nan), "negative or not finite"),
+    ],
+)
+def test_a_saliency_model_that_gives_something_else_is_named(maps, what):
+    hsal.register_saliency("odd")(lambda images, volumes: maps)
+    with pytest.raises(hsal.HsalError, match=f"saliency model odd .*{what}"):
+        saliency_model("odd")(torch.zeros(1, 8, 8, dtype=torch.uint8), torch.zeros(1, 5, 2, 2), ["a"])
+
+
+def test_a_reward_of_ones_own_takes_the_place_of_the_tasks_and_its_shape_is_checked():
+    remaining, labels = torch.tensor([[[2, 0]], [[1, 0]]]), torch.tensor([[0, 0]])
+    hsal.register_reward("flat")(lambda remaining, labels: remaining.new_ones(2, 1, 3))
+    assert rewards_of_actions("flat", remaining, labels).tolist() == [[[1.0] * 3]] * 2
+    assert torch.equal(rewards_of_actions("multiset", remaining, labels), hsal.rewards.action_rewards(remaining))
+    assert rewards_of_actions("list", remaining, labels).tolist() == [[[1.0, -1.0, -1.0]]] * 2
+    hsal.register_reward("thin")(lambda remaining, labels: remaining.float())
+    with pytest.raises(hsal.HsalError, match=r"reward thin gave shape \(2, 1, 2\)") as caught:
+        rewards_of_actions("thin", remaining, labels)
+    assert "(2, 1, 3)" in caught.value.hint
 
 
 def test_the_page_names_all_of_the_public_face_and_all_of_it_has_a_docstring():

@@ -18,6 +18,7 @@ from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments.pipeline import SINGLE, Recipe, features_path
 from hsal_cli.features.writer import partial_of
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.places import with_found, with_stored
 from hsal_cli.settings import as_dict, build
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.files import read_json, write_json
@@ -194,7 +195,7 @@ def backbone_place(grid: Grid) -> tuple[Path, bool]:
         return grid.backbone, False
     recorded = read_record(grid).get("backbone")
     if recorded is not None:
-        return Path(recorded), Path(recorded) == own
+        return Path(recorded), Path(recorded).absolute() == own.absolute()
     if not own.exists():
         newest = runs.newest("backbone")
         if newest is not None:
@@ -267,12 +268,12 @@ def read_record(grid: Grid) -> dict[str, Any]:
     found = read_json(path, "hsal reproduce")
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise FileError(f"{path} is not the record of a grid", "name another folder with --out")
-    return found
+    return with_found(found, grid.out)
 
 
 def record(grid: Grid, **more: Any) -> None:
     """Adds to grid.json."""
-    write_json(grid.out / "grid.json", {"format": FORMAT, **read_record(grid), **more})
+    write_json(grid.out / "grid.json", with_stored({"format": FORMAT, **read_record(grid), **more}, grid.out))
 
 
 def cell_commands(grid: Grid, cell: Cell, backbone: Path) -> tuple[str, str]:
