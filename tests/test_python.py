@@ -1,6 +1,6 @@
 """docs/python.md: its scripts and commands run as they stand, and it names all of the public face."""
 
-import importlib
+import importlib.metadata
 import inspect
 import os
 import re
@@ -142,7 +142,7 @@ def test_an_entry_point_gives_a_part_its_name(monkeypatch):
             return test_an_entry_point_gives_a_part_its_name
 
     monkeypatch.setattr(
-        registry.importlib.metadata, "entry_points", lambda group, name: [Entry()] if (group, name) == ("hsal.reward", "theirs") else []
+        importlib.metadata, "entry_points", lambda group, name: [Entry()] if (group, name) == ("hsal.reward", "theirs") else []
     )
     assert REWARDS.check("theirs") == "theirs" and REWARDS.get("theirs") is test_an_entry_point_gives_a_part_its_name
     with pytest.raises(hsal.HsalError, match="there is no reward 'thiers' \\(did you mean theirs\\?\\)") as caught:
