@@ -12,8 +12,9 @@ from PIL import Image
 from hsal_cli.errors import FileError
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import StreetSettings
+from hsal_cli.scenes.street import street, typefaces
 from hsal_cli.scenes.street.plans import LENGTHS, draw_plan, read_plans
-from hsal_cli.scenes.street.street import StreetPainter, _Style, _warped, make_street_numbers, street, typefaces
+from hsal_cli.scenes.street.street import StreetPainter, _Style, _warped, make_street_numbers
 from hsal_cli.scenes.street.typefaces import LIKENESS, Typeface, _alike, _shapes, find_typefaces
 from hsal_cli.scenes.street.wall import LUMA, against
 
