@@ -41,7 +41,7 @@ crowd = 1
 [precompute]
 batch_size = 4
 
-[policy]
+[variant]
 gaussians = 2
 meta_encode = 8
 meta_hidden = 8
@@ -120,7 +120,7 @@ def small_run(path: Path, epochs: int = 3) -> runs.Run:
 
     policy = small_policy()
     digests = {"features_digest": "f" * 64, "scenes_digest": "5" * 64, "backbone_digest": "b" * 64}
-    config = {"features": "f.h5", "backbone": None, "policy": policy_meta(policy)["policy"], "train": {"epochs": epochs}, **digests}
+    config = {"features": "f.h5", "backbone": None, "variant": policy_meta(policy)["variant"], "train": {"epochs": epochs}, **digests}
     run = runs.create(path, "policy", config)
     rows = []
     for epoch in range(1, epochs + 1):

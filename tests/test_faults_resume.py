@@ -188,9 +188,9 @@ def test_weights_that_do_not_fit_are_refused_with_the_first_that_differ(data, tm
     named = write_features(tmp_path / "named.features.h5", {"train": easy_table(32)}, classes=["one", "zwei"])
     first = go("train", data, tmp_path / "first")
     backbone = go("finetune", data, tmp_path / "backbone")
-    policy = {"policy_settings": SMALL, "settings": TRAIN, "device": CPU}
+    policy = {"variant": SMALL, "settings": TRAIN, "device": CPU}
     for features, changes, source, said in (
-        (data / "easy.features.h5", {"policy_settings": small(meta_hidden=9)}, first.path, r"is 24 x 8, not 27 x 8|not \d+ x \d+"),
+        (data / "easy.features.h5", {"variant": small(meta_hidden=9)}, first.path, r"is 24 x 8, not 27 x 8|not \d+ x \d+"),
         (other, {}, first.path, r"not \d+ x \d+"),
         (named, {}, first.path, "class 1 is two, not zwei"),
         (data / "easy.features.h5", {}, backbone.path, "of kind backbone, not policy"),

@@ -44,7 +44,7 @@ epoch_images = 8
 batch_size = 8
 validation = 4
 
-[policy]
+[variant]
 meta_encode = 8
 meta_hidden = 8
 controller_encode = 16

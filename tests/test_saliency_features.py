@@ -22,7 +22,7 @@ from hsal_cli.learning.pipeline import ensure_features
 from hsal_cli.learning.settings import TrainSettings
 from hsal_cli.learning.train_policy import train_policy
 from hsal_cli.main import app
-from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.variant import Variant
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.vision import precompute as room
 from hsal_cli.vision.backbone import ActivationModel, load_backbone
@@ -33,7 +33,7 @@ from hsal_cli.vision.saliency_itti import itti_saliency
 from hsal_cli.vision.settings import PrecomputeSettings
 
 CPU = torch.device("cpu")
-SMALL = PolicySettings(controller_encode=8, controller_hidden=8, location_hidden=4)
+SMALL = Variant(controller_encode=8, controller_hidden=8, location_hidden=4)
 
 
 def write_backbone(path: Path, poison: float = 0.0) -> Path:

@@ -15,7 +15,7 @@ from hsal_cli.learning import runs
 from hsal_cli.learning.finetune import finetune
 from hsal_cli.learning.settings import FinetuneSettings, TrainSettings
 from hsal_cli.learning.train_policy import train_policy
-from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.variant import Variant
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings
@@ -37,7 +37,7 @@ class Recipe:
     scenes: SceneSettings
     finetune: FinetuneSettings
     precompute: PrecomputeSettings
-    policy: PolicySettings
+    variant: Variant
     train: TrainSettings
 
 
@@ -129,4 +129,4 @@ def ensure_policy(recipe: Recipe, device: torch.device, reporter: Reporter) -> P
     reporter.say("there is no trained policy in runs/: training one (hsal train)")
     features, backbone = ensure_policy_data(DEFAULT_SCENES, None, recipe, device, reporter)
     out = workers.lead(lambda: runs.fresh_path(f"{DEFAULT_SCENES.stem}-{recipe.train.objective}"))
-    return train_policy(features, out, recipe.policy, recipe.train, device, reporter, backbone=backbone).path
+    return train_policy(features, out, recipe.variant, recipe.train, device, reporter, backbone=backbone).path

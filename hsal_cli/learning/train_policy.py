@@ -17,7 +17,7 @@ from hsal_cli.console import SILENT, Reporter
 from hsal_cli.errors import FileError, TrainingError, UsageError
 from hsal_cli.evaluation.count_classifier import CountClassifier
 from hsal_cli.evaluation.evaluate import quick_scores
-from hsal_cli.evaluation.verdicts import mask_off_objects
+from hsal_cli.evaluation.verdicts import mask_off_objects, supervised_stop
 from hsal_cli.learning import runs
 from hsal_cli.learning.count_task import CountTask
 from hsal_cli.learning.draws import Draws
@@ -28,7 +28,7 @@ from hsal_cli.learning.rewards import count_labels
 from hsal_cli.learning.runs import Run, resume_from, say_missing_classes
 from hsal_cli.learning.settings import TrainSettings, stored_train
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.settings import PolicySettings, stored_policy
+from hsal_cli.policy.variant import Variant, stored_variant
 from hsal_cli.settings import as_dict
 from hsal_cli.vision.devices import fitting
 from hsal_cli.vision.feature_file import FeatureTable, open_features
@@ -56,12 +56,12 @@ class PolicyTask(FeatureTask):
         episode = self.model(
             batch.volumes.to(self.device),
             batch.saliency.to(self.device),
-            choose=Namer(targets, classes, settings, draws),
+            choose=Namer(targets, classes, settings, self.model.variant, draws),
             steps=steps,
             sample_glimpses=True,
             generator=draws,
         )
-        terms, logged = losses(episode, targets, settings, len(rows))
+        terms, logged = losses(episode, targets, settings, self.model.variant, len(rows))
         return torch.stack(list(terms.values())).sum(), logged
 
     def validate(self) -> dict[str, float]:
@@ -73,10 +73,10 @@ class PolicyTask(FeatureTask):
         if row["early_stops"] > DEAD_STOPS and row["reward"] < DEAD_REWARD and row["exact_match"] == 0.0:
             raise TrainingError(
                 f"the policy has collapsed: {row['early_stops']:.0%} of its steps say stop too early, reward {row['reward']:.2f}",
-                "use --stop supervised, a larger --batch-size or a lower --learning-rate",
+                f"use {supervised_stop(self.model.variant, self.settings.objective)}a larger --batch-size or a lower --learning-rate",
             )
         mask_mass, area = ([(row["epoch"], row[name]) for row in rows if name in row] for name in ("mask_mass", "area"))
-        found = mask_off_objects(mask_mass, area)
+        found = mask_off_objects(mask_mass, area, self.model.variant)
         return found[1] if found and found[0] == row["epoch"] else None  # said once
 
 
@@ -115,7 +115,7 @@ def left_to_right(table: Features) -> Features:
 def train_policy(
     features: Path,
     out: Path,
-    policy_settings: PolicySettings,
+    variant: Variant,
     settings: TrainSettings,
     device: torch.device,
     reporter: Reporter = SILENT,
@@ -132,7 +132,7 @@ def train_policy(
     Args:
         features: the feature file.
         out: the run directory to make, or with `resume` to go on with.
-        policy_settings, settings: how; ignored with `resume`, where the run's own settings hold.
+        variant, settings: how; ignored with `resume`, where the run's own settings hold.
         device: where to compute.
         reporter: progress.
         overwrite: replace a run in `out`.
@@ -154,7 +154,7 @@ def train_policy(
         run = runs.open_run(out, runs.EVALUATED)
         config = run.config
         features, backbone = moved or Path(config["features"]), Path(config["backbone"]) if config["backbone"] else None
-        policy_settings, settings = stored_policy(config["policy"]), stored_train(config["train"])
+        settings = stored_train(config["train"], out)
         init_from = Path(config["init_from"]["path"]) if config.get("init_from") else None
         if (epochs or settings.epochs) < settings.epochs:
             raise UsageError(f"{out} has {settings.epochs} epochs, which is more than {epochs}", "leave --epochs out, or give a larger one")
@@ -192,9 +192,9 @@ def train_policy(
         model = CountClassifier(len(classes), shape, most, scale).to(device)
         described = {"count": {"most": most, "hidden": model.hidden}}
     else:
-        policy_settings = policy_settings.for_training(settings.objective, settings.stop)
-        kind, model = "policy", HSAL(policy_settings, len(classes), shape, scale).to(device)
-        described = {"policy": as_dict(policy_settings)}
+        variant = stored_variant(config, shape[1] * shape[2], out) if resume else variant
+        kind, model = "policy", HSAL(variant, len(classes), shape, scale).to(device)
+        described = {"variant": as_dict(model.variant)}
     started = start_from(model, kind, init_from, classes) if init_from and before is None else None
     meta = {
         "kind": kind,
@@ -213,7 +213,6 @@ def train_policy(
         config = {
             "features": str(features),
             "backbone": str(backbone) if backbone else None,
-            "policy": described.get("policy", {}),
             "train": as_dict(settings),
             **digests,
             "init_from": started,
@@ -222,7 +221,8 @@ def train_policy(
         run = runs.create(out, kind, config, overwrite)
     elif started is not None and started["digest"] != config["init_from"]["digest"]:
         raise FileError(f"{init_from} does not hold the weights that {out} started from", "train a new run: hsal train")
-    config |= {"features": str(features), "train": as_dict(settings)}
+    config.pop("policy", None)  # of hsal 0.1, which left values open
+    config |= {"features": str(features), "train": as_dict(settings), **described}
     reporter.say(
         f"training by {settings.objective} on {len(rows):,} images, {len(held_out):,} held out, {settings.epochs} epochs, on {device}"
     )
