@@ -86,11 +86,10 @@ def small_scenes(path: Path, train: int = 7, test: int = 3, seed: int = 0) -> Pa
 def fill_features(scenes: Path, out: Path, stop_after: int | None = None, batch: int = 2) -> None:
     """Writes features of a scene file by hsal's own writer; volumes depend on the row alone. Stops after some batches if asked to."""
     from hsal_cli.console import SILENT
-    from hsal_cli.files import digest_of
-    from hsal_cli.hdf5 import FORMAT_VERSION
+    from hsal_cli.vision.feature_file import features_digest
 
     with open_scenes(scenes) as source:
-        digest = digest_of({"scenes": source.digest, "backbone": "b" * 64, "format_version": FORMAT_VERSION})
+        digest = features_digest(source.digest, "b" * 64)
         origin = Origin(source, Path("backbone"), "b" * 64, SHAPE, 64, "activation", "activation", digest, {"batch_size": batch})
         done = 0
         with features_to_fill(out, origin, batch, SILENT) as (writer, starts):

@@ -14,11 +14,13 @@ from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
 from hsal_cli.evaluation.loading import find_backbone, load_policy
 from hsal_cli.evaluation.look import look_at_scenes
 from hsal_cli.evaluation.settings import EvalSettings
+from hsal_cli.hdf5 import attribute, put_text
 from hsal_cli.learning.finetune import finetune
 from hsal_cli.learning.settings import FinetuneSettings, TrainSettings
 from hsal_cli.learning.train_policy import train_policy
 from hsal_cli.pictures.trajectory import draw_trajectory
 from hsal_cli.policy.variant import DEFAULT, FIXED_MASK, Variant
+from hsal_cli.upkeep.check import check_path
 from hsal_cli.vision.backbone import ActivationModel, finer, load_backbone
 from hsal_cli.vision.feature_file import dataset_of, features_path, open_features
 from hsal_cli.vision.precompute import precompute
@@ -115,6 +117,11 @@ def test_features_finer_than_the_backbone_go_through_training_evaluation_and_pic
     plain = precompute(scenes, run.path, tmp_path / "plain.h5", PrecomputeSettings(batch_size=2), CPU)
     with open_features(plain) as file, open_features(own) as coarse:
         assert file.digest == coarse.digest  # asking for what it has changes nothing
+    for whole in (features, own, plain):
+        assert check_path(whole).ok, check_path(whole).faults
+    with h5py.File(features, "r+") as file:
+        put_text(file, "config", json.dumps({**json.loads(attribute(file, "config")), "resolution": None}))
+    assert not check_path(features).ok  # nobody asked for 14 x 14 cells, so that digest is not theirs
     policy = Variant(**SMALL)
     train_policy(features, tmp_path / "p", policy, TrainSettings(epochs=1, batch_size=4), CPU, backbone=run.path)
     loaded = load_policy(tmp_path / "p")

@@ -79,7 +79,8 @@ class Variant:
     gradient: Literal["sampled", "expected"] = setting(
         "expected",
         "The policy gradient of objective rl: sampled: REINFORCE, from the actions taken and a value baseline, as in section 4.2; "
-        "expected: its mean over all actions, whose rewards are known (all-action policy gradient). Glimpses under other objectives: REINFORCE.",
+        "expected: its mean over all actions, whose rewards are known (all-action policy gradient). Glimpses under other objectives: "
+        "REINFORCE.",
     )
     # Not to be chosen: `on_map` settles them when a policy is made.
     reach: float = setting(3.0, "Largest offset of an anchored centre, cells of the map.", above=0, fixed=True)
