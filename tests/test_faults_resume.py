@@ -198,3 +198,12 @@ def test_weights_that_do_not_fit_are_refused_with_the_first_that_differ(data, tm
         with pytest.raises(FileError, match=said) as caught:
             train_policy(features, tmp_path / "new", **{**policy, **changes}, init_from=source)
         assert "--init-from" in caught.value.hint and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("kind", "option"), [("policy", "--init-from"), ("count", "--init-from"), ("backbone", "--weights")])
+def test_a_checkpoint_without_a_state_names_the_option_that_starts_from_it(kind, option, tmp_path) -> None:
+    run = runs.create(tmp_path / "run", kind, {})
+    checkpoints.save(run.checkpoints, "epoch-1", {"w": torch.zeros(2)}, None, {"kind": kind}, best=True)
+    with pytest.raises(FileError, match="holds weights only") as caught:
+        runs.resume_from(run, StoppingReporter())
+    assert caught.value.hint.endswith(option)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -14,7 +15,7 @@ from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
 from hsal_cli.evaluation.loading import find_backbone, load_policy
 from hsal_cli.evaluation.look import look_at_scenes
 from hsal_cli.evaluation.settings import EvalSettings
-from hsal_cli.hdf5 import attribute, put_text
+from hsal_cli.hdf5 import attribute, put_text, seal
 from hsal_cli.learning.finetune import finetune
 from hsal_cli.learning.settings import FinetuneSettings, TrainSettings
 from hsal_cli.learning.train_policy import train_policy
@@ -119,9 +120,11 @@ def test_features_finer_than_the_backbone_go_through_training_evaluation_and_pic
         assert file.digest == coarse.digest  # asking for what it has changes nothing
     for whole in (features, own, plain):
         assert check_path(whole).ok, check_path(whole).faults
-    with h5py.File(features, "r+") as file:
+    unasked = Path(shutil.copy(features, tmp_path / "unasked.h5"))
+    with h5py.File(unasked, "r+") as file:
         put_text(file, "config", json.dumps({**json.loads(attribute(file, "config")), "resolution": None}))
-    assert not check_path(features).ok  # nobody asked for 14 x 14 cells, so that digest is not theirs
+        seal(file, attribute(file, "digest"))
+    assert any("its digest is not that" in fault for fault in check_path(unasked).faults)  # nobody asked for 14 x 14 cells
     policy = Variant(**SMALL)
     train_policy(features, tmp_path / "p", policy, TrainSettings(epochs=1, batch_size=4), CPU, backbone=run.path)
     loaded = load_policy(tmp_path / "p")

@@ -88,7 +88,7 @@ def hold_out(images: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """
     count = min(max(1, round(images * share)), VALIDATION_MOST)
     if count >= images:
-        raise UsageError(f"{images} training images are too few to hold some out", "make more: hsal make-data --train N")
+        raise UsageError(f"{images} training images are too few to hold some out", "take a data set with more of them, two at least")
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
     return order[count:].sort().values, order[:count].sort().values
 
@@ -213,6 +213,7 @@ def train_policy(
         config = {
             "features": str(features),
             "backbone": str(backbone) if backbone else None,
+            **described,
             "train": as_dict(settings),
             **digests,
             "init_from": started,

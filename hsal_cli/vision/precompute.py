@@ -127,7 +127,7 @@ def _warn_of_cut_off(out: Path, reporter: Reporter) -> None:
         share = count / max(1, len(file) * math.prod(file.volume_shape))
     if count:
         reporter.warn(
-            f"{count:,} activations ({share:.2%}) of {out} were above {LARGEST_HALF:,.0f}, the most that float16 holds, and are cut off there: "
+            f"{count:,} activations ({share:.2%}) of {out} were above {LARGEST_HALF:,.0f}, the most that float16 holds, and are cut off: "
             "columns lose what tells them apart; fine-tune the backbone at a lower --learning-rate, so that its activations stay small"
         )
 
