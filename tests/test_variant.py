@@ -172,10 +172,26 @@ def test_a_later_default_changes_no_stored_policy(monkeypatch):
     assert stored_variant(stored, PAPER_CELLS, "x") == DEFAULT
 
 
-@pytest.mark.parametrize(("change", "said"), [({"mask": None}, "lacks mask"), ({"magic": 1}, "has magic, which this hsal does not know")])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mask": None}, "lacks mask"),
+        ({"magic": 1}, "has magic, which this hsal does not know"),
+        ({"mask": "round"}, "is not one: mask = 'round'"),
+        ({"beta": [3.0, 2.0]}, "is not one: beta = 3.0-2.0 runs backwards"),
+        ({"glimpses": "two"}, "is not one: glimpses = 'two' is not int"),
+        ({"stop": "sampled"}, "is not one: stop is sampled"),
+    ],
+)
 def test_a_stored_variant_that_is_not_whole_is_refused(change, said):
     with pytest.raises(FileError, match=f"the variant of runs/x {said}"):
         stored_variant({"variant": as_dict(DEFAULT) | change}, PAPER_CELLS, "runs/x")
+
+
+@pytest.mark.parametrize("held", [{}, {"variant": None}, {"variant": [1]}, {"policy": "learned"}])
+def test_where_no_variant_is_stored_that_is_said(held):
+    with pytest.raises(FileError, match="runs/x holds no variant"):
+        stored_variant(held, PAPER_CELLS, "runs/x")
 
 
 @pytest.mark.parametrize(
@@ -192,6 +208,7 @@ def test_a_stored_variant_that_is_not_whole_is_refused(change, said):
         ({}, {"objective": "rl", "stop": "supervised", "gradient": None, "return_to_go": False}, 49, {"gradient": "expected"}),
         ({}, {"objective": "multiset", "stop": "supervised", "gradient": None}, 49, {"gradient": "sampled"}),
         ({}, {"objective": "rl", "stop": "supervised"}, 49, {"gradient": "sampled"}),
+        ({}, {"stop": "sampled", "gradient": None}, 49, {"stop_input": "state"}),
         ({"stop_input": "state"}, {"stop": "sampled", "gradient": "sampled"}, 49, {"stop": "sampled", "stop_input": "state"}),
     ],
 )

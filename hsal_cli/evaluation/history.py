@@ -49,7 +49,7 @@ class Record:
         """That of its policy; beta and reach are those of the paper's maps where hsal 0.1 left them open. None where it cannot be read."""
         try:
             return stored_variant(self.config, PAPER_CELLS, self.path)
-        except (HsalError, KeyError, TypeError, AttributeError, ValueError):
+        except HsalError:
             return None
 
     @property

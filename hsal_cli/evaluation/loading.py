@@ -92,7 +92,7 @@ def policy_of(checkpoint: Checkpoint) -> HSAL | CountClassifier:
         else:
             policy = HSAL(stored_variant(meta, shape[1] * shape[2], checkpoint.path), classes, shape, scale)
         int(meta["max_labels"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise FileError(f"checkpoint {checkpoint.path} does not describe its policy: {type(error).__name__} {error}", TRAIN_HINT) from error
     differing = checkpoints.differences(policy.state_dict(), checkpoint.weights)
     if differing:

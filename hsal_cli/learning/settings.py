@@ -120,7 +120,7 @@ def stored_train(stored: dict[str, Any], where: object) -> TrainSettings:
     for name, value in gone.items():
         raise FileError(
             f"{where} was trained with {name} {value}, which this hsal no longer has",
-            "go on with hsal 0.1.0, or train a new run: hsal train",
+            "go on with the hsal that began it, or train a new run: hsal train",
         )
     return build(TrainSettings, stored)
 

@@ -17,6 +17,7 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.settings import check, kind_of, nearest, parse, setting
 
 PAPER_CELLS = 49  # of the paper's maps, 7 x 7
+STORED_HINT = "read it with the hsal that made it, or train a new policy: hsal train"
 SET_HINT = "`hsal train --help` lists what --set takes, `hsal train --dry-run` shows every value"
 
 
@@ -199,19 +200,21 @@ def stored_variant(held: Mapping[str, Any], cells: int, where: object) -> Varian
         where: the run or checkpoint, to be named in errors.
 
     Raises:
-        FileError: a value is missing or unknown, or one of hsal 0.1 that there is no more.
-        UsageError: a value of another kind, or out of range.
+        FileError: a value is missing, unknown, of another kind or out of range, or one of hsal 0.1 that there is no more.
     """
-    values = held["variant"] if "variant" in held else _values_of_0_1(held, cells, where)
-    names = [field.name for field in dataclasses.fields(Variant)]
-    missing, unknown = [name for name in names if values.get(name) is None], sorted(set(values) - set(names))
-    if missing or unknown:
-        wrong = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which this hsal does not know"
-        raise FileError(
-            f"the variant of {where} {wrong}", "read it with the version of hsal that made it, or train a new policy: hsal train"
-        )
+    table = "variant" if "variant" in held else "policy"
+    if not isinstance(held.get(table), Mapping):
+        raise FileError(f"{where} holds no variant", STORED_HINT)
     hints = typing.get_type_hints(Variant)
-    return Variant(**{name: parse(name, hints[name], value) for name, value in values.items()})
+    try:
+        values = held[table] if table == "variant" else _values_of_0_1(held, cells, where)
+        missing, unknown = [name for name in hints if values.get(name) is None], sorted(set(values) - set(hints))
+        if missing or unknown:
+            wrong = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which this hsal does not know"
+            raise FileError(f"the variant of {where} {wrong}", STORED_HINT)
+        return Variant(**{name: parse(name, hints[name], value) for name, value in values.items()})
+    except (UsageError, AttributeError, TypeError) as error:
+        raise FileError(f"the variant of {where} is not one: {error}", STORED_HINT) from error
 
 
 def _values_of_0_1(document: Mapping[str, Any], cells: int, where: object) -> dict[str, Any]:
@@ -221,13 +224,13 @@ def _values_of_0_1(document: Mapping[str, Any], cells: int, where: object) -> di
     held |= {"controller_state": "reset", "saliency_transform": "sqrt", "glimpses": 2, "gaussians": 5, "location_hidden": 64}
     held |= {"meta_encode": 128, "meta_hidden": 128, "controller_encode": 512, "controller_hidden": 512}
     # Where the key itself is missing there was no choice yet, and one value only.
-    held["stop_input"] = "state+saliency" if "stop_input" in policy else "state"
+    held["stop_input"] = "state+saliency" if "stop_input" in policy and train.get("stop") != "sampled" else "state"
     held |= {name: value for name, value in policy.items() if value is not None}
     for name, kept in (("glimpse_size", (1,)), ("location_input", ("hidden", "hidden+priority+residual"))):
         if held.get(name, kept[0]) not in kept:
             raise FileError(
                 f"{where} was trained with {name} {held[name]}, which this hsal no longer has",
-                "read it with hsal 0.1.0, or train a new policy: hsal train",
+                STORED_HINT,
             )
     width = held.get("inhibition_width") or (2.5 if "inhibition_width" in policy and held["mask"] == "anchored" else 1.0)
     low, high = {"learned": (1.5, 2.0), "anchored": (0.3, 1.0) if width == 1 else (2.0, 3.0)}.get(held["mask"], (0.3, 0.3))
