@@ -252,7 +252,7 @@ class FeatureFile:
                 if not finite.all():
                     row = rows[start + int(finite.argmin())]
                     raise FileError(f"{self.path}: {split}: row {row} of {part} has values that are not finite", AGAIN)
-        below = (saliency < 0).reshape(len(saliency), -1).any(1)
+        below = (saliency < 0).any((1, 2))
         if below.any():
             raise FileError(
                 f"{self.path}: {split}: row {rows[int(below.argmax())]} of saliency has values below 0",

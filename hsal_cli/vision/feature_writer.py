@@ -141,7 +141,7 @@ def _count_from_here(group: h5py.Group) -> None:
 
 def _cut_off(volumes: np.ndarray) -> np.ndarray:
     """How many activations of each row, float16, are the most that there is."""
-    return (np.ascontiguousarray(volumes).view(np.uint16) == LARGEST_BITS).reshape(len(volumes), -1).sum(1, dtype=np.int32)
+    return (np.ascontiguousarray(volumes).view(np.uint16) == LARGEST_BITS).sum((1, 2, 3), dtype=np.int32)
 
 
 def _can_continue(partial: Path, origin: Origin, reporter: Reporter) -> bool:
