@@ -20,7 +20,7 @@ def test_a_policy_comes_back_as_it_was(tmp_path):
     for place in (run, run / "checkpoints" / "epoch-1"):
         loaded = load_policy(place)
         assert loaded.classes == NAMES and loaded.max_steps == 5 and not loaded.policy.training
-        assert loaded.policy.settings == policy.settings
+        assert loaded.policy.variant == policy.variant
         with torch.no_grad():
             episodes = [p(table.volumes, table.saliency, choose=greedy, max_steps=3) for p in (policy, loaded.policy)]
         assert torch.equal(episodes[0].logits, episodes[1].logits)

@@ -68,7 +68,9 @@ def read_status(path: Path) -> Any:
     run = Run(path.parent)
     # A change in the name of the key that holds the digest leaves it as one more key.
     wanted = {"status.json": run.__class__.status, "config.json": run.__class__.config}[path.name].fget(run)
-    return {key: value for key, value in wanted.items() if key in ("format", "kind", "state", "exact_match", "train", "policy", "features")}
+    return {
+        key: value for key, value in wanted.items() if key in ("format", "kind", "state", "exact_match", "train", "variant", "features")
+    }
 
 
 def read_rows(path: Path) -> Any:
@@ -126,7 +128,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = {"fc.weight": torch.ones(2, 3), "fc.bias": torch.zeros(2)}
     save_file(weights, folder / "w.safetensors")
     torch.save(weights, folder / "w.pth")
-    (folder / "s.toml").write_text('[train]\nepochs = 3\nlearning_rate = 0.01\nobjective = "rl"\n\n[policy]\nbeta = [1.5, 2.0]\n')
+    (folder / "s.toml").write_text('[train]\nepochs = 3\nlearning_rate = 0.01\nobjective = "rl"\n\n[variant]\nbeta = [1.5, 2.0]\n')
     return folder
 
 

@@ -17,6 +17,7 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments.pipeline import SINGLE, Recipe, features_path
 from hsal_cli.features.writer import partial_of
+from hsal_cli.policy.variant import PAPER_CELLS, stored_variant
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.places import with_found, with_stored
 from hsal_cli.settings import as_dict, build
@@ -222,12 +223,14 @@ def shared_settings(grid: Grid) -> dict[str, dict[str, Any]]:
     """The settings that all scores of a grid must share."""
     train = {key: value for key, value in as_dict(grid.recipe.train).items() if key not in ("objective", "seed")}
     evaluation = {key: value for key, value in as_dict(grid.evaluation).items() if key != "batch_size"}
-    return {"train": train, "epochs": dict(grid.epochs), "policy": as_dict(grid.recipe.policy), "eval": evaluation}
+    return {"train": train, "epochs": dict(grid.epochs), "variant": as_dict(grid.recipe.variant), "eval": evaluation}
 
 
 def _check_settings(grid: Grid) -> None:
     """Refuses to mix runs of different settings in one table."""
-    before = read_record(grid).get("settings", {})
+    before = dict(read_record(grid).get("settings", {}))
+    if "policy" in before:  # begun by hsal 0.1
+        before["variant"] = as_dict(stored_variant(before, PAPER_CELLS, grid.out))
     differing = [
         f"{table}.{key} is {before[table][key]}, not {value}"
         for table, values in shared_settings(grid).items()

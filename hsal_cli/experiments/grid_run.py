@@ -182,7 +182,7 @@ def _train(grid: Grid, cell: Cell, features: Path, backbone: Path, device: torch
         begun = state == "resume"
         settings = grid.train_settings(cell)
         with _timed(grid, f"train {cell.name}"):
-            train_policy(features, path, grid.recipe.policy, settings, device, reporter, path.exists() and not begun, begun, backbone)
+            train_policy(features, path, grid.recipe.variant, settings, device, reporter, path.exists() and not begun, begun, backbone)
 
 
 def _ensure_backbone(grid: Grid, device: torch.device, reporter: Reporter) -> Path:

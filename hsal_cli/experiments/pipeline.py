@@ -15,7 +15,7 @@ from hsal_cli.features.settings import PrecomputeSettings
 from hsal_cli.features.table import check_match, features_path, open_features
 from hsal_cli.finetuning.finetune import finetune
 from hsal_cli.models.load import RUNS, backbone_folder
-from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.variant import Variant
 from hsal_cli.progress import Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.scenes.make import make_dataset
@@ -37,7 +37,7 @@ class Recipe:
     scenes: SceneSettings
     finetune: FinetuneSettings
     precompute: PrecomputeSettings
-    policy: PolicySettings
+    variant: Variant
     train: TrainSettings
 
 
@@ -129,4 +129,4 @@ def ensure_policy(recipe: Recipe, device: torch.device, reporter: Reporter) -> P
     reporter.say("there is no trained policy in runs/: training one (hsal train)")
     features, backbone = ensure_policy_data(DEFAULT_SCENES, None, recipe, device, reporter)
     out = distributed.broadcast(lambda: runs.fresh_path(f"{DEFAULT_SCENES.stem}-{recipe.train.objective}"))
-    return train_policy(features, out, recipe.policy, recipe.train, device, reporter, backbone=backbone).path
+    return train_policy(features, out, recipe.variant, recipe.train, device, reporter, backbone=backbone).path

@@ -16,7 +16,7 @@ from hsal_cli.features.precompute import precompute
 from hsal_cli.features.settings import SALIENCY, PrecomputeSettings
 from hsal_cli.features.table import features_path, open_features
 from hsal_cli.models.load import LoadedPolicy, load_policy
-from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.variant import Variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.settings import as_dict, build
@@ -31,7 +31,7 @@ class Bench:
     """What the short runs share.
 
     Attributes:
-        policy, train: their settings, those of the swept policy but for the number of epochs.
+        variant, train: their settings, those of the swept policy but for the number of epochs.
         features: the feature file that the swept policy was trained on.
         backbone: the one behind it.
         out: the sweep's folder.
@@ -39,7 +39,7 @@ class Bench:
         reporter: progress.
     """
 
-    policy: PolicySettings
+    variant: Variant
     train: TrainSettings
     features: Path
     backbone: LoadedBackbone
@@ -47,12 +47,12 @@ class Bench:
     device: torch.device
     reporter: Reporter = SILENT
 
-    def scores(self, name: str, policy: PolicySettings, features: Path | None, saliency: str) -> dict[str, Any] | None:
+    def scores(self, name: str, variant: Variant, features: Path | None, saliency: str) -> dict[str, Any] | None:
         """The scores on the test split of the run of that name, trained as far as it is not.
 
         Args:
             name: of the run, in OUT/runs.
-            policy: its settings.
+            variant: its policy's.
             features: what it is trained on; None: only say what is there.
             saliency: their saliency model.
 
@@ -61,7 +61,7 @@ class Bench:
         """
         place = self.out / "runs" / name
         state = runs.Run(place).status.get("state") if (place / "status.json").is_file() else None
-        same = state is not None and self._is_same(place, policy, saliency)
+        same = state is not None and self._is_same(place, variant, saliency)
         if same and state == "finished" and (place / "eval.json").is_file():
             return read_json(place / "eval.json", "hsal sweep")
         if features is None:
@@ -69,15 +69,15 @@ class Bench:
         self.reporter.say(f"{name}: training for {self.train.epochs} epochs")
         resume = same and (place / "checkpoints" / "index.json").is_file()
         # A run of other settings in this folder was made by an earlier sweep; this one replaces it.
-        train_policy(features, place, policy, self.train, self.device, self.reporter, not resume, resume, self.backbone.path)
+        train_policy(features, place, variant, self.train, self.device, self.reporter, not resume, resume, self.backbone.path)
         scores = evaluate_file(load_policy(place, "best", self.device), features, EvalSettings(), self.device, self.reporter)
         write_json(place / "eval.json", scores)
         return scores
 
-    def _is_same(self, place: Path, policy: PolicySettings, saliency: str) -> bool:
+    def _is_same(self, place: Path, variant: Variant, saliency: str) -> bool:
         config = runs.Run(place).config
         wanted = {
-            "policy": as_dict(policy.for_training(self.train.objective, self.train.stop)),
+            "variant": as_dict(variant),
             "train": as_dict(self.train),
             "backbone_digest": self.backbone.digest,
             "saliency": saliency,
@@ -105,9 +105,9 @@ def bench_for(
     if not features.is_file():
         raise FileError(f"the features the policy was trained on are not at {features}", "name them with --data FILE.features.h5")
     config = runs.Run(run).config if (run / "config.json").is_file() else {}
-    train = stored_train(config["train"]) if "train" in config else build(TrainSettings, {"objective": loaded.meta.get("objective")})
+    train = stored_train(config["train"], run) if "train" in config else build(TrainSettings, {"objective": loaded.meta.get("objective")})
     train = dataclasses.replace(train, epochs=settings.epochs)
-    return Bench(loaded.policy.settings, train, features, backbone, out, device, reporter)
+    return Bench(loaded.policy.variant, train, features, backbone, out, device, reporter)
 
 
 def glimpse_budgets(bench: Bench, budgets: tuple[int, int]) -> list[dict[str, Any]]:
@@ -117,7 +117,7 @@ def glimpse_budgets(bench: Bench, budgets: tuple[int, int]) -> list[dict[str, An
         saliency = file.saliency
     for k in range(budgets[0], budgets[1] + 1):
         bench.reporter.check_stop(AGAIN)
-        scores = bench.scores(f"glimpses-{k}", dataclasses.replace(bench.policy, glimpses=k), bench.features, saliency)
+        scores = bench.scores(f"glimpses-{k}", dataclasses.replace(bench.variant, glimpses=k), bench.features, saliency)
         rows.append(row_of(f"k = {k}", float(k), scores))
     return rows
 
@@ -141,10 +141,10 @@ def saliency_models(bench: Bench, scenes: Path) -> list[dict[str, Any]]:
     rows = []
     for place, name in enumerate(SALIENCY):
         bench.reporter.check_stop(AGAIN)
-        scores = bench.scores(f"saliency-{name}", bench.policy, None, name)
+        scores = bench.scores(f"saliency-{name}", bench.variant, None, name)
         if scores is None:
             features = bench.features if name == "activation" else _with_saliency(bench, scenes, name)
-            scores = bench.scores(f"saliency-{name}", bench.policy, features, name)
+            scores = bench.scores(f"saliency-{name}", bench.variant, features, name)
             if features != bench.features:
                 features.unlink()
         rows.append(row_of(name, float(place), scores))

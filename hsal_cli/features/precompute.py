@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +21,13 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.features.saliency.models import SaliencyModel, saliency_model
 from hsal_cli.features.settings import PrecomputeSettings
 from hsal_cli.features.shards import Target, held, join, target_of
-from hsal_cli.features.table import FORMAT, FeatureFile, check_match, open_features
+from hsal_cli.features.table import FORMAT, FeatureFile, check_match, features_digest, open_features
 from hsal_cli.features.writer import Origin
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.scene_file import SceneFile, SceneSplit, open_scenes
 from hsal_cli.settings import as_dict
-from hsal_cli.storage.files import cannot_write, digest_of
-from hsal_cli.storage.hdf5 import FORMAT_VERSION, format_of
+from hsal_cli.storage.files import cannot_write
+from hsal_cli.storage.hdf5 import format_of
 from hsal_cli.vision.backbone import CHANNELS, ActivationModel, LoadedBackbone, finer, fused, load_backbone
 from hsal_cli.vision.devices import autocast_gains, choose_device, fitting, forward_context
 from hsal_cli.vision.images import to_input
@@ -118,7 +119,19 @@ def precompute(
         if distributed.current().size > 1:
             distributed.barrier()
             distributed.broadcast(lambda: join(out, origin, settings.batch_size, reporter))
+    distributed.broadcast(lambda: _warn_of_cut_off(out, reporter))
     return out
+
+
+def _warn_of_cut_off(out: Path, reporter: Reporter) -> None:
+    with open_features(out) as file:
+        count = sum(map(file.cut_off, file.splits))
+        share = count / max(1, len(file) * math.prod(file.volume_shape))
+    if count:
+        reporter.warn(
+            f"{count:,} activations ({share:.2%}) of {out} were above {LARGEST_HALF:,.0f}, the most that float16 holds, and are cut off: "
+            "columns lose what tells them apart; fine-tune the backbone at a lower --learning-rate, so that its activations stay small"
+        )
 
 
 def plan(scenes: Path, backbone: Path, out: Path, settings: PrecomputeSettings, overwrite: bool = False) -> Plan:
@@ -141,12 +154,7 @@ def _plan(scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, 
     for split in splits:
         copied = split.labels.nbytes + (0 if split.boxes is None else split.boxes.nbytes)
         size += len(split) * side * side * (2 * CHANNELS + 4) + copied
-    made_from = {"scenes": scenes.digest, "backbone": backbone.digest, "format_version": FORMAT_VERSION}
-    if saliency.digest != "activation":  # left out there, so that features made before there was a choice keep their digest
-        made_from["saliency"] = saliency.digest
-    if backbone.refined:
-        made_from["resolution"] = side
-    digest = digest_of(made_from)
+    digest = features_digest(scenes.digest, backbone.digest, saliency.digest, side if backbone.refined else None)
     exists = out.exists() and _is_there(out, digest, scenes, backbone, saliency, overwrite)
     return Plan(sum(map(len, splits)), size, (CHANNELS, side, side), digest, exists)
 

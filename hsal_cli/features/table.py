@@ -7,6 +7,7 @@ Root attributes: those of `hdf5.stamp` and `hdf5.seal`, `classes` (JSON list), `
     saliency  float32 (N, h, w), raw: for "activation" the sum of squares of the volume before it was rounded to float16
     labels    int16 (N, L), padded with -1, copied from the scene file
     boxes     int16 (N, L, 4) x0, y0, x1, y1 in px, half-open, padded with -1, copied; absent where the scene file has none
+and attribute `cut_off`, how many activations were above the most that float16 holds, which they were cut off at (absent in older files).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from torch import Tensor
 
 from hsal_cli.errors import FileError
 from hsal_cli.features.settings import SALIENCY, kind_in
-from hsal_cli.storage.files import digest_of_array
-from hsal_cli.storage.hdf5 import attribute, open_hdf5, reading
+from hsal_cli.storage.files import digest_of, digest_of_array
+from hsal_cli.storage.hdf5 import FORMAT_VERSION, attribute, open_hdf5, reading
 
 FORMAT = "hsal-features"
 MADE_BY = "hsal precompute"
@@ -173,6 +174,10 @@ class FeatureFile:
             self._check_finite(split, volumes, saliency, self._places(split, rows))
             return torch.from_numpy(volumes).to(torch.float16), torch.from_numpy(saliency).to(torch.float32)
 
+    def cut_off(self, split: str) -> int:
+        """How many activations of a split were cut off at what float16 holds; 0 where it was not counted."""
+        return int(attribute(self._group(split), "cut_off", 0))
+
     def rows(self, split: str) -> int:
         """How many rows a split has."""
         return len(self._group(split)["labels"])
@@ -236,7 +241,10 @@ class FeatureFile:
         return torch.from_numpy(values).to(torch.int64)
 
     def _check_finite(self, split: str, volumes: np.ndarray, saliency: np.ndarray, rows: np.ndarray) -> None:
-        """Refuses values that are not finite. `hsal precompute` writes none, so of its volumes one a row tells that the row was written."""
+        """Refuses values that are not finite, and saliency below 0, which has no meaning: the policy reads where it is highest.
+
+        `hsal precompute` writes none, so of its volumes one a row tells that the row was written.
+        """
         sealed = "attributes_digest" in self._file.attrs
         for part, values in (("volumes", volumes[:, 0, 0, 0] if sealed else volumes), ("saliency", saliency)):
             for start in range(0, len(values), BLOCK_ROWS):
@@ -244,6 +252,12 @@ class FeatureFile:
                 if not finite.all():
                     row = rows[start + int(finite.argmin())]
                     raise FileError(f"{self.path}: {split}: row {row} of {part} has values that are not finite", AGAIN)
+        below = (saliency < 0).any((1, 2))
+        if below.any():
+            raise FileError(
+                f"{self.path}: {split}: row {rows[int(below.argmax())]} of saliency has values below 0",
+                f"write maps of numbers from 0 up, or {AGAIN}",
+            )
 
 
 def finite_rows(values: np.ndarray) -> np.ndarray:
@@ -251,6 +265,21 @@ def finite_rows(values: np.ndarray) -> np.ndarray:
     if values.dtype == np.float16:  # NumPy's own test is an order of magnitude slower here
         return (np.ascontiguousarray(values).view(np.uint16) & 0x7C00).reshape(len(values), -1).max(1) < 0x7C00
     return np.isfinite(values).reshape(len(values), -1).all(1)
+
+
+def features_digest(scenes_digest: str, backbone_digest: str, saliency_digest: str = "activation", resolution: int | None = None) -> str:
+    """The digest of features: of what they are made from.
+
+    Args:
+        scenes_digest, backbone_digest, saliency_digest: of the scene file, the activation model and the saliency model.
+        resolution: cells along a side, where they are more than the activation model has by itself.
+    """
+    made_from: dict[str, Any] = {"scenes": scenes_digest, "backbone": backbone_digest, "format_version": FORMAT_VERSION}
+    if saliency_digest != "activation":  # left out there, so that features made before there was a choice keep their digest
+        made_from["saliency"] = saliency_digest
+    if resolution is not None:
+        made_from["resolution"] = resolution
+    return digest_of(made_from)
 
 
 def open_features(path: Path) -> FeatureFile:

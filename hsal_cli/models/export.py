@@ -14,9 +14,11 @@ from hsal_cli import __version__
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.models.load import RUNS, backbone_folder
 from hsal_cli.models.shipped import BACKBONE, FORMAT, FORMAT_VERSION, read_manifest
+from hsal_cli.policy.variant import stored_variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.places import with_found
+from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.files import atomic_write, cannot_write, digest_of_file, read_json, write_json
 
@@ -84,7 +86,7 @@ def export(
         manifest["policies"] = {}
         for source in found:
             # Of the data, the name says enough; where it lay is nobody else's business.
-            meta = source.checkpoint.meta
+            meta = _resolved(source.checkpoint.meta, source.run)
             meta = {**meta, "backbone": None, "backbone_digest": digest, "features": PurePath(meta["features"]).name}
             entry = _write(folder / source.name, source.checkpoint.weights, meta, source.checkpoint.digest)
             manifest["policies"][source.name] = entry | _origin(source.run) | {"result": _result(source.evaluation)}
@@ -94,6 +96,15 @@ def export(
     for name, entry in ((BACKBONE, manifest[BACKBONE]), *manifest["policies"].items()):
         entry["bytes"] = _size(out / name)
     return manifest
+
+
+def _resolved(meta: dict[str, Any], run: runs.Run) -> dict[str, Any]:
+    """What a checkpoint says of its policy, with every value of the variant; hsal 0.1 left some open."""
+    if "policy" not in meta:
+        return meta
+    _, height, width = meta["volume_shape"]
+    variant = stored_variant({**meta, "train": run.config.get("train")}, height * width, run.path)
+    return {**{key: value for key, value in meta.items() if key != "policy"}, "variant": as_dict(variant)}
 
 
 def _source(text: str) -> Source:

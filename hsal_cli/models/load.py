@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hsal_cli.errors import FileError
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.settings import stored_policy
+from hsal_cli.policy.variant import stored_variant
 from hsal_cli.runs.places import with_found
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
@@ -31,8 +31,8 @@ class LoadedPolicy:
 
     Attributes:
         policy: in evaluation mode, on the device asked for.
-        meta: the checkpoint's meta: policy settings, classes (names), volume_shape, volume_scale, max_labels, backbone_digest ...; the
-            paths in it are from the folder that hsal runs in.
+        meta: the checkpoint's meta: variant, classes (names), volume_shape, volume_scale, max_labels, backbone_digest ...; the paths in it
+            are from the folder that hsal runs in.
         checkpoint: where it came from; its `note` says if a damaged checkpoint was passed over.
     """
 
@@ -100,9 +100,9 @@ def policy_of(checkpoint: Checkpoint) -> HSAL | CountClassifier:
         if meta["kind"] == "count":
             policy = CountClassifier(classes, shape, meta["count"]["most"], scale, meta["count"]["hidden"])
         else:
-            policy = HSAL(stored_policy(meta["policy"]), classes, shape, scale)
+            policy = HSAL(stored_variant(meta, shape[1] * shape[2], checkpoint.path), classes, shape, scale)
         int(meta["max_labels"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise FileError(f"checkpoint {checkpoint.path} does not describe its policy: {type(error).__name__} {error}", TRAIN_HINT) from error
     differing = checkpoints.differences(policy.state_dict(), checkpoint.weights)
     if differing:

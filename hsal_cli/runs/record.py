@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hsal_cli.errors import HsalError
+from hsal_cli.policy.variant import PAPER_CELLS, Variant, stored_variant
 from hsal_cli.runs.places import PLACES
 
 TABLE_OF = {"policy": "train", "count": "train", "backbone": "finetune"}  # the table of config.json that holds the seed and the epochs
@@ -43,6 +45,14 @@ class Record:
         return self.config.get(TABLE_OF[self.kind], {})
 
     @property
+    def variant(self) -> Variant | None:
+        """That of its policy; beta and reach are those of the paper's maps where hsal 0.1 left them open. None where it cannot be read."""
+        try:
+            return stored_variant(self.config, PAPER_CELLS, self.path)
+        except HsalError:
+            return None
+
+    @property
     def score(self) -> str:
         """The metric by which its best epoch is chosen."""
         return SCORE_OF[self.kind]
@@ -55,7 +65,7 @@ class Record:
 
     @property
     def flat(self) -> dict[str, Any]:
-        """config.json without its tables: `train.epochs`, `policy.mask` ..."""
+        """config.json without its tables: `train.epochs`, `variant.mask` ..."""
         flat: dict[str, Any] = {}
         for key, value in self.config.items():
             flat |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}

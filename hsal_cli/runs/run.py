@@ -265,7 +265,8 @@ def resume_from(run: Run, reporter: Reporter) -> Checkpoint | None:
     if found.note:
         reporter.warn(found.note)
     if found.state is None:
-        raise FileError(f"checkpoint {found.path} holds weights only, nothing to resume from", "start a new run from it: --init-from")
+        option = "--weights" if found.meta.get("kind") == "backbone" else "--init-from"
+        raise FileError(f"checkpoint {found.path} holds weights only, nothing to resume from", f"start a new run from it: {option}")
     return found
 
 

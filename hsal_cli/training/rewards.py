@@ -93,11 +93,6 @@ def of_named(each: Tensor, named: Tensor) -> Tensor:
     return each.gather(-1, torch.where(named >= 0, named, each.shape[-1] - 1)[..., None])[..., 0]
 
 
-def returns_to_go(rewards: Tensor) -> Tensor:
-    """Sum of a reward and all that follow it, along the first dimension."""
-    return rewards.flip(0).cumsum(0).flip(0)
-
-
 def wide(values: Tensor) -> torch.dtype:
     """The type to add values up in: double precision, except on an Apple GPU, which has none."""
     return torch.float32 if values.device.type == "mps" else torch.float64

@@ -19,7 +19,7 @@ from hsal_cli.features.stream import FeatureStream, window_rows
 from hsal_cli.features.table import FeatureTable, open_features
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.settings import PolicySettings, stored_policy
+from hsal_cli.policy.variant import DEFAULT, Variant, stored_variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.loop import train
@@ -33,11 +33,11 @@ from hsal_cli.training.feature_task import FeatureTask
 from hsal_cli.training.objectives import Namer, losses, make_targets
 from hsal_cli.training.rewards import count_labels
 from hsal_cli.training.settings import TrainSettings, stored_train
-from hsal_cli.training.verdicts import mask_off_objects
+from hsal_cli.training.verdicts import mask_off_objects, supervised_stop
 from hsal_cli.vision.devices import choose_device, fitting
 
 Table = TypeVar("Table", FeatureTable, FeatureStream)
-POLICY, DEFAULTS = PolicySettings(), TrainSettings()
+DEFAULTS = TrainSettings()
 VALIDATION_MOST = 2_000  # held-out images; more would only slow the epochs down
 DEAD_STOPS, DEAD_REWARD = 0.95, -0.9
 
@@ -59,12 +59,12 @@ class PolicyTask(FeatureTask):
         episode = self.model(
             batch.volumes.to(self.device),
             batch.saliency.to(self.device),
-            choose=Namer(targets, classes, settings, draws),
+            choose=Namer(targets, classes, settings, self.model.variant, draws),
             steps=steps,
             sample_glimpses=True,
             generator=draws,
         )
-        terms, logged = losses(episode, targets, settings, len(rows))
+        terms, logged = losses(episode, targets, settings, self.model.variant, len(rows))
         return torch.stack(list(terms.values())).sum(), logged
 
     def validate(self) -> dict[str, float]:
@@ -76,10 +76,10 @@ class PolicyTask(FeatureTask):
         if row["early_stops"] > DEAD_STOPS and row["reward"] < DEAD_REWARD and row["exact_match"] == 0.0:
             raise TrainingError(
                 f"the policy has collapsed: {row['early_stops']:.0%} of its steps say stop too early, reward {row['reward']:.2f}",
-                "use --stop supervised, a larger --batch-size or a lower --learning-rate",
+                f"use {supervised_stop(self.model.variant, self.settings.objective)}a larger --batch-size or a lower --learning-rate",
             )
         mask_mass, area = ([(row["epoch"], row[name]) for row in rows if name in row] for name in ("mask_mass", "area"))
-        found = mask_off_objects(mask_mass, area)
+        found = mask_off_objects(mask_mass, area, self.model.variant)
         return found[1] if found and found[0] == row["epoch"] else None  # said once
 
 
@@ -91,7 +91,7 @@ def hold_out(images: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """
     count = min(max(1, round(images * share)), VALIDATION_MOST)
     if count >= images:
-        raise UsageError(f"{images} training images are too few to hold some out", "make more: hsal make-data --train N")
+        raise UsageError(f"{images} training images are too few to hold some out", "take a data set with more of them, two at least")
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
     return order[count:].sort().values, order[:count].sort().values
 
@@ -118,7 +118,7 @@ def left_to_right(table: Table) -> Table:
 def train_policy(
     features: Path,
     out: Path,
-    policy_settings: PolicySettings = POLICY,
+    variant: Variant = DEFAULT,
     settings: TrainSettings = DEFAULTS,
     device: torch.device | str = "auto",
     reporter: Reporter = SILENT,
@@ -135,7 +135,7 @@ def train_policy(
     Args:
         features: the feature file.
         out: the run directory to make, or with `resume` to go on with.
-        policy_settings, settings: how; ignored with `resume`, where the run's own settings hold.
+        variant, settings: how; ignored with `resume`, where the run's own settings hold.
         device: where to compute; a name as `--device` takes it, or a torch device.
         reporter: progress.
         overwrite: replace a run in `out`.
@@ -157,7 +157,7 @@ def train_policy(
         run = runs.open_run(out, runs.EVALUATED)
         config = run.config
         features, backbone = moved or Path(config["features"]), Path(config["backbone"]) if config["backbone"] else None
-        policy_settings, settings = stored_policy(config["policy"]), stored_train(config["train"])
+        settings = stored_train(config["train"], out)
         init_from = Path(config["init_from"]["path"]) if config.get("init_from") else None
         if (epochs or settings.epochs) < settings.epochs:
             raise UsageError(f"{out} has {settings.epochs} epochs, which is more than {epochs}", "leave --epochs out, or give a larger one")
@@ -195,9 +195,9 @@ def train_policy(
         model = CountClassifier(len(classes), shape, most, scale).to(device)
         described = {"count": {"most": most, "hidden": model.hidden}}
     else:
-        policy_settings = policy_settings.for_training(settings.objective, settings.stop)
-        kind, model = "policy", HSAL(policy_settings, len(classes), shape, scale).to(device)
-        described = {"policy": as_dict(policy_settings)}
+        variant = stored_variant(config, shape[1] * shape[2], out) if resume else variant
+        kind, model = "policy", HSAL(variant, len(classes), shape, scale).to(device)
+        described = {"variant": as_dict(model.variant)}
     started = start_from(model, kind, init_from, classes) if init_from and before is None else None
     meta = {
         "kind": kind,
@@ -217,7 +217,7 @@ def train_policy(
         config = {
             "features": str(features),
             "backbone": str(backbone) if backbone else None,
-            "policy": described.get("policy", {}),
+            **described,
             "train": as_dict(settings),
             **digests,
             "init_from": started,
@@ -226,7 +226,8 @@ def train_policy(
         run = runs.create(out, kind, config, overwrite)
     elif started is not None and started["digest"] != config["init_from"]["digest"]:
         raise FileError(f"{init_from} does not hold the weights that {out} started from", "train a new run: hsal train")
-    config |= {"features": str(features), "train": as_dict(settings)}
+    config.pop("policy", None)  # of hsal 0.1, which left values open
+    config |= {"features": str(features), "train": as_dict(settings), **described}
     reporter.say(
         f"training by {settings.objective} on {len(rows):,} images, {len(held_out):,} held out, {settings.epochs} epochs, on {device}"
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from hsal_cli.errors import FileError
 from hsal_cli.models.load import policy_of
-from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.variant import PAPER_CELLS, stored_variant
 from hsal_cli.runs.run import COMMAND_OF, EVALUATED, FORMAT, Run
 from hsal_cli.settings import build
 from hsal_cli.storage import checkpoints
@@ -23,7 +23,7 @@ from hsal_cli.vision.backbone import backbone_of
 STATES = ("running", "stopped", "failed", "finished")
 SCORES = {"policy": "exact_match", "count": "exact_match", "backbone": "accuracy"}
 SETTINGS = {
-    "policy": {"train": TrainSettings, "policy": PolicySettings},
+    "policy": {"train": TrainSettings},
     "count": {"train": TrainSettings},
     "backbone": {"finetune": FinetuneSettings},
 }
@@ -42,6 +42,10 @@ def check_run(path: Path, report: Report) -> None:
                 report.fault(f"status.json: {name} is {value!r}, not {' or '.join(known)}")
     for table, settings in SETTINGS.get(kind, {}).items() if config else ():
         _check_settings(report, table, settings, config)
+    if config and kind == "policy":
+        with report.noting():
+            _check_table(config, "policy" if "policy" in config else "variant")
+            stored_variant(config, PAPER_CELLS, "config.json")
     for name in ("command.txt", "env.json"):
         if not (path / name).is_file():
             report.fault(f"{name} is missing")
@@ -67,9 +71,13 @@ def _held(report: Report, read: Callable[[], Any]) -> Any:
 
 def _check_settings(report: Report, table: str, settings: type, config: dict[str, Any]) -> None:
     with report.noting():
-        if not isinstance(config.get(table), dict):
-            raise FileError(f"config.json has no table {table}", "")
+        _check_table(config, table)
         build(settings, config[table])
+
+
+def _check_table(config: dict[str, Any], table: str) -> None:
+    if not isinstance(config.get(table), dict):
+        raise FileError(f"config.json has no table {table}", "")
 
 
 def _check_rows(path: Path, rows: list[dict[str, Any]], report: Report) -> None:
