@@ -33,6 +33,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache  # the house: docs/architecture.md
+	$(BIN)/mypy  # the public face
 
 demo: $(READY)
 	rm -rf demo && mkdir demo
@@ -51,4 +52,4 @@ demo-%:
 	    $(HSAL) eval --run runs/$* >> $*.log 2>&1 || { cat $*.log; exit 1; }
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info demo .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -23,9 +23,11 @@ from hsal_cli.commands.report import report
 from hsal_cli.commands.reproduce import reproduce
 from hsal_cli.commands.saliency import saliency
 from hsal_cli.commands.sweep import sweep
+from hsal_cli.commands.train import EXAMPLES as TRAIN_EXAMPLES
 from hsal_cli.commands.train import train
 from hsal_cli.commands.visualize import visualize
 from hsal_cli.errors import UsageError
+from hsal_cli.policy.variant import value_names
 
 PARSER_ERROR = typer.BadParameter.__bases__[0]  # what the parser raises; its module differs between versions of Typer
 
@@ -39,7 +41,7 @@ app = typer.Typer(
 app.add_typer(make_data, name="make-data")
 app.command("finetune")(finetune)
 app.command("precompute")(precompute)
-app.command("train")(train)
+app.command("train", epilog=TRAIN_EXAMPLES)(train)
 app.command("eval")(eval_)
 app.command("compare")(compare)
 app.command("visualize")(visualize)
@@ -80,7 +82,10 @@ def call() -> None:
         code = app(standalone_mode=False)
     except PARSER_ERROR as error:
         command = error.ctx.command_path if error.ctx else "hsal"
-        raise UsageError(error.format_message(), f"{command} --help") from None
+        option = getattr(error, "option_name", "").lstrip("-").replace("-", "_")
+        known = command.endswith("train") and option in value_names()
+        hint = f"it is a value of the variant: --set {option}=VALUE" if known else f"{command} --help"
+        raise UsageError(error.format_message(), hint) from None
     if code:
         sys.stdout.flush()
         sys.exit(code)

@@ -288,7 +288,7 @@ def exit_code_of(call: Callable[[], Any]) -> int:
         if isinstance(error, OSError) and error.filename is not None and error.strerror:  # such as a name that is too long
             print_error(f"{str(error.filename)[:SHOWN_OF_PATH]}: {error.strerror}", "check that path, and who may read and write it")
         elif out_of_memory(error):
-            print_error(f"out of memory: {error}", "take a smaller --batch-size, or fewer images")
+            print_error(f"out of memory: {error}", "close other programs, or ask for fewer or smaller images")
         else:
             print_error(f"unexpected {type(error).__name__}: {error}", "HSAL_DEBUG=1 shows where; please report it")
         return 1

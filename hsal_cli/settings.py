@@ -22,7 +22,9 @@ S = TypeVar("S")
 SEED_LIMIT = 2**63
 
 
-def setting(default: Any, help: str, low: float | None = None, high: float | None = None, above: float | None = None) -> Any:
+def setting(
+    default: Any, help: str, low: float | None = None, high: float | None = None, above: float | None = None, fixed: bool = False
+) -> Any:
     """A dataclass field with its sentence and its range.
 
     Args:
@@ -30,8 +32,9 @@ def setting(default: Any, help: str, low: float | None = None, high: float | Non
         help: one sentence, units included.
         low, high: the smallest and largest value allowed (for a pair: of each of the two).
         above: a bound that the value must exceed.
+        fixed: not to be given by users; no option and no TOML key sets it.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "above": above})
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "above": above, "fixed": fixed})
 
 
 def kind_of(field_type: Any) -> tuple[Any, tuple[str, ...], bool]:
@@ -57,7 +60,7 @@ def parse(name: str, field_type: Any, value: Any) -> Any:
     Raises:
         UsageError: the value is of another type.
     """
-    base, _, _ = kind_of(field_type)
+    base, choices, _ = kind_of(field_type)
     pair = typing.get_origin(base) is tuple
     try:
         if pair and value is not None:
@@ -65,7 +68,8 @@ def parse(name: str, field_type: Any, value: Any) -> Any:
         return checked(str(value) if isinstance(value, Path) else value, field_type, name)
     except WrongKind as odd:
         wanted = "finite" if odd.value in ("nan", "inf", "-inf") else "a range such as 1-4" if pair else odd.wanted
-        raise UsageError(f"{name} = {odd.value} is not {wanted}", f"give {name} a value of that kind") from None
+        meant = nearest(str(value), list(choices))
+        raise UsageError(f"{name} = {odd.value} is not {wanted}{meant}", f"give {name} a value of that kind") from None
 
 
 def _pair(item: type, value: Any) -> Any:
@@ -79,8 +83,12 @@ def _pair(item: type, value: Any) -> Any:
     return list(parts) * (2 if len(parts) == 1 else 1)
 
 
-def check(settings: Any) -> None:
+def check(settings: Any, hint: str = "give values inside the ranges that --help shows") -> None:
     """Checks every field of a settings dataclass against its range; called by each `__post_init__`.
+
+    Args:
+        settings: the dataclass.
+        hint: of the error.
 
     Raises:
         UsageError: names every field that is out of range.
@@ -89,7 +97,7 @@ def check(settings: Any) -> None:
     for field in dataclasses.fields(settings):
         wrong += _out_of_range(field.name, getattr(settings, field.name), field.metadata)
     if wrong:
-        raise UsageError("; ".join(wrong), "give values inside the ranges that --help shows")
+        raise UsageError("; ".join(wrong), hint)
 
 
 def _out_of_range(name: str, value: Any, metadata: typing.Mapping[str, Any]) -> list[str]:
@@ -163,14 +171,15 @@ def check_tables(tables: dict[str, dict[str, Any]], known: dict[str, list[type]]
     faults = []
     for table, values in tables.items():
         if table not in known:
-            faults.append(f"unknown table [{table}]{_nearest(table, list(known))}")
+            faults.append(f"unknown table [{table}]{nearest(table, list(known))}")
             continue
         hints = {name: kind for settings in known[table] for name, kind in typing.get_type_hints(settings).items()}
-        fields = {field.name: field for settings in known[table] for field in dataclasses.fields(settings)}
+        fields = _fields_of(known[table])
         for key, value in values.items():
             name = f"{table}.{key}"
             if key not in fields:
-                faults.append(f"unknown key {name}{_nearest(key, list(fields))}")
+                elsewhere = [other for other, kinds in known.items() if key in _fields_of(kinds)]
+                faults.append(f"unknown key {name}" + (f" (it stands in [{elsewhere[0]}])" if elsewhere else nearest(key, list(fields))))
                 continue
             try:
                 faults += _out_of_range(name, parse(name, hints[key], value), fields[key].metadata)
@@ -180,7 +189,12 @@ def check_tables(tables: dict[str, dict[str, Any]], known: dict[str, list[type]]
         raise UsageError("; ".join(faults), "mend the settings file; `hsal COMMAND --help` shows every option")
 
 
-def _nearest(name: str, names: list[str]) -> str:
+def _fields_of(kinds: list[type]) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for kind in kinds for field in dataclasses.fields(kind) if not field.metadata["fixed"]}
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """ " (did you mean X?)", X being the name most like this one; "" where none is."""
     close = difflib.get_close_matches(name, names, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 

@@ -6,6 +6,7 @@ that kills a command twenty times does not import torch forty times. As a module
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -98,7 +99,8 @@ def make_small() -> None:
     from test_finetune import OneLayer
 
     from hsal_cli.features import writer as feature_writer
-    from hsal_cli.finetuning import finetune
+
+    finetune = importlib.import_module("hsal_cli.finetuning.finetune")
     from hsal_cli.runs import loop
 
     finetune.ActivationModel = OneLayer

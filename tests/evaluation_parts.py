@@ -9,19 +9,17 @@ import torch
 
 from hsal_cli.features.table import FeatureTable
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.variant import Variant
 from hsal_cli.settings import as_dict
 from hsal_cli.storage.checkpoints import write_checkpoint
 from hsal_cli.storage.hdf5 import seal, stamp
 
 NAMES = ["cat", "dog", "owl"]
 SHAPE, SIZE = (4, 3, 3), (30, 60)  # volume C, h, w; image H, W in px
-SMALL = PolicySettings(
-    mask="anchored",
+SMALL = Variant(
     beta=(0.1, 1.0),
-    spread=8.0,
-    location_input="hidden+priority",
-    memory="last",
+    cells=9,
+    reach=9 / 7,
     controller_state="carry",  # random weights then name more of the labels
     meta_encode=6,
     meta_hidden=6,
@@ -76,7 +74,7 @@ def policy_meta(policy: HSAL, **more) -> dict:
     """A policy checkpoint's meta as training writes it."""
     return {
         "kind": "policy",
-        "policy": as_dict(policy.settings),
+        "variant": as_dict(policy.variant),
         "classes": NAMES,
         "volume_shape": list(policy.volume_shape),
         "volume_scale": float(policy.volume_scale),

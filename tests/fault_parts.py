@@ -41,7 +41,7 @@ crowd = 1
 [precompute]
 batch_size = 4
 
-[policy]
+[variant]
 gaussians = 2
 meta_encode = 8
 meta_hidden = 8
@@ -85,12 +85,11 @@ def small_scenes(path: Path, train: int = 7, test: int = 3, seed: int = 0) -> Pa
 
 def fill_features(scenes: Path, out: Path, stop_after: int | None = None, batch: int = 2) -> None:
     """Writes features of a scene file by hsal's own writer; volumes depend on the row alone. Stops after some batches if asked to."""
+    from hsal_cli.features.table import features_digest
     from hsal_cli.progress import SILENT
-    from hsal_cli.storage.files import digest_of
-    from hsal_cli.storage.hdf5 import FORMAT_VERSION
 
     with open_scenes(scenes) as source:
-        digest = digest_of({"scenes": source.digest, "backbone": "b" * 64, "format_version": FORMAT_VERSION})
+        digest = features_digest(source.digest, "b" * 64)
         origin = Origin(source, Path("backbone"), "b" * 64, SHAPE, 64, "activation", "activation", digest, {"batch_size": batch})
         done = 0
         with features_to_fill(out, origin, batch, SILENT) as (writer, starts):
@@ -120,7 +119,7 @@ def small_run(path: Path, epochs: int = 3) -> runs.Run:
 
     policy = small_policy()
     digests = {"features_digest": "f" * 64, "scenes_digest": "5" * 64, "backbone_digest": "b" * 64}
-    config = {"features": "f.h5", "backbone": None, "policy": policy_meta(policy)["policy"], "train": {"epochs": epochs}, **digests}
+    config = {"features": "f.h5", "backbone": None, "variant": policy_meta(policy)["variant"], "train": {"epochs": epochs}, **digests}
     run = runs.create(path, "policy", config)
     rows = []
     for epoch in range(1, epochs + 1):

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from hsal_cli.features.table import FeatureTable
 from hsal_cli.policy.episode import Episode
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.variant import Variant
 from hsal_cli.progress import Reporter
 from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.training.objectives import Namer, Targets
 from hsal_cli.training.rewards import count_labels
 
-SMALL = PolicySettings(
-    mask="anchored",
+SMALL = Variant(
     beta=(0.1, 1.0),
-    spread=8.0,
-    location_input="hidden+priority",
+    cells=9,
+    reach=9 / 7,
+    memory="counts",
     glimpses=1,
     gaussians=2,
     meta_encode=8,
@@ -125,12 +125,12 @@ def without(row: dict[str, Any], names: set[str] = TIMES) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in names}
 
 
-def small(**changes: Any) -> PolicySettings:
+def small(**changes: Any) -> Variant:
     """The small policy, changed."""
     return dataclasses.replace(SMALL, **changes)
 
 
-TINY = PolicySettings(
+TINY = Variant(
     glimpses=1,
     gaussians=2,
     meta_encode=3,
@@ -140,14 +140,17 @@ TINY = PolicySettings(
     location_hidden=3,
     mask="learned",
     stop_input="state",
+    inhibition_width=1.0,
+    beta=(1.5, 2.0),
+    memory="counts",
 )
 TWO_STOP_HEADS = dataclasses.replace(TINY, stop_input="state+saliency")
-PLAIN = TrainSettings(label_entropy=0.0, location_entropy=0.0, location_weight=1.0)
+PLAIN = TrainSettings(label_entropy=0.0)
 
 
-def tiny_policy(classes: int, seed: int = 0, settings: PolicySettings = TINY) -> HSAL:
+def tiny_policy(classes: int, seed: int = 0, variant: Variant = TINY) -> HSAL:
     torch.manual_seed(seed)
-    policy = HSAL(settings, classes, (2, 2, 2)).double()
+    policy = HSAL(variant, classes, (2, 2, 2)).double()
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.normal_(0, 0.8)
@@ -165,9 +168,9 @@ def targets_of(labels: list[list[int]], classes: int) -> Targets:
     return Targets(table, count_labels(table, classes), (table >= 0).sum(1))
 
 
-def roll_out(policy: HSAL, targets: Targets, settings: TrainSettings, seed: int = 0) -> Episode:
+def roll_out(policy: HSAL, targets: Targets, settings: TrainSettings, seed: int = 0, variant: Variant | None = None) -> Episode:
     generator = torch.Generator().manual_seed(seed)
-    namer = Namer(targets, policy.classes, settings, generator)
+    namer = Namer(targets, policy.classes, settings, variant or policy.variant, generator)
     volumes, saliency = images(len(targets.sizes), seed)
     return policy(volumes, saliency, choose=namer, steps=targets.sizes + 1, sample_glimpses=True, generator=generator)
 

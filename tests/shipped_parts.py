@@ -1,6 +1,7 @@
 """Tiny runs on one backbone, as the tests of exporting and of --pretrained share them."""
 
 import hashlib
+import importlib
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from evaluation_parts import NAMES, SMALL, policy_meta, small_policy
 from torch import nn
 
+from hsal_cli.settings import as_dict
 from hsal_cli.storage.checkpoints import write_checkpoint
 from hsal_cli.storage.hdf5 import seal, stamp
 from hsal_cli.vision.backbone import ActivationModel
@@ -36,12 +38,14 @@ def use_tiny_backbone(monkeypatch) -> None:
     """Wherever a backbone is loaded, a tiny one is meant."""
     monkeypatch.setattr("hsal_cli.vision.backbone.ActivationModel", TinyModel)
     for module in ("precompute", "scene_features"):
-        monkeypatch.setattr(f"hsal_cli.features.{module}.fused", lambda model: model)
+        monkeypatch.setattr(importlib.import_module(f"hsal_cli.features.{module}"), "fused", lambda model: model)
 
 
 def write_status(run: Path, kind: str, seed: int, command: str, **status) -> None:
     table = "train" if kind == "policy" else "finetune"
-    data = {"features": "/some/where/toy.features.h5", "features_digest": "f" * 64, "policy": {}} if kind == "policy" else SCENES
+    data = (
+        {"features": "/some/where/toy.features.h5", "features_digest": "f" * 64, "variant": as_dict(SMALL)} if kind == "policy" else SCENES
+    )
     (run / "config.json").write_text(json.dumps({table: {"seed": seed}, **data}))
     (run / "command.txt").write_text(command + "\n")
     (run / "status.json").write_text(json.dumps({"format": "hsal-run", "kind": kind, "state": "finished", "updated": "2025", **status}))

@@ -25,8 +25,8 @@ from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments.pipeline import Recipe
 from hsal_cli.features.settings import PrecomputeSettings
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.policy.stop_head import CHANNELS
+from hsal_cli.policy.variant import Variant
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.scenes.settings import SceneSettings
 
@@ -46,7 +46,7 @@ batch_size = 4
 [eval]
 batch_size = 4
 resamples = 2
-[policy]
+[variant]
 {chr(10).join(f"{name} = {value}" for name, value in SMALL.items())}
 """
 NOTHING = EvalSettings(batch_size=4, resamples=2)
@@ -75,12 +75,12 @@ def small_recipe() -> Recipe:
         SceneSettings(train=12, count=(1, 2)),
         FinetuneSettings(arch="resnet18", input_size=56, batch_size=2),
         PrecomputeSettings(batch_size=4),
-        PolicySettings(**SMALL),
+        Variant(**SMALL),
         TrainSettings(batch_size=4),
     )
 
 
-def hand_count(settings: PolicySettings, steps: list[int], classes: int, shape: tuple[int, int, int]) -> int:
+def hand_count(settings: Variant, steps: list[int], classes: int, shape: tuple[int, int, int]) -> int:
     """FLOPs of a roll-out's products, layer by layer from figures 8, 10 and 11.
 
     Args:
@@ -92,7 +92,7 @@ def hand_count(settings: PolicySettings, steps: list[int], classes: int, shape: 
     total = 0
     for t, active in enumerate(steps):
         multiplications = (cells + labels) * settings.meta_encode + settings.meta_encode * 3 * settings.meta_hidden
-        masks = 1 + (settings.inhibition_reach != 1)  # the covert one, and a wider one for inhibition of return
+        masks = 1 + (settings.inhibition_width != 1)  # the covert one, and a wider one for inhibition of return
         multiplications += settings.meta_hidden * 4 * settings.gaussians + masks * height * settings.gaussians * width
         multiplications += settings.meta_hidden * 3 * settings.meta_hidden if t else 0
         multiplications += cells * channels  # g_0
@@ -101,7 +101,9 @@ def hand_count(settings: PolicySettings, steps: list[int], classes: int, shape: 
         multiplications += (k + carried) * hidden * 3 * hidden
         multiplications += k * ((hidden + cells) * settings.location_hidden + settings.location_hidden * cells)
         multiplications += hidden * labels + (k + 1) * hidden
-        multiplications += CHANNELS * settings.stops_by_saliency  # the second head's last layer; convolutions are not counted
+        multiplications += CHANNELS * (
+            settings.stop_input == "state+saliency"
+        )  # the second head's last layer; convolutions are not counted
         total += 2 * active * multiplications
     return total
 
@@ -109,7 +111,7 @@ def hand_count(settings: PolicySettings, steps: list[int], classes: int, shape: 
 @pytest.mark.parametrize("state", ["carry", "reset"])
 @pytest.mark.parametrize("inference", [False, True])
 def test_the_products_of_a_roll_out_are_those_counted_by_hand(inference: bool, state: str) -> None:
-    settings, shape, classes = PolicySettings(**SMALL, gaussians=3, controller_state=state), (5, 3, 4), 6
+    settings, shape, classes = Variant(**SMALL, gaussians=3, controller_state=state), (5, 3, 4), 6
     policy = HSAL(settings, classes, shape)
     with MatrixProducts() as products, torch.inference_mode(inference):
         policy(
@@ -207,7 +209,7 @@ def test_the_picture_is_looked_at_by_the_policy_made_for_it(tmp_path) -> None:
 
     shop = Shop(small_recipe(), tmp_path, torch.device("cpu"), StoppingReporter())
     loaded = load_policy(shop.policy_checkpoint())
-    [(_, found)] = look_at_files([shop.picture()], find_backbone(loaded.meta, tmp_path), loaded, stages.LOOK_STEPS)
+    [(_, found)] = look_at_files([shop.picture()], find_backbone(loaded), loaded, stages.LOOK_STEPS)
     assert len(found.labels) == stages.LOOK_STEPS
 
 

@@ -125,7 +125,7 @@ def test_every_damage_to_a_scene_file_is_found(what: str, said: str, place: Path
     [
         ("train/volumes", 3, np.nan, "train: row 3 of volumes has values that are not finite"),
         ("test/saliency", 1, np.inf, "test: row 1 of saliency has values that are not finite"),
-        ("test/saliency", 0, -1.0, "saliency below 0"),
+        ("test/saliency", 0, -1.0, "row 0 of saliency has values below 0"),
         ("train/labels", 2, 1, "labels does not have the digest"),
         ("train/boxes", 2, 0, "boxes does not have the digest"),
         (None, 0, 0, "digest"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import h5py
@@ -11,7 +12,7 @@ import torch
 from evaluation_parts import NAMES, SIZE, small_policy, small_table, write_features
 from fault_parts import contents, fill_features
 from idx_files import write_idx_set
-from learning_parts import SMALL, OneLayer, StoppingReporter, easy_table
+from learning_parts import SMALL, OneLayer, StoppingReporter, easy_table, small
 from picture_parts import a_look
 
 from hsal_cli.errors import FileError
@@ -105,10 +106,9 @@ def test_features_of_nothing_but_empty_images_have_no_share_on_objects(tmp_path:
 
 OBJECTIVES = [
     {"objective": "rl"},
-    {"objective": "rl", "gradient": "sampled", "stop": "sampled"},
+    {"objective": "rl", "gradient": "sampled", "stop": "sampled", "stop_input": "state"},
     {"objective": "rl", "task": "list"},
     {"objective": "cross-entropy"},
-    {"objective": "cross-entropy", "feedback": "teacher"},
     {"objective": "multiset"},
     {"objective": "count"},
 ]
@@ -119,8 +119,10 @@ OBJECTIVES = [
 def test_every_objective_trains_on_empty_images_and_on_nothing_else(chosen: dict, every: int, tmp_path: Path) -> None:
     table = emptied(easy_table(24), every)
     features = write_features(tmp_path / "f.features.h5", {"train": table, "test": table}, classes=["one", "two"])
-    settings = TrainSettings(epochs=2, batch_size=4, validation=0.25, learning_rate=0.05, **chosen)
-    loaded = load_model(train(features, tmp_path / "run", SMALL, settings, CPU).path)
+    variant = {name: value for name, value in chosen.items() if name not in ("objective", "task")}
+    others = {name: value for name, value in chosen.items() if name not in variant}
+    settings = TrainSettings(epochs=2, batch_size=4, validation=0.25, learning_rate=0.05, **others)
+    loaded = load_model(train(features, tmp_path / "run", small(**variant), settings, CPU).path)
     scored = evaluate_counts if chosen["objective"] == "count" else evaluate
     more = () if chosen["objective"] == "count" else (loaded.max_steps,)
     found = scored(loaded.policy, table, loaded.classes, EvalSettings(resamples=10), *more, train_labels=table.labels)
@@ -204,8 +206,9 @@ FAST = FinetuneSettings(input_size=32, crop_images=32, full_images=32, epoch_ima
 
 @pytest.fixture
 def one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hsal_cli.finetuning.finetune.ActivationModel", OneLayer)
-    monkeypatch.setattr("hsal_cli.finetuning.finetune.initial_weights", lambda model, weights, reporter: "random")
+    room = sys.modules["hsal_cli.finetuning.finetune"]
+    monkeypatch.setattr(room, "ActivationModel", OneLayer)
+    monkeypatch.setattr(room, "initial_weights", lambda model, weights, reporter: "random")
 
 
 def write_scenes(path: Path, objects: dict[str, list[int]], boxes: bool = True) -> Path:
@@ -233,7 +236,7 @@ def test_fine_tuning_learns_from_empty_images_or_says_that_they_are_left_out(obj
     reporter = StoppingReporter()
     scenes = write_scenes(tmp_path / "s.h5", MIXED, boxes)
     run = finetune(scenes, tmp_path / "run", dataclasses.replace(FAST, objects=objects), CPU, reporter)
-    assert run.status["state"] == "finished" and 0 <= run.status["test_accuracy"] <= 1
+    assert run.status.state == "finished" and 0 <= run.status.test_accuracy <= 1
     left_out = [line for line in reporter.said if "12 training images have no object: they are left out" in line]
     assert len(left_out) == (objects != "counts")
 

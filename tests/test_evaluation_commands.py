@@ -112,7 +112,7 @@ def test_eval_of_a_scene_file_uses_the_features_of_the_policys_own_backbone(here
     asked = []
 
     def ensure_features(scenes, backbone, reporter, device, settings):
-        asked.append((scenes.name, find_backbone(load_policy(here / "runs" / "policy").meta).path == backbone, settings.saliency))
+        asked.append((scenes.name, find_backbone(load_policy(here / "runs" / "policy")).path == backbone, settings.saliency))
         return here / "toy.features.h5"
 
     monkeypatch.setattr("hsal_cli.experiments.pipeline.ensure_features", ensure_features)
@@ -222,7 +222,7 @@ def test_visualize_passes_over_its_own_pictures_and_refuses_what_is_ambiguous(he
 
 def test_looking_at_tensors_and_files_is_the_same_whatever_the_batch(here, monkeypatch):
     policy = load_policy(here / "runs" / "policy")
-    backbone = find_backbone(policy.meta)
+    backbone = find_backbone(policy)
     grey, colour = (np.array(Image.open(here / name)) for name in ("grey.png", "colour.jpg"))
     together = [to_json(found) for found in look([torch.from_numpy(grey), torch.from_numpy(colour)[None]], backbone, policy)]
     assert [document.pop("image") for document in together] == ["1", "2"]

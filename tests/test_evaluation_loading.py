@@ -2,17 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from evaluation_parts import NAMES, policy_meta, small_policy, small_table, write_run
 
 from hsal_cli.errors import FileError
-from hsal_cli.models import load as loading
-from hsal_cli.models.load import PolicyMeta, find_backbone, load_policy
+from hsal_cli.models.load import LoadedPolicy, PolicyMeta, find_backbone, load_policy
 from hsal_cli.policy.choosing import greedy
-from hsal_cli.policy.settings import PolicySettings
-from hsal_cli.storage.checkpoints import write_checkpoint
+from hsal_cli.storage.checkpoints import Checkpoint, write_checkpoint
 from hsal_cli.vision.backbone import LoadedBackbone
 
 
@@ -22,7 +21,7 @@ def test_a_policy_comes_back_as_it_was(tmp_path):
     for place in (run, run / "checkpoints" / "epoch-1"):
         loaded = load_policy(place)
         assert loaded.classes == NAMES and loaded.max_steps == 5 and not loaded.policy.training
-        assert loaded.policy.settings == policy.settings
+        assert loaded.policy.variant == policy.variant
         with torch.no_grad():
             episodes = [p(table.volumes, table.saliency, choose=greedy, max_steps=3) for p in (policy, loaded.policy)]
         assert torch.equal(episodes[0].logits, episodes[1].logits)
@@ -82,24 +81,41 @@ def backbones(tmp_path, monkeypatch):
     return digests
 
 
-def of_backbone(digest, place=None):
-    """What a checkpoint says of a policy that was trained with a backbone."""
-    return PolicyMeta("policy", ["a"], (4, 3, 3), 1.0, 3, policy=PolicySettings(), backbone=place, backbone_digest=digest)
+def trained_on(digest: str | None, recorded: str | None, checkpoint: Path = Path("models/rl/checkpoints/epoch-1")) -> LoadedPolicy:
+    """A policy of which only the backbone that it names matters."""
+    policy = small_policy()
+    meta = PolicyMeta("policy", ["a"], (4, 3, 3), 1.0, 3, variant=policy.variant, backbone=recorded, backbone_digest=digest)
+    return LoadedPolicy(policy, meta, Checkpoint(checkpoint, {}, None, {}, ""))
 
 
 def test_the_backbone_is_found_where_it_was_and_where_it_went(backbones, tmp_path):
     for recorded in ("runs/new", "runs/gone", None, "runs/old"):  # old holds other weights: the digest decides
-        found = find_backbone(of_backbone(backbones["new"], recorded))
+        found = find_backbone(trained_on(backbones["new"], recorded))
         assert found.path.resolve() == tmp_path / "runs" / "new" / "checkpoints" / "epoch-1"
     elsewhere = tmp_path / "elsewhere"
     shutil.move(tmp_path / "runs" / "new", elsewhere)
-    assert find_backbone(of_backbone(backbones["new"], str(elsewhere))).path.parents[1] == elsewhere
+    assert find_backbone(trained_on(backbones["new"], str(elsewhere))).path.parents[1] == elsewhere
+
+
+def test_the_backbone_is_found_beside_the_run_and_beside_an_exported_policy_from_any_folder(backbones, tmp_path, monkeypatch):
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path / "away")
+    place = tmp_path / "runs" / "new" / "checkpoints" / "epoch-1"
+    assert find_backbone(trained_on(backbones["new"], None, tmp_path / "runs" / "rl" / "checkpoints" / "epoch-3")).path == place
+    shutil.copytree(place, tmp_path / "exported" / "backbone")
+    assert find_backbone(trained_on(backbones["new"], None, tmp_path / "exported" / "x.rl")).path == tmp_path / "exported" / "backbone"
+
+
+def test_a_backbone_that_is_named_is_taken_from_nowhere_else(backbones):
+    with pytest.raises(FileError, match="not at runs/old") as caught:
+        find_backbone(trained_on(backbones["new"], "runs/new"), named=Path("runs/old"))
+    assert caught.value.hint == "name that one"
 
 
 def test_a_backbone_that_is_nowhere_is_named(backbones):
     with pytest.raises(FileError, match="neither at runs/gone nor under runs/"):
-        find_backbone(of_backbone("0" * 64, "runs/gone"))
-    with pytest.raises(FileError, match="not under empty/"):
-        find_backbone(of_backbone("0" * 64), root=loading.Path("empty"))
+        find_backbone(trained_on("0" * 64, "runs/gone"))
+    with pytest.raises(FileError, match="not under runs/"):
+        find_backbone(trained_on("0" * 64, None))
     with pytest.raises(FileError, match="name no backbone"):
-        find_backbone(of_backbone(None))
+        find_backbone(trained_on(None, None))

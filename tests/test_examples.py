@@ -33,7 +33,7 @@ def named_by(policy, table) -> list[list[int]]:
 
 def world(folder, labels_of) -> tuple[list[list[int]], list[list[int]]]:
     """Features, scenes and a run whose true labels are `labels_of(row, named)`; (named, true)."""
-    policy = small_policy(settings=dataclasses.replace(SMALL, stop_input="state"))
+    policy = small_policy(10, settings=dataclasses.replace(SMALL, stop_input="state"))
     with torch.no_grad():
         policy.controller.label.bias[policy.stop] -= 1.5  # so that it names several
     table = small_table(COUNT)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,23 @@ def test_a_run_that_went_on_with_more_epochs_states_both_commands(runs) -> None:
         commands.write("/some/where/hsal train --resume runs/a --epochs 6\n")
     command = export(["runs/a"], Path("out"))["policies"]["mnist-toy.rl"]["command"]
     assert command == "hsal train --data toy.features.h5 --out=rl --epochs 3 --seed 7 && hsal train --resume runs/a --epochs 6"
+
+
+def test_a_policy_of_hsal_0_1_is_exported_with_what_its_open_values_meant(runs) -> None:
+    place = runs / "a" / "checkpoints" / "epoch-1"
+    made = checkpoints.read_checkpoint(place)
+    older = made.meta.pop("variant") | {"glimpse_size": 1, "beta": None, "inhibition_width": None, "memory": None}
+    older["location_input"] = "hidden+priority+residual"
+    gone = ("reach", "cells", "stop", "gradient")
+    meta = {**made.meta, "policy": {name: value for name, value in older.items() if name not in gone}}
+    shutil.rmtree(place)
+    checkpoints.write_checkpoint(place, made.weights, None, meta)
+    export(["runs/a"], Path("out"))
+    held = checkpoints.read_checkpoint(Path("out/mnist-toy.rl")).meta
+    _, height, width = held["volume_shape"]
+    assert "policy" not in held and None not in held["variant"].values()
+    assert held["variant"]["memory"] == "counts" and held["variant"]["inhibition_width"] == 2.5
+    assert held["variant"]["beta"] == pytest.approx([2.0 * 49 / (height * width), 3.0 * 49 / (height * width)])
 
 
 def test_weights_are_float16_in_the_file_and_float32_once_they_are_read(runs) -> None:

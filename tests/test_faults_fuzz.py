@@ -127,7 +127,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = {"fc.weight": torch.ones(2, 3), "fc.bias": torch.zeros(2)}
     save_file(weights, folder / "w.safetensors")
     torch.save(weights, folder / "w.pth")
-    (folder / "s.toml").write_text('[train]\nepochs = 3\nlearning_rate = 0.01\nobjective = "rl"\n\n[policy]\nbeta = [1.5, 2.0]\n')
+    (folder / "s.toml").write_text('[train]\nepochs = 3\nlearning_rate = 0.01\nobjective = "rl"\n\n[variant]\nbeta = [1.5, 2.0]\n')
     return folder
 
 

@@ -78,7 +78,8 @@ def result_of(command: str, folder: Path) -> object:
     table = (run.path / "results.csv").read_text().splitlines()
     status = {key: value for key, value in run.status.raw.items() if key in ("state", "exact_match", "accuracy", "test_accuracy")}
     states = {which: [part.weights, part.state, part.meta, part.path.name] for which, part in found.items()}
-    return {"states": states, "rows": [without(row) for row in run.rows()], "lines": len(table), "status": status, "config": run.config.raw}
+    held = json.loads((run.path / "config.json").read_text(encoding="utf-8"))  # its paths as they are stored
+    return {"states": states, "rows": [without(row) for row in run.rows()], "lines": len(table), "status": status, "config": held}
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +223,7 @@ def test_a_run_and_its_data_may_move(nursery, ready, undisturbed, tmp_path) -> N
     assert nursery.run(folder, *words)["code"] == 0
     (folder / "elsewhere" / "my [run]").rename(folder / "run")
     found = result_of("train", folder)
-    assert found["config"].pop("features") == "elsewhere/u.features.h5" and wanted["config"]["features"] == "t.features.h5"
+    assert found["config"].pop("features") == "../u.features.h5" and wanted["config"]["features"] == "../t.features.h5"
     for key in ("rows", "lines", "status"):
         assert_equal(found[key], wanted[key])
     assert_equal(found["states"]["last"][:2], wanted["states"]["last"][:2])

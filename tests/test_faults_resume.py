@@ -20,7 +20,6 @@ from hsal_cli.runs import run as runs
 from hsal_cli.runs.run import Run
 from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.storage import checkpoints
-from hsal_cli.training import train as train_room
 from hsal_cli.training.train import resume, train
 
 CPU = torch.device("cpu")
@@ -30,8 +29,8 @@ NAMES = ["one", "two"]
 
 @pytest.fixture(autouse=True)
 def one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hsal_cli.finetuning.finetune.ActivationModel", OneLayer)
-    monkeypatch.setattr("hsal_cli.finetuning.finetune.initial_weights", lambda model, weights, reporter: "random")
+    monkeypatch.setattr(sys.modules["hsal_cli.finetuning.finetune"], "ActivationModel", OneLayer)
+    monkeypatch.setattr(sys.modules["hsal_cli.finetuning.finetune"], "initial_weights", lambda model, weights, reporter: "random")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,7 @@ def interrupt(command: str, point: str, monkeypatch: pytest.MonkeyPatch) -> Stop
     """A reporter that stops at a point, or an evaluation that does."""
     # Both have 3 steps in an epoch.
     reporter = StoppingReporter({"epoch end": 3, "mid-epoch": 5}.get(point))
-    room, name = (train_room, "quick_scores") if command == "train" else (SingleObjects, "score")
+    room, name = (sys.modules["hsal_cli.training.train"], "quick_scores") if command == "train" else (SingleObjects, "score")
     calls, score = [], getattr(room, name)
 
     def scoring(*arguments: Any) -> Any:
@@ -190,9 +189,9 @@ def test_weights_that_do_not_fit_are_refused_with_the_first_that_differ(data, tm
     named = write_features(tmp_path / "named.features.h5", {"train": easy_table(32)}, classes=["one", "zwei"])
     first = go("train", data, tmp_path / "first")
     backbone = go("finetune", data, tmp_path / "backbone")
-    policy = {"policy_settings": SMALL, "settings": TRAIN, "device": CPU}
+    policy = {"variant": SMALL, "settings": TRAIN, "device": CPU}
     for features, changes, source, said in (
-        (data / "easy.features.h5", {"policy_settings": small(meta_hidden=9)}, first.path, r"is 24 x 8, not 27 x 8|not \d+ x \d+"),
+        (data / "easy.features.h5", {"variant": small(meta_hidden=9)}, first.path, r"is 24 x 8, not 27 x 8|not \d+ x \d+"),
         (other, {}, first.path, r"not \d+ x \d+"),
         (named, {}, first.path, "class 1 is two, not zwei"),
         (data / "easy.features.h5", {}, backbone.path, "of kind backbone, not policy"),
@@ -200,3 +199,12 @@ def test_weights_that_do_not_fit_are_refused_with_the_first_that_differ(data, tm
         with pytest.raises(FileError, match=said) as caught:
             train(features, tmp_path / "new", **{**policy, **changes}, init_from=source)
         assert "--init-from" in caught.value.hint and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("kind", "option"), [("policy", "--init-from"), ("count", "--init-from"), ("backbone", "--weights")])
+def test_a_checkpoint_without_a_state_names_the_option_that_starts_from_it(kind, option, tmp_path) -> None:
+    run = runs.create(tmp_path / "run", kind, {})
+    checkpoints.save(run.checkpoints, "epoch-1", {"w": torch.zeros(2)}, None, {"kind": kind}, best=True)
+    with pytest.raises(FileError, match="holds weights only") as caught:
+        runs.resume_from(run, StoppingReporter())
+    assert caught.value.hint.endswith(option)

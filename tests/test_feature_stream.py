@@ -110,8 +110,9 @@ def test_features_ten_times_what_a_process_may_hold_are_trained_on(monkeypatch, 
     repeated = torch.arange(rows) % len(few)
     write_features(tmp_path / "large.features.h5", {"train": few.select(repeated)}, classes=[str(name) for name in range(64)])
     size = (tmp_path / "large.features.h5").stat().st_size
-    words = ["train", "--data", "large.features.h5", "--epochs", "1", "--batch-size", "256", "--validation", "0.002", "--meta-encode", "16"]
-    words += ["--meta-hidden", "16", "--controller-encode", "32", "--controller-hidden", "32"]
+    words = ["train", "--data", "large.features.h5", "--epochs", "1", "--batch-size", "256", "--validation", "0.002"]
+    for value in ("meta_encode=16", "meta_hidden=16", "controller_encode=32", "controller_hidden=32"):
+        words += ["--set", value]
     nursery = Nursery(small=False)
     try:
         whole = nursery.run(tmp_path, *words, "--memory-budget", "100", "--out", "whole", memory=size // 10)

@@ -12,7 +12,9 @@ import torch
 from fault_parts import largest_file
 
 from hsal_cli.errors import FileError, UsageError
+from hsal_cli.policy.variant import DEFAULT
 from hsal_cli.runs import run as runs
+from hsal_cli.settings import as_dict
 from hsal_cli.storage.checkpoints import KEEP, load, read_checkpoint, save, write_checkpoint
 from hsal_cli.storage.documents import read_document
 from hsal_cli.storage.files import atomic_write, digest_of, digest_of_file, write_json, write_text
@@ -257,7 +259,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Pat
 # --- runs -------------------------------------------------------------------------------------------------------------------------
 
 
-CONFIG = {"features": "f.h5", "features_digest": "f" * 64, "train": {}, "policy": {}}
+CONFIG = {"features": "f.h5", "features_digest": "f" * 64, "train": {}, "variant": as_dict(DEFAULT)}
 
 
 def test_a_run_records_how_it_was_made(tmp_path: Path) -> None:

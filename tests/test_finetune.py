@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 
 import h5py
@@ -29,8 +30,8 @@ FAST = FinetuneSettings(
 
 @pytest.fixture(autouse=True)
 def one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hsal_cli.finetuning.finetune.ActivationModel", OneLayer)
-    monkeypatch.setattr("hsal_cli.finetuning.finetune.initial_weights", lambda model, weights, reporter: "random")
+    monkeypatch.setattr(sys.modules["hsal_cli.finetuning.finetune"], "ActivationModel", OneLayer)
+    monkeypatch.setattr(sys.modules["hsal_cli.finetuning.finetune"], "initial_weights", lambda model, weights, reporter: "random")
 
 
 def write_scenes(path: Path, count: int = 24, boxes: bool = True, colour: bool = True, extra_label: bool = False, test: int = 6) -> Path:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 
 import h5py
@@ -14,7 +15,7 @@ from torch import nn
 
 from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.finetuning.finetune import FinetuneTask, finetune, read_objects
-from hsal_cli.finetuning.many_objects import BoxedObjects, Scenes, WholeImages, own_cells, read_scenes, way_of
+from hsal_cli.finetuning.many_objects import BoxedObjects, ManyObjects, WholeImages, own_cells, read_scenes, way_of
 from hsal_cli.finetuning.views import cell_centres
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.runs.settings import FinetuneSettings
@@ -26,8 +27,8 @@ FAST = FinetuneSettings(input_size=32, crop_images=160, full_images=160, epoch_i
 
 @pytest.fixture(autouse=True)
 def one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hsal_cli.finetuning.finetune.ActivationModel", OneLayer)
-    monkeypatch.setattr("hsal_cli.finetuning.finetune.initial_weights", lambda model, weights, reporter: "random")
+    monkeypatch.setattr(sys.modules["hsal_cli.finetuning.finetune"], "ActivationModel", OneLayer)
+    monkeypatch.setattr(sys.modules["hsal_cli.finetuning.finetune"], "initial_weights", lambda model, weights, reporter: "random")
 
 
 def write_scenes(path: Path, boxes: bool = True, most: int = 3, train: int = 30, test: int = 8) -> Path:
@@ -139,7 +140,7 @@ def test_a_crop_teaches_its_own_object_although_a_larger_neighbour_is_in_it():
     image = torch.zeros(1, 48, 48, 3, dtype=torch.uint8)
     image[0, 20:28, 16:24, 0], image[0, 17:31, 26:40, 2] = 230, 230
     corners = torch.tensor([[[16.0, 20, 24, 28], [26, 17, 40, 31]]])
-    data = BoxedObjects.of(Scenes(image, torch.tensor([[0, 2]]), corners, 3))
+    data = BoxedObjects.of(ManyObjects(image, torch.tensor([[0, 2]]), corners, 3))
     settings = dataclasses.replace(FAST, augment=False)
     picked = torch.zeros(200, dtype=torch.int64)
     shown = data.show(picked, True, 16, OneLayer("", 3, 32), settings, Draws.all(torch.Generator().manual_seed(0), 200))
@@ -166,7 +167,7 @@ def test_full_images_teach_all_their_objects(boxed):
 
 
 def test_one_label_is_drawn_anew_each_time_and_each_as_often_as_it_stands_there():
-    scenes = Scenes(torch.zeros(1, 8, 8, dtype=torch.uint8), torch.tensor([[2, 0, 2, 1, -1]]), None, 3)
+    scenes = ManyObjects(torch.zeros(1, 8, 8, dtype=torch.uint8), torch.tensor([[2, 0, 2, 1, -1]]), None, 3)
     data, draws = WholeImages.of(scenes, counts=False), Draws.all(torch.Generator().manual_seed(0), 2000)
     settings = dataclasses.replace(FAST, augment=False)
     drawn = data.show(torch.zeros(2000, dtype=torch.int64), False, 32, OneLayer("", 3, 32), settings, draws).labels
@@ -175,7 +176,7 @@ def test_one_label_is_drawn_anew_each_time_and_each_as_often_as_it_stands_there(
 
 
 def test_counts_cost_poissons_likelihood_and_are_scored_by_their_overlap():
-    scenes = Scenes(torch.zeros(2, 8, 8, dtype=torch.uint8), torch.tensor([[0, 0, 1], [2, -1, -1]]), None, 3)
+    scenes = ManyObjects(torch.zeros(2, 8, 8, dtype=torch.uint8), torch.tensor([[0, 0, 1], [2, -1, -1]]), None, 3)
     data = WholeImages.of(scenes, counts=True)
     logits = torch.tensor([[2.0, 1.5, -3.0], [0.1, -2.0, 0.7]])
     counts = torch.tensor([[2, 1, 0], [0, 0, 1]])

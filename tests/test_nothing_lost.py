@@ -18,8 +18,10 @@ from hsal_cli.experiments import grid_report, sweep_report
 from hsal_cli.models.export import export
 from hsal_cli.models.shipped import find_shipped, read_manifest
 from hsal_cli.pictures.writing import encoded
+from hsal_cli.policy.variant import DEFAULT
 from hsal_cli.report.report_page import Page, PageFigure, Section, check_folder, write_report
 from hsal_cli.runs import run as runs
+from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.files import digest_of_file, finish_replacing, replacing, write_together
 
@@ -158,6 +160,9 @@ def test_an_export_that_is_killed_leaves_the_old_or_the_new_one(tmp_path, monkey
     assert found == {"mnist-toy.rl", "mnist-toy.multiset"}
 
 
+NEW = {"features": "f.h5", "features_digest": "f" * 64, "train": {}, "variant": as_dict(DEFAULT), "new": True}
+
+
 @pytest.mark.fault(240, "train --overwrite killed at any file operation before it trains: the old run or the new one", tried=40)
 def test_a_run_that_is_overwritten_is_the_old_or_the_new_one(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(runs, "environment", lambda: {})
@@ -173,16 +178,16 @@ def test_a_run_that_is_overwritten_is_the_old_or_the_new_one(tmp_path, monkeypat
         shutil.copytree(before, path)
 
     found = set()
-    for _ in at_each_operation(monkeypatch, lambda: runs.create(path, "policy", {"new": True}, overwrite=True), prepare):
+    for _ in at_each_operation(monkeypatch, lambda: runs.create(path, "policy", NEW, overwrite=True), prepare):
         newest = runs.newest("policy", place)
         run = runs.open_run(path, "policy")
-        old = run.status["state"] == "finished"
+        old = run.status.state == "finished"
         found.add(old)
         assert newest is None or newest.path == path
-        assert checkpoints.present(run.checkpoints) == old == (path / "plots" / "report.html").is_file() == ("new" not in run.config)
-        with runs.being_trained(run, run.config, "cpu"):
+        assert checkpoints.present(run.checkpoints) == old == (path / "plots" / "report.html").is_file() == ("new" not in run.config.raw)
+        with runs.being_trained(run, run.config.raw, "cpu"):
             assert (path / "checkpoints" / "notes.txt").read_text() == "mine" and checkpoints.present(run.checkpoints) == old
-        runs.create(path, "policy", {"new": True}, overwrite=True)
+        runs.create(path, "policy", NEW, overwrite=True)
         assert entries(place) == ["run"] and not checkpoints.present(run.checkpoints)
         assert (path / "checkpoints" / "notes.txt").read_text() == "mine"
     assert found == {True, False}

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import itertools
-import json
 import math
 
 import pytest
@@ -11,13 +10,15 @@ import torch
 from learning_parts import PLAIN, TINY, TWO_STOP_HEADS, gradients, images, roll_out, targets_of, tiny_policy
 
 from hsal_cli.errors import UsageError
+from hsal_cli.policy.hsal import HSAL
+from hsal_cli.policy.variant import Variant
 from hsal_cli.runs.settings import TrainSettings
-from hsal_cli.settings import as_dict
-from hsal_cli.training.objectives import Namer, losses, make_targets
-from hsal_cli.typed import checked
+from hsal_cli.training import own_rewards, rewards
+from hsal_cli.training.objectives import Namer, Targets, losses, make_targets
 
 # --- what each term reaches -------------------------------------------------------------------------------------------------------
 
+SAMPLED_STOP = dataclasses.replace(TINY, stop="sampled")
 LOCATION_HEAD = ("controller.location.", "controller.priority_weight")
 BODY = {
     "controller.encode_context.weight",
@@ -30,9 +31,9 @@ BODY = {
 @pytest.mark.parametrize("objective", ["rl", "multiset"])
 def test_class_and_stop_reach_the_attention_and_the_other_terms_only_their_heads(objective: str) -> None:
     policy = tiny_policy(2)
-    settings = TrainSettings(objective=objective, location_entropy=0.1)
+    settings = TrainSettings(objective=objective)
     targets = targets_of([[0], [1, 1], [0, 1]], 2)
-    terms, _ = losses(roll_out(policy, targets, settings), targets, settings)
+    terms, _ = losses(roll_out(policy, targets, settings), targets, settings, policy.variant)
     reached = {
         name: {key for key, grad in gradients(term, policy).items() if grad.abs().max() > 0}
         for name, term in terms.items()
@@ -41,14 +42,14 @@ def test_class_and_stop_reach_the_attention_and_the_other_terms_only_their_heads
     for name in ("class", "stop"):
         assert reached[name] >= BODY | {"controller.label.weight"}, name
         assert not any(key.startswith((*LOCATION_HEAD, "controller.value.")) for key in reached[name])
-    for name, head in (("location", LOCATION_HEAD), ("location_entropy", LOCATION_HEAD), ("value", "controller.value.")):
+    for name, head in (("location", LOCATION_HEAD), ("value", "controller.value.")):
         assert reached[name] and all(key.startswith(head) for key in reached[name]), name
 
 
 def test_cross_entropy_gives_glimpses_no_reward() -> None:
     settings = TrainSettings(objective="cross-entropy")
     targets = targets_of([[0], [1, 1]], 2)
-    assert set(losses(roll_out(tiny_policy(2), targets, settings), targets, settings)[0]) == {"class", "stop"}
+    assert set(losses(roll_out(tiny_policy(2), targets, settings), targets, settings, TINY)[0]) == {"class", "stop"}
 
 
 # --- stop -------------------------------------------------------------------------------------------------------------------------
@@ -66,7 +67,7 @@ def test_supervised_stop_is_named_at_step_m_plus_1_and_never_before() -> None:
         for b, size in enumerate(sizes):
             assert (episode.labels[:size, b] < 3).all() and (episode.labels[:size, b] >= 0).all()
             assert episode.labels[size, b] == 3 and episode.lengths[b] == size + 1
-        logged = losses(episode, targets, settings)[1]
+        logged = losses(episode, targets, settings, policy.variant)[1]
         assert logged["early_stops"] == 1.0  # every step before m+1 finds stop likelier than not
 
 
@@ -78,7 +79,7 @@ def test_supervised_stop_is_learned_at_every_step() -> None:
         for t in range(size + 1):
             p = episode.logits[t, b].softmax(-1)[2].item()
             expected -= math.log(p if t == size else 1 - p) / 2
-    assert losses(episode, targets, PLAIN)[0]["stop"].item() == pytest.approx(expected)
+    assert losses(episode, targets, PLAIN, policy.variant)[0]["stop"].item() == pytest.approx(expected)
 
 
 def test_the_stop_loss_stays_finite_and_useful_where_the_policy_is_sure_to_stop() -> None:
@@ -86,19 +87,19 @@ def test_the_stop_loss_stays_finite_and_useful_where_the_policy_is_sure_to_stop(
     with torch.no_grad():
         policy.controller.label.bias[2] = 300.0
     generator = torch.Generator().manual_seed(0)
-    namer = Namer(targets, 2, PLAIN, generator)
+    namer = Namer(targets, 2, PLAIN, policy.variant, generator)
     episode = policy(*(part.float() for part in images(2)), choose=namer, steps=targets.sizes + 1)
-    loss = losses(episode, targets, PLAIN)[0]["stop"]
+    loss = losses(episode, targets, PLAIN, policy.variant)[0]["stop"]
     assert loss.item() == pytest.approx(300 * 3 / 2, rel=0.05)
     assert gradients(loss, policy)["controller.label.bias"][2].item() == pytest.approx(1.5, rel=0.01)
 
 
 @pytest.mark.parametrize("objective", ["rl", "cross-entropy", "multiset"])
 def test_the_second_stop_head_learns_at_every_step_what_the_first_one_lacks_and_leaves_the_rest_alone(objective: str) -> None:
-    policy, targets = tiny_policy(2, settings=TWO_STOP_HEADS), targets_of([[0], [1, 1]], 2)
+    policy, targets = tiny_policy(2, variant=TWO_STOP_HEADS), targets_of([[0], [1, 1]], 2)
     settings = dataclasses.replace(PLAIN, objective=objective)
     episode = roll_out(policy, targets, settings)
-    terms, _ = losses(episode, targets, settings)
+    terms, _ = losses(episode, targets, settings, policy.variant)
     expected = 0.0
     for b, size in enumerate([1, 2]):
         for t in range(size + 1):
@@ -109,35 +110,33 @@ def test_the_second_stop_head_learns_at_every_step_what_the_first_one_lacks_and_
     assert terms["stop_shift"].item() == pytest.approx(expected, rel=1e-6)
     reached = {key for key, grad in gradients(terms.pop("stop_shift"), policy).items() if grad.abs().max() > 0}
     assert reached and all(key.startswith("stop_head.") for key in reached)
-    alone, _ = losses(dataclasses.replace(episode, stop_shift=episode.stop_shift.detach()), targets, settings)
+    alone, _ = losses(dataclasses.replace(episode, stop_shift=episode.stop_shift.detach()), targets, settings, policy.variant)
     assert {name: term.item() for name, term in alone.items()} == {name: term.item() for name, term in terms.items()}
 
 
 def test_early_stops_are_counted_as_both_heads_have_it() -> None:
-    policy, targets = tiny_policy(3, settings=TWO_STOP_HEADS), targets_of([[0] * 3] * 4, 3)
+    policy, targets = tiny_policy(3, variant=TWO_STOP_HEADS), targets_of([[0] * 3] * 4, 3)
     for bias, share in ((100.0, 1.0), (-100.0, 0.0)):
         with torch.no_grad():
             policy.stop_head.score.bias.fill_(bias)
-        assert losses(roll_out(policy, targets, PLAIN), targets, PLAIN)[1]["early_stops"] == share
+        assert losses(roll_out(policy, targets, PLAIN), targets, PLAIN, policy.variant)[1]["early_stops"] == share
 
 
 def test_sampled_stop_earns_minus_one_when_it_comes_early_and_is_supervised_once() -> None:
-    policy, targets = tiny_policy(2), targets_of([[0], [1, 1]], 2)
+    policy, targets, settings = tiny_policy(2, variant=SAMPLED_STOP), targets_of([[0], [1, 1]], 2), PLAIN
     with torch.no_grad():
         policy.controller.label.bias[2] = 50.0
-    settings = dataclasses.replace(PLAIN, stop="sampled")
     episode = roll_out(policy, targets, settings)
-    terms, logged = losses(episode, targets, settings)
+    terms, logged = losses(episode, targets, settings, policy.variant)
     assert logged["early_stops"] == 1.0 and logged["reward"] == -1.0
     expected = -sum(episode.logits[size, b].log_softmax(-1)[2].item() for b, size in enumerate([1, 2])) / 2
     assert terms["stop"].item() == pytest.approx(expected)
 
 
 def test_early_stops_are_the_share_of_naming_steps_that_stopped() -> None:
-    policy, targets = tiny_policy(2, seed=5), targets_of([[0, 1, 1]] * 40, 2)
-    settings = dataclasses.replace(PLAIN, stop="sampled")
+    policy, targets, settings = tiny_policy(2, seed=5, variant=SAMPLED_STOP), targets_of([[0, 1, 1]] * 40, 2), PLAIN
     episode = roll_out(policy, targets, settings)
-    share = losses(episode, targets, settings)[1]["early_stops"].item()
+    share = losses(episode, targets, settings, policy.variant)[1]["early_stops"].item()
     assert 0 < share < 1 and share == pytest.approx((episode.labels[:3] == 2).double().mean().item())
 
 
@@ -145,13 +144,12 @@ def test_early_stops_are_the_share_of_naming_steps_that_stopped() -> None:
 
 
 @pytest.mark.parametrize("task", ["multiset", "list"])
-@pytest.mark.parametrize(("gradient", "to_go"), [("sampled", False), ("sampled", True), ("expected", False)])
-def test_the_rl_terms_are_those_of_a_plain_loop(gradient: str, to_go: bool, task: str) -> None:
-    policy = tiny_policy(3, settings=dataclasses.replace(TINY, glimpses=2))
+@pytest.mark.parametrize("gradient", ["sampled", "expected"])
+def test_the_rl_terms_are_those_of_a_plain_loop(gradient: str, task: str) -> None:
+    policy = tiny_policy(3, variant=dataclasses.replace(TINY, glimpses=2, gradient=gradient))
     true = [[0, 1, 1], [2], [1, 2], []]
     targets = targets_of(true, 3)
-    weights = {"label_entropy": 0.3, "location_entropy": 0.2, "location_weight": 0.7, "value_weight": 0.4}
-    settings = TrainSettings(gradient=gradient, return_to_go=to_go, task=task, **weights)
+    settings = TrainSettings(task=task, label_entropy=0.3)
     episode = roll_out(policy, targets, settings, seed=4)
     expected: dict[str, float] = collections.defaultdict(float)
     for b, labels in enumerate(true):
@@ -175,22 +173,21 @@ def test_the_rl_terms_are_those_of_a_plain_loop(gradient: str, to_go: bool, task
             entropies.append(-(logp.exp() * logp).sum().item())
             values += episode.values[t, b].tolist()
         for place in range(len(rewards)):
-            gain = sum(rewards[place:]) if to_go else rewards[place]
+            gain = rewards[place]
             kind = "class" if place % 3 == 2 else "location"
             surrogate = means[place] if gradient == "expected" else log_p[place] * (gain - values[place])
-            expected[kind] -= surrogate * (0.7 if kind == "location" else 1) / 4
-            expected["value"] += 0.4 * (gain - values[place]) ** 2 / 4
-            entropy = "label_entropy" if kind == "class" else "location_entropy"
-            expected[entropy] -= (0.3 if kind == "class" else 0.2) * entropies[place] / 4
-    terms, _ = losses(episode, targets, settings)
+            expected[kind] -= surrogate / 4
+            expected["value"] += 0.5 * (gain - values[place]) ** 2 / 4
+            expected["label_entropy"] -= 0.3 * entropies[place] / 4 if kind == "class" else 0.0
+    terms, _ = losses(episode, targets, settings, policy.variant)
     assert {name: terms[name].item() for name in expected} == pytest.approx(dict(expected))
 
 
 def test_a_policy_without_glimpses_and_an_image_without_objects_have_a_loss() -> None:
-    policy, targets = tiny_policy(2, settings=dataclasses.replace(TINY, glimpses=0)), targets_of([[], []], 2)
+    policy, targets = tiny_policy(2, variant=dataclasses.replace(TINY, glimpses=0)), targets_of([[], []], 2)
     for objective in ("rl", "cross-entropy", "multiset"):
         settings = TrainSettings(objective=objective)
-        terms, logged = losses(roll_out(policy, targets, settings), targets, settings)
+        terms, logged = losses(roll_out(policy, targets, settings), targets, settings, policy.variant)
         assert all(math.isfinite(value.item()) for value in (*terms.values(), *logged.values()))
         assert terms["stop"] > 0
 
@@ -211,7 +208,7 @@ def test_the_multiset_loss_is_cross_entropy_to_the_uniform_distribution_over_wha
             expected -= sum(logp[one].item() for one in left) / len(left) / 3
             left.remove(int(episode.labels[t, b]))
         assert left == []
-    assert losses(episode, targets, settings)[0]["class"].item() == pytest.approx(expected)
+    assert losses(episode, targets, settings, policy.variant)[0]["class"].item() == pytest.approx(expected)
 
 
 def test_under_the_multiset_loss_every_label_named_remains_to_be_named() -> None:
@@ -219,7 +216,7 @@ def test_under_the_multiset_loss_every_label_named_remains_to_be_named() -> None
     labels = torch.randint(0, 4, (200, 4), generator=generator)
     labels = torch.where(torch.arange(4) < torch.randint(0, 5, (200, 1), generator=generator), labels, -1)
     targets = make_targets(labels, 4, settings, generator)
-    namer = Namer(targets, 4, settings, generator)
+    namer = Namer(targets, 4, settings, TINY, generator)
     named = torch.zeros(200, 4, dtype=torch.long)
     for t in range(5):
         rows = torch.nonzero(targets.sizes >= t)[:, 0]
@@ -249,9 +246,8 @@ def test_only_cross_entropy_shuffles_and_never_the_list_task(objective: str) -> 
     assert torch.equal(make_targets(labels, 50, TrainSettings(objective="cross-entropy", task="list"), generator).labels, labels)
 
 
-@pytest.mark.parametrize("feedback", ["sampled", "teacher"])
-def test_the_cross_entropy_loss_compares_each_step_with_this_draws_label(feedback: str) -> None:
-    policy, settings = tiny_policy(3), TrainSettings(objective="cross-entropy", feedback=feedback)
+def test_the_cross_entropy_loss_compares_each_step_with_this_draws_label() -> None:
+    policy, settings = tiny_policy(3), TrainSettings(objective="cross-entropy")
     generator = torch.Generator().manual_seed(1)
     targets = make_targets(torch.tensor([[0, 1, 1], [2, -1, -1], [1, 2, -1]]), 3, settings, generator)
     episode = roll_out(policy, targets, settings)
@@ -260,25 +256,17 @@ def test_the_cross_entropy_loss_compares_each_step_with_this_draws_label(feedbac
         for t in range(size):
             expected["class"] -= episode.logits[t, b].log_softmax(-1)[targets.labels[b, t]].item() / 3
         expected["stop"] -= episode.logits[size, b].log_softmax(-1)[3].item() / 3
-    assert {name: term.item() for name, term in losses(episode, targets, settings)[0].items()} == pytest.approx(expected)
-
-
-def test_teacher_feedback_names_the_true_labels_of_this_draw() -> None:
-    policy, settings = tiny_policy(3), TrainSettings(objective="cross-entropy", feedback="teacher")
-    generator = torch.Generator().manual_seed(1)
-    targets = make_targets(torch.tensor([[0, 1, 1], [2, -1, -1]]), 3, settings, generator)
-    episode = roll_out(policy, targets, settings)
-    assert episode.labels[:3, 0].tolist() == targets.labels[0].tolist() and episode.labels[3, 0] == 3
-    assert episode.labels[:2, 1].tolist() == [2, 3]
+    assert {name: term.item() for name, term in losses(episode, targets, settings, policy.variant)[0].items()} == pytest.approx(expected)
 
 
 def test_labels_are_sampled_from_the_policys_own_distribution() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.tensor([[0.0, 1.0, -1.0, 2.0]])
     for stop, names in (("supervised", 3), ("sampled", 4)):
-        settings = TrainSettings(stop=stop)
         targets = targets_of([[0]] * 20_000, 3)
-        named = Namer(targets, 3, settings, generator)(0, torch.arange(20_000), logits.expand(20_000, -1))
+        named = Namer(targets, 3, TrainSettings(), dataclasses.replace(TINY, stop=stop), generator)(
+            0, torch.arange(20_000), logits.expand(20_000, -1)
+        )
         found = torch.bincount(named, minlength=4)[:names] / 20_000
         assert found.tolist() == pytest.approx(logits[0, :names].softmax(0).tolist(), abs=0.02)
         assert named.max() < names
@@ -289,14 +277,41 @@ def test_a_list_has_an_order_so_the_multiset_loss_refuses_it() -> None:
         TrainSettings(objective="multiset", task="list")
 
 
-def test_the_gradient_is_averaged_over_actions_unless_their_rewards_are_unknown_or_a_run_is_older() -> None:
-    assert TrainSettings().averages_actions and TrainSettings(gradient="expected").averages_actions
-    assert TrainSettings(objective="multiset", gradient="expected").averages_actions
-    for settings in (TrainSettings(return_to_go=True), TrainSettings(gradient="sampled"), TrainSettings(objective="multiset")):
-        assert not settings.averages_actions
-    stored = {key: value for key, value in as_dict(TrainSettings(epochs=2)).items() if key != "gradient"}
-    assert checked(stored, TrainSettings) == TrainSettings(epochs=2, gradient="sampled")
-    for now in (TrainSettings(), TrainSettings(gradient="expected")):
-        assert checked(json.loads(json.dumps(as_dict(now))), TrainSettings) == now
-    with pytest.raises(UsageError, match="gradient expected with return_to_go"):
-        TrainSettings(gradient="expected", return_to_go=True)
+# --- one reward, which the gradients and the log read ------------------------------------------------------------------------------
+
+
+def class_terms(policy: HSAL, targets: Targets, variant: Variant, task: str) -> tuple[dict[str, torch.Tensor], float]:
+    """The gradient of the class term, and the reward that is logged."""
+    settings = dataclasses.replace(PLAIN, task=task)
+    terms, logged = losses(roll_out(policy, targets, settings), targets, settings, variant)
+    return gradients(terms["class"], policy), logged["reward"].item()
+
+
+@pytest.mark.parametrize("task", ["multiset", "list"])
+@pytest.mark.parametrize("gradient", ["sampled", "expected"])
+def test_a_changed_reward_changes_the_gradient_as_it_changes_the_log(gradient: str, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, targets = tiny_policy(3), targets_of([[0, 1, 1], [2], [1]], 3)  # an odd number of labels: their mean reward is not 0
+    torch.nn.init.zeros_(policy.controller.value.weight)
+    torch.nn.init.zeros_(policy.controller.value.bias)  # advantages are the rewards themselves
+    variant = dataclasses.replace(TINY, gradient=gradient)
+    before, reward = class_terms(policy, targets, variant, task)
+    one = rewards.action_rewards
+    monkeypatch.setattr(own_rewards, "action_rewards", lambda left: -2 * one(left))
+    after, changed = class_terms(policy, targets, variant, task)
+    assert changed == pytest.approx(-2 * reward) and reward != 0
+    for name, grad in before.items():
+        torch.testing.assert_close(after[name], -2 * grad, rtol=1e-7, atol=1e-10)
+    assert any(grad.abs().max() > 1e-3 for grad in before.values())
+
+
+@pytest.mark.parametrize("gradient", ["sampled", "expected"])
+@pytest.mark.parametrize("objective", ["multiset", "cross-entropy"])
+def test_other_objectives_train_their_glimpses_by_reinforce_whatever_the_gradient_of_rl(objective: str, gradient: str) -> None:
+    policy, targets = tiny_policy(3), targets_of([[0, 1, 1], [2]], 3)
+    settings = TrainSettings(objective=objective)
+    episode = roll_out(policy, targets, settings)
+    found, wanted = (
+        {name: term.item() for name, term in losses(episode, targets, settings, dataclasses.replace(TINY, gradient=one))[0].items()}
+        for one in (gradient, "sampled")
+    )
+    assert found == wanted

@@ -1,29 +1,22 @@
 """The policy as a module: gradient reach, batches, early ends, randomness, shapes, what is stored."""
 
 import dataclasses
-import json
 import types
 
 import pytest
 import torch
 from learning_parts import with_stop_head
 
-from hsal_cli.errors import UsageError
 from hsal_cli.policy.choosing import draw, greedy, sampling
 from hsal_cli.policy.episode import Episode
 from hsal_cli.policy.gaussian import GaussianAttention
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.meta_controller import WinnerTakeAll
-from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.policy.stop_head import StopHead
-from hsal_cli.policy.surround import neighbours
-from hsal_cli.settings import as_dict
-from hsal_cli.typed import checked
+from hsal_cli.policy.variant import DEFAULT, FIXED_MASK, PAPER, PAPER_CELLS, Variant
 
 CLASSES, SHAPE = 3, (6, 4, 5)
 SMALL = {
-    "mask": "anchored",
-    "spread": 8.0,
     "meta_encode": 8,
     "meta_hidden": 8,
     "controller_encode": 12,
@@ -35,9 +28,11 @@ FLOATS = ("logits", "stop_shift", "location_logits", "values", "masks", "priorit
 
 def make(seed=0, shape=SHAPE, scale=0.7, **settings):
     torch.manual_seed(seed)
-    policy = with_stop_head(HSAL(PolicySettings(**{**SMALL, **settings}), CLASSES, shape, scale))
+    policy = with_stop_head(HSAL(Variant(**{**SMALL, "cells": shape[1] * shape[2], **settings}), CLASSES, shape, scale))
     volumes, saliency = data(16, shape)
     with torch.no_grad():
+        if policy.variant.mask == "anchored":  # centres that differ between examples
+            policy.meta_controller.attention.layer.weight.mul_(8)
         # Labels that differ between examples, and stop about as likely as not to be the highest.
         policy.controller.label.weight.mul_(8)
         logits = policy(volumes, saliency, choose=greedy, steps=torch.full((16,), 4)).scores
@@ -65,7 +60,7 @@ def reached(policy, loss):
     return {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
 
 
-@pytest.mark.parametrize("location_input", ["hidden", "hidden+priority", "hidden+priority+residual"])
+@pytest.mark.parametrize("location_input", ["hidden", "priority"])
 @pytest.mark.parametrize("mask", ["learned", "anchored"])
 def test_label_term_reaches_all_but_the_other_heads_and_those_are_reached_by_their_own_term_only(mask, location_input):
     policy = make(mask=mask, location_input=location_input)
@@ -262,7 +257,9 @@ def test_volume_scale_divides_the_volume_and_is_stored_with_the_weights():
 
 
 def test_anchored_centres_stay_within_reach_of_the_highest_cell():
-    policy = make(mask="anchored", anchor_reach=1.5, spread=500.0)
+    policy = make(mask="anchored", reach=1.5)
+    with torch.no_grad():
+        policy.meta_controller.attention.layer.weight.mul_(500)
     episode = policy(*data(8), choose=greedy, steps=torch.full((8,), 3))
     cell = episode.saliency.flatten(2).argmax(2)
     highest = torch.stack([cell // 5 + 1, cell % 5 + 1], -1)[:, :, None]
@@ -272,24 +269,19 @@ def test_anchored_centres_stay_within_reach_of_the_highest_cell():
 
 
 def test_learned_mixtures_keep_to_appendix_a():
-    policy = make(mask="learned", beta=(1.5, 2.0), spread=500.0)
+    policy = make(mask="learned", beta=(1.5, 2.0))
+    with torch.no_grad():
+        policy.meta_controller.attention.layer.weight.mul_(60)
     alpha, beta, row, column = policy(*data(8), choose=greedy, steps=torch.full((8,), 3)).gaussians.unbind(-1)
     torch.testing.assert_close(alpha.sum(-1), torch.ones_like(alpha[..., 0]))
     assert beta.min() >= 1.5 and beta.max() <= 2.0
     assert row.min() >= 0 and row.max() <= 4 and column.min() >= 0 and column.max() <= 5
 
 
-def test_spread_enlarges_the_weights_of_the_attention_layer_only():
-    usual, spread = ((torch.manual_seed(0), GaussianAttention(8, 5, 7, 7, (1.5, 2.0), factor, None))[1].layer for factor in (1.0, 8.0))
+def test_freely_learned_centres_start_apart_and_anchored_ones_near_the_maximum():
+    usual, spread = ((torch.manual_seed(0), GaussianAttention(8, 5, 7, 7, (1.5, 2.0), reach))[1].layer for reach in (3.0, None))
     torch.testing.assert_close(spread.weight, usual.weight * 8)
     torch.testing.assert_close(spread.bias, usual.bias)
-
-
-def test_a_narrow_mask_clears_as_much_saliency_as_a_wide_one_by_default():
-    assert PolicySettings().beta_range(7, 7) == (2.0, 3.0) and PolicySettings().inhibition_reach == 2.5
-    assert PolicySettings(inhibition_width=1.0).beta_range(7, 7) == (0.3, 1.0)
-    for mask in ("learned", "winner-take-all"):
-        assert PolicySettings(mask=mask).inhibition_reach == 1.0
 
 
 def test_the_second_stop_head_starts_silent_and_reaches_as_far_on_a_finer_map():
@@ -303,23 +295,18 @@ def test_the_second_stop_head_starts_silent_and_reaches_as_far_on_a_finer_map():
     assert head(*maps).std() > 0
 
 
-def test_policies_stored_before_there_was_a_choice_are_what_they_were():
-    stored = {
-        name: value for name, value in as_dict(PolicySettings()).items() if name not in ("inhibition_width", "glimpse_size", "stop_input")
-    }
-    assert checked(stored, PolicySettings) == PolicySettings(inhibition_width=1.0, glimpse_size=1, stop_input="state")
-    for now in (PolicySettings(), PolicySettings(inhibition_width=1.7)):
-        assert checked(json.loads(json.dumps(as_dict(now))), PolicySettings) == now
+@pytest.mark.parametrize("variant", [PAPER, DEFAULT, FIXED_MASK])
+def test_a_finer_map_gets_masks_that_cover_as_much_of_the_image(variant):
+    policy = HSAL(dataclasses.replace(variant, **SMALL), CLASSES, (6, 28, 28))
+    low, high = variant.beta
+    assert policy.variant.beta == (low / 16, high / 16) and policy.variant.reach == 12 and policy.variant.cells == 28 * 28
+    assert policy.variant.on_map(28 * 28) == policy.variant  # once and for all
+    assert variant.on_map(PAPER_CELLS) == variant
 
 
-def test_a_finer_map_gets_masks_that_cover_as_much_of_the_image():
-    for mask in ("learned", "anchored", "winner-take-all"):
-        settings, given = PolicySettings(mask=mask), PolicySettings(mask=mask, beta=(0.5, 0.7), anchor_reach=2.0)
-        low, high = settings.beta_range(7, 7)
-        assert settings.beta_range(28, 28) == (low / 16, high / 16) and settings.reach(28, 28) == 4 * settings.reach(7, 7) == 12
-        assert given.beta_range(28, 28) == (0.5, 0.7) and given.reach(28, 28) == 2.0
+def test_a_fixed_mask_covers_on_a_finer_map_what_it_covers_on_the_papers():
     # The same place of the image, a quarter of the way: each coarse cell is the mean of the 4 x 4 fine cells in it.
-    coarse, fine = (WinnerTakeAll(PolicySettings(mask="winner-take-all"), side, side) for side in (7, 28))
+    coarse, fine = (WinnerTakeAll(FIXED_MASK.on_map(side * side)) for side in (7, 28))
     saliency = torch.zeros(1, 7, 7).index_put((torch.tensor(0), torch.tensor(2), torch.tensor(4)), torch.tensor(1.0))
     blown_up = saliency.repeat_interleave(4, 1).repeat_interleave(4, 2)
     blown_up[0, 10, 18] += 1  # its maximum lies near the middle of the coarse cell
@@ -346,27 +333,3 @@ def test_wrong_shapes_are_refused_by_name():
         policy(volumes, saliency, choose=greedy)
     with pytest.raises(ValueError, match="steps have shape"):
         policy(volumes, saliency, choose=greedy, steps=torch.tensor([1]))
-
-
-def test_the_square_around_a_glimpse_has_a_middle():
-    with pytest.raises(UsageError, match="glimpse_size = 4 is even"):
-        PolicySettings(glimpse_size=4)
-
-
-def test_a_glimpse_of_one_cell_reads_its_column_alone():
-    names = [name for name, _ in make(glimpse_size=1).named_parameters()]
-    assert not [name for name in names if "surround" in name]
-    wide = make(glimpse_size=3)
-    assert sum(p.numel() for p in wide.parameters()) > sum(p.numel() for p in make(glimpse_size=1).parameters())
-    # Nothing that is not learned is stored with the weights.
-    assert set(wide.state_dict()) == {name for name, _ in wide.named_parameters()} | {"volume_scale"}
-
-
-@pytest.mark.parametrize(("size", "height", "width"), [(3, 3, 4), (5, 2, 2), (3, 1, 1)])
-def test_neighbours_are_the_cells_of_the_square_that_lie_on_the_map(size, height, width):
-    cells, inside = neighbours(size, height, width)
-    assert cells.shape == inside.shape == (height * width, size * size - 1)
-    for cell in range(height * width):
-        row, column = divmod(cell, width)
-        near = [c for c in range(height * width) if max(abs(c // width - row), abs(c % width - column)) <= size // 2 and c != cell]
-        assert cells[cell][inside[cell].bool()].tolist() == near

@@ -11,7 +11,7 @@ from hsal_cli.policy.gaussian import gaussian_mask
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.inhibition import inhibit
 from hsal_cli.policy.interface import initial_glimpse, priority_map
-from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.variant import Variant
 
 CLASSES, C, H, W = 3, 4, 2, 3
 CELLS = [(i, j) for i in range(1, H + 1) for j in range(1, W + 1)]  # i, j as in the paper, from 1
@@ -64,8 +64,8 @@ def part(policy, prefix):
 
 def attention(policy, hidden, saliency):
     """The mixture's parameters [(alpha, beta, kappa1, kappa2)]."""
-    settings = policy.settings
-    low, high = settings.beta_range(H, W)
+    settings = policy.variant
+    low, high = settings.beta
     top = CELLS[saliency.index(max(saliency))]
     if settings.mask == "winner-take-all":
         return [(1.0, (low + high) / 2, *map(float, top))]
@@ -78,16 +78,10 @@ def attention(policy, hidden, saliency):
         if settings.mask == "learned":
             centre = (sigmoid(y) * H, sigmoid(x) * W)
         else:
-            reach = settings.reach(H, W)
+            reach = settings.reach
             centre = (top[0] + reach * math.tanh(y), top[1] + reach * math.tanh(x))
         gaussians.append((alpha, low + (high - low) * sigmoid(b), *centre))
     return gaussians
-
-
-def square(cell, side):
-    """The cells around a cell, on the map or off it."""
-    reach = range(-(side // 2), side // 2 + 1)
-    return [(cell[0] + i, cell[1] + j) for i in reach for j in reach if (i, j) != (0, 0)]
 
 
 def convolved(layer, maps, apart):
@@ -119,7 +113,7 @@ def stop_shift(policy, first, saliency, priority):
 
 def roll_out(policy, volume, saliency, labels):
     """One example, labelled as told; yields what each meta-step has, by the names of Episode."""
-    settings, stop = policy.settings, policy.stop
+    settings, stop = policy.variant, policy.stop
     scale = policy.volume_scale.item()
     columns = [[volume[c][i - 1][j - 1] / scale for c in range(C)] for i, j in CELLS]
     raw = [saliency[i - 1][j - 1] for i, j in CELLS]
@@ -129,7 +123,6 @@ def roll_out(policy, volume, saliency, labels):
     context, location, glimpse = (part(policy, f"controller.encode_{name}") for name in ("context", "location", "glimpse"))
     by_cell = [list(column) for column in zip(*location["weight"], strict=True)]
     encode = [a + b + c for a, b, c in zip(context["weight"], by_cell, glimpse["weight"], strict=True)]  # W_encode, whole
-    surround = part(policy, "controller.surround")
     gru_controller, heads = part(policy, "controller.gru"), {n: part(policy, f"controller.{n}") for n in ("label", "value", "location")}
     memory = [0.0] * (stop + 1)
     h_meta, h = [0.0] * settings.meta_hidden, [0.0] * settings.controller_hidden
@@ -140,31 +133,25 @@ def roll_out(policy, volume, saliency, labels):
         M = [phi(gaussians, i, j) for i, j in CELLS]
         P = normalise([m * s for m, s in zip(M, S, strict=True)])
         g = [sum(m * column[c] for m, column in zip(M, columns, strict=True)) for c in range(C)]
-        a, around = [0.0] * len(CELLS), [0.0] * settings.controller_encode
+        a = [0.0] * len(CELLS)
         if settings.controller_state == "reset":
             h = [0.0] * settings.controller_hidden
         glimpses, scores, values = [], [], []
         for i in range(settings.glimpses + 1):
             e = linear(encode, P + memory + a + g, context["bias"])
-            h = gru(gru_controller, [one + more for one, more in zip(e, around, strict=True)], h)
+            h = gru(gru_controller, e, h)
             values.append(linear(heads["value"]["weight"], h, heads["value"]["bias"])[0])
             if i < settings.glimpses:
                 mlp = heads["location"]
                 seen = h + [math.sqrt(len(h)) * p for p in P] if settings.location_input != "hidden" else h
                 hidden = [max(v, 0.0) for v in linear(mlp["0.weight"], seen, mlp["0.bias"])]
                 scores.append(linear(mlp["2.weight"], hidden, mlp["2.bias"]))
-                if settings.location_input == "hidden+priority+residual":
+                if settings.location_input == "priority":
                     scores[-1] = [score + policy.controller.priority_weight.item() * p for score, p in zip(scores[-1], P, strict=True)]
                 cell = scores[-1].index(max(scores[-1]))
                 glimpses.append(cell)
                 a = [float(c == cell) for c in range(len(CELLS))]
                 g = columns[cell]
-                if surround:
-                    seen = [
-                        columns[CELLS.index(near)] if near in CELLS else [0.0] * C for near in square(CELLS[cell], settings.glimpse_size)
-                    ]
-                    narrowed = [value for column in seen for value in linear(surround["narrow.weight"], column)]
-                    around = linear(surround["encode.weight"], narrowed)
         yield {
             "logits": linear(heads["label"]["weight"], h, heads["label"]["bias"]),
             "stop_shift": stop_shift(policy, first, S, P),
@@ -176,22 +163,21 @@ def roll_out(policy, volume, saliency, labels):
             "saliency": [S[i * W : (i + 1) * W] for i in range(H)],
             "gaussians": gaussians,
         }
-        wider = [(alpha, beta / settings.inhibition_reach**2, y, x) for alpha, beta, y, x in gaussians]
+        wider = [(alpha, beta / settings.inhibition_width**2, y, x) for alpha, beta, y, x in gaussians]
         S = update(S, [phi(wider, i, j) for i, j in CELLS], glimpses, settings.inhibition == "normalized")
         named = [float(c == label) for c in range(stop + 1)]
-        memory = [m + n for m, n in zip(memory, named, strict=True)] if settings.label_memory == "counts" else named
+        memory = [m + n for m, n in zip(memory, named, strict=True)] if settings.memory == "counts" else named
 
 
 @pytest.mark.parametrize("glimpses", [0, 1, 2])
 @pytest.mark.parametrize("state", ["carry", "reset"])
 @pytest.mark.parametrize("memory", ["last", "counts"])
-@pytest.mark.parametrize("location_input", ["hidden", "hidden+priority", "hidden+priority+residual"])
+@pytest.mark.parametrize("location_input", ["hidden", "priority"])
 @pytest.mark.parametrize("inhibition", ["mask", "normalized"])
 @pytest.mark.parametrize("mask", ["learned", "anchored", "winner-take-all"])
 def test_roll_out_is_the_papers_equations(mask, inhibition, location_input, memory, state, glimpses):
-    settings = PolicySettings(
+    settings = Variant(
         glimpses=glimpses,
-        glimpse_size=2 * glimpses - 1 if glimpses else 1,
         gaussians=1 + glimpses,
         meta_encode=5,
         meta_hidden=4,
@@ -226,7 +212,7 @@ def test_roll_out_is_the_papers_equations(mask, inhibition, location_input, memo
 
 def test_greedy_roll_out_ends_where_the_reference_names_stop():
     torch.manual_seed(4)
-    settings = PolicySettings(meta_encode=5, meta_hidden=4, controller_encode=6, controller_hidden=7, location_hidden=3)
+    settings = Variant(meta_encode=5, meta_hidden=4, controller_encode=6, controller_hidden=7, location_hidden=3)
     policy = with_stop_head(HSAL(settings, CLASSES, (C, H, W)).double())
     volumes = torch.randn(8, C, H, W, dtype=torch.float64).abs() * 4
     saliency = volumes.pow(2).sum(1)

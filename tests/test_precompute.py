@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from hsal_cli.errors import FileError, Interrupted, UsageError
-from hsal_cli.features import precompute as room
 from hsal_cli.features import writer as feature_writer
 from hsal_cli.features.precompute import plan, precompute
 from hsal_cli.features.saliency.models import activation_saliency
@@ -25,6 +24,7 @@ from hsal_cli.features.settings import PrecomputeSettings
 from hsal_cli.features.table import check_match, open_features
 from hsal_cli.progress import Reporter
 from hsal_cli.storage import checkpoints
+from hsal_cli.upkeep.check import check_path
 from hsal_cli.vision.backbone import ActivationModel, load_backbone
 from hsal_cli.vision.devices import autocast_gains
 from hsal_cli.vision.images import to_input
@@ -138,20 +138,52 @@ def test_features_are_those_of_a_direct_forward_pass_and_everything_else_is_copi
         assert file.attrs["complete"] and all(data.fletcher32 for group in file.values() for data in group.values())
 
 
-def test_volumes_beyond_half_precision_are_clipped_and_their_saliency_is_not(made, tmp_path, monkeypatch):
+@pytest.fixture
+def loud(monkeypatch):
+    """An activation model whose activations float16 cannot hold."""
+    room = sys.modules["hsal_cli.features.precompute"]
     real = room.fused
 
-    def loud(model):
+    def louder(model):
         faster = real(model)
         forward = faster.forward
         faster.forward = lambda images: forward(images) * 1e6
         return faster
 
-    monkeypatch.setattr(room, "fused", loud)
+    monkeypatch.setattr(room, "fused", louder)
+
+
+@pytest.mark.usefixtures("loud")
+def test_volumes_beyond_half_precision_are_clipped_and_their_saliency_is_not(made, tmp_path):
     with open_features(run(made, tmp_path / "f.h5")) as features:
         table = features.table("test")
     assert table.volumes.isfinite().all() and table.volumes.max() == 65504
     assert table.saliency.max() > 65504**2
+
+
+@pytest.mark.usefixtures("loud", "small_chunks")
+@pytest.mark.parametrize("stops", [(), (2,), (6, 1)])
+def test_what_float16_cannot_hold_is_counted_and_warned_of_however_often_it_was_interrupted(made, tmp_path, stops):
+    out, heard = tmp_path / "f.h5", Heard()
+    for stop_after in stops:
+        with pytest.raises(Interrupted):
+            run(made, out, Heard(stop_after))
+    run(made, out, heard)
+    with open_features(out) as features:
+        counts = {split: int((features.table(split).volumes == 65504).sum()) for split in features.splits}
+        assert {split: features.cut_off(split) for split in features.splits} == counts and all(counts.values())
+        share = sum(counts.values()) / sum(features.table(split).volumes.numel() for split in features.splits)
+    warned = [line for line in heard.warned if "cut off" in line]
+    assert len(warned) == 1 and f"{sum(counts.values()):,} activations ({share:.2%})" in warned[0] and "65,504" in warned[0]
+    assert any("were cut off" in note for note in check_path(out).notes)
+
+
+def test_nothing_is_warned_of_where_nothing_is_cut_off(made, tmp_path):
+    heard = Heard()
+    run(made, tmp_path / "f.h5", heard)
+    with open_features(tmp_path / "f.h5") as features:
+        assert [features.cut_off(split) for split in features.splits] == [0, 0]
+    assert not [line for line in heard.warned if "cut off" in line]
 
 
 def test_a_backbone_that_gives_nan_is_refused_by_name(made, tmp_path):
@@ -255,7 +287,7 @@ def test_what_is_no_feature_file_is_never_replaced(made, tmp_path, content):
 
 
 def test_too_small_a_disk_is_refused_before_the_work(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(FileError, match="no room"):
         run(made, tmp_path / "f.h5")
     assert not list(tmp_path.iterdir())
@@ -282,6 +314,7 @@ def killed(made, tmp_path_factory) -> Path:
 import os, signal, sys
 from pathlib import Path
 import torch
+from hsal_cli.upkeep.check import check_path
 from hsal_cli.features import writer as feature_writer
 from hsal_cli.features.precompute import precompute
 from hsal_cli.features.settings import PrecomputeSettings

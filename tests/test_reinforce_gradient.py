@@ -6,12 +6,12 @@ import itertools
 
 import pytest
 import torch
-from learning_parts import PLAIN, gradients, images, targets_of, tiny_policy
+from learning_parts import PLAIN, TINY, gradients, images, targets_of, tiny_policy
 from torch import Tensor
 
 from hsal_cli.policy.episode import Episode
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.runs.settings import TrainSettings
+from hsal_cli.policy.variant import Variant
 from hsal_cli.training.objectives import Targets, losses
 
 LOCATION_HEAD = ("controller.location", "controller.priority_weight")
@@ -65,13 +65,13 @@ def enumerate_all(policy: HSAL, true: list[int], stop: str, monkeypatch: pytest.
     return Enumerated(episode, targets_of([true] * len(every), classes), labels, log_label, log_glimpse, columns, priority)
 
 
-def estimator_mean(found: Enumerated, policy: HSAL, settings: TrainSettings) -> dict[str, Tensor]:
+def estimator_mean(found: Enumerated, policy: HSAL, variant: Variant) -> dict[str, Tensor]:
     """Expectation of minus the surrogate's gradient: each trajectory's own, weighted by its probability."""
     total = torch.zeros((), dtype=torch.double)
     for b, probability in enumerate(found.probability.detach()):
         parts = {field.name: getattr(found.episode, field.name)[:, b : b + 1] for field in dataclasses.fields(Episode)}
         one = Targets(*(getattr(found.targets, name)[b : b + 1] for name in ("labels", "counts", "sizes")))
-        terms, _ = losses(Episode(**parts), one, settings)
+        terms, _ = losses(Episode(**parts), one, PLAIN, variant)
         total = total - probability * (terms["class"] + terms["location"])
     return gradients(total, policy)
 
@@ -81,43 +81,6 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-8, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
     assert any(grad.abs().max() > 1e-3 for name, grad in expected.items() if name.startswith("meta_controller"))
     assert expected["controller.label.weight"].abs().max() > 1e-3 and expected["controller.location.2.weight"].abs().max() > 1e-4
-
-
-@pytest.mark.parametrize("stop", ["supervised", "sampled"])
-@pytest.mark.parametrize("true", [[1], [0, 0], [1, 0]])
-def test_the_surrogate_with_return_to_go_has_the_gradient_of_the_expected_total_reward(true, stop, monkeypatch) -> None:
-    policy = tiny_policy(2)
-    found = enumerate_all(policy, true, stop, monkeypatch)
-    assert found.probability.sum().item() == pytest.approx(1.0)
-    # J, where P at the glimpse is a reward and not a function of the weights, as in the paper's surrogate.
-    expected_reward = (found.probability * (torch.tensor(found.rewards).double() + found.location_rewards).sum(0)).sum()
-    settings = dataclasses.replace(PLAIN, stop=stop, return_to_go=True)
-    assert_same(estimator_mean(found, policy, settings), gradients(expected_reward, policy))
-
-
-def test_the_enumerated_gradient_is_that_of_finite_differences(monkeypatch) -> None:
-    """The heads change probabilities alone, so nudging one weight must move the expected total reward by its gradient."""
-    policy = tiny_policy(2)
-
-    def expected_reward() -> float:
-        found = enumerate_all(policy, [1, 0], "supervised", monkeypatch)
-        return (found.probability * (torch.tensor(found.rewards).double() + found.location_rewards).sum(0)).sum().item()
-
-    found = estimator_mean(enumerate_all(policy, [1, 0], "supervised", monkeypatch), policy, dataclasses.replace(PLAIN, return_to_go=True))
-    for name, place in (
-        ("controller.label.weight", (0, 1)),
-        ("controller.location.2.bias", (2,)),
-        ("controller.location.0.weight", (1, 3)),
-    ):
-        weight = policy.get_parameter(name)
-        step, values = 1e-5, []
-        for sign in (1, -2):
-            with torch.no_grad():
-                weight[place] += sign * step
-            values.append(expected_reward())
-        with torch.no_grad():
-            weight[place] += step
-        assert found[name][place].item() == pytest.approx((values[0] - values[1]) / (2 * step), abs=1e-6), name
 
 
 @pytest.mark.parametrize("gradient", ["sampled", "expected"])
@@ -135,7 +98,7 @@ def test_the_immediate_surrogate_has_the_gradient_of_each_actions_own_expected_r
         objective = objective + ((given + glimpse + label.detach() + later).exp() * found.location_rewards[t]).sum()
         objective = objective + ((given + glimpse.detach() + label + later).exp() * torch.tensor(found.rewards[t]).double()).sum()
         given = given + (label + glimpse).detach()
-    assert_same(estimator_mean(found, policy, dataclasses.replace(PLAIN, stop=stop, gradient=gradient)), gradients(objective, policy))
+    assert_same(estimator_mean(found, policy, dataclasses.replace(TINY, stop=stop, gradient=gradient)), gradients(objective, policy))
 
 
 @pytest.mark.parametrize(("gradient", "varies"), [("sampled", True), ("expected", False)])
@@ -147,7 +110,7 @@ def test_the_expected_gradient_is_the_same_whatever_the_last_action_was(gradient
     for b in range(0, len(found.labels[0]), CELLS):
         parts = {field.name: getattr(found.episode, field.name)[:, b : b + 1] for field in dataclasses.fields(Episode)}
         one = Targets(*(getattr(found.targets, name)[b : b + 1] for name in ("labels", "counts", "sizes")))
-        terms.append(losses(Episode(**parts), one, dataclasses.replace(PLAIN, stop="sampled", gradient=gradient))[0]["class"].item())
+        terms.append(losses(Episode(**parts), one, PLAIN, dataclasses.replace(TINY, stop="sampled", gradient=gradient))[0]["class"].item())
     assert len(terms) == 3
     assert (max(terms) - min(terms) > 1e-3) == varies
 
@@ -157,7 +120,7 @@ def test_with_one_label_the_immediate_class_term_has_the_exact_gradient(monkeypa
     policy = tiny_policy(2)
     found = enumerate_all(policy, [1], "supervised", monkeypatch)
     exact = gradients((found.probability * torch.tensor(found.rewards[0]).double()).sum(), policy)
-    immediate = estimator_mean(found, policy, PLAIN)
+    immediate = estimator_mean(found, policy, TINY)
     for name in exact:
         if not name.startswith(LOCATION_HEAD):
             torch.testing.assert_close(immediate[name], exact[name], rtol=1e-8, atol=1e-10)

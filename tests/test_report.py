@@ -20,10 +20,12 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.models.load import load_policy
 from hsal_cli.pictures.charts.curves import DPI, HEIGHT, WIDTH
 from hsal_cli.policy.choosing import greedy
+from hsal_cli.policy.variant import DEFAULT
 from hsal_cli.report.detail import Detail, choose, confusion, detail, exact_by_count
 from hsal_cli.report.report_figures import count_figure, curve_figures, curve_name
 from hsal_cli.report.report_page import Page, PageFigure, PageFinding, Section, render, spark
 from hsal_cli.scenes.scene_file import open_scenes
+from hsal_cli.settings import as_dict
 
 app = typer.Typer()
 app.command("report")(report)
@@ -42,7 +44,7 @@ def write_history(run, rows, state="finished", kind="policy", config=None):
     run.mkdir(parents=True, exist_ok=True)
     (run / "status.json").write_text(json.dumps({"format": "hsal-run", "kind": kind, "state": state, "updated": "2026"}))
     config = config or {"train": {"objective": "rl", "seed": 0, "epochs": max(1, len(rows))}}
-    others = {"features": "f.h5", "features_digest": "f", "policy": {}}
+    others = {"features": "f.h5", "features_digest": "f", "variant": as_dict(DEFAULT)}
     if kind == "backbone":
         others = {"scenes": "s.h5", "scenes_digest": "s", "weights_used": "random"}
     (run / "config.json").write_text(json.dumps({**others, **config}))

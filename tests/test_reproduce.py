@@ -24,7 +24,7 @@ from hsal_cli.experiments.grid_run import AGAIN, run_grid
 from hsal_cli.experiments.summary import GridRun, table_rows
 from hsal_cli.progress import SILENT
 from hsal_cli.storage import checkpoints
-from hsal_cli.storage.files import write_sealed
+from hsal_cli.storage.files import write_json, write_sealed
 
 TOY = """
 [make-data]
@@ -44,7 +44,7 @@ epoch_images = 8
 batch_size = 8
 validation = 4
 
-[policy]
+[variant]
 meta_encode = 8
 meta_hidden = 8
 controller_encode = 16
@@ -337,6 +337,19 @@ def test_an_objective_may_have_seeds_of_its_own() -> None:
     grid = Grid(("a",), ("rl", "multiset"), (0, 1), Path("runs"), recipe_for(None, None), EvalSettings(), own_seeds={"multiset": (1, 5)})
     cells = grid.cells
     assert [(cell.objective, cell.seed) for cell in cells] == [("rl", 0), ("rl", 1), ("multiset", 1), ("multiset", 5)]
+
+
+def test_a_grid_of_hsal_0_1_is_held_against_what_its_open_values_meant_then(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = recipe_for(None, None)
+    grid = Grid(("a",), ("rl",), (0,), Path("grid"), recipe, EvalSettings())
+    for memory, fits in (("last", True), (None, False)):  # None was counts
+        policy = {"mask": "anchored", "beta": None, "inhibition_width": None, "memory": memory, "stop_input": None}
+        train = {"stop": "supervised", "gradient": None, "epochs": recipe.train.epochs}
+        (tmp_path / "grid").mkdir(exist_ok=True)
+        write_json(tmp_path / "grid" / "grid.json", {"format": "hsal-grid", "settings": {"policy": policy, "train": train}})
+        with contextlib.nullcontext() if fits else pytest.raises(UsageError, match=r"variant\.memory is counts, not last"):
+            plan(grid)
 
 
 def test_seeds_and_names_are_read_as_they_are_written() -> None:

@@ -1,6 +1,8 @@
 """Finer maps: fine-tuning, precomputing, training, evaluation and pictures at 14 and 28 cells a side, at toy size."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -18,12 +20,15 @@ from hsal_cli.finetuning.finetune import finetune
 from hsal_cli.models.load import find_backbone, load_policy
 from hsal_cli.models.look import look_at_scenes
 from hsal_cli.pictures.trajectory import draw_trajectory
-from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.variant import DEFAULT, FIXED_MASK, Variant
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
+from hsal_cli.storage.hdf5 import attribute, put_text, seal
 from hsal_cli.training.train import train
+from hsal_cli.upkeep.check import check_path
 from hsal_cli.vision.backbone import ActivationModel, finer, load_backbone
 
 CPU = torch.device("cpu")
+SMALL = {"controller_encode": 8, "controller_hidden": 8, "location_hidden": 4, "meta_encode": 8, "meta_hidden": 8}
 
 
 def write_scenes(path: Path) -> Path:
@@ -62,9 +67,9 @@ def test_the_whole_pipeline_works_on_finer_maps(side, tmp_path):
     with open_features(features) as file:
         assert file.volume_shape == (512, side, side)
         assert file.table("test").saliency.shape == (2, side, side)
-    for mask in ("winner-take-all", "anchored"):
-        policy = PolicySettings(mask=mask, controller_encode=8, controller_hidden=8, location_hidden=4, meta_encode=8, meta_hidden=8)
-        train(features, tmp_path / mask, policy, TrainSettings(epochs=1, batch_size=4), CPU, backbone=run.path)
+    for mask, variant in (("winner-take-all", FIXED_MASK), ("anchored", DEFAULT)):
+        variant = dataclasses.replace(variant, **SMALL)
+        train(features, tmp_path / mask, variant, TrainSettings(epochs=1, batch_size=4), CPU, backbone=run.path)
     loaded = load_policy(tmp_path / "winner-take-all")
     scores = evaluate_file(loaded, features, EvalSettings(resamples=2))
     assert scores["examples"] == 2
@@ -112,10 +117,16 @@ def test_features_finer_than_the_backbone_go_through_training_evaluation_and_pic
     plain = precompute(scenes, run.path, tmp_path / "plain.h5", PrecomputeSettings(batch_size=2), CPU)
     with open_features(plain) as file, open_features(own) as coarse:
         assert file.digest == coarse.digest  # asking for what it has changes nothing
-    policy = PolicySettings(controller_encode=8, controller_hidden=8, location_hidden=4, meta_encode=8, meta_hidden=8)
-    train(features, tmp_path / "p", policy, TrainSettings(epochs=1, batch_size=4), CPU, backbone=run.path)
+    for whole in (features, own, plain):
+        assert check_path(whole).ok, check_path(whole).faults
+    unasked = Path(shutil.copy(features, tmp_path / "unasked.h5"))
+    with h5py.File(unasked, "r+") as file:
+        put_text(file, "config", json.dumps({**json.loads(attribute(file, "config")), "resolution": None}))
+        seal(file, attribute(file, "digest"))
+    assert any("its digest is not that" in fault for fault in check_path(unasked).faults)  # nobody asked for 14 x 14 cells
+    train(features, tmp_path / "p", Variant(**SMALL), TrainSettings(epochs=1, batch_size=4), CPU, backbone=run.path)
     loaded = load_policy(tmp_path / "p")
-    backbone = find_backbone(loaded.meta)
+    backbone = find_backbone(loaded)
     assert (backbone.model.resolution, backbone.refined) == (14, "14")
     loaded.policy.controller.label.bias.data[-1] = -100  # never stop, so that there is something to score
     here, there = (

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsal_cli.training.rewards import count_labels, explained_variance, list_rewards, moments, multiset_rewards, returns_to_go
+from hsal_cli.training.rewards import action_rewards, count_labels, explained_variance, moments, of_named, remaining_before, turns
 
 CLASSES = 4
 label = st.integers(0, CLASSES - 1)
@@ -19,6 +19,16 @@ batches = st.lists(image, min_size=1, max_size=4)
 
 def padded(lists: list[list[int]], width: int = 5) -> torch.Tensor:
     return torch.tensor([[*labels, *[-1] * (width - len(labels))] for labels in lists])
+
+
+def multiset_rewards(named: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the labels named (T, B) earn, and what was left before each."""
+    left = remaining_before(named, counts)
+    return of_named(action_rewards(left), named), left
+
+
+def list_rewards(named: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return of_named(action_rewards(turns(labels, len(named), CLASSES)), named)
 
 
 def slow_rewards(true: list[int], named: list[int]) -> tuple[list[float], list[collections.Counter]]:
@@ -75,12 +85,6 @@ def test_stop_is_in_no_multiset_and_in_no_list() -> None:
     named = torch.full((2, 1), CLASSES)
     assert multiset_rewards(named, torch.ones(1, CLASSES, dtype=torch.long))[0].tolist() == [[-1.0], [-1.0]]
     assert list_rewards(named, torch.tensor([[0, -1]])).tolist() == [[-1.0], [-1.0]]
-
-
-def test_returns_to_go_sum_a_reward_and_all_behind_it() -> None:
-    rewards = torch.randn(7, 3, dtype=torch.double, generator=torch.Generator().manual_seed(1))
-    expected = [[math.fsum(rewards[t:, b].tolist()) for b in range(3)] for t in range(7)]
-    assert returns_to_go(rewards).tolist() == [pytest.approx(row, abs=1e-12) for row in expected]
 
 
 def test_explained_variance_is_the_share_of_the_returns_variance_that_the_baseline_takes_away() -> None:

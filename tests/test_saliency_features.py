@@ -1,6 +1,7 @@
 """Saliency models through the pipeline: features, training, evaluation and pictures hold to one model, and refuse another by name."""
 
 import json
+import sys
 from pathlib import Path
 
 import h5py
@@ -15,26 +16,26 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.evaluate import evaluate_file
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments.pipeline import ensure_features
-from hsal_cli.features import precompute as room
 from hsal_cli.features.precompute import precompute
 from hsal_cli.features.saliency.cells import to_cells
 from hsal_cli.features.saliency.itti import itti_saliency
-from hsal_cli.features.saliency.models import saliency_model
-from hsal_cli.features.settings import PrecomputeSettings
+from hsal_cli.features.saliency.models import CenterPrior, saliency_model
+from hsal_cli.features.settings import SALIENCY, PrecomputeSettings
 from hsal_cli.features.table import check_match, dataset_of, features_path, open_features
 from hsal_cli.main import app
 from hsal_cli.models.load import load_policy
 from hsal_cli.models.look import look, look_at_scenes
-from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.variant import Variant
 from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.storage import checkpoints
-from hsal_cli.storage.hdf5 import attribute
+from hsal_cli.storage.hdf5 import attribute, put_text, seal
 from hsal_cli.training.train import train
+from hsal_cli.upkeep.check import check_path
 from hsal_cli.vision.backbone import ActivationModel, load_backbone
 
 CPU = torch.device("cpu")
-SMALL = PolicySettings(controller_encode=8, controller_hidden=8, location_hidden=4)
+SMALL = Variant(controller_encode=8, controller_hidden=8, location_hidden=4)
 
 
 def write_backbone(path: Path, poison: float = 0.0) -> Path:
@@ -75,7 +76,7 @@ def test_volumes_of_other_features_are_copied_without_running_the_backbone(made,
     def never(*_):
         raise AssertionError("the backbone was run")
 
-    monkeypatch.setattr(room, "to_input", never)
+    monkeypatch.setattr(sys.modules["hsal_cli.features.precompute"], "to_input", never)
     settings = PrecomputeSettings(saliency="itti", batch_size=10)
     out = precompute(made / "s.h5", made / "b", tmp_path / "f.h5", settings, CPU, volumes_from=made / "s.features.h5")
     with open_features(out) as found, open_features(made / "s.itti.features.h5") as wanted:
@@ -148,6 +149,36 @@ def test_maps_from_files_are_found_by_split_and_row_and_not_used_for_other_scene
     np.save(tmp_path / "test.npy", maps["test"] + 1)
     with open_features(out) as features, pytest.raises(FileError, match="of other files"):
         check_match(features, saliency_digest=saliency_model(f"file:{tmp_path}").digest)
+
+
+@pytest.mark.parametrize("kind", [*SALIENCY, "file"])
+def test_hsal_check_finds_features_of_every_saliency_model_sound_and_tells_one_from_another(made, tmp_path, kind):
+    for split, count in (("train", TRAIN), ("test", TEST)):
+        np.save(tmp_path / f"{split}.npy", np.ones((count, 2, 2), np.float32))
+    name = f"file:{tmp_path}" if kind == "file" else kind
+    copied = {} if kind == "activation" else {"volumes_from": made / "s.features.h5"}
+    out = precompute(made / "s.h5", made / "b", tmp_path / "f.h5", PrecomputeSettings(saliency=name), CPU, **copied)
+    assert check_path(out).ok, check_path(out).faults
+    with h5py.File(out, "r+") as file:
+        put_text(file, "saliency_digest", "another")
+        seal(file, attribute(file, "digest"))  # as whoever changes it would
+    assert check_path(out).faults == ["its digest is not that of the scene file, the backbone and the saliency model that it names"]
+
+
+def test_a_saliency_model_that_gives_values_below_0_is_refused_by_name(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(CenterPrior, "__call__", lambda self, images, volumes, names: -torch.ones(len(volumes), *volumes.shape[2:]))
+    with pytest.raises(FileError, match="saliency model center gives values below 0"):
+        precompute(made / "s.h5", made / "b", tmp_path / "f.h5", PrecomputeSettings(saliency="center"), CPU)
+    assert not (tmp_path / "f.h5").exists()
+
+
+def test_a_feature_file_with_saliency_below_0_is_not_trained_on(made, tmp_path):
+    out = tmp_path / "f.h5"
+    out.write_bytes((made / "s.features.h5").read_bytes())
+    with h5py.File(out, "r+") as file:
+        file["train/saliency"][5, 1, 0] = -0.5
+    with pytest.raises(FileError, match="train: row 5 of saliency has values below 0"):
+        train(out, tmp_path / "run", SMALL, TrainSettings(epochs=1, batch_size=16), CPU)
 
 
 def test_volumes_that_are_not_finite_are_refused_whatever_the_saliency_model(made, tmp_path):

@@ -10,7 +10,6 @@ from idx_files import write_idx_set
 
 from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.progress import Reporter
-from hsal_cli.scenes import make
 from hsal_cli.scenes.digits import strokes
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes
@@ -21,7 +20,7 @@ from hsal_cli.scenes.settings import SceneSettings
 def recipe(tmp_path, monkeypatch):
     """A function that makes small settings with digits from a toy IDX set; parts are small, so that workers share the work."""
     folder = write_idx_set(tmp_path / "digits")
-    monkeypatch.setattr(make, "PART", 8)
+    monkeypatch.setattr(sys.modules["hsal_cli.scenes.make"], "PART", 8)
     small = {"train": 30, "test": 12, "image_size": 40, "digit_size": (8, 16), "clutter": 3, "mnist_dir": str(folder)}
     return lambda **changes: SceneSettings(**{**small, **changes})
 
@@ -116,7 +115,7 @@ def test_a_stopped_run_leaves_nothing_behind_and_the_older_file_as_it_was(recipe
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers inherit the fault by a fork")
 def test_a_worker_that_dies_is_an_error_and_not_a_wait_without_end(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(make, "compose_part", lambda *_: os._exit(9))
+    monkeypatch.setattr(sys.modules["hsal_cli.scenes.make"], "compose_part", lambda *_: os._exit(9))
     with pytest.raises(FileError, match="a worker process died"):
         make_dataset("mnist-multiset", recipe(), tmp_path / "made" / "a.h5", workers=2)
     assert list((tmp_path / "made").iterdir()) == []

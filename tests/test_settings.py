@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +14,9 @@ from typer.testing import CliRunner
 from hsal_cli.commands.options import DryRun, Given, check_resumed, known_tables, one_of, options, settings_for
 from hsal_cli.console import exit_code_of
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.variant import Variant
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
+from hsal_cli.scenes.settings import SceneSettings, SvhnSettings
 from hsal_cli.settings import SEED_LIMIT, as_dict, build, check, check_tables, parse, preset_names, read_tables, setting
 from hsal_cli.storage.files import write_sealed
 
@@ -122,13 +124,13 @@ def test_all_fields_out_of_range_are_named_at_once() -> None:
     assert "count = 0" in caught.value.message and "rate = 7.0" in caught.value.message
 
 
-@pytest.mark.parametrize("kind", [Toy, TrainSettings, FinetuneSettings, PolicySettings])
+@pytest.mark.parametrize("kind", [Toy, TrainSettings, FinetuneSettings, Variant])
 def test_settings_survive_json(kind: type) -> None:
     import json
 
     assert build(kind, json.loads(json.dumps(as_dict(kind())))) == kind()
-    beta = PolicySettings(beta=(0.1, 1.0))
-    assert build(PolicySettings, json.loads(json.dumps(as_dict(beta)))) == beta
+    sizes = SceneSettings(digit_size=(10, 20))
+    assert build(SceneSettings, json.loads(json.dumps(as_dict(sizes)))) == sizes
 
 
 def test_parse_gives_a_pair_for_one_number() -> None:
@@ -191,10 +193,10 @@ def call(tmp_path: Path):
     received = {}
     app = typer.Typer()
 
-    @options(settings=TrainSettings, policy=PolicySettings)
-    def toy(settings: TrainSettings, policy: PolicySettings, *, dry_run: DryRun = False) -> None:
+    @options(settings=TrainSettings, scenes=SceneSettings, svhn=SvhnSettings)
+    def toy(settings: TrainSettings, scenes: SceneSettings, svhn: SvhnSettings, *, dry_run: DryRun = False) -> None:
         """A toy command."""
-        received.update(settings=settings, policy=policy, dry_run=dry_run)
+        received.update(settings=settings, scenes=scenes, svhn=svhn, dry_run=dry_run)
 
     app.command("toy")(toy)
     app.callback()(lambda: None)
@@ -210,26 +212,26 @@ def test_every_field_becomes_an_option_with_its_help_range_and_default(call, cap
     monkeypatch.setenv("COLUMNS", "200")
     call("--help")
     said = capsys.readouterr().out
-    words = ("A toy command.", "--objective", "--gaussians", "--dry-run", "--preset", "--config", "--return-to-go", "--no-return-to-go")
+    words = ("A toy command.", "--objective", "--digit-size", "--dry-run", "--preset", "--config", "--extra", "--no-extra")
     shown = ("Passes over the training part. (1 to 100000)", f"default: ({TrainSettings().epochs})", "norm of the gradient. (above 0)")
     assert [word for word in (*words, *shown) if word not in said] == []
 
 
 def test_options_reach_the_settings(call, tmp_path: Path) -> None:
     code, found = call()
-    assert code == 0 and found == {"settings": TrainSettings(), "policy": PolicySettings(), "dry_run": False}
-    words = ("--objective", "multiset", "--epochs", "4", "--return-to-go", "--beta", "0.5-1.5", "--gaussians", "3", "--dry-run")
+    assert code == 0 and found == {"settings": TrainSettings(), "scenes": SceneSettings(), "svhn": SvhnSettings(), "dry_run": False}
+    words = ("--objective", "multiset", "--epochs", "4", "--extra", "--count", "2-3", "--clutter", "3", "--dry-run")
     code, found = call(*words, "--learning-rate", "1e-3")
     assert code == 0 and found["dry_run"] is True
-    assert found["settings"] == TrainSettings(objective="multiset", epochs=4, return_to_go=True, learning_rate=1e-3)
-    assert found["policy"] == PolicySettings(beta=(0.5, 1.5), gaussians=3)
-    (tmp_path / "mine.toml").write_text("[train]\nreturn_to_go = true\nepochs = 7\n[policy]\nglimpses = 1\n")
-    code, found = call("--config", str(tmp_path / "mine.toml"), "--no-return-to-go")
-    assert found["settings"] == TrainSettings(epochs=7) and found["policy"] == PolicySettings(glimpses=1)
+    assert found["settings"] == TrainSettings(objective="multiset", epochs=4, learning_rate=1e-3)
+    assert found["scenes"] == SceneSettings(count=(2, 3), clutter=3) and found["svhn"] == SvhnSettings(extra=True)
+    (tmp_path / "mine.toml").write_text("[train]\nepochs = 7\n[svhn-multiset]\nextra = true\n[make-data]\nclutter = 1\n")
+    code, found = call("--config", str(tmp_path / "mine.toml"), "--no-extra")
+    assert found["settings"] == TrainSettings(epochs=7) and found["scenes"] == SceneSettings(clutter=1) and not found["svhn"].extra
 
 
 @pytest.mark.parametrize(
-    "words", [("--epochs", "0"), ("--learning-rate", "nan"), ("--seed", str(2**64)), ("--beta", "2-1"), ("--preset", "x")]
+    "words", [("--epochs", "0"), ("--learning-rate", "nan"), ("--seed", str(2**64)), ("--count", "2-1"), ("--preset", "x")]
 )
 def test_options_that_cannot_be_used_are_refused_in_two_lines(words, call, capsys) -> None:
     code, found = call(*words)
@@ -246,11 +248,11 @@ def test_settings_beside_resume_are_refused_where_they_are_not_the_runs(tmp_path
     run = tmp_path / "run"
     run.mkdir()
     write_sealed(run / "status.json", {"kind": "policy", "state": "stopped"})
-    tables = {"train": as_dict(held), "policy": as_dict(PolicySettings())}
+    tables = {"train": as_dict(held), "variant": as_dict(Variant())}
     write_sealed(run / "config.json", {"features": "f.h5", "features_digest": "f" * 64, **tables})
     check = functools.partial(check_resumed, run, "policy")
     for asked, given in ((TrainSettings(), set()), (held, {"epochs", "seed"}), (TrainSettings(epochs=30), {"epochs"})):
-        assert check(None, {"train": given}, train=asked, policy=PolicySettings()).train.epochs == 30
+        assert check(None, {"train": given}, train=asked, variant=Variant()).train.epochs == 30
     changed = TrainSettings(epochs=40, seed=3)
     with pytest.raises(UsageError, match="epochs is 30, not 40; seed is 2, not 3"):
         check(None, {"train": {"epochs", "seed"}}, train=changed)
@@ -264,21 +266,19 @@ def test_settings_beside_resume_are_refused_where_they_are_not_the_runs(tmp_path
         check_resumed(tmp_path / "nowhere", "policy", None, {})
 
 
-def test_the_authors_grid_is_the_papers_recipe_on_a_grid() -> None:
-    paper, theirs = read_tables("paper", None), read_tables("authors-grid", None)
-    assert (paper["make-data"].pop("placement"), theirs["make-data"].pop("placement")) == ("free", "grid")
-    assert theirs == {table: values for table, values in paper.items() if table in theirs}
-    assert set(theirs) == {"make-data", "finetune", "policy", "train"}
+def test_a_key_of_another_table_is_told_where_it_stands() -> None:
+    with pytest.raises(UsageError, match=re.escape("unknown key train.stop (it stands in [variant])")):
+        check_tables({"train": {"stop": "sampled"}}, known_tables())
 
 
 def test_a_command_learns_which_settings_the_user_gave(tmp_path: Path) -> None:
     app, found = typer.Typer(), []
 
     @app.command()
-    @options(settings=TrainSettings, policy=PolicySettings)
-    def go(settings: TrainSettings, policy: PolicySettings, *, given: Given) -> None:
+    @options(settings=TrainSettings, scenes=SceneSettings)
+    def go(settings: TrainSettings, scenes: SceneSettings, *, given: Given) -> None:
         found.append(given)
 
     (tmp_path / "s.toml").write_text("[train]\nepochs = 12\n[finetune]\ncrowd = 2\n")
-    CliRunner().invoke(app, ["--seed", "0", "--mask", "learned", "--config", str(tmp_path / "s.toml")])
-    assert found[0]["train"] == {"epochs", "seed"} and found[0]["policy"] == {"mask"} and found[0]["finetune"] == set()
+    CliRunner().invoke(app, ["--seed", "0", "--clutter", "3", "--config", str(tmp_path / "s.toml")])
+    assert found[0]["train"] == {"epochs", "seed"} and found[0]["make-data"] == {"seed", "clutter"} and found[0]["finetune"] == set()

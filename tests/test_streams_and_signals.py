@@ -144,7 +144,7 @@ def test_a_checkpoint_for_which_there_is_no_room_is_a_clear_error(tmp_path, monk
         patch.setattr(checkpoints, "write_checkpoint", write)
         train(LineTask(), run, StoppingReporter())
     assert caught.value.hint.startswith("free some space") and f"--resume '{run.path}'" in caught.value.hint
-    assert run.status["state"] == "failed" and checkpoints.names(run.checkpoints) == [calls[0].name]
+    assert run.status.state == "failed" and checkpoints.names(run.checkpoints) == [calls[0].name]
     task = LineTask()
     assert len(train(task, run, StoppingReporter(), restored(task, checkpoints.load(run.checkpoints, "last")))) == 3
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 from PIL import Image
 
 from hsal_cli.errors import FileError
-from hsal_cli.scenes import make
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import StreetSettings
 from hsal_cli.scenes.street import street, typefaces
@@ -37,7 +37,7 @@ def labels_file(tmp_path) -> Path:
 
 
 def test_images_show_the_numbers_of_the_labels_file_in_the_order_of_its_names(labels_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(make, "PART", 3)
+    monkeypatch.setattr(sys.modules["hsal_cli.scenes.make"], "PART", 3)
     settings = StreetSettings(train=5, test=2, image_size=48, svhn_labels=str(labels_file), typefaces="bundled")
     with open_scenes(make_street_numbers(settings, tmp_path / "a.h5", workers=1)) as scenes:
         train = scenes.split("train")
@@ -56,7 +56,7 @@ def test_images_show_the_numbers_of_the_labels_file_in_the_order_of_its_names(la
 
 
 def test_an_image_depends_on_seed_split_and_number_alone(tmp_path, monkeypatch, faces):
-    monkeypatch.setattr(make, "PART", 2)
+    monkeypatch.setattr(sys.modules["hsal_cli.scenes.make"], "PART", 2)
     monkeypatch.setattr(street, "find_typefaces", lambda system: faces)
 
     def images(name: str, workers: int = 1, **changes: int) -> dict[str, np.ndarray]:

@@ -143,8 +143,8 @@ def test_glimpse_budgets_are_trained_once_each_and_anew_for_other_settings(made,
     first = rows(1)
     assert [row["value"] for row in first] == ["k = 0", "k = 1"] and first[0]["glimpse_hit"] is None
     for k in (0, 1):
-        trained = load_policy(tmp_path / "runs" / f"glimpses-{k}").policy.settings
-        assert trained == dataclasses.replace(SMALL, glimpses=k, memory="counts").for_training("rl", "supervised")
+        trained = load_policy(tmp_path / "runs" / f"glimpses-{k}").policy.variant
+        assert trained == dataclasses.replace(loaded.policy.variant, glimpses=k)
     trained = []
     monkeypatch.setattr(sweep_trained, "train", lambda *given, **more: trained.append(given[1].name) or train(*given, **more))
     monkeypatch.setattr(sweep_trained, "resume", lambda *given, **more: trained.append(given[0].name) or resume(*given, **more))

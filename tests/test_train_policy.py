@@ -1,7 +1,10 @@
 """Training the policy: that it learns, that it resumes exactly, what it holds out, and what its checkpoints say."""
 
+import contextlib
+import copy
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +13,12 @@ from evaluation_parts import write_features
 from learning_parts import SMALL, StoppingReporter, assert_equal, easy_table, small, without
 
 from hsal_cli.errors import FileError, Interrupted, TrainingError, UsageError
+from hsal_cli.models.load import load_policy
 from hsal_cli.policy.hsal import HSAL
+from hsal_cli.policy.variant import DEFAULT
 from hsal_cli.runs.run import Run
 from hsal_cli.runs.settings import TrainSettings
+from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
 from hsal_cli.training.train import VALIDATION_MOST, PolicyTask, hold_out, left_to_right, resume, train, volume_scale
 
@@ -40,7 +46,7 @@ def learn(settings: TrainSettings, images: int = 512, classes: int = 3, **table)
     return rewards, task.validate()
 
 
-def test_reinforce_learns_an_easy_problem_and_does_not_die() -> None:
+def test_the_policy_gradient_learns_an_easy_problem_and_does_not_die() -> None:
     rewards, scores = learn(TrainSettings(epochs=8, batch_size=32, learning_rate=2e-2))
     assert rewards[0] < 0.3  # chance is about -0.1; measured on three seeds: 0.96 to 0.97 in the end, exact match 0.97 to 0.99
     assert rewards[-1] > 0.75 and scores["exact_match"] > 0.7 and scores["macro_f1"] > 0.8
@@ -109,13 +115,13 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said(features, whole_run
 
 
 def test_resuming_on_other_features_is_refused(features, tmp_path, monkeypatch) -> None:
-    copy = tmp_path / "copy.h5"
-    copy.write_bytes(features.read_bytes())
+    other = tmp_path / "copy.h5"
+    other.write_bytes(features.read_bytes())
     with pytest.raises(Interrupted):
-        train(copy, tmp_path / "run", SMALL, FAST, CPU, StoppingReporter(1))
+        train(other, tmp_path / "run", SMALL, FAST, CPU, StoppingReporter(1))
     import h5py
 
-    with h5py.File(copy, "r+") as file:
+    with h5py.File(other, "r+") as file:
         file.attrs["digest"] = "e" * 64
         del file.attrs["attributes_digest"]
     with pytest.raises(FileError, match="is not the feature file"):
@@ -132,15 +138,13 @@ def test_an_existing_run_stays_unless_overwriting_is_asked_for(features, tmp_pat
 
 
 def test_the_checkpoint_says_what_evaluation_needs(features, whole_runs) -> None:
-    from hsal_cli.models.load import load_policy
-
     run = whole_runs("rl")
     meta = checkpoints.load(run.checkpoints, "best").meta
     assert meta["kind"] == "policy" and meta["classes"] == NAMES and meta["volume_shape"] == [2, 3, 3]
     assert meta["max_labels"] == 2 and meta["objective"] == "rl" and meta["features"] == str(features) and meta["backbone"] is None
     assert (meta["features_digest"], meta["scenes_digest"], meta["backbone_digest"]) == ("f" * 64, "s" * 64, "b" * 64)
     assert meta["volume_scale"] == pytest.approx(easy_table(32).volumes.float().std(correction=0).item(), rel=1e-6)
-    assert load_policy(run.path).policy.settings == SMALL.for_training("rl", "supervised")
+    assert load_policy(run.path).policy.variant == SMALL
 
 
 def test_each_epoch_logs_what_the_contract_names(whole_runs) -> None:
@@ -153,38 +157,69 @@ def test_each_epoch_logs_what_the_contract_names(whole_runs) -> None:
         assert all(math.isfinite(value) for value in row.values())
 
 
-@pytest.mark.parametrize("changes", [{"stop": "sampled"}, {"return_to_go": True}, {"task": "list"}, {"feedback": "teacher"}])
-def test_every_variant_trains(changes, features, tmp_path) -> None:
-    policy = small(mask="learned", inhibition="mask", location_input="hidden", memory="counts", controller_state="reset")
-    objective = "cross-entropy" if "feedback" in changes else "rl"
-    run = train(features, tmp_path / "run", policy, dataclasses.replace(FAST, epochs=1, objective=objective, **changes), CPU)
+@pytest.mark.parametrize("changes", [{"stop": "sampled", "stop_input": "state"}, {"gradient": "sampled"}, {"memory": "counts"}])
+@pytest.mark.parametrize("task", ["multiset", "list"])
+def test_every_variant_trains(task, changes, features, tmp_path) -> None:
+    variant = small(mask="learned", inhibition="mask", location_input="hidden", **changes)
+    run = train(features, tmp_path / "run", variant, dataclasses.replace(FAST, epochs=1, task=task), CPU)
     assert len(run.rows()) == 1
+    assert ("loss_stop_shift" in run.rows()[0]) == (variant.stop_input == "state+saliency")
+
+
+def test_a_run_and_its_checkpoints_hold_every_value_of_the_variant_as_it_is_on_their_map(features, tmp_path) -> None:
+    run = train(features, tmp_path / "run", DEFAULT, dataclasses.replace(FAST, epochs=1), CPU)
+    held = run.config.raw["variant"]
+    assert run.config.variant == DEFAULT.on_map(9)
+    assert held == as_dict(DEFAULT.on_map(9)) == checkpoints.load(run.checkpoints, "best").meta["variant"]
+    assert None not in held.values() and held["cells"] == 9 and held["beta"] == pytest.approx([2 * 49 / 9, 3 * 49 / 9])
+    assert load_policy(run.path).policy.variant == DEFAULT.on_map(9)
+
+
+@pytest.mark.parametrize("gradient", ["sampled", None])
+def test_a_run_of_hsal_0_1_goes_on_as_it_began_and_then_holds_resolved_values(gradient, features, tmp_path) -> None:
+    variant = small(gradient=gradient or "expected", memory="last")
+    whole = train(features, tmp_path / "whole", variant, FAST, CPU)
+    with pytest.raises(Interrupted):
+        train(features, tmp_path / "run", variant, FAST, CPU, StoppingReporter(7))
+    run = Run(tmp_path / "run")
+    config = copy.deepcopy(run.config.raw)
+    held = config.pop("variant")
+    names = ("reach", "cells", "stop", "gradient")
+    old = {name: value for name, value in held.items() if name not in names} | {"glimpse_size": 1, "anchor_reach": None, "spread": None}
+    config["policy"] = old | {"location_input": "hidden+priority+residual"}
+    config["train"] |= {"stop": "supervised", "gradient": gradient, "feedback": "sampled", "return_to_go": False}
+    run.set_config(config)
+    for _ in range(2):  # a second time by what the first one left
+        with contextlib.suppress(Interrupted):
+            resume(run.path, CPU, StoppingReporter(3))
+    resume(run.path, CPU)
+    assert run.config.variant == whole.config.variant and run.config.raw["variant"] == whole.config.raw["variant"]
+    assert "policy" not in run.config.raw
+    ours, theirs = (checkpoints.load(one.checkpoints, "last").weights for one in (run, whole))
+    assert_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(
-    ("objective", "chosen", "memory"), [("rl", None, "counts"), ("multiset", None, "last"), ("multiset", "counts", "counts")]
+    ("table", "name", "value"),
+    [
+        ("train", "return_to_go", True),
+        ("train", "feedback", "teacher"),
+        ("train", "location_entropy", 0.1),
+        ("policy", "glimpse_size", 3),
+        ("policy", "location_input", "hidden+priority"),
+    ],
 )
-def test_the_memory_follows_the_objective_where_none_is_chosen(objective, chosen, memory, features, tmp_path) -> None:
-    settings = dataclasses.replace(FAST, epochs=1, objective=objective)
-    run = train(features, tmp_path / "run", small(memory=chosen), settings, CPU)
-    meta = checkpoints.load(run.checkpoints, "best").meta
-    assert run.config.policy.memory == meta["policy"]["memory"] == memory
-
-
-@pytest.mark.parametrize(("stop", "stop_input"), [("supervised", "state+saliency"), ("sampled", "state")])
-def test_what_decides_stop_follows_how_it_is_trained_where_nothing_is_chosen(stop, stop_input, features, tmp_path) -> None:
-    settings = dataclasses.replace(FAST, epochs=1, stop=stop)
-    run = train(features, tmp_path / "run", small(), settings, CPU)
-    assert run.config.policy.stop_input == stop_input
-    weights = checkpoints.load(run.checkpoints, "best").weights
-    assert any(name.startswith("stop_head.") for name in weights) == (stop == "supervised")
-    assert ("loss_stop_shift" in run.rows()[0]) == (stop == "supervised")
-
-
-def test_a_head_that_reads_the_saliency_map_is_refused_where_stop_is_sampled(features, tmp_path) -> None:
-    with pytest.raises(UsageError, match="can only be trained by supervision"):
-        train(features, tmp_path / "run", small(stop_input="state+saliency"), dataclasses.replace(FAST, stop="sampled"), CPU)
-    assert not (tmp_path / "run").exists()
+def test_a_run_trained_by_what_there_is_no_more_is_refused_by_name(table, name, value, features, tmp_path) -> None:
+    with pytest.raises(Interrupted):
+        train(features, tmp_path / "run", SMALL, FAST, CPU, StoppingReporter(7))
+    run = Run(tmp_path / "run")
+    config = copy.deepcopy(run.config.raw)
+    config["policy"] = config.pop("variant") | {"location_input": "hidden"}
+    config[table][name] = value
+    run.set_config(config)
+    with pytest.raises(FileError, match=re.escape(f"was trained with {name} {value}, which this hsal no longer has")) as caught:
+        resume(run.path, CPU)
+    assert "with the hsal that" in caught.value.hint
 
 
 @pytest.mark.parametrize("images", [2, 3, 40, 50_000])
@@ -240,7 +275,13 @@ def test_a_policy_that_only_stops_is_reported_as_collapsed() -> None:
     dead = {"early_stops": 0.99, "reward": -0.99, "exact_match": 0.0}
     with pytest.raises(TrainingError, match="collapsed") as caught:
         task.check([dead])
-    assert "--stop supervised" in caught.value.hint
+    assert caught.value.hint == "use a larger --batch-size or a lower --learning-rate"  # stop is supervised already
+    sampled = PolicyTask(
+        HSAL(small(stop="sampled", stop_input="state"), 2, (2, 3, 3)), task.data, task.rows, task.held_out, FAST, CPU, {"max_labels": 2}
+    )
+    with pytest.raises(TrainingError) as caught:
+        sampled.check([dead])
+    assert "--set stop=supervised" in caught.value.hint
     for alive in ({"early_stops": 0.5}, {"reward": 0.1}, {"exact_match": 0.2}):
         assert task.check([{"epoch": 1, **dead, **alive}]) is None
 
@@ -253,7 +294,7 @@ def test_a_mask_that_leaves_the_objects_is_warned_of_in_the_epoch_that_it_does()
     ]
     said = [task.check(rows[:count]) for count in range(1, 6)]
     assert said[:3] == [None] * 3 and said[4] is None
-    assert "epoch 4" in said[3] and "from 0.19 to 0.06" in said[3] and "--mask winner-take-all" in said[3]
+    assert "epoch 4" in said[3] and "from 0.19 to 0.06" in said[3] and "--variant fixed-mask" in said[3]
 
 
 def test_a_mask_that_never_comes_to_the_objects_is_warned_of_once() -> None:

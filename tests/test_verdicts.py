@@ -1,16 +1,21 @@
 """Verdicts on training runs, and which runs belong together."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 from fault_parts import evaluation
 
 from hsal_cli.errors import FileError
+from hsal_cli.policy.variant import DEFAULT, FIXED_MASK, PAPER, Variant, changed, named, values_of
 from hsal_cli.runs.record import Record, best_of, groups, run_summary
 from hsal_cli.runs.run import Run, Status, read_record
+from hsal_cli.settings import as_dict
 from hsal_cli.training.verdicts import verdicts
 
+SAMPLED = dataclasses.replace(DEFAULT, gradient="sampled")  # its baseline is read
 CALM = {
     "reward": [0.2, 0.6, 0.8, 0.9, 0.93, 0.94, 0.94, 0.94],
     "exact_match": [0.3, 0.5, 0.7, 0.8, 0.83, 0.84, 0.842, 0.843],
@@ -29,7 +34,8 @@ def record(curves=CALM, kind="policy", state="finished", path="runs/a", config=N
     length = max(map(len, curves.values()))
     rows = [{"epoch": e + 1, **{key: values[e] for key, values in curves.items() if e < len(values)}} for e in range(length)]
     table = "train" if kind == "policy" else "finetune"
-    config = config if config is not None else {table: {"objective": "rl", "epochs": length, "seed": 0}}
+    variant = {"variant": as_dict(SAMPLED)} if kind == "policy" else {}
+    config = config if config is not None else {table: {"objective": "rl", "epochs": length, "seed": 0}, **variant}
     return Record(Path(path), kind, state, config, rows, Status(kind, state), None)
 
 
@@ -120,6 +126,52 @@ def test_each_rule_says_what_happened_when_and_which_curve_tells(changes, kind, 
     assert not any(words.split(":")[0].split(" at epoch")[0].split(" since")[0] in text for _, text, *_ in said())
 
 
+STOPS = {"early_stops": [0.95] * 8}
+DRIFTS = {"mask_mass": [0.1, 0.2, 0.08, 0.15, 0.09, 0.07, 0.05, 0.05]}
+NEVER_CAME = {"mask_mass": [0.12, 0.08] * 4, "area": [0.05] * 8}
+SETTLED = {"location_reward": [0.1] * 8, "location_entropy": [0.1] * 8}
+BLIND = {"explained_variance": [0.0] * 8}
+CARRY, COUNTS = dataclasses.replace(DEFAULT, controller_state="carry"), dataclasses.replace(DEFAULT, memory="counts")
+
+
+@pytest.mark.parametrize(
+    ("advice", "changes", "given", "not_given"),
+    [
+        ("--set stop=supervised", STOPS, [("rl", PAPER), ("cross-entropy", PAPER)], [("rl", DEFAULT), ("multiset", PAPER), ("rl", None)]),
+        ("a lower --learning-rate", STOPS, [("rl", PAPER), ("rl", DEFAULT), ("rl", None)], []),
+        ("--set controller_state=reset", DRIFTS, [("rl", CARRY), ("multiset", PAPER)], [("rl", DEFAULT), ("rl", FIXED_MASK), ("rl", None)]),
+        ("--set memory=last", NEVER_CAME, [("rl", COUNTS)], [("rl", DEFAULT), ("rl", PAPER), ("rl", None)]),
+        ("--set mask=anchored", NEVER_CAME, [("rl", PAPER)], [("rl", DEFAULT), ("rl", FIXED_MASK), ("rl", None)]),
+        ("--variant fixed-mask", DRIFTS, [("rl", PAPER), ("rl", DEFAULT)], [("rl", FIXED_MASK), ("rl", None)]),
+        ("another --saliency", DRIFTS, [("rl", FIXED_MASK)], [("rl", PAPER), ("rl", DEFAULT), ("rl", None)]),
+        ("--set location_input=priority", SETTLED, [("rl", PAPER), ("multiset", PAPER)], [("rl", DEFAULT), ("cross-entropy", PAPER)]),
+        ("--set gradient=expected", SETTLED, [("rl", PAPER)], [("rl", DEFAULT), ("multiset", PAPER), ("rl", None)]),
+        ("keep it exploring", SETTLED, [("rl", DEFAULT), ("rl", None)], [("rl", PAPER)]),
+        ("it only centres the advantages", BLIND, [("rl", PAPER)], [("rl", DEFAULT), ("multiset", PAPER), ("rl", None)]),
+    ],
+)
+def test_advice_is_given_where_it_helps_and_not_where_it_is_in_force(advice, changes, given, not_given):
+    def advised(objective: str, variant: Variant | None) -> bool:
+        config = {"train": {"objective": objective, "epochs": 8, "seed": 0}}
+        config |= {"variant": as_dict(variant)} if variant else {}
+        return any(advice in text for _, text, *_ in said(config=config, **changes))
+
+    assert [advised(*one) for one in given] == [True] * len(given)
+    assert [advised(*one) for one in not_given] == [False] * len(not_given)
+
+
+def test_what_is_advised_can_be_typed():
+    """Every value in a piece of advice is one that --set or --variant takes."""
+    for variant in (PAPER, DEFAULT, FIXED_MASK, CARRY, COUNTS):
+        for changes in (STOPS, DRIFTS, NEVER_CAME, SETTLED):
+            config = {"train": {"objective": "rl", "epochs": 8, "seed": 0}, "variant": as_dict(variant)}
+            for _, text, *_ in said(config=config, **changes):
+                for word in re.findall(r"--set (\S+?)(?=[,; ]|$)", text):
+                    assert changed(variant, values_of([word])) != variant
+                for word in re.findall(r"--variant (\S+?)(?=[,; ]|$)", text):
+                    assert named(word) != variant
+
+
 def test_problems_stand_first():
     kinds = [kind for kind, *_ in said(early_stops=[0.95] * 8, explained_variance=[0.0] * 8)]
     assert kinds == sorted(kinds, key=("problem", "note", "good").index) and len(set(kinds)) == 3
@@ -157,14 +209,14 @@ def config_of(seed=0, **changes):
         "features": f"data/{seed}.h5",
         "features_digest": "f",
         "train": {"objective": "rl", "seed": seed},
-        "policy": {"mask": "learned"},
+        "variant": {"mask": "learned"},
     } | changes
 
 
 def test_runs_that_differ_by_their_seed_alone_are_one_group_and_names_say_what_differs():
     runs = [
         record(path="runs/a", config=config_of(0)),
-        record(path="runs/b", config=config_of(0, policy={"mask": "anchored"})),
+        record(path="runs/b", config=config_of(0, variant={"mask": "anchored"})),
         record(path="runs/c", config=config_of(1)),
         record(path="runs/d", config=config_of(2)),
     ]
@@ -180,7 +232,7 @@ def test_runs_that_differ_by_their_seed_alone_are_one_group_and_names_say_what_d
 
 def test_where_too_much_differs_folders_are_the_names():
     many = {f"x{number}": number for number in range(6)}
-    runs = [record(path=f"{where}/run", config=config_of(0, policy=policy)) for where, policy in (("one", {}), ("two", many))]
+    runs = [record(path=f"{where}/run", config=config_of(0, variant=variant)) for where, variant in (("one", {}), ("two", many))]
     assert [group.name for group in groups(runs)] == ["one/run", "two/run"]
     mixed = groups([record(path="runs/p"), record(path="runs/f", kind="backbone")])
     assert len({group.name for group in mixed}) == 2
@@ -198,7 +250,7 @@ TRAINED_ON = {"features": "f.h5", "features_digest": "f" * 64}
 def test_a_run_is_read_back_as_it_was_left(tmp_path):
     run = Run(tmp_path)
     (tmp_path / "status.json").write_text(json.dumps({"format": "hsal-run", "kind": "policy", "state": "running"}))
-    (tmp_path / "config.json").write_text(json.dumps({**TRAINED_ON, "train": {"objective": "rl"}, "policy": {}}))
+    (tmp_path / "config.json").write_text(json.dumps({**TRAINED_ON, "train": {"objective": "rl"}, "variant": as_dict(SAMPLED)}))
     run.write_rows([{"epoch": 1, "exact_match": 0.5, "seconds": 2.0}, {"epoch": 2, "exact_match": 0.25, "seconds": 3.0}])
     with (run.path / "metrics.jsonl").open("a") as stream:
         stream.write('{"epoch": 3, "exact')  # a crash

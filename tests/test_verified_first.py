@@ -27,7 +27,7 @@ def all_of(run: Path) -> dict[str, bytes]:
 
 def make(command: str, data: Path, out: Path, **changes: Any) -> runs.Run:  # noqa: F811
     if command == "train":
-        return train(data / "easy.features.h5", out, changes.pop("policy", SMALL), dataclasses.replace(TRAIN, **changes), CPU)
+        return train(data / "easy.features.h5", out, changes.pop("variant", SMALL), dataclasses.replace(TRAIN, **changes), CPU)
     return finetune(data / "squares.h5", out, dataclasses.replace(FINETUNE, crop_images=16, epoch_images=16, **changes), CPU)
 
 
@@ -58,13 +58,13 @@ def test_a_finished_run_that_fails_to_go_on_stays_finished(command: str, data, t
     before = all_of(run.path)
 
     def fail(*given: Any) -> None:
-        assert run.status["state"] == "running"
+        assert run.status.state == "running"
         raise OutOfRoom("out of memory", "take a smaller --batch-size")
 
     with monkeypatch.context() as patch, pytest.raises(OutOfRoom):
         patch.setattr(PolicyTask if command == "train" else FinetuneTask, "step", fail)
         longer(command, run.path)
-    assert all_of(run.path) == before and run.status["state"] == "finished"
+    assert all_of(run.path) == before and run.status.state == "finished"
     assert len(longer(command, run.path).rows()) > len(before["metrics.jsonl"].splitlines())
 
 
@@ -77,13 +77,13 @@ def test_a_run_does_not_go_on_from_the_checkpoints_of_another(other: str, data, 
         features = write_features(tmp_path / "three.features.h5", {"train": easy_table(32, classes=3)}, classes=["a", "b", "c"])
         theirs = train(features, tmp_path / "other", SMALL, TRAIN, CPU)
     else:
-        changes = {"settings": {"policy": small(gaussians=3)}, "objective": {"objective": "multiset"}, "backbone": {"input_size": 48}}[
+        changes = {"settings": {"variant": small(gaussians=3)}, "objective": {"objective": "multiset"}, "backbone": {"input_size": 48}}[
             other
         ]
         theirs = make(command, data, tmp_path / "other", **changes)
     give_checkpoints(theirs.path, run.path)
     before = all_of(run.path)
-    said = {"settings": "policy.gaussians is 3, not 2", "classes": "classes is a, b, c, not one, two"}
+    said = {"settings": "variant.gaussians is 3, not 2", "classes": "classes is a, b, c, not one, two"}
     said |= {"objective": "objective is multiset, not rl", "backbone": "input_size is 48, not 32"}
     with pytest.raises(FileError, match=f"is of another run: .*{said[other]}"):
         longer(command, run.path)
@@ -106,7 +106,7 @@ def test_a_resume_that_cannot_load_what_it_needs_writes_nothing(fault: str, data
     before = all_of(run.path)
     with pytest.raises(FileError, match="does not fit the training" if state else "missing"):
         longer("train", run.path)
-    assert all_of(run.path) == before and run.status["state"] == "finished"
+    assert all_of(run.path) == before and run.status.state == "finished"
 
 
 @pytest.mark.fault(244, "check: a best checkpoint of another run of the same settings", tried=1)
@@ -120,11 +120,11 @@ def test_check_tells_a_checkpoint_of_another_seed_by_its_score(data, tmp_path) -
 
 
 def test_what_a_version_left_open_is_no_difference() -> None:
-    config = {"policy": {"beta": None, "mask": "learned", "gone": 3}, "finetune": {"resolution": "7"}, "train": {"objective": "rl"}}
-    meta = {"policy": {"beta": [1, 2], "mask": "learned", "new": 1}, "resolution": 7, "classes": ["a"]}
+    config = {"variant": {"beta": None, "mask": "learned", "gone": 3}, "finetune": {"resolution": "7"}, "train": {"objective": "rl"}}
+    meta = {"variant": {"beta": [1, 2], "mask": "learned", "new": 1}, "resolution": 7, "classes": ["a"]}
     assert runs.differences(config, meta) == []
-    assert runs.differences(config, {"policy": {"mask": "free"}, "resolution": 14}) == [
-        "policy.mask is free, not learned",
+    assert runs.differences(config, {"variant": {"mask": "free"}, "resolution": 14}) == [
+        "variant.mask is free, not learned",
         "resolution is 14, not 7",
     ]
 
@@ -160,8 +160,8 @@ def test_a_grid_that_is_refused_keeps_its_record(tmp_path, monkeypatch) -> None:
 
 def test_config_of_a_new_run_says_what_its_checkpoints_say(data, tmp_path) -> None:  # noqa: F811
     run = make("train", data, tmp_path / "run")
-    assert (run.config["classes"], run.config["volume_shape"]) == (NAMES, [2, 3, 3])
-    config = run.config
+    assert (run.config.raw["classes"], run.config.raw["volume_shape"]) == (NAMES, [2, 3, 3])
+    config = run.config.raw
     for key, value, said in (
         ("volume_shape", [4, 3, 3], "volume_shape is 2, 3, 3, not 4, 3, 3"),
         ("classes", ["x"], "classes is one, two"),

@@ -48,6 +48,6 @@ def test_the_wheel_holds_the_trained_policies(wheel) -> None:
 
 
 def test_the_wheel_holds_every_module_and_preset_and_nothing_else_of_the_checkout(wheel) -> None:
-    wanted = {str(path.relative_to(ROOT)) for kind in ("*.py", "*.toml") for path in (ROOT / "hsal_cli").rglob(kind)}
+    wanted = {str(path.relative_to(ROOT)) for kind in ("*.py", "*.toml", "*.pyi", "py.typed") for path in (ROOT / "hsal_cli").rglob(kind)}
     assert wanted <= set(wheel.namelist())
     assert {name.split("/")[0].split("-")[0] for name in wheel.namelist()} == {"hsal_cli", "hsal"}

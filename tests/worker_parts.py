@@ -7,6 +7,7 @@ with the environment that torchrun would give them. As a module it is what the t
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import json
 import os
 import signal
@@ -64,12 +65,14 @@ def make_place(folder: Path) -> Path:
     from test_precompute import write_backbone
     from test_precompute import write_scenes as write_pictures
 
+    from hsal_cli.policy.variant import PAPER_CELLS, value_names
     from hsal_cli.settings import as_dict
 
     write_features(folder / "easy.features.h5", {"train": easy_table(44), "test": easy_table(21, seed=1)}, classes=["one", "two"])
-    policy = "\n".join(f"{name} = {json.dumps(value)}" for name, value in as_dict(SMALL).items() if value is not None)
+    chosen = as_dict(SMALL.on_map(PAPER_CELLS))
+    policy = "\n".join(f"{name} = {json.dumps(chosen[name])}" for name in value_names())
     (folder / "toy.toml").write_text(
-        f"[policy]\n{policy}\n[train]\nepochs = 2\nbatch_size = 8\nvalidation = 0.25\n[eval]\nresamples = 20\nbatch_size = 4\n"
+        f"[variant]\n{policy}\n[train]\nepochs = 2\nbatch_size = 8\nvalidation = 0.25\n[eval]\nresamples = 20\nbatch_size = 4\n"
         "[finetune]\ninput_size = 32\ncrop_images = 17\nfull_images = 16\nepoch_images = 17\nbatch_size = 8\nvalidation = 7\n"
         'mode = "crops"\n[precompute]\nbatch_size = 4\n'
     )
@@ -117,7 +120,8 @@ def main() -> None:
     from test_finetune import OneLayer
 
     from hsal_cli.commands import eval, finetune, precompute, train  # noqa: F401
-    from hsal_cli.finetuning import finetune as room
+
+    room = importlib.import_module("hsal_cli.finetuning.finetune")
 
     torch.set_num_threads(1)
     room.ActivationModel = OneLayer

@@ -100,7 +100,7 @@ class Shop:
         """An untrained policy, on the device."""
         torch.manual_seed(0)
         side = self.resolution
-        return HSAL(self.recipe.policy, len(CLASSES), (CHANNELS, side, side)).to(self.device)
+        return HSAL(self.recipe.variant, len(CLASSES), (CHANNELS, side, side)).to(self.device)
 
     @property
     def most_labels(self) -> int:
@@ -143,7 +143,7 @@ class Shop:
             policy.controller.label.bias[policy.stop] = NEVER
         meta = {
             "kind": "policy",
-            "policy": as_dict(self.recipe.policy),
+            "variant": as_dict(policy.variant),
             "classes": CLASSES,
             "volume_shape": list(policy.volume_shape),
             "volume_scale": 1.0,

@@ -12,11 +12,11 @@ from hsal_cli.commands.options import Config, Device, Json, Preset, options, set
 from hsal_cli.commands.policies import PretrainedOption, RunOption, check_one, load, policy_run
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.settings import EvalSettings
-from hsal_cli.features.settings import PrecomputeSettings, saliency_kind
+from hsal_cli.features.settings import PrecomputeSettings, kind_in
 from hsal_cli.scenes.settings import SceneSettings
 
 if TYPE_CHECKING:
-    from hsal_cli.models.load import PolicyMeta
+    from hsal_cli.models.load import LoadedPolicy
     from hsal_cli.models.shipped import Result
 
 
@@ -67,7 +67,7 @@ def eval_(
         else:
             place = policy_run(run, chosen, reporter, preset, config, counts=True)
             loaded = load(place, chosen, reporter, counts=True)
-            features = _features(data, loaded.meta, chosen, reporter)
+            features = _features(data, loaded, chosen, reporter)
             own = Run(place) if out is None and (place / "status.json").is_file() else None
             if own is not None:
                 _ = own.config  # a config.json that cannot be read is said before the work, not after it
@@ -125,8 +125,9 @@ def _stated(found: dict[str, Any], stated: Result | None) -> str:
     return f"{found['pretrained']}: stated for {where}: {'; '.join(figures)}"
 
 
-def _features(data: Path | None, meta: PolicyMeta, device: Any, reporter: console.Reporter) -> Path:
+def _features(data: Path | None, loaded: LoadedPolicy, device: Any, reporter: console.Reporter) -> Path:
     """The feature file that is meant; for a scene file its features by the policy's own backbone, computed if missing."""
+    meta = loaded.meta
     if data is None:
         recorded = Path(meta.features)
         if not recorded.is_file():
@@ -139,7 +140,7 @@ def _features(data: Path | None, meta: PolicyMeta, device: Any, reporter: consol
     from hsal_cli.models.load import find_backbone
 
     saliency = meta.saliency
-    if saliency_kind(saliency) == "file":  # the maps of other scenes are not where those of the training scenes are
+    if kind_in(saliency) == "file":  # the maps of other scenes are not where those of the training scenes are
         found = features_path(data, saliency)
         if not found.is_file():
             raise FileError(
@@ -147,7 +148,7 @@ def _features(data: Path | None, meta: PolicyMeta, device: Any, reporter: consol
                 f"make it with the maps of these scenes: hsal precompute --data {data} --saliency file:PATH",
             )
         return found
-    backbone = find_backbone(meta)
+    backbone = find_backbone(loaded)
     settings = PrecomputeSettings(saliency=saliency, resolution=backbone.refined)
     return ensure_features(data, backbone.path, reporter, device, settings)
 

@@ -1,12 +1,13 @@
 """The options that all commands share, and options made from the fields of a settings dataclass.
 
-A command is written as `def train(settings: TrainSettings, policy: PolicySettings, *, device: Device = "auto", ...)` under
-`@options(settings=TrainSettings, policy=PolicySettings)`: every field of the dataclasses becomes an option with the field's
+A command is written as `def train(settings: TrainSettings, *, device: Device = "auto", ...)` under
+`@options(settings=TrainSettings)`: every field of the dataclasses becomes an option with the field's
 sentence, range and default, and a TOML table of the same name may set it too (`--preset`, `--config`).
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
 import functools
@@ -24,6 +25,7 @@ from hsal_cli.storage.hdf5 import format_of
 
 if TYPE_CHECKING:
     from hsal_cli.experiments.pipeline import Recipe
+    from hsal_cli.policy.variant import Variant
     from hsal_cli.runs.run import BackboneConfig, Kind, PolicyConfig
 
 Device = Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:N or mps.")]
@@ -31,9 +33,7 @@ Workers = Annotated[Optional[int], typer.Option("--workers", min=1, help="How ma
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if hsal made it.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout, all else to stderr.")]
-Preset = Annotated[
-    Optional[str], typer.Option("--preset", help="Settings that come with hsal: paper, authors-grid or quick.", show_default=False)
-]
+Preset = Annotated[Optional[str], typer.Option("--preset", help="Settings that come with hsal: paper or quick.", show_default=False)]
 Resume = Annotated[
     Optional[Path],
     typer.Option("--resume", help="Go on with this run; only device, data folder and more epochs may differ.", show_default=False),
@@ -47,7 +47,7 @@ def known_tables() -> dict[str, list[type]]:
     from hsal_cli.bench.settings import BenchSettings
     from hsal_cli.evaluation.settings import EvalSettings
     from hsal_cli.features.settings import PrecomputeSettings
-    from hsal_cli.policy.settings import PolicySettings
+    from hsal_cli.policy.variant import Variant, VariantName
     from hsal_cli.runs.settings import FinetuneSettings, SweepSettings, TrainSettings
     from hsal_cli.scenes.settings import FolderSettings, SceneSettings, StreetSettings, SvhnSettings
 
@@ -58,7 +58,7 @@ def known_tables() -> dict[str, list[type]]:
         "folder": [FolderSettings],
         "finetune": [FinetuneSettings],
         "precompute": [PrecomputeSettings],
-        "policy": [PolicySettings],
+        "variant": [VariantName, Variant],
         "train": [TrainSettings],
         "eval": [EvalSettings],
         "sweep": [SweepSettings],
@@ -79,18 +79,48 @@ def settings_for(kind: type, preset: str | None, config: Path | None, **override
     return build(kind, {**tables.get(table, {}), **{k: v for k, v in overrides.items() if v is not None}})
 
 
+def variant_for(preset: str | None, config: Path | None, name: str | None = None, texts: typing.Sequence[str] = ()) -> Variant:
+    """The variant that a preset, a settings file and the command line ask for, the later over the earlier.
+
+    Args:
+        preset, config: their tables [variant]: `name` picks one, every other key changes a value of it.
+        name: the value of --variant.
+        texts: the values of --set.
+
+    Raises:
+        UsageError: there is no such variant or value, or two values do not go together.
+    """
+    from hsal_cli.policy.variant import changed, named, values_of
+
+    tables = read_tables(preset, config)
+    check_tables(tables, known_tables())
+    table = dict(tables.get("variant", {}))
+    picked = table.pop("name", "default")
+    return changed(named(picked if name is None else name), {**table, **values_of(texts)})
+
+
+def variant_given(preset: str | None, config: Path | None, name: str | None, texts: typing.Sequence[str]) -> set[str]:
+    """Which values of the variant the user gave: all where a variant was picked."""
+    from hsal_cli.policy.variant import value_names, values_of
+
+    table = read_tables(preset, config).get("variant", {})
+    return set(value_names()) if name is not None or "name" in table else set(table) | set(values_of(texts))
+
+
 def recipe_for(preset: str | None, config: Path | None, **settled: Any) -> Recipe:
     """The settings of every step up to a trained policy; `settled` are those that the command line has settled already."""
     from hsal_cli.experiments.pipeline import Recipe
 
+    settled = {"variant": settled.get("variant") or variant_for(preset, config), **settled}
     hints = typing.get_type_hints(Recipe)
     return Recipe(**{name: settled.get(name) or settings_for(kind, preset, config) for name, kind in hints.items()})
 
 
-def options(**kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def options(*, panels: dict[str, str] | None = None, **kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Turns each named parameter, a settings dataclass, into one option a field; adds --preset and --config.
 
     Args:
+        panels: title -> names of the parameters that `--help` shows under it; None: all under one.
         kinds: parameter name -> settings dataclass. Where two share a field name, one option sets both.
 
     A command that has a parameter `given: Given` learns by it which settings the user gave.
@@ -122,13 +152,26 @@ def options(**kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]
             return command(**values)
 
         own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-        parameters = [*own, *fields.values(), *shared]
+        parameters = _in_panels([*own, *fields.values(), *shared], panels or {})
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         del call.__wrapped__  # or typer would read the signature of the function underneath
         return call
 
     return decorate
+
+
+def _in_panels(parameters: list[inspect.Parameter], panels: dict[str, str]) -> list[inspect.Parameter]:
+    """The parameters in the order of the panels, each with its title; those that no panel names come last, under the usual one."""
+    known, placed = {parameter.name: parameter for parameter in parameters}, []
+    for title, names in panels.items():
+        for name in names.split():
+            parameter = known.pop(name)
+            kind, option = typing.get_args(parameter.annotation)
+            option = copy.copy(option)
+            option.rich_help_panel = title
+            placed.append(parameter.replace(annotation=Annotated[kind, option]))
+    return [*placed, *known.values()]
 
 
 def _given(kinds: dict[str, type], preset: str | None, config: Path | None, options: dict[str, Any]) -> Given:
@@ -200,13 +243,15 @@ def check_resumed(
 
     Raises:
         UsageError: --out is given too, or a setting that is not the run's.
-        FileError: there is no such run, or its config cannot be read.
+        FileError: there is no such run, its config cannot be read, or it holds a variant that there is no more.
     """
     from hsal_cli.runs.run import open_run
 
     if out is not None:
         raise UsageError(f"--out {out} and --resume {run} exclude each other", "leave --out out: a resumed run stays where it is")
     config = open_run(run, kind).config
+    if "variant" in settings and config.variant is not None:
+        settings["variant"] = settings["variant"].on_map(config.variant.cells)
     wrong = []
     for table, asked in settings.items():
         held = as_dict(getattr(config, table))

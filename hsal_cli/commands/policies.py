@@ -143,4 +143,4 @@ def load_with_backbone(
         shipped = load_shipped(pretrained, chosen)
         return shipped.policy, shipped.backbone
     loaded = load(policy_run(run, chosen, reporter), chosen, reporter)
-    return loaded, find_backbone(loaded.meta, device=chosen)
+    return loaded, find_backbone(loaded, chosen)

@@ -51,11 +51,7 @@ def precompute(
     """Compute volumes and saliency maps once, for training to read. Run again after an interruption, it continues."""
     if not data.is_file():
         raise FileError(f"there is no scene file {data}", "make it with: hsal make-data mnist-multiset")
-    if backbone is None:
-        newest = runs.newest("backbone", reporter=console.TerminalReporter())
-        if newest is None:
-            raise FileError("there is no finished backbone in runs", "make one with: hsal finetune")
-        backbone = newest.path
+    backbone = runs.named_or_newest(backbone, "backbone", reporter=console.TerminalReporter())
 
     from hsal_cli.features.precompute import plan
     from hsal_cli.features.precompute import precompute as compute

@@ -10,8 +10,8 @@ import typer
 from hsal_cli import console
 from hsal_cli.commands.options import Device, Json
 from hsal_cli.commands.visualize import targets
-from hsal_cli.errors import FileError, HsalError, UsageError
-from hsal_cli.features.settings import SALIENCY, SALIENCY_HELP, saliency_kind
+from hsal_cli.errors import HsalError, UsageError
+from hsal_cli.features.settings import SALIENCY, SALIENCY_HELP, kind_in, saliency_kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,14 +91,10 @@ def _backbone(path: Path | None, wanted: bool, needed: bool, device: Any) -> Loa
         if path is not None:
             raise UsageError(f"--backbone {path} goes with --saliency activation or --all", "leave one of the two out")
         return None
-    if path is None:
-        newest = runs.newest("backbone", reporter=console.TerminalReporter())
-        if newest is None:
-            if needed:
-                raise FileError("there is no finished backbone in runs", "make one with: hsal finetune, or take --saliency itti")
-            return None
-        path = newest.path
-    return load_backbone(path, device=device)
+    reporter = console.TerminalReporter()
+    if path is None and not needed and runs.newest("backbone", reporter=reporter) is None:
+        return None
+    return load_backbone(runs.named_or_newest(path, "backbone", ", or take --saliency itti", reporter), device=device)
 
 
 def _draw(path: Path, models: Sequence[SaliencyModel], backbone: LoadedBackbone | None, target: Path) -> dict[str, Any]:
@@ -109,7 +105,7 @@ def _draw(path: Path, models: Sequence[SaliencyModel], backbone: LoadedBackbone 
 
     image = from_pil(read_image(path))
     maps = maps_of_image(image, str(path), models, backbone)
-    views = [SaliencyView(WORDS[saliency_kind(name)], found) for name, found in maps.items()]
+    views = [SaliencyView(WORDS.get(kind_in(name), name), found) for name, found in maps.items()]
     write_picture(draw_saliency(str(path), image[0].numpy(), views), target)
     return {
         "image": str(path),

@@ -11,7 +11,6 @@ import typer
 from hsal_cli import console
 from hsal_cli.commands.options import Device, DryRun, Json, options
 from hsal_cli.commands.policies import RunOption, load, policy_run
-from hsal_cli.errors import FileError
 from hsal_cli.runs.settings import SweepSettings
 from hsal_cli.settings import as_dict
 
@@ -88,16 +87,8 @@ def sweep(
 
 def _backbone(path: Path | None, loaded: LoadedPolicy, device: Any) -> LoadedBackbone:
     from hsal_cli.models.load import find_backbone
-    from hsal_cli.vision.backbone import load_backbone
 
-    if path is None:
-        return find_backbone(loaded.meta, device=device)
-    backbone, wanted = load_backbone(path, device=device), loaded.meta.backbone_digest
-    if wanted and backbone.digest != wanted:
-        raise FileError(
-            f"{path} is not the backbone the policy was trained with: {backbone.digest[:12]}, not {wanted[:12]}", "name that one"
-        )
-    return backbone
+    return find_backbone(loaded, device, path)
 
 
 def _trained(

@@ -21,18 +21,33 @@ from hsal_cli.commands.options import (
     options,
     recipe_for,
     settings_for,
+    variant_for,
+    variant_given,
 )
 from hsal_cli.errors import UsageError
 from hsal_cli.features.settings import SALIENCY_HELP, PrecomputeSettings, saliency_kind
-from hsal_cli.policy.settings import PolicySettings
-from hsal_cli.runs.settings import TrainSettings
+from hsal_cli.policy.variant import VARIANTS, what_set_takes
+from hsal_cli.runs.settings import REWARDS, TrainSettings
 from hsal_cli.settings import as_dict
 
+PANELS = {
+    "What": "data objective task reward backbone saliency init_from resume",
+    "How long": "epochs batch_size learning_rate label_entropy clip validation seed",
+    "Variant": "variant set_ preset config",
+    "Where": "device memory_budget",
+    "Output": "out overwrite dry_run json",
+}
+EXAMPLES = """Examples:
 
-@options(settings=TrainSettings, policy=PolicySettings)
+hsal train --objective rl --seed 1 --out runs/rl-1
+
+hsal train --data data/mine.h5 --variant paper --set gradient=expected --epochs 20
+"""
+
+
+@options(settings=TrainSettings, panels=PANELS)
 def train(
     settings: TrainSettings,
-    policy: PolicySettings,
     *,
     data: Annotated[
         Optional[Path],
@@ -49,6 +64,19 @@ def train(
         Optional[str], typer.Option("--saliency", help=SALIENCY_HELP, show_default="activation, or that of the feature file")
     ] = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="Run directory to make.", show_default="runs/DATA-OBJECTIVE")] = None,
+    variant: Annotated[
+        Optional[str],
+        typer.Option(
+            "--variant",
+            help=f"The policy: {', '.join(VARIANTS)}. paper: section 3 and appendix A to the letter; fixed-mask: a covert mask that learns "
+            "nothing.",
+            show_default="default",
+        ),
+    ] = None,
+    set_: Annotated[
+        Optional[list[str]],
+        typer.Option("--set", metavar="NAME=VALUE", help=f"Change one value of it; repeatable. {what_set_takes()}.", show_default=False),
+    ] = None,
     resume: Resume = None,
     init_from: Annotated[
         Optional[Path],
@@ -71,27 +99,34 @@ def train(
     config: Config = None,
     given: Given,
 ) -> None:
-    """Train the hierarchical attention policy: by REINFORCE, cross-entropy or the multiset loss.
+    """Train the hierarchical attention policy: by policy gradient, cross-entropy or the multiset loss.
 
     With --objective count, train the direct baseline instead: a convolutional classifier of how often each class occurs.
     """
     from hsal_cli.experiments.pipeline import DEFAULT_SCENES, ensure_policy_data, features_path
     from hsal_cli.runs import run as runs
-    from hsal_cli.training import train as train_policy
+    from hsal_cli.training.train import resume as go_on
+    from hsal_cli.training.train import train as train_policy
     from hsal_cli.vision.devices import choose_device
 
     reporter = console.TerminalReporter()
     chosen = choose_device(device)
+    REWARDS.check(settings.rewarded)
     scenes = data or DEFAULT_SCENES
     precompute = settings_for(PrecomputeSettings, preset, config, saliency=saliency)
     name = scenes.name.removesuffix(".h5").removesuffix(".features")
     if saliency_kind(precompute.saliency) != "activation" and name == scenes.name.removesuffix(".h5"):
         name += f"-{saliency_kind(precompute.saliency)}"
-    policy = policy if resume else policy.for_training(settings.objective, settings.stop)
-    settled = {"data": str(scenes), "train": as_dict(settings), "policy": as_dict(policy)}
+    texts = set_ or []
+    if settings.objective == "count" and (variant or texts):
+        given_too = f"--variant {variant}" if variant else f"--set {texts[0]}"
+        raise UsageError(f"objective count trains no policy, so {given_too} says nothing", "leave --variant and --set out")
+    chosen_variant = variant_for(preset, config, variant, texts)
+    settled = {"data": str(scenes), "train": as_dict(settings), "variant": as_dict(chosen_variant)}
     if resume is not None:
         _check_alone(resume, {"--backbone": backbone, "--init-from": init_from, "--saliency": saliency, "--memory-budget": memory_budget})
-        held = check_resumed(resume, runs.EVALUATED, out, given, ("epochs",), train=settings, policy=policy)
+        given["variant"] = variant_given(preset, config, variant, texts)
+        held = check_resumed(resume, runs.EVALUATED, out, given, ("epochs",), train=settings, variant=chosen_variant)
         settled = held.raw
     if dry_run:
         target = resume or out or runs.fresh_path(f"{name}-{settings.objective}")
@@ -99,19 +134,19 @@ def train(
         return
     with console.stopping(reporter), distributed.joined(chosen, reporter):
         distributed.agree(
-            resume=resume is not None, features=scenes.name.endswith(".features.h5"), train=settled["train"], policy=settled["policy"]
+            resume=resume is not None, features=scenes.name.endswith(".features.h5"), train=settled["train"], variant=settled.get("variant")
         )
         target = distributed.broadcast(lambda: resume or out or runs.fresh_path(f"{name}-{settings.objective}"))
         if resume is None:
-            recipe = recipe_for(preset, config, train=settings, policy=policy, precompute=precompute)
+            recipe = recipe_for(preset, config, train=settings, variant=chosen_variant, precompute=precompute)
             features, backbone = ensure_policy_data(scenes, backbone, recipe, chosen, reporter, saliency)
             extra = {"overwrite": overwrite, "backbone": backbone, "init_from": init_from, "memory": memory_budget}
-            run = train_policy.train(features, target, policy, settings, chosen, reporter, **extra)
+            run = train_policy(features, target, chosen_variant, settings, chosen, reporter, **extra)
         else:
             trained_on = held.saliency
             moved = data if data is None or data.name.endswith(".features.h5") else features_path(data, trained_on)
             epochs = settings.epochs if "epochs" in given["train"] else None
-            run = train_policy.resume(target, chosen, reporter, features=moved, epochs=epochs)
+            run = go_on(target, chosen, reporter, features=moved, epochs=epochs)
     best = run.status.exact_match
     if json:
         console.print_json({"run": str(run.path), "exact_match": best})

@@ -16,7 +16,7 @@ from hsal_cli.evaluation.baselines import trivial_baselines
 from hsal_cli.evaluation.evaluate_counts import evaluate_counts
 from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, multiset_metrics
 from hsal_cli.evaluation.settings import EvalSettings
-from hsal_cli.features.settings import saliency_kind
+from hsal_cli.features.settings import kind_in
 from hsal_cli.models.load import LoadedPolicy
 from hsal_cli.policy.choosing import greedy, sampling
 from hsal_cli.policy.count_classifier import CountClassifier
@@ -180,7 +180,7 @@ def _documented(loaded: LoadedPolicy, source: Path, split: str, found: dict[str,
     from hsal_cli.features.table import dataset_of
 
     return {
-        "dataset": dataset_of(source),
+        "dataset": dataset_of(source, loaded.meta.saliency),
         "split": split,
         **found,
         **made_from,
@@ -194,7 +194,7 @@ def _documented(loaded: LoadedPolicy, source: Path, split: str, found: dict[str,
 def _check_fits(source: Path, loaded: LoadedPolicy, classes: list[str], shape: tuple[int, int, int], saliency: str) -> None:
     for what, found, wanted in (
         ("classes", classes, loaded.classes),
-        ("saliency of kind", saliency_kind(saliency), saliency_kind(loaded.meta.saliency)),
+        ("saliency of kind", kind_in(saliency), kind_in(loaded.meta.saliency)),
         ("volumes of shape", list(shape), list(loaded.policy.volume_shape)),
     ):
         if found != wanted:

@@ -131,7 +131,7 @@ def _macro_f1(hits: np.ndarray, n: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 def _ratio(above: Any, below: Any) -> np.ndarray:
     above, below = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
-    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    return np.asarray(np.divide(above, below, out=np.zeros_like(above), where=below > 0))
 
 
 def _mean(values: np.ndarray) -> float:

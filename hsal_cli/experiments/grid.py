@@ -17,8 +17,10 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments.pipeline import SINGLE, Recipe, features_path
 from hsal_cli.features.writer import partial_of
+from hsal_cli.policy.variant import with_variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.places import with_found, with_stored
 from hsal_cli.runs.scores import read_evaluation
 from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.settings import as_dict, build
@@ -221,7 +223,7 @@ def backbone_place(grid: Grid, reporter: Reporter = SILENT) -> tuple[Path, bool]
         return grid.backbone, False
     recorded = read_record(grid).backbone
     if recorded is not None:
-        return Path(recorded), Path(recorded) == own
+        return Path(recorded), Path(recorded).absolute() == own.absolute()
     if not own.exists():
         newest = runs.newest("backbone", reporter=reporter)
         if newest is not None:
@@ -250,12 +252,12 @@ def shared_settings(grid: Grid) -> dict[str, dict[str, Any]]:
     """The settings that all scores of a grid must share."""
     train = {key: value for key, value in as_dict(grid.recipe.train).items() if key not in ("objective", "seed")}
     evaluation = {key: value for key, value in as_dict(grid.evaluation).items() if key != "batch_size"}
-    return {"train": train, "epochs": dict(grid.epochs), "policy": as_dict(grid.recipe.policy), "eval": evaluation}
+    return {"train": train, "epochs": dict(grid.epochs), "variant": as_dict(grid.recipe.variant), "eval": evaluation}
 
 
 def _check_settings(grid: Grid) -> None:
     """Refuses to mix runs of different settings in one table."""
-    before = read_record(grid).settings
+    before = with_variant(read_record(grid).settings)  # begun by hsal 0.1, it holds what that left open
     differing = [
         f"{table}.{key} is {before[table][key]}, not {value}"
         for table, values in shared_settings(grid).items()
@@ -294,14 +296,14 @@ def read_record(grid: Grid) -> GridRecord:
     if not path.exists():
         return GridRecord()
     try:
-        return read_document(path, GridRecord, "hsal reproduce")
+        return read_document(path, GridRecord, "hsal reproduce", lambda found: with_found(found, grid.out))
     except FileError as error:
         raise FileError(f"{path} is not the record of a grid: {error.message}", "name another folder with --out") from error
 
 
 def record(grid: Grid, **more: Any) -> None:
     """Adds to grid.json."""
-    write_json(grid.out / "grid.json", {**read_record(grid).raw, "format": FORMAT, **more})
+    write_json(grid.out / "grid.json", with_stored({**read_record(grid).raw, "format": FORMAT, **more}, grid.out))
 
 
 def cell_commands(grid: Grid, cell: Cell, backbone: Path) -> tuple[str, str]:

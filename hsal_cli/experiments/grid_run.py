@@ -211,7 +211,7 @@ def _train(grid: Grid, cell: Cell, features: Path, backbone: Path, device: torch
             if begun:
                 resume(path, device, reporter)
             else:
-                train(features, path, grid.recipe.policy, settings, device, reporter, overwrite=path.exists(), backbone=backbone)
+                train(features, path, grid.recipe.variant, settings, device, reporter, overwrite=path.exists(), backbone=backbone)
 
 
 def _check_features(grid: Grid, cell: Cell) -> None:

@@ -14,8 +14,8 @@ from hsal_cli.features.saliency.models import saliency_model
 from hsal_cli.features.settings import PrecomputeSettings
 from hsal_cli.features.table import check_match, features_path, open_features
 from hsal_cli.finetuning.finetune import finetune
-from hsal_cli.models.load import backbone_folder
-from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.models.load import RUNS, backbone_folder
+from hsal_cli.policy.variant import Variant
 from hsal_cli.progress import Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
@@ -37,7 +37,7 @@ class Recipe:
     scenes: SceneSettings
     finetune: FinetuneSettings
     precompute: PrecomputeSettings
-    policy: PolicySettings
+    variant: Variant
     train: TrainSettings
 
 
@@ -115,7 +115,7 @@ def ensure_policy_data(
         with open_features(data) as file:
             if saliency is not None:
                 check_match(file, saliency_digest=saliency_model(saliency).digest)
-            return data, backbone or backbone_folder(file.backbone_digest)
+            return data, backbone or backbone_folder(file.backbone_digest, RUNS)
     scenes = ensure_scenes(data, recipe.scenes, reporter)
     backbone = backbone or ensure_backbone(recipe, device, reporter, scenes)
     return ensure_features(scenes, backbone, reporter, device, recipe.precompute), backbone
@@ -129,4 +129,4 @@ def ensure_policy(recipe: Recipe, device: torch.device, reporter: Reporter) -> P
     reporter.say("there is no trained policy in runs/: training one (hsal train)")
     features, backbone = ensure_policy_data(DEFAULT_SCENES, None, recipe, device, reporter)
     out = distributed.broadcast(lambda: runs.fresh_path(f"{DEFAULT_SCENES.stem}-{recipe.train.objective}"))
-    return train(features, out, recipe.policy, recipe.train, device, reporter, backbone=backbone).path
+    return train(features, out, recipe.variant, recipe.train, device, reporter, backbone=backbone).path

@@ -20,7 +20,7 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.evaluate import evaluate_file
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.precompute import precompute
-from hsal_cli.features.settings import PrecomputeSettings, saliency_kind
+from hsal_cli.features.settings import PrecomputeSettings, kind_in
 from hsal_cli.features.table import open_features
 from hsal_cli.models.load import LoadedPolicy
 from hsal_cli.progress import SILENT, Reporter
@@ -159,7 +159,7 @@ def shifts(
         Interrupted: a signal asked to stop; finished conditions are kept.
     """
     saliency = loaded.meta.saliency
-    if saliency_kind(saliency) == "file":
+    if kind_in(saliency) == "file":
         raise UsageError(f"the policy takes its maps from {saliency}, and new scenes have none", "sweep a policy with a saliency model")
     todo = list(conditions(recipe, settings.part_names, reporter))
     found: dict[str, list[dict[str, Any]]] = {}

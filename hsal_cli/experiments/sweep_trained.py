@@ -16,7 +16,7 @@ from hsal_cli.features.precompute import precompute
 from hsal_cli.features.settings import SALIENCY, PrecomputeSettings
 from hsal_cli.features.table import features_path, open_features
 from hsal_cli.models.load import LoadedPolicy, load_policy
-from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.variant import Variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.scores import Evaluation, read_evaluation
@@ -32,7 +32,7 @@ class Bench:
     """What the short runs share.
 
     Attributes:
-        policy, train: their settings, those of the swept policy but for the number of epochs.
+        variant, train: their settings, those of the swept policy but for the number of epochs.
         features: the feature file that the swept policy was trained on.
         backbone: the one behind it.
         out: the sweep's folder.
@@ -40,7 +40,7 @@ class Bench:
         reporter: progress.
     """
 
-    policy: PolicySettings
+    variant: Variant
     train: TrainSettings
     features: Path
     backbone: LoadedBackbone
@@ -48,12 +48,12 @@ class Bench:
     device: torch.device
     reporter: Reporter = SILENT
 
-    def scores(self, name: str, policy: PolicySettings, features: Path | None, saliency: str) -> Evaluation | None:
+    def scores(self, name: str, variant: Variant, features: Path | None, saliency: str) -> Evaluation | None:
         """The scores on the test split of the run of that name, trained as far as it is not.
 
         Args:
             name: of the run, in OUT/runs.
-            policy: its settings.
+            variant: its policy's.
             features: what it is trained on; None: only say what is there.
             saliency: their saliency model.
 
@@ -62,7 +62,7 @@ class Bench:
         """
         place = self.out / "runs" / name
         state = runs.Run(place).status.state if (place / "status.json").is_file() else None
-        same = state is not None and self._is_same(place, policy, saliency)
+        same = state is not None and self._is_same(place, variant, saliency)
         kept = kept_scores(place / runs.EVALUATIONS["best"], self.reporter) if same and state == "finished" else None
         if kept is not None:
             return kept
@@ -72,18 +72,17 @@ class Bench:
         if same and (place / "checkpoints" / "index.json").is_file():
             resume(place, self.device, self.reporter, features=features)
         else:  # a run of other settings in this folder was made by an earlier sweep; this one replaces it
-            train(features, place, policy, self.train, self.device, self.reporter, overwrite=True, backbone=self.backbone.path)
+            train(features, place, variant, self.train, self.device, self.reporter, overwrite=True, backbone=self.backbone.path)
         scores = evaluate_file(load_policy(place, "best", self.device), features, EvalSettings(), self.device, self.reporter)
         write_json(place / runs.EVALUATIONS["best"], scores)
         return read_evaluation(place / runs.EVALUATIONS["best"], "hsal sweep")
 
-    def _is_same(self, place: Path, policy: PolicySettings, saliency: str) -> bool:
+    def _is_same(self, place: Path, variant: Variant, saliency: str) -> bool:
         config = runs.open_run(place, runs.EVALUATED).config
         with open_features(self.features) as file:
             scenes_digest = file.scenes_digest
-        policy = policy.for_training(self.train.objective, self.train.stop)
-        found = (config.policy, config.train, config.backbone_digest, config.saliency, config.scenes_digest)
-        return found == (policy, self.train, self.backbone.digest, saliency, scenes_digest)
+        found = (config.variant, config.train, config.backbone_digest, config.saliency, config.scenes_digest)
+        return found == (variant, self.train, self.backbone.digest, saliency, scenes_digest)
 
 
 def bench_for(
@@ -106,7 +105,7 @@ def bench_for(
     is_run = (run / "config.json").is_file()
     train = runs.open_run(run, "policy").config.train if is_run else build(TrainSettings, {"objective": loaded.meta.objective})
     train = dataclasses.replace(train, epochs=settings.epochs)
-    return Bench(loaded.policy.settings, train, features, backbone, out, device, reporter)
+    return Bench(loaded.policy.variant, train, features, backbone, out, device, reporter)
 
 
 def glimpse_budgets(bench: Bench, budgets: tuple[int, int]) -> list[dict[str, Any]]:
@@ -116,7 +115,7 @@ def glimpse_budgets(bench: Bench, budgets: tuple[int, int]) -> list[dict[str, An
         saliency = file.saliency
     for k in range(budgets[0], budgets[1] + 1):
         bench.reporter.check_stop(AGAIN)
-        scores = bench.scores(f"glimpses-{k}", dataclasses.replace(bench.policy, glimpses=k), bench.features, saliency)
+        scores = bench.scores(f"glimpses-{k}", dataclasses.replace(bench.variant, glimpses=k), bench.features, saliency)
         rows.append(row_of(f"k = {k}", float(k), scores))
     return rows
 
@@ -140,10 +139,10 @@ def saliency_models(bench: Bench, scenes: Path) -> list[dict[str, Any]]:
     rows = []
     for place, name in enumerate(SALIENCY):
         bench.reporter.check_stop(AGAIN)
-        scores = bench.scores(f"saliency-{name}", bench.policy, None, name)
+        scores = bench.scores(f"saliency-{name}", bench.variant, None, name)
         if scores is None:
             features = bench.features if name == "activation" else _with_saliency(bench, scenes, name)
-            scores = bench.scores(f"saliency-{name}", bench.policy, features, name)
+            scores = bench.scores(f"saliency-{name}", bench.variant, features, name)
             if features != bench.features:
                 features.unlink()
         rows.append(row_of(name, float(place), scores))

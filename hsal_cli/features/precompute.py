@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,18 +21,19 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.features.saliency.models import SaliencyModel, saliency_model
 from hsal_cli.features.settings import PrecomputeSettings
 from hsal_cli.features.shards import Target, held, join, target_of
-from hsal_cli.features.table import FORMAT, FeatureFile, check_match, open_features
+from hsal_cli.features.table import FORMAT, FeatureFile, check_match, features_digest, open_features
 from hsal_cli.features.writer import Origin
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.scene_file import SceneFile, SceneSplit, open_scenes
 from hsal_cli.settings import as_dict
-from hsal_cli.storage.files import cannot_write, digest_of
-from hsal_cli.storage.hdf5 import FORMAT_VERSION, format_of
+from hsal_cli.storage.files import cannot_write
+from hsal_cli.storage.hdf5 import format_of
 from hsal_cli.vision.backbone import CHANNELS, ActivationModel, LoadedBackbone, finer, fused, load_backbone
-from hsal_cli.vision.devices import autocast_gains, fitting, forward_context
+from hsal_cli.vision.devices import autocast_gains, choose_device, fitting, forward_context
 from hsal_cli.vision.images import to_input
 
 AGAIN = "run the same command again to continue"
+DEFAULTS = PrecomputeSettings()
 AHEAD = 4  # batches read ahead of the forward pass
 LARGEST_HALF = torch.finfo(torch.float16).max
 
@@ -59,8 +61,8 @@ def precompute(
     scenes: Path,
     backbone: Path,
     out: Path,
-    settings: PrecomputeSettings,
-    device: torch.device,
+    settings: PrecomputeSettings = DEFAULTS,
+    device: torch.device | str = "auto",
     reporter: Reporter = SILENT,
     overwrite: bool = False,
     volumes_from: Path | None = None,
@@ -74,7 +76,7 @@ def precompute(
         backbone: a run of `hsal finetune`, or one of its checkpoints.
         out: the feature file. One of the same scenes and backbone is left as it is.
         settings: how.
-        device: where to compute.
+        device: where to compute; a name as `--device` takes it, or a torch device.
         reporter: told the size before the work starts.
         overwrite: replace a feature file of other scenes, another backbone or saliency model, and make one of the same anew.
         volumes_from: a feature file of the same scenes and backbone with another saliency model, whose volumes are copied.
@@ -87,6 +89,7 @@ def precompute(
         UsageError: `out` is no place for a feature file.
         Interrupted: the reporter was asked to stop; what is done is kept for the next run.
     """
+    device = choose_device(device)
     loaded = _at_resolution(load_backbone(backbone, device=device), settings.resolution)
     if loaded.note:
         reporter.warn(loaded.note)
@@ -118,7 +121,19 @@ def precompute(
         if distributed.current().size > 1:
             distributed.barrier()
             distributed.broadcast(lambda: join(out, origin, settings.batch_size, reporter))
+    distributed.broadcast(lambda: _warn_of_cut_off(out, reporter))
     return out
+
+
+def _warn_of_cut_off(out: Path, reporter: Reporter) -> None:
+    with open_features(out) as file:
+        count = sum(map(file.cut_off, file.splits))
+        share = count / max(1, len(file) * math.prod(file.volume_shape))
+    if count:
+        reporter.warn(
+            f"{count:,} activations ({share:.2%}) of {out} were above {LARGEST_HALF:,.0f}, the most that float16 holds, and are cut off: "
+            "columns lose what tells them apart; fine-tune the backbone at a lower --learning-rate, so that its activations stay small"
+        )
 
 
 def plan(scenes: Path, backbone: Path, out: Path, settings: PrecomputeSettings, overwrite: bool = False) -> PrecomputePlan:
@@ -141,12 +156,7 @@ def _plan(scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, 
     for split in splits:
         copied = split.labels.nbytes + (0 if split.boxes is None else split.boxes.nbytes)
         size += len(split) * side * side * (2 * CHANNELS + 4) + copied
-    made_from = {"scenes": scenes.digest, "backbone": backbone.digest, "format_version": FORMAT_VERSION}
-    if saliency.digest != "activation":  # left out there, so that features made before there was a choice keep their digest
-        made_from["saliency"] = saliency.digest
-    if backbone.refined:
-        made_from["resolution"] = side
-    digest = digest_of(made_from)
+    digest = features_digest(scenes.digest, backbone.digest, saliency.digest, side if backbone.refined else None)
     exists = out.exists() and _is_there(out, digest, scenes, backbone, saliency, overwrite)
     return PrecomputePlan(sum(map(len, splits)), size, (CHANNELS, side, side), digest, exists)
 

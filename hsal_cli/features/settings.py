@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Literal
 
 from hsal_cli.errors import UsageError
+from hsal_cli.registry import Registry
 from hsal_cli.settings import check, setting
 
-SALIENCY = ("activation", "itti", "spectral-residual", "center")  # and file:PATH
+SALIENCY = ("activation", "itti", "spectral-residual", "center")  # and file:PATH, and those of a user's own
 SALIENCY_HELP = (
     "Where saliency maps come from: activation (sum of squared activations, as in the paper), itti (colour, intensity and orientation "
-    "against their surround), spectral-residual, center (a Gaussian in the middle), or file:PATH (any model's maps)."
+    "against their surround), spectral-residual, center (a Gaussian in the middle), file:PATH (any model's maps), or a model of your own "
+    "(docs/python.md)."
 )
+SALIENCY_MODELS = Registry("saliency model", "hsal.saliency", (*SALIENCY, "file"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,18 +34,16 @@ class PrecomputeSettings:
 
 
 def saliency_kind(name: str) -> str:
-    """The kind of saliency model that a `--saliency` value names: one of SALIENCY, or "file".
+    """The kind of saliency model that a `--saliency` value names: one of SALIENCY, "file", or a name that was registered.
 
     Raises:
         UsageError: no such model, or file: without a path.
     """
-    kind, colon, path = name.partition(":")
-    if kind == "file" and colon and path:
-        return "file"
-    if name in SALIENCY:
-        return name
-    if kind == "file":
+    if name in ("file", "file:"):
         raise UsageError(f"saliency = {name} names no path", "write --saliency file:PATH, a folder of maps, a .png, .npy or .h5 file")
-    close = difflib.get_close_matches(name, SALIENCY, n=1)
-    meant = f" (did you mean {close[0]}?)" if close else ""
-    raise UsageError(f"there is no saliency model {name!r}{meant}", f"take one of: {', '.join(SALIENCY)}, file:PATH")
+    return SALIENCY_MODELS.check(kind_in(name), also=":PATH")
+
+
+def kind_in(stored: str) -> str:
+    """The kind of a name that a file holds, whether there is such a model here or not."""
+    return "file" if stored.startswith("file:") else stored

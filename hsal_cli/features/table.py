@@ -7,6 +7,7 @@ Root attributes: those of `hdf5.stamp` and `hdf5.seal`, `classes` (JSON list), `
     saliency  float32 (N, h, w), raw: for "activation" the sum of squares of the volume before it was rounded to float16
     labels    int16 (N, L), padded with -1, copied from the scene file
     boxes     int16 (N, L, 4) x0, y0, x1, y1 in px, half-open, padded with -1, copied; absent where the scene file has none
+and attribute `cut_off`, how many activations were above the most that float16 holds, which they were cut off at (absent in older files).
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ import torch
 from torch import Tensor
 
 from hsal_cli.errors import FileError
-from hsal_cli.features.settings import SALIENCY, saliency_kind
+from hsal_cli.features.settings import SALIENCY, kind_in
 from hsal_cli.scenes.sound import sound_boxes, sound_labels
-from hsal_cli.storage.files import digest_of_array
-from hsal_cli.storage.hdf5 import attribute, described, open_hdf5, reading
+from hsal_cli.storage.files import digest_of, digest_of_array
+from hsal_cli.storage.hdf5 import FORMAT_VERSION, attribute, described, open_hdf5, reading
 from hsal_cli.typed import Document
 
 FORMAT = "hsal-features"
@@ -187,6 +188,10 @@ class FeatureFile:
             self._check_finite(split, volumes, saliency, self._places(split, rows))
             return torch.from_numpy(volumes).to(torch.float16), torch.from_numpy(saliency).to(torch.float32)
 
+    def cut_off(self, split: str) -> int:
+        """How many activations of a split were cut off at what float16 holds; 0 where it was not counted."""
+        return int(attribute(self._group(split), "cut_off", 0))
+
     def rows(self, split: str) -> int:
         """How many rows a split has."""
         return len(self._group(split)["labels"])
@@ -249,7 +254,10 @@ class FeatureFile:
         return values
 
     def _check_finite(self, split: str, volumes: np.ndarray, saliency: np.ndarray, rows: np.ndarray) -> None:
-        """Refuses values that are not finite. `hsal precompute` writes none, so of its volumes one a row tells that the row was written."""
+        """Refuses values that are not finite, and saliency below 0, which has no meaning: the policy reads where it is highest.
+
+        `hsal precompute` writes none, so of its volumes one a row tells that the row was written.
+        """
         sealed = "attributes_digest" in self._file.attrs
         for part, values in (("volumes", volumes[:, 0, 0, 0] if sealed else volumes), ("saliency", saliency)):
             for start in range(0, len(values), BLOCK_ROWS):
@@ -257,6 +265,12 @@ class FeatureFile:
                 if not finite.all():
                     row = rows[start + int(finite.argmin())]
                     raise FileError(f"{self.path}: {split}: row {row} of {part} has values that are not finite", AGAIN)
+        below = (saliency < 0).any((1, 2))
+        if below.any():
+            raise FileError(
+                f"{self.path}: {split}: row {rows[int(below.argmax())]} of saliency has values below 0",
+                f"write maps of numbers from 0 up, or {AGAIN}",
+            )
 
 
 def finite_rows(values: np.ndarray) -> np.ndarray:
@@ -264,6 +278,21 @@ def finite_rows(values: np.ndarray) -> np.ndarray:
     if values.dtype == np.float16:  # NumPy's own test is an order of magnitude slower here
         return (np.ascontiguousarray(values).view(np.uint16) & 0x7C00).reshape(len(values), -1).max(1) < 0x7C00
     return np.isfinite(values).reshape(len(values), -1).all(1)
+
+
+def features_digest(scenes_digest: str, backbone_digest: str, saliency_digest: str = "activation", resolution: int | None = None) -> str:
+    """The digest of features: of what they are made from.
+
+    Args:
+        scenes_digest, backbone_digest, saliency_digest: of the scene file, the activation model and the saliency model.
+        resolution: cells along a side, where they are more than the activation model has by itself.
+    """
+    made_from: dict[str, Any] = {"scenes": scenes_digest, "backbone": backbone_digest, "format_version": FORMAT_VERSION}
+    if saliency_digest != "activation":  # left out there, so that features made before there was a choice keep their digest
+        made_from["saliency"] = saliency_digest
+    if resolution is not None:
+        made_from["resolution"] = resolution
+    return digest_of(made_from)
 
 
 def open_features(path: Path) -> FeatureFile:
@@ -301,8 +330,9 @@ def check_match(
                 f"make them again with: {MADE_BY} --overwrite --out {features.path}",
             )
     if saliency_digest is not None and features.saliency_digest != saliency_digest:
-        wanted = saliency_digest[:17] if saliency_digest.startswith("file:") else saliency_digest
-        others = " of other files" if features.saliency.startswith("file:") and saliency_digest.startswith("file:") else ""
+        kind, _, made_of = saliency_digest.partition(":")  # of maps from files and of a user's own model, what they are made of
+        wanted = f"{kind}:{made_of[:12]}" if made_of else kind
+        others = {"file": " of other files"}.get(kind, " of another version") if kind == kind_in(features.saliency) else ""
         raise FileError(
             f"{features.path} holds features of another saliency model: {features.saliency}{others}, not {wanted}",
             f"name another file, or make them again with: {MADE_BY} --saliency MODEL --overwrite --out {features.path}",
@@ -314,17 +344,22 @@ def features_path(scenes: Path, saliency: str = "activation", resolution: str | 
 
     With another saliency model it is data/x.itti.features.h5, with a resolution that was asked for data/x.14x14.features.h5.
     """
-    kind = saliency_kind(saliency)
+    kind = kind_in(saliency)
     names = [scenes.name.removesuffix(".h5")]
     names += [] if resolution is None else [f"{resolution}x{resolution}"]
     names += [] if kind == "activation" else [kind]
     return scenes.with_name(".".join([*names, "features.h5"]))
 
 
-def dataset_of(features: Path) -> str:
-    """The name of the data set in a feature file's name: data/x.features.h5 and data/x.14x14.itti.features.h5 are of x."""
+def dataset_of(features: Path, saliency: str = "activation") -> str:
+    """The name of the data set in a feature file's name: data/x.features.h5 and data/x.14x14.itti.features.h5 are of x.
+
+    Args:
+        features: the file.
+        saliency: the name of its saliency model, which may be a user's own.
+    """
     name = features.name.removesuffix(".h5").removesuffix(".features")
-    for endings in ((*SALIENCY, "file"), ("7x7", "14x14", "28x28")):
+    for endings in ((*SALIENCY, "file", kind_in(saliency)), ("7x7", "14x14", "28x28")):
         ending = name.rpartition(".")[2]
         name = name.removesuffix(f".{ending}") if ending in endings else name
     return name

@@ -37,6 +37,7 @@ HDF5 = b"\x89HDF\r\n\x1a\n"  # how its files begin
 WAITING = 4  # batches that may wait to be written
 # The newest layout whose files can be read after their writer was killed; it has checksums of almost all of HDF5's own bookkeeping.
 LAYOUT = ("v108", "latest")
+LARGEST_BITS = 0x7BFF  # of 65,504, the largest float16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,14 +94,18 @@ def features_to_fill(out: Path, origin: Origin, batch_size: int, reporter: Repor
             starts = {name: _first_row(group, batch_size) for name, group in file.items()}
             for name, group in file.items():
                 group.attrs["done"] = _whole_chunks(group, starts[name])
+                _count_from_here(group)
             file.attrs["open"] = True
             file.flush()
             if any(starts.values()):
                 reporter.say(f"continuing after {sum(starts.values()):,} images")
             try:
-                with FeatureWriter(file, partial, origin.backbone) as writer:
+                with FeatureWriter(file, partial, origin) as writer:
                     yield writer, starts
                 file.check()
+                for group in file.values():
+                    group.attrs["cut_off"] = int(group["cut"][()].sum())
+                    del group["cut"]
                 seal(file, origin.digest)
             finally:
                 file.flush()
@@ -131,6 +136,23 @@ def _whole_chunks(group: h5py.Group, rows: int) -> int:
     """How many of the first rows lie in chunks that no later row touches: a kill may tear the chunk that is being written."""
     block = group["volumes"].chunks[0]
     return rows if rows == len(group["volumes"]) else rows // block * block
+
+
+def _count_from_here(group: h5py.Group) -> None:
+    """Lays out how many activations of each row were cut off, as long as a file is not whole: what is written again counts once."""
+    if "cut" in group:
+        return
+    volumes, done = group["volumes"], int(group.attrs["done"])
+    counts = np.zeros(len(volumes), np.int32)
+    for start in range(0, done, volumes.chunks[0]):
+        stop = min(start + volumes.chunks[0], done)
+        counts[start:stop] = _cut_off(volumes[start:stop])
+    group.create_dataset("cut", data=counts)
+
+
+def _cut_off(volumes: np.ndarray) -> np.ndarray:
+    """How many activations of each row, float16, are the most that there is."""
+    return (np.ascontiguousarray(volumes).view(np.uint16) == LARGEST_BITS).sum((1, 2, 3), dtype=np.int32)
 
 
 def _can_continue(partial: Path, origin: Origin, reporter: Reporter) -> bool:
@@ -227,12 +249,11 @@ class FeatureWriter:
     Args:
         file: the partial file. No other thread may use it meanwhile.
         path: where it is.
-        backbone: where the activation model came from, to be named if it gives values that are not finite.
+        origin: names the models that give values which cannot be used.
     """
 
-    def __init__(self, file: SteadyFile, path: Path, backbone: Path):
-        self._file, self._path = file, path
-        self._backbone = backbone
+    def __init__(self, file: SteadyFile, path: Path, origin: Origin):
+        self._file, self._path, self._origin = file, path, origin
         self._queue: queue.Queue[tuple[str, int, Tensor, Tensor, torch.cuda.Event | None] | None] = queue.Queue(WAITING)
         self._done: dict[str, int] = {}
         self._error: BaseException | None = None
@@ -265,7 +286,7 @@ class FeatureWriter:
 
         Raises:
             OSError: an earlier write failed.
-            FileError: an earlier batch was not finite.
+            FileError: an earlier batch was not finite, or its saliency below 0.
         """
         if self._error is not None:
             raise self._error
@@ -296,10 +317,14 @@ class FeatureWriter:
             ready.synchronize()
         saliency = saliency.cpu()
         if not saliency.isfinite().all():
-            raise FileError(f"backbone {self._backbone} gives volumes that are not finite", "train another one with: hsal finetune")
+            raise FileError(f"backbone {self._origin.backbone} gives volumes that are not finite", "train another one with: hsal finetune")
+        if bool((saliency < 0).any()):
+            raise FileError(f"saliency model {self._origin.saliency} gives values below 0", "have it give maps of numbers from 0 up")
         stop = start + len(volumes)
         with reading(self._path, split, f"delete {self._path}, and run the same command again"):
-            self._file[split]["volumes"][start:stop] = volumes.cpu().numpy()
+            rows = volumes.cpu().numpy()
+            self._file[split]["volumes"][start:stop] = rows
+            self._file[split]["cut"][start:stop] = _cut_off(rows)
             self._file[split]["saliency"][start:stop] = saliency.numpy()
         self._file.check()
         self._done[split] = stop

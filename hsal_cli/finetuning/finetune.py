@@ -27,9 +27,10 @@ from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
 from hsal_cli.vision.backbone import ActivationModel, backbone_meta, initial_weights
-from hsal_cli.vision.devices import fitting, forward_context
+from hsal_cli.vision.devices import choose_device, fitting, forward_context
 
 FULL_AFTER_CROPS, FULL_ALONE, FULL_ALONE_CPU = 36_000, 600_000, 40_000
+DEFAULTS = FinetuneSettings()
 CROWD = 4  # objects in an image, as many as in MNIST Multiset
 MEANING = {
     "crops": "each is learned by its box",
@@ -221,8 +222,8 @@ def _epochs_of(kind: str, images: int, size: int) -> list[tuple[str, int]]:
 def finetune(
     scenes: Path,
     out: Path,
-    settings: FinetuneSettings,
-    device: torch.device,
+    settings: FinetuneSettings = DEFAULTS,
+    device: torch.device | str = "auto",
     reporter: Reporter = SILENT,
     overwrite: bool = False,
     resume: bool = False,
@@ -235,7 +236,7 @@ def finetune(
         scenes: a scene file, of single objects or of several (`FinetuneSettings.objects`).
         out: the run directory to make, or with `resume` to go on with.
         settings: how; ignored with `resume`, where the run's own settings hold.
-        device: where to compute.
+        device: where to compute; a name as `--device` takes it, or a torch device.
         reporter: progress.
         overwrite: replace a run in `out`.
         resume: go on with the run in `out`.
@@ -248,6 +249,7 @@ def finetune(
     Raises:
         HsalError: bad input; Interrupted: asked to stop, state saved.
     """
+    device = choose_device(device)
     before: Checkpoint | None = None
     if resume:
         run = runs.open_run(out, "backbone")

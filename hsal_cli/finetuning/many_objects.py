@@ -30,7 +30,7 @@ from hsal_cli.vision.images import to_input
 
 
 @dataclasses.dataclass(frozen=True)
-class Scenes:
+class ManyObjects:
     """Images of several objects, resident in memory.
 
     Attributes:
@@ -46,7 +46,7 @@ class Scenes:
     classes: int
 
 
-def read_scenes(scenes: Path, split: str, most: int | None = None) -> Scenes:
+def read_scenes(scenes: Path, split: str, most: int | None = None) -> ManyObjects:
     """Reads a split of a scene file.
 
     Raises:
@@ -57,7 +57,7 @@ def read_scenes(scenes: Path, split: str, most: int | None = None) -> Scenes:
         stop = len(part) if most is None else min(most, len(part))
         corners = None if part.boxes is None else torch.from_numpy(part.boxes[:stop].astype(np.float32))
         multisets = torch.from_numpy(part.labels[:stop].astype(np.int64))
-        return Scenes(torch.from_numpy(part.read(0, stop)), multisets, corners, len(file.classes))
+        return ManyObjects(torch.from_numpy(part.read(0, stop)), multisets, corners, len(file.classes))
 
 
 def way_of(scenes: Path, wanted: str) -> str:
@@ -97,12 +97,12 @@ class BoxedObjects:
         columns: (M,) its place among the image's labels.
     """
 
-    scenes: Scenes
+    scenes: ManyObjects
     rows: Tensor
     columns: Tensor
 
     @classmethod
-    def of(cls, scenes: Scenes) -> BoxedObjects:
+    def of(cls, scenes: ManyObjects) -> BoxedObjects:
         """All objects of these scenes."""
         rows, columns = (scenes.multisets >= 0).nonzero(as_tuple=True)
         return cls(scenes, rows, columns)
@@ -176,12 +176,12 @@ class WholeImages:
         counts: learn how many there are of each class; else to name one label, drawn anew each time (section 5), of images that have one.
     """
 
-    scenes: Scenes
+    scenes: ManyObjects
     rows: Tensor
     counts: bool
 
     @classmethod
-    def of(cls, scenes: Scenes, counts: bool) -> WholeImages:
+    def of(cls, scenes: ManyObjects, counts: bool) -> WholeImages:
         """All of these scenes; to name a label, those that have one."""
         return cls(scenes, torch.arange(len(scenes.images)) if counts else (scenes.multisets[:, 0] >= 0).nonzero()[:, 0], counts)
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.models.load import PolicyMeta, backbone_folder, policy_meta
+from hsal_cli.models.load import RUNS, PolicyMeta, backbone_folder, policy_meta
 from hsal_cli.models.shipped import BACKBONE, FORMAT, FORMAT_VERSION, exported_files, read_manifest
+from hsal_cli.policy.variant import with_variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.scores import Evaluation
@@ -83,8 +84,8 @@ def export(
         manifest["policies"] = {}
         for source in found:
             # Of the data, the name says enough; where it lay is nobody else's business.
-            own = {"backbone": None, "backbone_digest": digest, "features": PurePath(source.meta.features).name}
-            meta = {**source.checkpoint.meta, **own}
+            meta = _resolved(source.checkpoint.meta, source.run)
+            meta |= {"backbone": None, "backbone_digest": digest, "features": PurePath(source.meta.features).name}
             entry = _write(folder / source.name, source.checkpoint.weights, meta, source.checkpoint.digest)
             manifest["policies"][source.name] = entry | _origin(source.run) | {"result": _result(source.evaluation)}
             reporter.say(f"{source.name}: {_size(folder / source.name) / 1e6:.1f} MB, from {source.run.path}")
@@ -92,6 +93,12 @@ def export(
     for name, entry in ((BACKBONE, manifest[BACKBONE]), *manifest["policies"].items()):
         entry["bytes"] = _size(out / name)
     return manifest
+
+
+def _resolved(meta: dict[str, Any], run: runs.Run) -> dict[str, Any]:
+    """What a checkpoint says of its policy, with every value of the variant; hsal 0.1 left some open, which its run knows."""
+    found = with_variant({**meta, "train": run.config.raw.get("train")})
+    return {key: value for key, value in found.items() if key != "train"}
 
 
 def _source(text: str) -> Source:
@@ -116,7 +123,7 @@ def _backbone_of(sources: list[Source], given: Path | None) -> Path:
         raise FileError(f"{first} and {second} were trained on different backbones", "export runs of one backbone together")
     digest, source = next(iter(digests.items()))
     recorded = source.meta.backbone
-    place = backbone_folder(str(digest), given, given) if given else backbone_folder(str(digest), Path(recorded) if recorded else None)
+    place = backbone_folder(str(digest), *((given,) if given else (recorded, source.run.path.parent, RUNS)))
     if place is None:
         where = f"at {given}" if given else f"at {recorded} or under runs/" if recorded else "under runs/"
         raise FileError(f"the backbone of {source.run.path} (weights {str(digest)[:12]}) is not {where}", "name its run with --backbone")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hsal_cli.errors import FileError, UsageError, first_line
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.variant import Variant, with_variant
+from hsal_cli.runs.places import with_found
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import MANIFEST, WEIGHTS, Checkpoint, Manifest, meta_of
 from hsal_cli.storage.documents import read_document
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from hsal_cli.vision.backbone import LoadedBackbone
 
 
+RUNS = Path("runs")
 TRAIN_HINT = "train one with: hsal train"
 
 
@@ -41,7 +43,7 @@ class PolicyMeta:
         volume_shape: (C, h, w) of the volumes that it reads.
         volume_scale: the standard deviation that they are divided by.
         max_labels: most labels of an image in training.
-        policy: settings of a policy.
+        variant: of a policy.
         count: those of a count classifier.
         objective: what it was trained on.
         features, features_digest: path of the feature file that it was trained on, its name alone where it was exported, and its digest.
@@ -55,7 +57,7 @@ class PolicyMeta:
     volume_shape: tuple[int, int, int]
     volume_scale: float
     max_labels: int
-    policy: PolicySettings | None = None
+    variant: Variant | None = None
     count: CountMeta | None = None
     objective: str | None = None
     features: str = ""
@@ -69,8 +71,13 @@ class PolicyMeta:
         counts = () if self.count is None else (self.count.most, self.count.hidden)
         if min(len(self.classes), *self.volume_shape, self.volume_scale, self.max_labels + 1, *counts) <= 0:
             raise UsageError("a size, a scale or the number of classes is not above 0", "train again")
-        if (self.policy if self.kind == "policy" else self.count) is None:
-            raise UsageError(f"{self.kind} is missing", "train again")
+        if (self.variant if self.kind == "policy" else self.count) is None:
+            raise UsageError("variant is missing" if self.kind == "policy" else "count is missing", "train again")
+
+    @staticmethod
+    def stored(values: dict[str, Any]) -> dict[str, Any]:
+        """What hsal 0.1 left open, as it took it."""
+        return with_variant(values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +86,7 @@ class LoadedPolicy:
 
     Attributes:
         policy: in evaluation mode, on the device asked for.
-        meta: what its checkpoint says of it.
+        meta: what its checkpoint says of it; the paths in it are from the folder that hsal runs in.
         checkpoint: where it came from; its `note` says if a damaged checkpoint was passed over.
     """
 
@@ -126,14 +133,21 @@ def load_model(path: Path, which: str = "best", device: torch.device | str = "cp
 
 
 def policy_meta(checkpoint: Checkpoint) -> PolicyMeta:
-    """What a checkpoint says of the policy, or count classifier, that it holds.
+    """What a checkpoint says of the policy, or count classifier, that it holds; the paths in it are from the folder that hsal runs in.
 
     Raises:
         FileError: it is of another kind, or a value of its meta is missing or cannot be used.
     """
     if checkpoint.kind not in ("policy", "count"):
         raise FileError(f"{checkpoint.path} is a checkpoint of kind {checkpoint.kind}, not policy", TRAIN_HINT)
-    return meta_of(checkpoint, PolicyMeta, TRAIN_HINT)
+    here = dataclasses.replace(checkpoint, meta=with_found(checkpoint.meta, run_of(checkpoint)))
+    return meta_of(here, PolicyMeta, TRAIN_HINT)
+
+
+def run_of(checkpoint: Checkpoint) -> Path:
+    """The folder of the run that a checkpoint belongs to: RUN/checkpoints/NAME; of an exported one, the folder above its own."""
+    above = checkpoint.path.absolute().parent
+    return above.parent if above.name == "checkpoints" else above
 
 
 def policy_of(checkpoint: Checkpoint) -> HSAL | CountClassifier:
@@ -147,7 +161,7 @@ def policy_of(checkpoint: Checkpoint) -> HSAL | CountClassifier:
         if meta.kind == "count":
             policy = CountClassifier(len(meta.classes), meta.volume_shape, meta.count.most, meta.volume_scale, meta.count.hidden)
         else:
-            policy = HSAL(meta.policy, len(meta.classes), meta.volume_shape, meta.volume_scale)
+            policy = HSAL(meta.variant, len(meta.classes), meta.volume_shape, meta.volume_scale)
     except (RuntimeError, MemoryError) as error:  # sizes that no memory holds
         said = f"{checkpoint.path / MANIFEST}: meta describes a policy that cannot be made: {first_line(error)}"
         raise FileError(said, TRAIN_HINT) from error
@@ -158,38 +172,48 @@ def policy_of(checkpoint: Checkpoint) -> HSAL | CountClassifier:
     return policy
 
 
-def find_backbone(meta: PolicyMeta, root: Path = Path("runs"), device: torch.device | str = "cpu") -> LoadedBackbone:
-    """Loads the backbone that made the features a policy was trained on, known by the digest of its weights, with volumes as fine as those.
+def find_backbone(loaded: LoadedPolicy, device: torch.device | str = "cpu", named: Path | None = None) -> LoadedBackbone:
+    """Loads the backbone that made the features a policy was trained on, with volumes as fine as those.
 
     Args:
-        meta: the policy's.
-        root: the folder whose runs are searched if the backbone is not where the policy's meta says.
+        loaded: the policy, which knows the digest of the backbone's weights.
+        device: where the backbone goes.
+        named: a run or a checkpoint to take it from, and from nowhere else; None: see `backbone_folder`.
 
     Raises:
-        FileError: it is nowhere.
+        FileError: it is nowhere, or not at the place named.
     """
+    meta, run = loaded.meta, run_of(loaded.checkpoint)
     digest, recorded = meta.backbone_digest, meta.backbone
-    hint = f"bring the run that holds it to {root}/, or train anew with: hsal finetune, hsal train"
-    if not digest:
+    hint = f"bring the run that holds it to {RUNS}/, or train anew with: hsal finetune, hsal train"
+    if not digest and named is None:
         raise FileError("the policy was trained on features that name no backbone, so images cannot be turned into volumes", hint)
-    folder = backbone_folder(digest, Path(recorded) if recorded else None, root)
+    folder = backbone_folder(digest, *((named,) if named else (recorded, run, run.parent, RUNS))) if digest else named
     if folder is None:
-        place = f"neither at {recorded} nor under {root}/" if recorded else f"not under {root}/"
-        raise FileError(f"the backbone the policy was trained with (weights {digest[:12]}) is {place}", hint)
+        place = f"not at {named}" if named else f"neither at {recorded} nor under {RUNS}/" if recorded else f"not under {RUNS}/"
+        raise FileError(f"the backbone the policy was trained with (weights {digest[:12]}) is {place}", "name that one" if named else hint)
     from hsal_cli.vision.backbone import finer, load_backbone
 
     backbone = load_backbone(folder, device=device)
     return dataclasses.replace(backbone, model=finer(backbone.model, meta.volume_shape[1]))
 
 
-def backbone_folder(digest: str, recorded: Path | None = None, root: Path = Path("runs")) -> Path | None:
-    """The checkpoint folder of the backbone whose weights have this digest: where it was recorded, else under `root`, else None."""
-    places = [recorded] if recorded else []
-    places += sorted(root.iterdir()) if root.is_dir() else []
-    for place in places:
-        for folder in (place, *sorted((place / "checkpoints").glob("*"))):
-            if _weights_digest(folder) == digest:
-                return folder
+def backbone_folder(digest: str, *places: Path | str | None) -> Path | None:
+    """The checkpoint folder of the backbone whose weights have this digest: finding a backbone has this one rule.
+
+    Args:
+        digest: sha256 of its weights, by which features and policies know it.
+        places: where to look, in this order: a checkpoint, a run, or a folder of either, such as runs/ or what `hsal export` wrote.
+
+    Returns:
+        The first one found, else None.
+    """
+    for place in (Path(place) for place in places if place is not None):
+        within = sorted(place.iterdir()) if place.is_dir() else []
+        for folder in (place, *within):
+            for candidate in (folder, *sorted((folder / "checkpoints").glob("*"))):
+                if _weights_digest(candidate) == digest:
+                    return candidate
     return None
 
 

@@ -50,7 +50,9 @@ class LookStep:
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What a policy did with one image.
+    """What a policy did with one image, in T meta-steps that each took k glimpses at a map of h x w cells and named a label.
+
+    Commands, pictures and `hsal.load` all read it. The meta-step that named stop is not among the T.
 
     Attributes:
         name: the image's file name or another name for it.
@@ -68,8 +70,39 @@ class Look:
 
     @property
     def labels(self) -> list[str]:
-        """The predicted multiset, in the order it was named."""
+        """The T names of the predicted multiset, in the order they were named."""
         return [step.label for step in self.steps]
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """float64 (T,), of each label named, in [0, 1]."""
+        return np.array([step.probability for step in self.steps], dtype=np.float64)
+
+    @property
+    def glimpses(self) -> np.ndarray:
+        """int64 (T, k, 2), row and column of each glimpse in cells from 0, in the order they were taken."""
+        return self._together("glimpses", np.int64)
+
+    @property
+    def masks(self) -> np.ndarray:
+        """float64 (T, h, w), the covert attention masks M_t."""
+        return self._together("mask", np.float64)
+
+    @property
+    def priority(self) -> np.ndarray:
+        """float64 (T, h, w), the priority maps P_t in [0, 1]."""
+        return self._together("priority", np.float64)
+
+    @property
+    def saliency(self) -> np.ndarray:
+        """float64 (T, h, w), the saliency maps S_t before each meta-step, in [0, 1]."""
+        return self._together("saliency", np.float64)
+
+    def _together(self, name: str, dtype: type) -> np.ndarray:
+        every: list[np.ndarray] = [np.asarray(getattr(step, name), dtype=dtype) for step in self.steps]
+        if every:
+            return np.stack(every)
+        return np.zeros((0, *(np.shape(getattr(self.end, name)) if self.end else ())), dtype=dtype)
 
 
 def look(
@@ -84,7 +117,7 @@ def look(
 
     Args:
         images: PIL images, or uint8 tensors (H, W), (H, W, 3) or (1, H, W, 3), of any size.
-        backbone: the one the policy was trained with (see `loading.find_backbone`), on the same device.
+        backbone: the one the policy was trained with (see `load.find_backbone`), on the same device.
         policy: a loaded policy.
         max_steps: cap on meta-steps; None: the policy's.
         names: one an image; None: their numbers from 1.
@@ -93,10 +126,10 @@ def look(
     from hsal_cli.features.saliency.models import saliency_model
     from hsal_cli.vision.images import to_input
 
-    device = policy.policy.volume_scale.device
+    device = next(policy.policy.parameters()).device
     pictures = [as_rgb(image) for image in images]
-    names = [str(number + 1) for number in range(len(pictures))] if names is None else [str(name) for name in names]
-    places = names if places is None else places
+    called = [str(number + 1) for number in range(len(pictures))] if names is None else [str(name) for name in names]
+    standing = called if places is None else places
     saliency = saliency_model(policy.meta.saliency)
     looks = []
     for start in range(0, len(pictures), BATCH):
@@ -105,11 +138,11 @@ def look(
             inputs = torch.cat([to_input(picture[None].to(device), backbone.model.input_size) for picture in batch])
             volumes = backbone.model(inputs).float()
             # One by one: pictures may differ in size.
-            shown = zip(batch, volumes.split(1), places[start : start + BATCH], strict=True)
+            shown = zip(batch, volumes.split(1), standing[start : start + BATCH], strict=True)
             maps = torch.cat([saliency(picture[None].to(device), volume, [place]) for picture, volume, place in shown])
             episode = policy.policy(volumes, maps, choose=greedy, max_steps=max_steps or policy.max_steps)
         for place, picture in enumerate(batch):
-            looks.append(look_at(episode, place, names[start + place], picture.numpy(), policy.classes))
+            looks.append(look_at(episode, place, called[start + place], picture.numpy(), policy.classes))
     return looks
 
 
@@ -148,14 +181,14 @@ def look_at_scenes(
         FileError: the file is unusable or has no such split, or the policy takes saliency maps from files made for other scenes.
         UsageError: it has no such row.
     """
-    from hsal_cli.features.settings import saliency_kind
+    from hsal_cli.features.settings import kind_in
     from hsal_cli.scenes.scene_file import open_scenes
 
     with open_scenes(scenes) as file:
         if split not in file.splits:
             raise FileError(f"{scenes} has no split {split}", f"take one of: {', '.join(file.splits)}")
         saliency = policy.meta.saliency
-        if saliency_kind(saliency) == "file" and file.digest != policy.meta.scenes_digest:
+        if kind_in(saliency) == "file" and file.digest != policy.meta.scenes_digest:
             raise FileError(f"the policy takes its maps from {saliency}, made for other scenes than {scenes}", "name its own scene file")
         part = file.split(split)
         wrong = [row for row in rows if not 0 <= row < len(part)]
@@ -184,10 +217,11 @@ def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes:
     steps = []
     for step in range(int(episode.lengths[place])):
         label = int(episode.labels[step, place])
-        maps = (part[step, place].double().cpu().numpy() for part in (episode.masks, episode.priority, episode.saliency, episode.gaussians))
+        parts = (episode.masks, episode.priority, episode.saliency, episode.gaussians)
+        mask, priority, saliency, gaussians = (part[step, place].double().cpu().numpy() for part in parts)
         cells = [divmod(cell, width) for cell in episode.glimpses[step, place].tolist()]
         scores = list(zip(names, probabilities[step].tolist(), strict=True))
-        steps.append(LookStep(names[label], scores[label][1], cells, *maps, scores))
+        steps.append(LookStep(names[label], scores[label][1], cells, mask, priority, saliency, gaussians, scores))
     stopped = label == len(classes)
     return Look(name, image, steps[:-1] if stopped else steps, scores[-1][1], steps[-1] if stopped else None)
 

@@ -176,6 +176,32 @@ def find_shipped(name: str) -> tuple[Path, str]:
     return folder, found
 
 
+def named_in(place: str | Path) -> str | None:
+    """A value of --pretrained that means the same as a place in an exported folder: the folder itself, or a policy's folder in it.
+
+    Returns:
+        None where the place is neither; for a folder of several policies the one that MNIST Multiset's name alone means.
+
+    Raises:
+        UsageError: a folder of several policies, none of which is that.
+    """
+    path = Path(place).expanduser()
+    if _is_export(path):
+        names = sorted(read_manifest(path)["policies"])
+        name = names[0] if len(names) == 1 else f"{DEFAULT}.{OBJECTIVE}"
+        if name not in names:
+            raise UsageError(f"{place} holds {len(names)} policies", f"name one: {', '.join(f'{place}/{name}' for name in names)}")
+        return f"{path}/{name}"
+    return f"{path.parent}/{path.name}" if path.is_dir() and _is_export(path.absolute().parent) else None
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        return read_document(folder / "manifest.json", dict, "hsal export").get("format") == FORMAT
+    except FileError:
+        return False
+
+
 def load_shipped(name: str, device: torch.device | str = "cpu", counts: bool = False) -> Shipped:
     """Loads a policy that comes with hsal, and its backbone.
 
@@ -188,8 +214,7 @@ def load_shipped(name: str, device: torch.device | str = "cpu", counts: bool = F
         UsageError: there is no such policy.
         FileError: a file is missing or damaged, or the policy was not trained on this backbone.
     """
-    from hsal_cli.models.load import load_model, load_policy
-    from hsal_cli.vision.backbone import load_backbone
+    from hsal_cli.models.load import backbone_folder, find_backbone, load_model, load_policy
 
     folder, full = find_shipped(name)
     manifest = read_manifest(folder)
@@ -197,10 +222,9 @@ def load_shipped(name: str, device: torch.device | str = "cpu", counts: bool = F
     for part, entry in ((full, stated), (BACKBONE, manifest.backbone)):
         _check_files(named(folder, part, a_folder=True), entry.sha256)
     policy = (load_model if counts else load_policy)(folder / full, device=device)
-    backbone = load_backbone(folder / BACKBONE, device=device)
-    if policy.meta.backbone_digest != backbone.digest:
+    if backbone_folder(str(policy.meta.backbone_digest), folder / BACKBONE) is None:
         raise FileError(f"{folder / full} was not trained on the backbone that lies beside it: they come from two exports", AGAIN)
-    return Shipped(full, policy, backbone, stated)
+    return Shipped(full, policy, find_backbone(policy, device, folder / BACKBONE), stated)
 
 
 def _check_files(folder: Path, sums: dict[str, str]) -> None:

@@ -2,8 +2,6 @@
 
 x_i = [P_t, y_{t-1}, a_{i-1}, g_{i-1}],   e_i = W_encode x_i,   h_i = GRU(e_i, h_{i-1})
 s_i = W_location h_i for i <= k,  W_class h_i for i = k + 1
-
-With a glimpse size above 1, the encoded neighbours of the glimpsed cell are added to e_i (see `surround`).
 """
 
 from __future__ import annotations
@@ -16,8 +14,7 @@ from torch import Tensor, nn
 
 from hsal_cli.policy.gru import GRU
 from hsal_cli.policy.interface import column
-from hsal_cli.policy.settings import PolicySettings
-from hsal_cli.policy.surround import Surround
+from hsal_cli.policy.variant import Variant
 
 PRIORITY_WEIGHT = 10.0  # a cell of half the highest priority starts at e^-5 of its probability
 Pick = Callable[[Tensor], Tensor]
@@ -41,18 +38,18 @@ class Controller(nn.Module):
     W_encode is kept in three parts, so that [P_t, y_{t-1}] is encoded once a meta-step and a_{i-1}, one-hot, is a look-up.
 
     Args:
-        settings: the architecture.
+        variant: as it is on the map.
         labels: K + 1.
         volume_shape: (C, h, w) of the volumes.
     """
 
-    def __init__(self, settings: PolicySettings, labels: int, volume_shape: tuple[int, int, int]) -> None:
+    def __init__(self, variant: Variant, labels: int, volume_shape: tuple[int, int, int]) -> None:
         super().__init__()
         channels, height, width = volume_shape
         cells = height * width
-        self.glimpses = settings.glimpses
-        self.sees_priority = settings.location_input != "hidden"
-        encode, hidden = settings.controller_encode, settings.controller_hidden
+        self.glimpses = variant.glimpses
+        self.sees_priority = variant.location_input == "priority"
+        encode, hidden = variant.controller_encode, variant.controller_hidden
         # The largest norm that a state in [-1, 1] can have, so that the few cells of the priority map are not lost beside it. Measured:
         # glimpses land where saliency is highest after 60 updates; without it, 1,200 were not enough.
         self.priority_gain = hidden**0.5
@@ -63,17 +60,15 @@ class Controller(nn.Module):
         bound = (cells + labels + cells + channels) ** -0.5
         for part in (self.encode_context.weight, self.encode_context.bias, self.encode_location.weight, self.encode_glimpse.weight):
             nn.init.uniform_(part, -bound, bound)
-        self.surround = Surround(settings.glimpse_size, channels, height, width, encode) if settings.glimpse_size > 1 else None
         self.gru = GRU(encode, hidden)
         self.location = nn.Sequential(
-            nn.Linear(hidden + (cells if self.sees_priority else 0), settings.location_hidden),
+            nn.Linear(hidden + (cells if self.sees_priority else 0), variant.location_hidden),
             nn.ReLU(),
-            nn.Linear(settings.location_hidden, cells),
+            nn.Linear(variant.location_hidden, cells),
         )
         # Added to the scores, P_t lets the head start where priority is highest and learn when to depart from it. Measured: read through
         # the MLP alone, the head settles on cells of priority 0.84 and its entropy falls to 0.05 before it finds better ones.
-        added = settings.location_input == "hidden+priority+residual"
-        self.priority_weight = nn.Parameter(torch.tensor(PRIORITY_WEIGHT)) if added else None
+        self.priority_weight = nn.Parameter(torch.tensor(PRIORITY_WEIGHT)) if self.sees_priority else None
         self.label = nn.Linear(hidden, labels)
         self.value = nn.Linear(hidden, 1)
 
@@ -97,8 +92,6 @@ class Controller(nn.Module):
             encoded = context + self.encode_glimpse(glimpse)
             if i > 0:
                 encoded = encoded + self.encode_location(cells[-1])
-                if self.surround is not None:
-                    encoded = encoded + self.surround(volumes, cells[-1]) / scale
             state = self.gru(encoded, state)
             # Detached, as appendix A says: the rewards of glimpses and the baseline's error train their heads alone.
             known = state.detach()
@@ -122,4 +115,4 @@ class Controller(nn.Module):
             return self.location(known)
         priority = priority.detach().flatten(1)
         scores = self.location(torch.cat([known, self.priority_gain * priority], 1))
-        return scores if self.priority_weight is None else scores + self.priority_weight * priority
+        return scores + self.priority_weight * priority

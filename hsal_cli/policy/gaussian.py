@@ -9,6 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# How many times as large as torch's usual weights those of freely learned centres start: the usual ones put all centres on one spot, and a
+# policy whose centres start apart learns several times faster. Anchored ones start at the maximum.
+SPREAD = 8.0
+
 
 def gaussian_mask(gaussians: Tensor, height: int, width: int) -> Tensor:
     """The covert attention mask M of a mixture of Gaussians.
@@ -60,18 +64,15 @@ class GaussianAttention(nn.Module):
         gaussians: components of the mixture, G.
         height, width: cells of the map.
         beta: lowest and highest beta, 1/cells^2.
-        spread: the layer's weights start this many times as large as torch's usual ones (the bias as usual): the usual ones put all
-            centres on one spot, and a policy whose centres start apart learns several times faster.
         reach: largest offset of a centre from the maximum of S_t in cells; None: centres are learned freely, as in the paper.
     """
 
-    def __init__(
-        self, hidden: int, gaussians: int, height: int, width: int, beta: tuple[float, float], spread: float, reach: float | None
-    ) -> None:
+    def __init__(self, hidden: int, gaussians: int, height: int, width: int, beta: tuple[float, float], reach: float | None) -> None:
         super().__init__()
         self.layer = nn.Linear(hidden, 4 * gaussians)
-        with torch.no_grad():
-            self.layer.weight.mul_(spread)
+        if reach is None:
+            with torch.no_grad():
+                self.layer.weight.mul_(SPREAD)
         self.shape = (gaussians, height, width)
         self.beta = beta
         self.reach = reach

@@ -15,34 +15,32 @@ from hsal_cli.policy.gaussian import gaussian_mask, widened
 from hsal_cli.policy.inhibition import inhibit
 from hsal_cli.policy.interface import initial_glimpse, min_max, priority_map
 from hsal_cli.policy.meta_controller import MetaController, WinnerTakeAll
-from hsal_cli.policy.settings import PolicySettings
 from hsal_cli.policy.stop_head import StopHead
+from hsal_cli.policy.variant import Variant
 
 
 class HSAL(nn.Module):
     """Meta-controller, interface, controller, inhibition of return, and where it is asked for a second head for stop.
 
     Args:
-        settings: the architecture.
+        variant: what it is made of; kept as `variant`, as it is on these maps.
         classes: labels without stop, K.
         volume_shape: (C, h, w) of the volumes.
         volume_scale: standard deviation of the volumes of the training split; they are divided by it. Stored with the weights.
     """
 
-    def __init__(self, settings: PolicySettings, classes: int, volume_shape: tuple[int, int, int], volume_scale: float = 1.0) -> None:
+    def __init__(self, variant: Variant, classes: int, volume_shape: tuple[int, int, int], volume_scale: float = 1.0) -> None:
         super().__init__()
-        self.settings = settings
         self.classes = classes
         self.stop = classes
         self.volume_shape = tuple(volume_shape)
         _, height, width = self.volume_shape
+        self.variant = variant = variant.on_map(height * width)
         self.meta_controller = (
-            WinnerTakeAll(settings, height, width)
-            if settings.mask == "winner-take-all"
-            else MetaController(settings, classes + 1, height, width)
+            WinnerTakeAll(variant) if variant.mask == "winner-take-all" else MetaController(variant, classes + 1, height, width)
         )
-        self.controller = Controller(settings, classes + 1, self.volume_shape)
-        self.stop_head = StopHead() if settings.stops_by_saliency else None
+        self.controller = Controller(variant, classes + 1, self.volume_shape)
+        self.stop_head = StopHead() if variant.stop_input == "state+saliency" else None
         self.register_buffer("volume_scale", torch.tensor(float(volume_scale)))
 
     def forward(
@@ -128,24 +126,24 @@ class HSAL(nn.Module):
             saliency=saliency,
             gaussians=gaussians,
         )
-        if self.settings.controller_state == "carry":
+        if self.variant.controller_state == "carry":
             live.state = step.state
-        width = self.settings.inhibition_reach
+        width = self.variant.inhibition_width
         inhibiting = mask if width == 1 else gaussian_mask(widened(gaussians, width), *saliency.shape[1:])
-        live.saliency = inhibit(saliency, inhibiting, step.glimpses, self.settings.inhibition == "normalized")
+        live.saliency = inhibit(saliency, inhibiting, step.glimpses, self.variant.inhibition == "normalized")
         named = F.one_hot(labels, self.classes + 1).to(memory.dtype)
-        live.memory = memory + named if self.settings.label_memory == "counts" else named
+        live.memory = memory + named if self.variant.memory == "counts" else named
         return labels
 
     def _first_saliency(self, saliency: Tensor) -> Tensor:
-        if self.settings.saliency_transform == "sqrt":
+        if self.variant.saliency_transform == "sqrt":
             saliency = saliency.clamp(min=0).sqrt()
         return min_max(saliency, torch.finfo(saliency.dtype).tiny)
 
     def _episode(self, record: _Record, live: _Live) -> Episode:
         """The record as an episode; an empty one where no meta-step was taken."""
-        cells, k = live.saliency.shape[1:], self.settings.glimpses
-        gaussians = 1 if self.settings.mask == "winner-take-all" else self.settings.gaussians
+        cells, k = live.saliency.shape[1:], self.variant.glimpses
+        gaussians = 1 if self.variant.mask == "winner-take-all" else self.variant.gaussians
         floats, longs = live.saliency.new_zeros, live.rows.new_zeros
         return Episode(
             active=record.active(live.rows.device),

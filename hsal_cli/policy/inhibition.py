@@ -14,7 +14,7 @@ def inhibit(saliency: Tensor, mask: Tensor, glimpses: Tensor, normalized: bool) 
 
     Args:
         saliency: (B, h, w), S_t.
-        mask: (B, h, w), M_t, or wider (`PolicySettings.inhibition_width`).
+        mask: (B, h, w), M_t, or wider (`Variant.inhibition_width`).
         glimpses: (B, k) cells, row * w + column, from 0.
         normalized: subtract M_t / max M_t instead of M_t. A mixture spread over several centres has a maximum well below 1, and
             would leave most of the saliency of what it attended to standing.

@@ -10,26 +10,24 @@ from torch import Tensor, nn
 
 from hsal_cli.policy.gaussian import GaussianAttention, gaussian_mask, highest_cell
 from hsal_cli.policy.gru import GRU
-from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.variant import Variant
 
 
 class MetaController(nn.Module):
     """The learned meta-controller.
 
     Args:
-        settings: the architecture.
+        variant: as it is on the map.
         labels: width of the label memory, K + 1.
         height, width: cells of the maps.
     """
 
-    def __init__(self, settings: PolicySettings, labels: int, height: int, width: int) -> None:
+    def __init__(self, variant: Variant, labels: int, height: int, width: int) -> None:
         super().__init__()
-        self.encode = nn.Linear(height * width + labels, settings.meta_encode)
-        self.gru = GRU(settings.meta_encode, settings.meta_hidden)
-        reach = settings.reach(height, width) if settings.mask == "anchored" else None
-        self.attention = GaussianAttention(
-            settings.meta_hidden, settings.gaussians, height, width, settings.beta_range(height, width), settings.initial_spread, reach
-        )
+        self.encode = nn.Linear(height * width + labels, variant.meta_encode)
+        self.gru = GRU(variant.meta_encode, variant.meta_hidden)
+        reach = variant.reach if variant.mask == "anchored" else None
+        self.attention = GaussianAttention(variant.meta_hidden, variant.gaussians, height, width, variant.beta, reach)
 
     def forward(self, saliency: Tensor, memory: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """One meta-step.
@@ -51,13 +49,12 @@ class WinnerTakeAll(nn.Module):
     """The control that learns nothing: one Gaussian of a fixed width at the maximum of S_t, as in Itti's model.
 
     Args:
-        settings: the architecture; the width is the middle of `beta_range`.
-        height, width: cells of the maps.
+        variant: as it is on the map; the width is the middle of its `beta`.
     """
 
-    def __init__(self, settings: PolicySettings, height: int, width: int) -> None:
+    def __init__(self, variant: Variant) -> None:
         super().__init__()
-        low, high = settings.beta_range(height, width)
+        low, high = variant.beta
         self.beta = (low + high) / 2
 
     def forward(self, saliency: Tensor, memory: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

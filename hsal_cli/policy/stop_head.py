@@ -2,7 +2,7 @@
 
 Not in the paper, whose controller names stop like a label, from its state (section 3). P_t is scaled to [0, 1], so that the state does
 not know whether it is shown an object or the faint rim of one; and S_t alone does not tell a rim from a neighbour that inhibition of
-return has reached. Beside S_0, the map before the first meta-step, it does. See `--stop-input`.
+return has reached. Beside S_0, the map before the first meta-step, it does. See `Variant.stop_input`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hsal_cli.policy.settings import PAPER_SIDE
+from hsal_cli.policy.variant import PAPER_CELLS
 
 CHANNELS = 32  # of each of the two layers
 
@@ -43,7 +43,7 @@ class StopHead(nn.Module):
         """
         maps = torch.stack([first, saliency, priority], 1).detach()
         # On a finer map the taps stand further apart, so that they reach as far over the image as on the paper's.
-        apart = max(1, round((maps.shape[2] * maps.shape[3]) ** 0.5 / PAPER_SIDE))
+        apart = max(1, round((maps.shape[2] * maps.shape[3] / PAPER_CELLS) ** 0.5))
         for layer in (self.near, self.far):
             maps = F.relu(F.conv2d(maps, layer.weight, layer.bias, padding=apart, dilation=apart))
         return self.score(maps.amax((2, 3))).squeeze(1)

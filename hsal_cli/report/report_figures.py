@@ -57,7 +57,9 @@ METRICS = {
         "explained_variance": Metric(
             "Explained variance", "1 - Var(R - V) / Var(R)", None, 1, "How much of the reward the baseline V foresees: 1 is all, 0 nothing."
         ),
-        "loss": Metric("Loss", "loss", None, None, "The sum of all terms, in training; of REINFORCE only its course means something."),
+        "loss": Metric(
+            "Loss", "loss", None, None, "The sum of all terms, in training; of a policy gradient only its course means something."
+        ),
     },
     "count": {
         "exact_match": Metric("Exact match", "exact match", 0, 1, "Share of held-out images whose counts are all right."),

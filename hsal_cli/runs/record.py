@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from hsal_cli.runs.run import Status
     from hsal_cli.runs.scores import Evaluation
 
+from hsal_cli.errors import HsalError
+from hsal_cli.policy.variant import PAPER_CELLS, Variant, stored_variant
+from hsal_cli.runs.places import PLACES
+
 TABLE_OF = {"policy": "train", "count": "train", "backbone": "finetune"}  # the table of config.json that holds the seed and the epochs
 SCORE_OF = {"policy": "exact_match", "count": "exact_match", "backbone": "accuracy"}  # by which the best epoch is chosen
-PLACES = ("features", "backbone", "scenes")  # paths in config.json; what they hold is told by the digests beside them
 MOST_NAMED = 3  # settings that a name is made of; where more differ, folders serve as names
 
 
@@ -48,6 +51,14 @@ class Record:
         return self.config.get(TABLE_OF[self.kind], {})
 
     @property
+    def variant(self) -> Variant | None:
+        """That of its policy; beta and reach are those of the paper's maps where hsal 0.1 left them open. None where it cannot be read."""
+        try:
+            return stored_variant(self.config, PAPER_CELLS, self.path)
+        except HsalError:
+            return None
+
+    @property
     def score(self) -> str:
         """The metric by which its best epoch is chosen."""
         return SCORE_OF[self.kind]
@@ -60,7 +71,7 @@ class Record:
 
     @property
     def flat(self) -> dict[str, Any]:
-        """config.json without its tables: `train.epochs`, `policy.mask` ..."""
+        """config.json without its tables: `train.epochs`, `variant.mask` ..."""
         flat: dict[str, Any] = {}
         for key, value in self.config.items():
             flat |= {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}

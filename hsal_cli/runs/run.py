@@ -1,7 +1,7 @@
 """Run directories: what a training run writes beside its checkpoints, and finding the newest run of a kind.
 
 RUN/
-    config.json    every setting, and what the run was trained on; it and status.json hold a digest of themselves
+    config.json    every setting, and what the run was trained on, paths as in places.py; it and status.json hold a digest of themselves
     command.txt    the command lines, one a line: the one that made the run, then any that gave it other settings, such as more epochs
     env.json       versions, device, threads
     status.json    kind, state (running, stopped, failed, finished), times
@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from hsal_cli import __version__, distributed
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.variant import Variant, with_variant
 from hsal_cli.progress import SILENT, Reporter
+from hsal_cli.runs import places
 from hsal_cli.runs.record import Record
 from hsal_cli.runs.scores import Evaluation, read_evaluation
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
@@ -65,7 +66,7 @@ EVALUATED: tuple[Kind, ...] = ("policy", "count")  # the kinds that `hsal eval` 
 EVALUATIONS = {"best": "eval.json", "last": "eval.last.json"}  # of a run's checkpoints, on the test split of its own data
 DOCUMENTS = ("config.json", "command.txt", "env.json", "metrics.jsonl", "results.csv")
 # What a checkpoint says of its model and data, and its run's config.json says too.
-SHARED = ("policy", "count", "classes", "volume_shape", "scenes_digest", "features_digest", "backbone_digest", "saliency")
+SHARED = ("variant", "policy", "count", "classes", "volume_shape", "scenes_digest", "features_digest", "backbone_digest", "saliency")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,8 @@ class PolicyConfig(Document):
 
     Attributes:
         features, features_digest: the feature file that it was trained on.
-        train, policy: how; of a count classifier `policy` has no meaning.
+        train: how.
+        variant: of a policy; a count classifier has none.
         backbone: the run or checkpoint behind the features, where it was known.
         backbone_digest, scenes_digest: what the features were made from.
         saliency: the saliency model of the features.
@@ -126,13 +128,18 @@ class PolicyConfig(Document):
     features: str
     features_digest: str
     train: TrainSettings
-    policy: PolicySettings
+    variant: Variant | None = None
     backbone: str | None = None
     backbone_digest: str | None = None
     scenes_digest: str | None = None
     saliency: str = "activation"
     init_from: Start | None = None
     window: int = 0
+
+    @staticmethod
+    def stored(values: dict[str, Any]) -> dict[str, Any]:
+        """What hsal 0.1 left open, as it took it."""
+        return with_variant(values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,9 +183,10 @@ class Run:
 
     @property
     def config(self) -> PolicyConfig | BackboneConfig:
-        """The content of config.json."""
+        """The content of config.json, its paths from the folder that hsal runs in (see places.py)."""
         kind = self.status.kind
-        return read_document(self.path / "config.json", BackboneConfig if kind == "backbone" else PolicyConfig, COMMAND_OF[kind])
+        form = BackboneConfig if kind == "backbone" else PolicyConfig
+        return read_document(self.path / "config.json", form, COMMAND_OF[kind], lambda held: places.with_found(held, self.path))
 
     def set_status(self, state: str, **more: Any) -> None:
         """Updates status.json: the state, the time, and whatever else is given. Of several workers the first one alone does."""
@@ -190,7 +198,7 @@ class Run:
         """Replaces config.json; of several workers the first one alone does."""
         if not distributed.current().leads:
             return
-        write_sealed(self.path / "config.json", config)
+        write_sealed(self.path / "config.json", places.with_stored(config, self.path))
 
     def rows(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, in order: "epoch", and numbers; a last line that a crash cut short is left out.
@@ -304,6 +312,7 @@ def create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool = Fal
 
 
 def _create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool) -> Run:
+    config = places.with_stored(config, path)
     finish_replacing(path, files_of)
     taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
     if taken and not _is_run(path):
@@ -457,10 +466,11 @@ def resume_from(run: Run, reporter: Reporter) -> Checkpoint | None:
     if found.note:
         reporter.warn(found.note)
     if found.state is None:
-        raise FileError(f"checkpoint {found.path} holds weights only, nothing to resume from", "start a new run from it: --init-from")
-    differing = differences(run.config, found.meta)
+        option = "--weights" if found.kind == "backbone" else "--init-from"
+        raise FileError(f"checkpoint {found.path} holds weights only, nothing to resume from", f"start a new run from it: {option}")
+    differing = differences(run.config.raw, found.meta)
     if differing:
-        hint = f"bring back the run's own checkpoints, or train a new run: {COMMAND_OF.get(run.status.get('kind'), 'hsal train')}"
+        hint = f"bring back the run's own checkpoints, or train a new run: {COMMAND_OF[run.status.kind]}"
         raise FileError(f"checkpoint {found.path} is of another run: {'; '.join(differing[:3])}", hint)
     return found
 
@@ -537,6 +547,25 @@ def newest(kind: Kind | tuple[Kind, ...], root: Path = Path("runs"), reporter: R
         if status.kind in kinds and status.state == "finished":
             runs.append((status.updated, status_file.parent))
     return Run(max(runs)[1]) if runs else None
+
+
+def named_or_newest(path: Path | None, kind: Kind | tuple[Kind, ...], otherwise: str = "", reporter: Reporter = SILENT) -> Path:
+    """The run, or checkpoint, that is named, else the newest finished run of a kind: which run is meant has this one rule.
+
+    Args:
+        path: what was named; None: nothing.
+        kind: of the run.
+        otherwise: what to do else, for the hint, such as ", or take --saliency itti".
+        reporter: told which runs were passed over.
+
+    Raises:
+        FileError: nothing is named, and there is no such run.
+    """
+    found = newest(kind, reporter=reporter) if path is None else None
+    if path is None and found is None:
+        first = kind[0] if isinstance(kind, tuple) else kind
+        raise FileError(f"there is no finished {first} in runs", f"make one with: {COMMAND_OF[first]}{otherwise}")
+    return path or found.path
 
 
 def fresh_path(name: str, root: Path = Path("runs")) -> Path:

@@ -6,7 +6,13 @@ import dataclasses
 from typing import Any, Literal
 
 from hsal_cli.errors import UsageError
+from hsal_cli.registry import Registry
 from hsal_cli.settings import SEED_LIMIT, check, setting
+from hsal_cli.typed import Odd
+
+REWARDS = Registry("reward", "hsal.reward", ("multiset", "list"))
+# What hsal 0.1 could set and there is no more, with the one value that is left of it.
+GONE = {"feedback": "sampled", "return_to_go": False, "location_entropy": 0.0, "location_weight": 1.0, "value_weight": 0.5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,35 +83,20 @@ class TrainSettings:
 
     objective: Literal["rl", "cross-entropy", "multiset", "count"] = setting(
         "rl",
-        "rl: REINFORCE on the multiset reward; cross-entropy: on randomly ordered labels, the paper's baseline; multiset: "
+        "rl: policy gradient of the multiset reward; cross-entropy: on randomly ordered labels, the paper's baseline; multiset: "
         "cross-entropy to the uniform distribution over the remaining multiset; count: no policy, but a convolutional classifier of how "
         "often each class occurs, as a direct baseline.",
     )
     task: Literal["multiset", "list"] = setting(
         "multiset", "multiset: any label still to be named earns the reward; list: only the label whose turn it is, left to right."
     )
-    stop: Literal["supervised", "sampled"] = setting(
-        "supervised",
-        "supervised: stop is never sampled early, and learned at every step; sampled: as in the paper, sampled like a label, "
-        "supervised at step m+1.",
-    )
-    feedback: Literal["sampled", "teacher"] = setting(
-        "sampled", "Label fed back under cross-entropy: the policy's own sample, as in the roll-out of rl, or the true label of this draw."
+    reward: str | None = setting(
+        None, "What naming a label earns: multiset, list, or a reward of your own (docs/python.md); unset: that of the task."
     )
     epochs: int = setting(6, "Passes over the training part.", low=1, high=100_000)
     batch_size: int = setting(128, "Images a step.", low=1, high=65536)
     learning_rate: float = setting(2e-3, "Peak learning rate of Adam (one-cycle, with warm-up).", above=0, high=10)
-    label_entropy: float = setting(0.1, "Weight of the entropy bonus on label distributions.", low=0, high=100)
-    location_entropy: float = setting(0.0, "Weight of the entropy bonus on glimpse distributions.", low=0, high=100)
-    value_weight: float = setting(0.5, "Weight of the value baseline's squared error.", low=0, high=100)
-    location_weight: float = setting(1.0, "Weight of the glimpses' REINFORCE term.", low=0, high=100)
-    return_to_go: bool = setting(False, "Credit an action with all rewards that follow it, not with its own alone.")
-    gradient: Literal["sampled", "expected"] | None = setting(
-        None,
-        "How the policy gradient is estimated: sampled: from the actions taken and a value baseline, as in section 4.2; expected: its mean "
-        "over all actions, whose rewards are known, so that this noise is gone; unset: expected, but sampled with --return-to-go and with "
-        "other objectives than rl, for their glimpses.",
-    )
+    label_entropy: float = setting(0.1, "Weight of the entropy bonus on label distributions (objective rl).", low=0, high=100)
     clip: float = setting(5.0, "Largest norm of the gradient.", above=0)
     validation: float = setting(0.05, "Share of the training images held out for validation.", above=0, high=0.5)
     seed: int = setting(0, "Seed of all that is random.", low=0, high=SEED_LIMIT)
@@ -116,21 +107,21 @@ class TrainSettings:
             raise UsageError(
                 f"objective {self.objective} with task list: a list has an order", "take --objective cross-entropy or rl for lists"
             )
-        if self.gradient == "expected" and self.return_to_go:
-            raise UsageError(
-                "gradient expected with return_to_go: what follows an action that was not taken is not known",
-                "take --gradient sampled, or leave --return-to-go out",
-            )
 
     @staticmethod
     def stored(values: dict[str, Any]) -> dict[str, Any]:
-        """What a run holds; what there was no choice of when it was made has the only value it had then."""
-        return {"gradient": "sampled", **values}
+        """What a run holds, unless it was trained by a setting of hsal 0.1 that there is no more."""
+        gone = {name: values[name] for name, left in GONE.items() if values.get(name, left) != left}
+        if values.get("objective") == "multiset" and values.get("gradient") == "expected":
+            gone["gradient"] = "expected under objective multiset"
+        for name, value in gone.items():
+            raise Odd("train", f"was {name} {value}, which this hsal no longer has: go on with the hsal that began it")
+        return values
 
     @property
-    def averages_actions(self) -> bool:
-        """Whether the policy gradient is its mean over all actions."""
-        return self.gradient == "expected" or (self.gradient is None and self.objective == "rl" and not self.return_to_go)
+    def rewarded(self) -> str:
+        """The name of the reward in force."""
+        return self.reward or self.task
 
 
 SWEEP_PARTS = ("count", "size", "clutter", "spacing", "contrast", "glimpses", "saliency")

@@ -21,7 +21,7 @@ import numpy as np
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.compose import Composer
-from hsal_cli.scenes.digits.glyphs import find_digits
+from hsal_cli.scenes.digits.glyphs import DigitSource, find_digits
 from hsal_cli.scenes.scene_file import write_scenes
 from hsal_cli.scenes.settings import DATASETS, RECIPES, SceneSettings
 from hsal_cli.settings import as_dict
@@ -69,27 +69,39 @@ def make_dataset(name: str, settings: SceneSettings, out: Path, workers: int | N
         FileError: the digits cannot be had, or the file cannot be written.
         Interrupted: stopped on request.
     """
-    if name not in RECIPES:
-        raise UsageError(f"there is no data set {name!r}", f"take one of: {', '.join(RECIPES)}")
-    recipe = RECIPES[name]
-    if recipe == "mnist-single":
-        settings = dataclasses.replace(settings, count=(1, 1))
-    source = find_digits(settings, reporter)
+    settings, source = settle(name, settings, reporter)
     reporter.say(f"Digits: {source.name}{f' from {source.folder}' if source.folder else ''}")
-    settings = dataclasses.replace(settings, digits=source.name, mnist_dir=str(source.folder) if source.folder else None)
     sizes = {split: count for split, count in (("train", settings.train), ("test", settings.test)) if count}
-    composers = {}
-    for split in sizes:
-        glyphs = source.glyphs(split, settings.seed)
-        if recipe == "mnist-set" and settings.count[1] > len(glyphs.classes):
-            raise UsageError(
-                f"count = {settings.count[0]}-{settings.count[1]}: a set of different labels has at most {len(glyphs.classes)}",
-                "take fewer digits an image, or a multiset",
-            )
-        stream = 2 * DATASETS.index(recipe) + (split == "test")
-        composers[split] = Composer(glyphs, settings, recipe == "mnist-set", stream)
+    composers = {split: composer_of(name, split, settings, source) for split in sizes}
     classes = next(iter(composers.values())).glyphs.classes
     return write_composed(out, {"dataset": name, **as_dict(settings)}, classes, composers, sizes, workers, reporter)
+
+
+def settle(name: str, settings: SceneSettings, reporter: Reporter = SILENT) -> tuple[SceneSettings, DigitSource]:
+    """The settings of a data set with no open value, and where its digits come from; arguments and errors are those of `make_dataset`."""
+    if name not in RECIPES:
+        raise UsageError(f"there is no data set {name!r}", f"take one of: {', '.join(RECIPES)}")
+    if RECIPES[name] == "mnist-single":
+        settings = dataclasses.replace(settings, count=(1, 1))
+    source = find_digits(settings, reporter)
+    folder = str(source.folder) if source.folder else None
+    return dataclasses.replace(settings, digits=source.name, mnist_dir=folder), source
+
+
+def composer_of(name: str, split: str, settings: SceneSettings, source: DigitSource) -> Composer:
+    """What composes the images of a split, "train" or "test", from digits of that split alone.
+
+    Raises:
+        UsageError: the settings ask for more different labels than there are; FileError: the digits cannot be had.
+    """
+    recipe, glyphs = RECIPES[name], source.glyphs(split, settings.seed)
+    if recipe == "mnist-set" and settings.count[1] > len(glyphs.classes):
+        raise UsageError(
+            f"count = {settings.count[0]}-{settings.count[1]}: a set of different labels has at most {len(glyphs.classes)}",
+            "take fewer digits an image, or a multiset",
+        )
+    stream = 2 * DATASETS.index(recipe) + (split == "test")
+    return Composer(glyphs, settings, recipe == "mnist-set", stream)
 
 
 def write_composed(

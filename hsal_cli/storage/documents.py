@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hsal_cli.errors import FileError
 from hsal_cli.storage.files import digest_of
@@ -14,13 +15,14 @@ from hsal_cli.typed import LARGEST, Odd, checked, parsed, short
 D = TypeVar("D")
 
 
-def read_document(source: Path, kind: type[D], made_by: str) -> D:
+def read_document(source: Path, kind: type[D], made_by: str, change: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> D:
     """Reads a JSON file, verifies the digest in it, where it has one (see `files.write_sealed`), and holds it against a dataclass.
 
     Args:
         source: the file.
         kind: a dataclass, or `dict` for any object.
         made_by: the command that writes such a file, for the hint.
+        change: what the object is put through before it is held against the dataclass.
 
     Raises:
         FileError: missing, not a file, too large, not JSON, its digest is not that of its content, or a value is missing or of another
@@ -34,7 +36,7 @@ def read_document(source: Path, kind: type[D], made_by: str) -> D:
         digest = document.pop("digest", None)
         if digest is not None and digest != digest_of(document):
             raise Odd("", "is damaged or was changed by hand: its digest is not that of its content")
-        return checked(document, kind)
+        return checked(document if change is None else change(document), kind)
     except OSError as error:
         raise FileError(f"cannot read {source}: {error.strerror}", f"make it with: {made_by}") from error
     except Odd as odd:

@@ -6,9 +6,9 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, TypeVar
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, HsalError, first_line, out_of_memory
@@ -18,6 +18,7 @@ from hsal_cli.typed import Odd, checked, parsed
 if TYPE_CHECKING:
     import h5py
 
+F = TypeVar("F")
 FORMAT_VERSION = 1
 HEAP = b"GCOL\x01\0\0\0"  # how a global heap begins: where HDF5 keeps strings of variable length
 REACH = 1 << 24  # bytes at each end of a file in which they are looked for
@@ -365,3 +366,25 @@ def open_hdf5(source: Path, kind: str, made_by: str) -> h5py.File:
         file.close()
         raise
     return file
+
+
+class EachProcess(Generic[F]):
+    """A file that each process opens for itself when it first reads it: neither a fork nor a copy may share an open HDF5 file.
+
+    Args:
+        open_file: opens it.
+        path: the file.
+    """
+
+    def __init__(self, open_file: Callable[[Path], F], path: Path):
+        self._open, self._path = open_file, path
+        self._held: tuple[int, F] | None = None
+
+    def get(self) -> F:
+        """The file, open in this process."""
+        if self._held is None or self._held[0] != os.getpid():
+            self._held = os.getpid(), self._open(self._path)
+        return self._held[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held": None}

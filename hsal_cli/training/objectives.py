@@ -1,8 +1,9 @@
 """The objectives of section 4 and their loss terms; each is a dict of named terms, weighted in one place.
 
-- rl: REINFORCE on the multiset reward (section 4.2), or its mean over all actions: an action's own reward is known for every label and
-  cell, so that sum_a pi(a) R(a) can be followed itself ("all-action" or "expected" policy gradient; Sutton et al., "Comparing
-  Policy-Gradient Algorithms", 2001; Ciosek and Whiteson, "Expected Policy Gradients", AAAI 2018).
+- rl: the policy gradient of the multiset reward (section 4.2). By default over all actions: an action's own reward is known for every label
+  and cell, so that sum_a pi(a) R(a) can be followed itself ("all-action" or "expected" policy gradient; Sutton et al., "Comparing
+  Policy-Gradient Algorithms", 2001; Ciosek and Whiteson, "Expected Policy Gradients", AAAI 2018). `gradient` sampled: REINFORCE, from the
+  actions taken, as in the paper.
 - cross-entropy: the paper's baseline, cross-entropy on randomly ordered labels (section 5).
 - multiset: cross-entropy to the uniform distribution over the remaining multiset (Welleck et al., "Loss Functions for Multiset
   Prediction", NeurIPS 2018).
@@ -20,20 +21,13 @@ from torch import Tensor
 from hsal_cli import distributed
 from hsal_cli.policy.choosing import Source, draw
 from hsal_cli.policy.episode import Episode
+from hsal_cli.policy.variant import Variant
 from hsal_cli.runs.settings import TrainSettings
-from hsal_cli.training.rewards import (
-    count_labels,
-    explained_variance,
-    list_rewards,
-    list_rewards_of_all,
-    moments,
-    multiset_rewards,
-    returns_to_go,
-    rewards_of_all,
-    wide,
-)
+from hsal_cli.training.own_rewards import rewards_of_actions
+from hsal_cli.training.rewards import count_labels, explained_variance, moments, of_named, remaining_before, still_there, wide, without
 
 HALF = math.log(0.5)
+VALUE_WEIGHT = 0.5  # of the baseline's squared error; it trains the value head alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,39 +73,36 @@ class Namer:
     """Chooses the label of each meta-step during training (the policy's `choose`).
 
     At step m+1 it is stop. Before it, rl and cross-entropy sample the policy's own label; multiset samples among the labels that
-    remain, so that every episode ends with an empty multiset; teacher feedback gives the true one of this draw.
+    remain, so that every episode ends with an empty multiset.
 
     Args:
         targets: of the batch.
         classes: K.
-        settings: the objective, the handling of stop, the feedback.
+        settings: the objective.
+        variant: the handling of stop.
         generator: draws the labels.
     """
 
-    def __init__(self, targets: Targets, classes: int, settings: TrainSettings, generator: Source):
-        self.targets, self.classes, self.settings, self.generator = targets, classes, settings, generator
+    def __init__(self, targets: Targets, classes: int, settings: TrainSettings, variant: Variant, generator: Source):
+        self.targets, self.classes, self.generator = targets, classes, generator
+        self.draws_from_left = settings.objective == "multiset"
+        self.never_stops = self.draws_from_left or variant.stop == "supervised"
         self.left = targets.counts.clone()
 
     def __call__(self, step: int, rows: Tensor, logits: Tensor) -> Tensor:
-        settings, stop = self.settings, self.classes
-        going = self.targets.sizes[rows] > step
-        if settings.objective == "cross-entropy" and settings.feedback == "teacher":
-            width = self.targets.labels.shape[1]
-            named = self.targets.labels[rows, min(step, width - 1)]
-        else:
-            scores = logits.detach()
-            if settings.objective == "multiset":
-                scores = scores[:, :stop].masked_fill(self.left[rows] == 0, -torch.inf)
-            elif settings.stop == "supervised":
-                scores = scores[:, :stop]
-            named = draw(scores, self.generator, rows)
-            if settings.objective == "multiset":
-                self.left[rows, named] -= going.long()
-        return torch.where(going, named, stop)
+        scores = logits.detach()
+        if self.never_stops:
+            scores = scores[:, : self.classes]
+        if self.draws_from_left:
+            scores = scores.masked_fill(~still_there(self.left[rows]), -torch.inf)
+        named = torch.where(self.targets.sizes[rows] > step, draw(scores, self.generator, rows), self.classes)
+        if self.draws_from_left:
+            self.left[rows] = without(self.left[rows], named)
+        return named
 
 
 def losses(
-    episode: Episode, targets: Targets, settings: TrainSettings, batch: int | None = None
+    episode: Episode, targets: Targets, settings: TrainSettings, variant: Variant, batch: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The terms of the loss, and what to log beside them.
 
@@ -120,12 +111,13 @@ def losses(
     Args:
         episode: a roll-out of m+1 meta-steps an image, with labels and glimpses sampled.
         targets: of the same images.
-        settings: weights and variants.
+        settings: the objective, the task, the weight of the entropy bonus.
+        variant: the handling of stop, and how the gradient is estimated.
         batch: images of the whole batch, where several workers share it; None: these are all.
 
     Returns:
-        terms: "class", "stop", "location", "value", "label_entropy", "location_entropy", "stop_shift", as far as there are such, each
-            already weighted; their sum is the loss. Of several workers each has its own part, and the loss is the sum of all.
+        terms: "class", "stop", "location", "value", "label_entropy", "stop_shift", as far as there are such, each already weighted;
+            their sum is the loss. Of several workers each has its own part, and the loss is the sum of all.
         logged: the terms as "loss_class" and so on, their sum "loss", and "reward", "location_reward", "label_entropy",
             "location_entropy", "early_stops", "explained_variance", averages over the whole batch.
     """
@@ -139,54 +131,54 @@ def losses(
     def total(values: Tensor, where: Tensor) -> Tensor:
         return torch.where(where, values, 0.0).sum() / batch
 
-    class_rewards, remaining = multiset_rewards(episode.labels, targets.counts)
-    if settings.task == "list":
-        class_rewards = list_rewards(episode.labels, targets.labels)
+    left = remaining_before(episode.labels, targets.counts)
+    rewards = rewards_of_actions(settings.rewarded, left, targets.labels)
+    class_rewards = of_named(rewards, episode.labels)
     log_all = episode.logits.log_softmax(dim=-1)
     log_stop = log_all[..., classes]
     log_named = log_all
-    if settings.stop == "supervised" and settings.objective == "rl":
+    if variant.stop == "supervised" and settings.objective == "rl":
         log_named = episode.logits[..., :classes].log_softmax(dim=-1)
     label_entropy = -(log_named.exp() * log_named).sum(dim=-1)
 
     location_log = episode.location_logits.log_softmax(dim=-1)  # (T, B, k, h*w)
-    glimpsed = location_log.gather(-1, episode.glimpses[..., None])[..., 0]  # (T, B, k)
     location_entropy = -(location_log.exp() * location_log).sum(dim=-1)
-    location_rewards = episode.priority.flatten(2).gather(-1, episode.glimpses).detach()
-    returns, locating = _returns(location_rewards, class_rewards, naming, settings.return_to_go)
+    locating = naming[..., None].expand_as(location_entropy)
+    cells = episode.priority.flatten(2).detach()  # (T, B, h*w), the reward of a glimpse at each
+    location_rewards = cells.gather(-1, episode.glimpses)
+    returns = torch.cat([location_rewards, class_rewards[..., None]], dim=-1) * naming[..., None]  # (T, B, k+1), each action's own reward
     advantages = returns - episode.values.detach()
+    averages_actions = settings.objective == "rl" and variant.gradient == "expected"
 
     terms: dict[str, Tensor] = {}
     if settings.objective == "rl":
-        if settings.averages_actions:
-            each = list_rewards_of_all(targets.labels, len(steps), classes) if settings.task == "list" else rewards_of_all(remaining)
-            gained = (log_named.exp() * each[..., : log_named.shape[-1]]).sum(dim=-1)
+        if averages_actions:
+            gained = (log_named.exp() * rewards[..., : log_named.shape[-1]]).sum(dim=-1)
         else:
             named = log_named.gather(-1, episode.labels.clamp(0, log_named.shape[-1] - 1)[..., None])[..., 0]
             gained = named * advantages[..., -1]
         terms["class"] = -total(gained, naming)
         terms["stop"] = -total(log_stop, last)
-        if settings.stop == "supervised":
+        if variant.stop == "supervised":
             terms["stop"] = terms["stop"] - total(_log_go(episode.logits), naming)
         terms["label_entropy"] = -settings.label_entropy * total(label_entropy, naming)
     else:
-        terms["class"] = -total(_expected_log(log_all, remaining, targets, settings), naming)
+        terms["class"] = -total(_expected_log(log_all, left, targets, settings), naming)
         terms["stop"] = -total(log_stop, last)
     if settings.objective != "cross-entropy":
-        if settings.averages_actions:
-            pointed = (location_log.exp() * episode.priority.flatten(2).detach()[:, :, None]).sum(dim=-1)
+        if averages_actions:
+            pointed = (location_log.exp() * cells[:, :, None]).sum(dim=-1)
         else:
-            pointed = glimpsed * advantages[..., :-1]
-        terms["location"] = -settings.location_weight * total(pointed, locating)
-        terms["value"] = settings.value_weight * total((returns - episode.values).square(), naming[..., None])
-        terms["location_entropy"] = -settings.location_entropy * total(location_entropy, locating)
+            pointed = location_log.gather(-1, episode.glimpses[..., None])[..., 0] * advantages[..., :-1]
+        terms["location"] = -total(pointed, locating)
+        terms["value"] = VALUE_WEIGHT * total((returns - episode.values).square(), naming[..., None])
     scores = episode.scores
     decided = scores.log_softmax(dim=-1)[..., classes]  # stop as both heads have it
     if decided.requires_grad:
         terms["stop_shift"] = -total(decided, last) - total(_log_go(scores), naming)
 
     # Where stop is never sampled early, it is counted where it would be the likeliest outcome.
-    early = episode.labels == classes if settings.stop == "sampled" else decided > HALF
+    early = episode.labels == classes if variant.stop == "sampled" else decided > HALF
     averaged = {
         "reward": (class_rewards, naming),
         "location_reward": (location_rewards, locating),
@@ -216,22 +208,10 @@ def _logged(terms: dict[str, Tensor], averaged: dict[str, tuple[Tensor, Tensor]]
     return {**logged, "explained_variance": explained_variance(spread)}
 
 
-def _returns(location: Tensor, named: Tensor, naming: Tensor, to_go: bool) -> tuple[Tensor, Tensor]:
-    """Rewards (T, B, k+1) of the glimpses and the label, zero outside the naming steps, or their returns-to-go.
-
-    Also the mask of naming steps spread to the glimpses, (T, B, k).
-    """
-    rewards = torch.cat([location, named[..., None]], dim=-1) * naming[..., None]
-    if to_go:
-        count, batch, width = rewards.shape
-        rewards = returns_to_go(rewards.transpose(1, 2).reshape(count * width, batch)).reshape(count, width, batch).transpose(1, 2)
-    return rewards, naming[..., None].expand_as(location)
-
-
 def _expected_log(log_all: Tensor, remaining: Tensor, targets: Targets, settings: TrainSettings) -> Tensor:
     """Log-probability (T, B) of the label in turn, or its mean over the labels that remain.
 
-    With teacher or sampled feedback alike, cross-entropy compares step t with the t-th label of this draw's order.
+    Cross-entropy compares step t with the t-th label of this draw's order, whatever was named before.
     """
     if settings.objective == "multiset":
         shares = remaining / remaining.sum(dim=-1, keepdim=True).clamp(min=1)

@@ -1,4 +1,8 @@
-"""The rewards of section 4.2: is the label still in the multiset, and how high is the priority map at the glimpse."""
+"""The rewards of section 4.2: is the label still in the multiset, and how high is the priority map at the glimpse.
+
+`action_rewards` is the one place that says what a label earns: the all-action gradient reads all of it, the sampled one and the log look
+the named label's up in it (`of_named`).
+"""
 
 from __future__ import annotations
 
@@ -22,58 +26,35 @@ def count_labels(labels: Tensor, classes: int) -> Tensor:
     return counts[:, :classes]
 
 
-def multiset_rewards(named: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """R_clf of section 4.2: +1 for a label still in the multiset, which then loses it, -1 for any other.
+def still_there(left: Tensor) -> Tensor:
+    """Which labels are still in a multiset, bool, of counts of any shape."""
+    return left > 0
+
+
+def without(left: Tensor, named: Tensor) -> Tensor:
+    """Multisets (B, K) less the label named in each, (B,), where it is still there; K (stop) and -1 (not active) are in none."""
+    hit = F.one_hot(named.clamp(0, left.shape[1] - 1), left.shape[1]) * ((named >= 0) & (named < left.shape[1]))[:, None]
+    return left - hit * still_there(left)
+
+
+def remaining_before(named: Tensor, counts: Tensor) -> Tensor:
+    """A_t of section 4.2, what is left of each multiset before a step.
 
     Args:
         named: (T, B) labels in the order they were named; K (stop) and -1 (not active) are in no multiset.
         counts: (B, K) the multiset A_1 of each image.
 
     Returns:
-        rewards (T, B) of +1 and -1; remaining (T, B, K), A_t before step t.
+        (T, B, K).
     """
-    classes = counts.shape[1]
-    left = torch.cat([counts, torch.zeros_like(counts[:, :1])], dim=1)
-    rewards, remaining = [], []
+    left = [counts]
     for labels in named:
-        place = torch.where(labels >= 0, labels, classes)[:, None]
-        hit = left.gather(1, place) > 0
-        remaining.append(left[:, :classes])
-        rewards.append(hit[:, 0])
-        left = left.scatter_add(1, place, -hit.long())
-    return torch.stack(rewards).float() * 2 - 1, torch.stack(remaining)
+        left.append(without(left[-1], labels))
+    return torch.stack(left)[:-1]
 
 
-def list_rewards(named: Tensor, labels: Tensor) -> Tensor:
-    """The list task of section 4.2, A_i <- y_i: +1 only for the label whose turn it is.
-
-    Args:
-        named: (T, B) labels in the order they were named.
-        labels: (B, L) in their order, padded with -1.
-
-    Returns:
-        (T, B) of +1 and -1.
-    """
-    turns = torch.full((len(named), labels.shape[0]), -2, dtype=labels.dtype, device=labels.device)
-    most = min(len(named), labels.shape[1])
-    turns[:most] = labels.T[:most]
-    return ((named == turns) & (turns >= 0)).float() * 2 - 1
-
-
-def rewards_of_all(remaining: Tensor) -> Tensor:
-    """R_clf of every action: +1 for each label still in the multiset, -1 for the others and for stop.
-
-    Args:
-        remaining: (T, B, K), A_t before step t, as `multiset_rewards` returns it.
-
-    Returns:
-        (T, B, K + 1) of +1 and -1.
-    """
-    return F.pad((remaining > 0).float() * 2 - 1, (0, 1), value=-1.0)
-
-
-def list_rewards_of_all(labels: Tensor, steps: int, classes: int) -> Tensor:
-    """The same for the list task: +1 for the label whose turn it is, -1 for all else.
+def turns(labels: Tensor, steps: int, classes: int) -> Tensor:
+    """The list task of section 4.2, A_i <- y_i: of each list only the label whose turn it is.
 
     Args:
         labels: (B, L) in their order, padded with -1.
@@ -81,15 +62,35 @@ def list_rewards_of_all(labels: Tensor, steps: int, classes: int) -> Tensor:
         classes: K.
 
     Returns:
+        (T, B, K), 1 for that label; all 0 where the list has ended.
+    """
+    padded = F.pad(labels, (0, max(0, steps - labels.shape[1])), value=-1)[:, :steps].T
+    return F.one_hot(torch.where(padded >= 0, padded, classes), classes + 1)[..., :classes]
+
+
+def action_rewards(left: Tensor) -> Tensor:
+    """R_clf of every action: +1 for each label still in the multiset, -1 for the others and for stop.
+
+    Args:
+        left: (T, B, K), A_t before step t (`remaining_before`), or the label in turn (`turns`).
+
+    Returns:
         (T, B, K + 1) of +1 and -1.
     """
-    every = torch.arange(classes + 1, device=labels.device)[:, None, None].expand(classes + 1, steps, len(labels))
-    return torch.stack([list_rewards(named, labels) for named in every], dim=-1)
+    return F.pad(still_there(left).float() * 2 - 1, (0, 1), value=-1.0)
 
 
-def returns_to_go(rewards: Tensor) -> Tensor:
-    """Sum of a reward and all that follow it, along the first dimension."""
-    return rewards.flip(0).cumsum(0).flip(0)
+def of_named(each: Tensor, named: Tensor) -> Tensor:
+    """What the named labels earn.
+
+    Args:
+        each: (T, B, K + 1), what every action would (`action_rewards`).
+        named: (T, B); -1 (not active) earns what stop does, and counts for nothing.
+
+    Returns:
+        (T, B).
+    """
+    return each.gather(-1, torch.where(named >= 0, named, each.shape[-1] - 1)[..., None])[..., 0]
 
 
 def wide(values: Tensor) -> torch.dtype:

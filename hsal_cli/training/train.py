@@ -20,10 +20,11 @@ from hsal_cli.features.table import FeatureTable, open_features
 from hsal_cli.models.load import policy_meta
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.settings import PolicySettings
+from hsal_cli.policy.variant import DEFAULT, Variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import loop
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.places import with_stored
 from hsal_cli.runs.run import Run, resume_from, say_missing_classes
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.runs.settings import TrainSettings
@@ -33,10 +34,11 @@ from hsal_cli.training.count_task import CountTask
 from hsal_cli.training.feature_task import FeatureTask
 from hsal_cli.training.objectives import Namer, losses, make_targets
 from hsal_cli.training.rewards import count_labels
-from hsal_cli.training.verdicts import mask_off_objects
-from hsal_cli.vision.devices import fitting
+from hsal_cli.training.verdicts import mask_off_objects, supervised_stop
+from hsal_cli.vision.devices import choose_device, fitting
 
-Features = TypeVar("Features", FeatureTable, FeatureStream)
+Table = TypeVar("Table", FeatureTable, FeatureStream)
+DEFAULTS = TrainSettings()
 VALIDATION_MOST = 2_000  # held-out images; more would only slow the epochs down
 DEAD_STOPS, DEAD_REWARD = 0.95, -0.9
 
@@ -58,12 +60,12 @@ class PolicyTask(FeatureTask):
         episode = self.model(
             batch.volumes.to(self.device),
             batch.saliency.to(self.device),
-            choose=Namer(targets, classes, settings, draws),
+            choose=Namer(targets, classes, settings, self.model.variant, draws),
             steps=steps,
             sample_glimpses=True,
             generator=draws,
         )
-        terms, logged = losses(episode, targets, settings, len(rows))
+        terms, logged = losses(episode, targets, settings, self.model.variant, len(rows))
         return torch.stack(list(terms.values())).sum(), logged
 
     def validate(self) -> dict[str, float]:
@@ -75,10 +77,10 @@ class PolicyTask(FeatureTask):
         if row["early_stops"] > DEAD_STOPS and row["reward"] < DEAD_REWARD and row["exact_match"] == 0.0:
             raise TrainingError(
                 f"the policy has collapsed: {row['early_stops']:.0%} of its steps say stop too early, reward {row['reward']:.2f}",
-                "use --stop supervised, a larger --batch-size or a lower --learning-rate",
+                f"use {supervised_stop(self.model.variant, self.settings.objective)}a larger --batch-size or a lower --learning-rate",
             )
         mask_mass, area = ([(row["epoch"], row[name]) for row in rows if name in row] for name in ("mask_mass", "area"))
-        found = mask_off_objects(mask_mass, area)
+        found = mask_off_objects(mask_mass, area, self.model.variant)
         return found[1] if found and found[0] == row["epoch"] else None  # said once
 
 
@@ -90,7 +92,7 @@ def hold_out(images: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """
     count = min(max(1, round(images * share)), VALIDATION_MOST)
     if count >= images:
-        raise UsageError(f"{images} training images are too few to hold some out", "make more: hsal make-data --train N")
+        raise UsageError(f"{images} training images are too few to hold some out", "take a data set with more of them, two at least")
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
     return order[count:].sort().values, order[:count].sort().values
 
@@ -106,7 +108,7 @@ def volume_scale(parts: Iterable[Tensor]) -> float:
     return math.sqrt(max(square / count - (total / count) ** 2, 1e-12))
 
 
-def left_to_right(table: Features) -> Features:
+def left_to_right(table: Table) -> Table:
     """Orders the labels of each image by their boxes' left edges, for the list task; unchanged without boxes."""
     if table.boxes is None:
         return table
@@ -142,9 +144,9 @@ class Material:
 def train(
     features: Path,
     out: Path,
-    policy_settings: PolicySettings,
-    settings: TrainSettings,
-    device: torch.device,
+    variant: Variant = DEFAULT,
+    settings: TrainSettings = DEFAULTS,
+    device: torch.device | str = "auto",
     reporter: Reporter = SILENT,
     *,
     overwrite: bool = False,
@@ -157,8 +159,8 @@ def train(
     Args:
         features: the feature file.
         out: the run directory to make.
-        policy_settings, settings: how.
-        device: where to compute.
+        variant, settings: how.
+        device: where to compute; a name as `--device` takes it, or a torch device.
         reporter: progress.
         overwrite: replace a run in `out`.
         backbone: the run that the features come from, recorded so that pictures can be looked at later.
@@ -171,14 +173,15 @@ def train(
     Raises:
         HsalError: bad input, collapse; Interrupted: asked to stop, state saved.
     """
+    device = choose_device(device)
     material = _read(features, settings, None, memory, reporter)
-    model, described = _model(material, policy_settings, settings, volume_scale(material.table.parts()))
+    model, described = _model(material, variant, settings, volume_scale(material.table.parts()))
     model.to(device)
     started = start_from(model, described["kind"], init_from, material.classes) if init_from else None
     config = {
         "features": str(features),
         "backbone": str(backbone) if backbone else None,
-        "policy": described.get("policy", {}),
+        **({"variant": described["variant"]} if "variant" in described else {}),
         "train": as_dict(settings),
         "classes": material.classes,
         "volume_shape": list(material.shape),
@@ -186,18 +189,20 @@ def train(
         "init_from": started,
         **({"window": material.window} if material.window else {}),
     }
-    distributed.agree(**material.digests, train=config["train"], policy=config["policy"], start=started and started["digest"])
-    task = _task(model, described, material, settings, device, config["backbone"])
+    distributed.agree(**material.digests, train=config["train"], variant=config.get("variant"), start=started and started["digest"])
+    task = _task(model, described, material, settings, device, config["backbone"], out)
     run = runs.create(out, described["kind"], config, overwrite)
     return _run_through(task, run, config, None, reporter)
 
 
-def resume(out: Path, device: torch.device, reporter: Reporter = SILENT, *, features: Path | None = None, epochs: int | None = None) -> Run:
+def resume(
+    out: Path, device: torch.device | str = "auto", reporter: Reporter = SILENT, *, features: Path | None = None, epochs: int | None = None
+) -> Run:
     """Goes on with a run, by its own settings. All that it needs is read and verified before anything of it is changed.
 
     Args:
         out: the run directory.
-        device: where to compute.
+        device: where to compute; a name as `--device` takes it, or a torch device.
         reporter: progress.
         features: where the run's features are now; None: where they were.
         epochs: how many in all, no fewer than the run has; None: as many as it has.
@@ -209,7 +214,7 @@ def resume(out: Path, device: torch.device, reporter: Reporter = SILENT, *, feat
         HsalError: the run, its checkpoints or its features are not what they were; collapse; Interrupted: asked to stop, state saved.
     """
     run = runs.open_run(out, runs.EVALUATED)
-    config = run.config
+    config, device = run.config, choose_device(device)
     settings = config.train
     if (epochs or settings.epochs) < settings.epochs:
         raise UsageError(f"{out} has {settings.epochs} epochs, which is more than {epochs}", "leave --epochs out, or give a larger one")
@@ -225,16 +230,18 @@ def resume(out: Path, device: torch.device, reporter: Reporter = SILENT, *, feat
     if config.features_digest != material.digests["features_digest"]:
         raise FileError(f"{material.features} is not the feature file that {out} was trained on", "train a new run: hsal train")
     scale = policy_meta(before).volume_scale if before else volume_scale(material.table.parts())
-    model, described = _model(material, config.policy, longer, scale)
+    model, described = _model(material, config.variant, longer, scale)
     model.to(device)
     if config.init_from and before is None:
         source = Path(config.init_from.path)
         if start_from(model, described["kind"], source, material.classes)["digest"] != config.init_from.digest:
             raise FileError(f"{source} does not hold the weights that {out} started from", "train a new run: hsal train")
-    distributed.agree(**material.digests, train=as_dict(longer), policy=config.raw["policy"], checkpoint=before and before.digest)
-    task = _task(model, described, material, longer, device, config.backbone)
+    distributed.agree(**material.digests, train=as_dict(longer), variant=described.get("variant"), checkpoint=before and before.digest)
+    task = _task(model, described, material, longer, device, config.backbone, out)
     progress = None if before is None else loop.restored(task, before)
-    written = config.raw | {"features": str(material.features), "train": as_dict(longer)}
+    kept = {name: value for name, value in config.raw.items() if name != "policy"}  # of hsal 0.1, which left values open
+    written = kept | {name: described[name] for name in described if name == "variant"}
+    written |= {"features": str(material.features), "train": as_dict(longer)}
     return _run_through(task, run, written, progress, reporter)
 
 
@@ -265,9 +272,7 @@ def _read(features: Path, settings: TrainSettings, window: int | None, memory: f
     return found
 
 
-def _model(
-    material: Material, policy_settings: PolicySettings, settings: TrainSettings, scale: float
-) -> tuple[HSAL | CountClassifier, dict[str, Any]]:
+def _model(material: Material, variant: Variant, settings: TrainSettings, scale: float) -> tuple[HSAL | CountClassifier, dict[str, Any]]:
     """The untrained model, on the CPU, and what its checkpoints say of its kind and settings."""
     torch.manual_seed(settings.seed)
     classes = len(material.classes)
@@ -275,9 +280,8 @@ def _model(
         most = max(1, int(count_labels(material.table.labels, classes).max()))  # images may hold no object at all
         counts = CountClassifier(classes, material.shape, most, scale)
         return counts, {"kind": "count", "count": {"most": counts.most, "hidden": counts.hidden}, "volume_scale": scale}
-    policy_settings = policy_settings.for_training(settings.objective, settings.stop)
-    described = {"kind": "policy", "policy": as_dict(policy_settings), "volume_scale": scale}
-    return HSAL(policy_settings, classes, material.shape, scale), described
+    policy = HSAL(variant, classes, material.shape, scale)
+    return policy, {"kind": "policy", "variant": as_dict(policy.variant), "volume_scale": scale}
 
 
 def _task(
@@ -287,6 +291,7 @@ def _task(
     settings: TrainSettings,
     device: torch.device,
     backbone: str | None,
+    out: Path,
 ) -> FeatureTask:
     meta = {
         **described,
@@ -299,7 +304,7 @@ def _task(
         **material.digests,
     }
     make_task = CountTask if described["kind"] == "count" else PolicyTask
-    return make_task(model, material.table, material.rows, material.held_out, settings, device, meta)
+    return make_task(model, material.table, material.rows, material.held_out, settings, device, with_stored(meta, out))
 
 
 def _run_through(task: FeatureTask, run: Run, config: dict[str, Any], progress: dict[str, Any] | None, reporter: Reporter) -> Run:

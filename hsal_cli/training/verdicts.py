@@ -1,4 +1,7 @@
-"""Verdicts in words on how a training run went, by rules on its metrics; each names the curve that led to it."""
+"""Verdicts in words on how a training run went, by rules on its metrics; each names the curve that led to it.
+
+Advice depends on the settings of the run: what is in force already is not advised. Where they cannot be told, none is given.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+from hsal_cli.policy.variant import Variant
 from hsal_cli.runs.record import Record
 
 Curve = list[tuple[int, float]]
@@ -104,10 +108,14 @@ def _stopping(record: Record) -> Iterator[Verdict]:
     stops = record.curve("early_stops")
     if stops and stops[-1][1] > STOPS_AT_ONCE:
         since = _since(stops, lambda value: value > STOPS_AT_ONCE)
-        text = (
-            f"learned to stop at once: at {stops[-1][1]:.0%} of the steps stop comes too early, since epoch {since}; use --stop supervised"
-        )
+        way = f"use {supervised_stop(record.variant, record.settings.get('objective'))}a lower --learning-rate"
+        text = f"learned to stop at once: at {stops[-1][1]:.0%} of the steps stop comes too early, since epoch {since}; {way}"
         yield Verdict(text, "problem", "early_stops", since)
+
+
+def supervised_stop(variant: Variant | None, objective: str | None) -> str:
+    """Advice to supervise stop, to stand before others; "" where stop is never sampled."""
+    return "--set stop=supervised, " if variant is not None and variant.stop == "sampled" and objective in ("rl", "cross-entropy") else ""
 
 
 def _looking(record: Record) -> Iterator[Verdict]:
@@ -124,7 +132,7 @@ def _looking(record: Record) -> Iterator[Verdict]:
         since = _since(entropy, lambda value: math.exp(value) < CELLS_COLLAPSED)
         text = (
             f"the location policy collapsed at epoch {since}: it chooses among effectively {math.exp(last[1]):.1f} cells, where the "
-            f"priority is only {priority[last[0]]:.2f}; try --location-entropy 0.01"
+            f"priority is only {priority[last[0]]:.2f}; {_better_looks(record)}"
         )
         yield Verdict(text, "problem", "location_entropy", since)
     if hits and hits[-1][1] < BESIDE:
@@ -134,18 +142,29 @@ def _looking(record: Record) -> Iterator[Verdict]:
         yield Verdict(f"it looks at what it names: {hits[-1][1]:.2f} of the glimpses lie on the object", "good", "glimpse_hit")
 
 
+def _better_looks(record: Record) -> str:
+    """What keeps glimpses from settling where nothing is."""
+    variant, ways = record.variant, []
+    if variant is not None and variant.location_input == "hidden":
+        ways.append("--set location_input=priority")
+    if variant is not None and variant.gradient == "sampled" and record.settings.get("objective") == "rl":
+        ways.append("--set gradient=expected")
+    return f"try {' or '.join(ways)}" if ways else "a lower --learning-rate may keep it exploring"
+
+
 def _masking(record: Record) -> Iterator[Verdict]:
-    found = mask_off_objects(record.curve("mask_mass"), record.curve("area"))
+    found = mask_off_objects(record.curve("mask_mass"), record.curve("area"), record.variant)
     if found:
         yield Verdict(found[1], "problem", "mask_mass", found[0])
 
 
-def mask_off_objects(mask_mass: Curve, area: Curve) -> tuple[int, str] | None:
+def mask_off_objects(mask_mass: Curve, area: Curve, variant: Variant | None) -> tuple[int, str] | None:
     """Whether the covert mask never came to the objects that are named, in two epochs at least, or has left them to the end of the curve.
 
     Args:
         mask_mass: share of the mask on the object that is named, an epoch each.
         area: the object's share of the image's area, which an even mask has there; empty where it was not recorded.
+        variant: of the policy; None: not known.
 
     Returns:
         The epoch since when (the second, if never), and a sentence with a hint; None where it is on them.
@@ -156,18 +175,29 @@ def mask_off_objects(mask_mass: Curve, area: Curve) -> tuple[int, str] | None:
     chance = area[-1][1] if area else None
     if chance is not None and best < chance + SPREAD * (1 - chance):
         text = (
-            f"the mask never came to the objects: mask_mass is {best:.2f} at best, where a mask spread evenly has {chance:.2f}; "
-            "try --mask anchored or winner-take-all, or --memory last"
+            f"the mask never came to the objects: mask_mass is {best:.2f} at best, where a mask spread evenly has {chance:.2f}"
+            f"{_better_masks(variant)}"
         )
         return mask_mass[1][0], text
     if mask_mass[-1][1] >= DRIFTED * best:
         return None
     since = _since(mask_mass, lambda value: value < DRIFTED * best)
     text = (
-        f"the mask drifts off the objects since epoch {since}: mask_mass fell from {best:.2f} to {mask_mass[-1][1]:.2f}; "
-        "--controller-state reset, or --mask winner-take-all, keeps it on them"
+        f"the mask drifts off the objects since epoch {since}: mask_mass fell from {best:.2f} to {mask_mass[-1][1]:.2f}"
+        f"{_better_masks(variant)}"
     )
     return since, text
+
+
+def _better_masks(variant: Variant | None) -> str:
+    """What brings the mask to the objects, or keeps it there; one that learns nothing lies where saliency is highest."""
+    if variant is None:
+        return ""
+    if variant.mask == "winner-take-all":
+        return "; it lies where saliency is highest: another --saliency may have that on the objects"
+    ways = {"controller_state": ("carry", "reset"), "memory": ("counts", "last"), "mask": ("learned", "anchored")}
+    found = [f"--set {name}={better}" for name, (worse, better) in ways.items() if getattr(variant, name) == worse]
+    return f"; try {' or '.join([*found, '--variant fixed-mask'])}"
 
 
 def _naming(record: Record) -> Iterator[Verdict]:
@@ -186,8 +216,10 @@ def _naming(record: Record) -> Iterator[Verdict]:
 
 
 def _baseline(record: Record) -> Iterator[Verdict]:
-    explained = record.curve("explained_variance")
-    if explained and record.settings.get("objective") == "rl" and explained[-1][1] < EXPLAINS:
+    """The baseline of rl's REINFORCE; the gradient over all actions reads none."""
+    explained, variant = record.curve("explained_variance"), record.variant
+    reads_it = record.settings.get("objective") == "rl" and variant is not None and variant.gradient == "sampled"
+    if explained and reads_it and explained[-1][1] < EXPLAINS:
         text = f"the baseline V explains nothing of the reward (explained variance {explained[-1][1]:.2f}): it only centres the advantages"
         yield Verdict(text, "note", "explained_variance", explained[-1][0])
 

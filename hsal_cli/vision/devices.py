@@ -15,16 +15,18 @@ from hsal_cli.errors import HsalError, UsageError, out_of_memory
 CPU_FLAGS = Path("/proc/cpuinfo")
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str | torch.device) -> torch.device:
     """The device of a `--device` value; what was asked for, or an error, never silently the CPU.
 
     Args:
-        name: auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:N or mps. Of several workers each takes the GPU of its own
-            local rank.
+        name: a torch device, which is taken as it is; or auto (a GPU where there is one, else the CPU), cpu, cuda, cuda:N or mps. Of
+            several workers each takes the GPU of its own local rank.
 
     Raises:
         UsageError: no such name, or no such device here.
     """
+    if isinstance(name, torch.device):
+        return name
     asked = re.fullmatch(r"auto|cpu|mps|cuda(?::(\d{1,3}))?", name)
     if asked is None:
         raise UsageError(f"there is no device {name!r}", "take one of: auto, cpu, cuda, cuda:N, mps")

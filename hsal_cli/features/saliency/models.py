@@ -1,19 +1,23 @@
 """Saliency models: where an image stands out, a map of as many cells as the volume has (section 3, "Saliency Model").
 
 The paper's is the activation model's own activity. Section 5.2 names its limits, so others can take its place: Itti, Koch and Niebur's
-(`saliency_itti`), the spectral residual (`saliency_spectral`), a centre prior, and maps from files (`saliency_files`).
+(itti.py), the spectral residual (spectral.py), a centre prior, maps from files (files.py), and a user's own (`register_saliency`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from hsal_cli.features.settings import saliency_kind
+from hsal_cli.errors import UsageError
+from hsal_cli.features.saliency.cells import to_cells
+from hsal_cli.features.settings import SALIENCY_MODELS, saliency_kind
+from hsal_cli.registry import T, digest_of_part
 from hsal_cli.vision.images import to_input
 
 if TYPE_CHECKING:
@@ -34,7 +38,9 @@ class SaliencyModel(Protocol):
     """
 
     name: str
-    digest: str
+
+    @property
+    def digest(self) -> str: ...
 
     def __call__(self, images: Tensor, volumes: Tensor, names: Sequence[str]) -> Tensor:
         """Raw saliency maps, which the policy scales to [0, 1] itself.
@@ -72,7 +78,30 @@ def saliency_model(name: str) -> SaliencyModel:
         from hsal_cli.features.saliency.files import FileSaliency
 
         return FileSaliency(Path(name.partition(":")[2]).expanduser())
-    return CenterPrior() if kind == "center" else ActivationSaliency()
+    if kind in ("center", "activation"):
+        return CenterPrior() if kind == "center" else ActivationSaliency()
+    return OwnSaliency(kind, SALIENCY_MODELS.get(kind))
+
+
+def register_saliency(name: str) -> Callable[[T], T]:
+    """A decorator that makes a saliency model of your own known to `--saliency NAME`, and to everything that takes such a name.
+
+    It stands over a function `(images, volumes) -> maps`, or over a class whose instances are called so and which is made without
+    arguments, once:
+        images: uint8 (B, H, W) or (B, H, W, 3).
+        volumes: float (B, C, h, w), the activation model's volumes of these images, on the same device.
+        maps: (B, rows, columns), at least 0; of any size, since they are averaged over the h x w cells.
+
+    On the command line the file that it stands in is named by HSAL_PLUGINS, or its package has an entry point in the group
+    `hsal.saliency`. Features remember a digest of that file, so that those of another version of it are refused.
+
+    Args:
+        name: lower-case letters, digits, - and _.
+
+    Raises:
+        UsageError: another kind of name, or one that hsal has itself.
+    """
+    return SALIENCY_MODELS.register(name)
 
 
 def activation_saliency(volumes: Tensor) -> Tensor:
@@ -107,6 +136,32 @@ class CenterPrior:
             for cells in volumes.shape[2:]
         )
         return (down[:, None] * across).expand(len(volumes), -1, -1).contiguous()
+
+
+class OwnSaliency:
+    """A model that was registered, as a `SaliencyModel`.
+
+    Args:
+        name: that it was registered under.
+        part: the function or class.
+    """
+
+    def __init__(self, name: str, part: Any):
+        self.name = name
+        self.digest = f"{name}:{digest_of_part(part)}"
+        made: Any = part() if inspect.isclass(part) else part
+        self._model: Callable[[Tensor, Tensor], Tensor] = made
+
+    def __call__(self, images: Tensor, volumes: Tensor, names: Sequence[str]) -> Tensor:
+        maps = self._model(images, volumes)
+        if not isinstance(maps, Tensor) or maps.dim() != 3 or len(maps) != len(images) or 0 in maps.shape:
+            found = f"shape {tuple(maps.shape)}" if isinstance(maps, Tensor) else f"type {type(maps).__name__}"
+            raise UsageError(f"saliency model {self.name} gave maps of {found}", f"return a tensor ({len(images)}, rows, columns)")
+        maps = maps.float()
+        if not maps.isfinite().all() or maps.min() < 0:
+            raise UsageError(f"saliency model {self.name} gave values that are negative or not finite", "return numbers from 0 up")
+        height, width = volumes.shape[2:]
+        return (maps if maps.shape[1:] == (height, width) else to_cells(maps, (height, width))).to(volumes.device)
 
 
 def maps_of_image(

@@ -1,0 +1,119 @@
+"""A trained policy with the backbone that it was trained on, to be called with images: what `hsal.load` gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hsal_cli.errors import UsageError
+from hsal_cli.models.load import LoadedPolicy, find_backbone, load_policy
+from hsal_cli.models.look import Look, look
+from hsal_cli.models.shipped import load_shipped, named_in
+from hsal_cli.policy.hsal import HSAL
+from hsal_cli.vision.backbone import ActivationModel, LoadedBackbone
+from hsal_cli.vision.devices import choose_device
+from hsal_cli.vision.images import from_pil, read_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Picture: TypeAlias = str | Path | Image | np.ndarray[Any, Any] | Tensor
+    Several: TypeAlias = list[Any] | tuple[Any, ...]  # of pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Names every object in an image, repeats included, and tells where it looked.
+
+    Attributes:
+        loaded: the policy as it was stored, with what its checkpoint says of it.
+        activation: the backbone as it was stored.
+    """
+
+    loaded: LoadedPolicy
+    activation: LoadedBackbone
+
+    @property
+    def policy(self) -> HSAL:
+        """The policy, an `nn.Module`: volumes (B, C, h, w) and saliency maps (B, h, w) in, an `Episode` out."""
+        policy = self.loaded.policy
+        assert isinstance(policy, HSAL)  # `load_policy` refuses count classifiers
+        return policy
+
+    @property
+    def backbone(self) -> ActivationModel:
+        """The activation model, an `nn.Module`: normalised images (B, 3, s, s) in, volumes (B, C, h, w) out."""
+        return self.activation.model
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes."""
+        return self.loaded.classes
+
+    @overload
+    def __call__(self, images: Picture, max_steps: int | None = None) -> Look: ...
+    @overload
+    def __call__(self, images: Several, max_steps: int | None = None) -> list[Look]: ...
+    def __call__(self, images: Picture | Several, max_steps: int | None = None) -> Look | list[Look]:
+        """Shows images to the policy, which names the likeliest label at each meta-step until it names stop.
+
+        Args:
+            images: a path, a PIL image, or a uint8 array or tensor (H, W) or (H, W, 3), of any size; or a list of such.
+            max_steps: cap on meta-steps; None: most labels seen in training plus 2.
+
+        Returns:
+            What it did with the image; for a list, one such result an image.
+
+        Raises:
+            UsageError: something else than an image; FileError: an image that cannot be read.
+        """
+        pictures = images if isinstance(images, (list, tuple)) else [images]
+        names = [str(one) if isinstance(one, (str, Path)) else str(number) for number, one in enumerate(pictures, 1)]
+        found = look([_pixels(one) for one in pictures], self.activation, self.loaded, max_steps, names)
+        return found if isinstance(images, (list, tuple)) else found[0]
+
+
+def load(name: str | Path, device: str = "auto") -> Model:
+    """Loads a trained policy with its backbone; every file is verified.
+
+    Args:
+        name: a run of `hsal train`, or one of its checkpoints; a folder that `hsal export` wrote, or FOLDER/NAME for one policy of several
+            in it; or the name of a policy that comes with hsal, such as "mnist-multiset".
+        device: auto (a GPU where there is one), cpu, cuda, cuda:N or mps.
+
+    Raises:
+        UsageError: there is no such policy, or no such device.
+        FileError: a file is missing or damaged, or the backbone is nowhere.
+    """
+    place, exported = Path(name).expanduser(), named_in(name)
+    chosen = choose_device(device)
+    if exported is None and place.is_dir():
+        loaded = load_policy(place, device=chosen)
+        return Model(loaded, find_backbone(loaded, chosen))
+    shipped = load_shipped(exported or str(name), chosen)
+    return Model(shipped.policy, shipped.backbone)
+
+
+def _pixels(image: Any) -> Tensor:
+    """uint8 (H, W) or (H, W, 3)."""
+    if isinstance(image, (str, Path)):
+        return from_pil(read_image(Path(image)))[0]
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(np.ascontiguousarray(image)) if image.dtype == np.uint8 else image
+    elif hasattr(image, "convert"):
+        return from_pil(image)[0]
+    shape = tuple(getattr(image, "shape", ()))
+    if (
+        not isinstance(image, Tensor)
+        or image.dtype != torch.uint8
+        or not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3))
+        or 0 in shape
+    ):
+        what = f"{image.dtype} of shape {shape}" if shape else type(image).__name__
+        raise UsageError(f"an image of type {what} cannot be shown to a policy", "give a path, a PIL image, or uint8 (H, W) or (H, W, 3)")
+    return image
