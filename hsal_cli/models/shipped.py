@@ -187,7 +187,7 @@ def named_in(place: str | Path) -> str | None:
     """
     path = Path(place).expanduser()
     if _is_export(path):
-        names = sorted(read_manifest(path)["policies"])
+        names = sorted(read_manifest(path).policies)
         name = names[0] if len(names) == 1 else f"{DEFAULT}.{OBJECTIVE}"
         if name not in names:
             raise UsageError(f"{place} holds {len(names)} policies", f"name one: {', '.join(f'{place}/{name}' for name in names)}")
