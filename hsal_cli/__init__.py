@@ -22,7 +22,7 @@ __all__ = show(
         "FeatureRow": "hsal_cli.features.dataset:FeatureRow",
         "HSAL": "hsal_cli.policy.hsal:HSAL",
         "Episode": "hsal_cli.policy.episode:Episode",
-        "GaussianAttention": "hsal_cli.policy.gaussian:GaussianAttention",
+        "GaussianAttention": "hsal_cli.policy.maps:GaussianAttention",
         "metrics": "hsal_cli.evaluation.metrics",
         "rewards": "hsal_cli.training.rewards",
         "register_saliency": "hsal_cli.features.saliency.models:register_saliency",

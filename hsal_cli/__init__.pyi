@@ -8,8 +8,8 @@ from hsal_cli.models.look import LookStep as LookStep
 from hsal_cli.models.model import Model as Model
 from hsal_cli.models.model import load as load
 from hsal_cli.policy.episode import Episode as Episode
-from hsal_cli.policy.gaussian import GaussianAttention as GaussianAttention
 from hsal_cli.policy.hsal import HSAL as HSAL
+from hsal_cli.policy.maps import GaussianAttention as GaussianAttention
 from hsal_cli.scenes.datasets import MultisetDigits as MultisetDigits
 from hsal_cli.scenes.datasets import Scene as Scene
 from hsal_cli.scenes.datasets import Scenes as Scenes

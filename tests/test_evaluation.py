@@ -18,8 +18,7 @@ from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.models.load import load_policy
 from hsal_cli.models.look import look_at, to_json
-from hsal_cli.policy.choosing import greedy
-from hsal_cli.policy.episode import Episode
+from hsal_cli.policy.episode import Episode, greedy
 from hsal_cli.progress import Reporter
 
 CONTRACT = {

@@ -10,7 +10,7 @@ from evaluation_parts import NAMES, policy_meta, small_policy, small_table, writ
 
 from hsal_cli.errors import FileError
 from hsal_cli.models.load import LoadedPolicy, PolicyMeta, find_backbone, load_policy
-from hsal_cli.policy.choosing import greedy
+from hsal_cli.policy.episode import greedy
 from hsal_cli.storage.checkpoints import Checkpoint, write_checkpoint
 from hsal_cli.vision.backbone import LoadedBackbone
 

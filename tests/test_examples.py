@@ -14,7 +14,7 @@ from hsal_cli.evaluation import examples as module
 from hsal_cli.evaluation.examples import FAILURE, MANY, REPEAT, RIGHT, choose_examples
 from hsal_cli.features.table import FeatureTable
 from hsal_cli.models.load import load_policy
-from hsal_cli.policy.choosing import greedy
+from hsal_cli.policy.episode import greedy
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.storage.hdf5 import attribute, seal
 

@@ -7,11 +7,10 @@ import pytest
 import torch
 from learning_parts import with_stop_head
 
-from hsal_cli.policy.choosing import draw, greedy, sampling
-from hsal_cli.policy.episode import Episode
-from hsal_cli.policy.gaussian import GaussianAttention
+from hsal_cli.policy.controllers import WinnerTakeAll
+from hsal_cli.policy.episode import Episode, draw, greedy, sampling
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.meta_controller import WinnerTakeAll
+from hsal_cli.policy.maps import GaussianAttention
 from hsal_cli.policy.stop_head import StopHead
 from hsal_cli.policy.variant import DEFAULT, FIXED_MASK, PAPER, PAPER_CELLS, Variant
 

@@ -6,11 +6,9 @@ import pytest
 import torch
 from learning_parts import with_stop_head
 
-from hsal_cli.policy.choosing import greedy
-from hsal_cli.policy.gaussian import gaussian_mask
+from hsal_cli.policy.episode import greedy
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.inhibition import inhibit
-from hsal_cli.policy.interface import initial_glimpse, priority_map
+from hsal_cli.policy.maps import gaussian_mask, inhibit, initial_glimpse, priority_map
 from hsal_cli.policy.variant import Variant
 
 CLASSES, C, H, W = 3, 4, 2, 3

@@ -19,7 +19,7 @@ from hsal_cli.models.look import look_at
 from hsal_cli.pictures.replay import data_uri, replay_page
 from hsal_cli.pictures.trajectory import hits, remaining
 from hsal_cli.pictures.writing import write_bytes
-from hsal_cli.policy.choosing import greedy
+from hsal_cli.policy.episode import greedy
 from hsal_cli.storage.files import bears_mark
 
 VOID = {"meta", "img", "input", "br"}

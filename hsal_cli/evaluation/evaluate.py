@@ -18,9 +18,8 @@ from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, multis
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.settings import kind_in
 from hsal_cli.models.load import LoadedPolicy
-from hsal_cli.policy.choosing import greedy, sampling
 from hsal_cli.policy.count_classifier import CountClassifier
-from hsal_cli.policy.episode import Episode
+from hsal_cli.policy.episode import Episode, greedy, sampling
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.settings import as_dict

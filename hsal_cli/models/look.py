@@ -12,8 +12,7 @@ import torch
 
 from hsal_cli.errors import FileError, HsalError, UsageError
 from hsal_cli.models.load import LoadedPolicy
-from hsal_cli.policy.choosing import greedy
-from hsal_cli.policy.episode import Episode, with_shift
+from hsal_cli.policy.episode import Episode, greedy, with_shift
 
 if TYPE_CHECKING:
     from PIL.Image import Image

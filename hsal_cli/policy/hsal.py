@@ -8,13 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hsal_cli.policy.choosing import Choose, Source, draw
-from hsal_cli.policy.controller import Controller, Pick
-from hsal_cli.policy.episode import Episode, with_shift
-from hsal_cli.policy.gaussian import gaussian_mask, widened
-from hsal_cli.policy.inhibition import inhibit
-from hsal_cli.policy.interface import initial_glimpse, min_max, priority_map
-from hsal_cli.policy.meta_controller import MetaController, WinnerTakeAll
+from hsal_cli.policy.controllers import Controller, MetaController, Pick, WinnerTakeAll
+from hsal_cli.policy.episode import Choose, Episode, Source, draw, with_shift
+from hsal_cli.policy.maps import gaussian_mask, inhibit, initial_glimpse, min_max, priority_map, widened
 from hsal_cli.policy.stop_head import StopHead
 from hsal_cli.policy.variant import Variant
 

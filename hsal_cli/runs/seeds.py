@@ -52,7 +52,7 @@ class Draws:
         return torch.randint(end, (self.size, *shape), generator=self.generator)[self.places]
 
     def clocks(self, rows: Tensor, actions: int) -> Tensor:
-        """Exponential clocks (len(rows), actions) for some of the n rows, as `policy.choosing.draw` takes them."""
+        """Exponential clocks (len(rows), actions) for some of the n rows, as `policy.episode.draw` takes them."""
         places = self.places if self.places.device == rows.device else self.places.to(rows.device)
         drawn = torch.empty(self.size, actions).exponential_(generator=self.generator)
         return drawn.to(rows.device)[places[rows]]

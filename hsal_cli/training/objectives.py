@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hsal_cli import distributed
-from hsal_cli.policy.choosing import Source, draw
-from hsal_cli.policy.episode import Episode
+from hsal_cli.policy.episode import Episode, Source, draw
 from hsal_cli.policy.variant import Variant
 from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.training.own_rewards import rewards_of_actions

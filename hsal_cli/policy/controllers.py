@@ -1,7 +1,10 @@
-"""The controller (section 3, figure 11): k overt glimpses, then a label.
+"""Both controllers (section 3, figures 8 and 11).
 
-x_i = [P_t, y_{t-1}, a_{i-1}, g_{i-1}],   e_i = W_encode x_i,   h_i = GRU(e_i, h_{i-1})
-s_i = W_location h_i for i <= k,  W_class h_i for i = k + 1
+The meta-controller places the covert attention mask, once a meta-step:
+    x_t = [S_t, y_{t-1}],   e_t = W_encode x_t,   h_t = GRU(e_t, h_{t-1}),   M_t = attn(h_t)
+The controller takes k overt glimpses, then names a label:
+    x_i = [P_t, y_{t-1}, a_{i-1}, g_{i-1}],   e_i = W_encode x_i,   h_i = GRU(e_i, h_{i-1})
+    s_i = W_location h_i for i <= k,  W_class h_i for i = k + 1
 """
 
 from __future__ import annotations
@@ -10,11 +13,87 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hsal_cli.policy.gru import GRU
-from hsal_cli.policy.interface import column
+from hsal_cli.policy.maps import GaussianAttention, column, gaussian_mask, highest_cell
 from hsal_cli.policy.variant import Variant
+
+
+class GRU(nn.GRUCell):
+    """torch's GRU cell, which skips the hidden state's matrix product where that state is zero.
+
+    With the controller's state reset at each meta-step that is one product in three at k = 2, forward and backward.
+    """
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> Tensor:
+        """One step.
+
+        Args:
+            x: (B, inputs).
+            state: (B, hidden), or None for zeros.
+
+        Returns:
+            (B, hidden).
+        """
+        if state is not None:
+            return super().forward(x, state)
+        reset, update, new = F.linear(x, self.weight_ih, self.bias_ih).chunk(3, 1)
+        hidden_reset, hidden_update, hidden_new = self.bias_hh.chunk(3)
+        candidate = torch.tanh(new + torch.sigmoid(reset + hidden_reset) * hidden_new)
+        return (1 - torch.sigmoid(update + hidden_update)) * candidate
+
+
+class MetaController(nn.Module):
+    """The learned meta-controller.
+
+    Args:
+        variant: as it is on the map.
+        labels: width of the label memory, K + 1.
+        height, width: cells of the maps.
+    """
+
+    def __init__(self, variant: Variant, labels: int, height: int, width: int) -> None:
+        super().__init__()
+        self.encode = nn.Linear(height * width + labels, variant.meta_encode)
+        self.gru = GRU(variant.meta_encode, variant.meta_hidden)
+        reach = variant.reach if variant.mask == "anchored" else None
+        self.attention = GaussianAttention(variant.meta_hidden, variant.gaussians, height, width, variant.beta, reach)
+
+    def forward(self, saliency: Tensor, memory: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One meta-step.
+
+        Args:
+            saliency: (B, h, w), S_t.
+            memory: (B, K + 1), y_{t-1}.
+            state: (B, hidden), h_{t-1}, or None for zeros.
+
+        Returns:
+            M_t (B, h, w), its Gaussians (B, G, 4), and h_t.
+        """
+        state = self.gru(self.encode(torch.cat([saliency.flatten(1), memory], 1)), state)
+        gaussians = self.attention(state, saliency)
+        return gaussian_mask(gaussians, *saliency.shape[1:]), gaussians, state
+
+
+class WinnerTakeAll(nn.Module):
+    """The control that learns nothing: one Gaussian of a fixed width at the maximum of S_t, as in Itti's model.
+
+    Args:
+        variant: as it is on the map; the width is the middle of its `beta`.
+    """
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__()
+        low, high = variant.beta
+        self.beta = (low + high) / 2
+
+    def forward(self, saliency: Tensor, memory: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One meta-step; arguments and results as of `MetaController`, with G = 1. The state stays as it is."""
+        alpha = saliency.new_ones(len(saliency), 1)
+        gaussians = torch.cat([alpha, self.beta * alpha, highest_cell(saliency)], 1)[:, None]  # (B, 1, 4)
+        return gaussian_mask(gaussians, *saliency.shape[1:]), gaussians, state
+
 
 PRIORITY_WEIGHT = 10.0  # a cell of half the highest priority starts at e^-5 of its probability
 Pick = Callable[[Tensor], Tensor]

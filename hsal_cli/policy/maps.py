@@ -1,6 +1,11 @@
-"""The Gaussian attention mechanism (section 3, "Gaussian Attention Mechanism"): a mixture of Gaussians over the cells of a map.
+"""Maps (section 3): the covert attention mask, what it makes of saliency and volume, and what inhibition of return leaves of the saliency.
 
-M_ij = sum_k alpha_k exp(-beta_k [(kappa1_k - i)^2 + (kappa2_k - j)^2]),   1 <= i <= h, 1 <= j <= w
+Gaussian attention mechanism:
+    M_ij = sum_k alpha_k exp(-beta_k [(kappa1_k - i)^2 + (kappa2_k - j)^2]),   1 <= i <= h, 1 <= j <= w
+Interface layer (figure 10):
+    P_t = M_t * S_t,   g_0 = sum_ij M_ij V_:ij
+Update mechanism, inhibition of return (figure 9):
+    S_{t+1} = 0 at glimpsed cells, max(S_t - M_t, 0) elsewhere
 """
 
 from __future__ import annotations
@@ -95,3 +100,78 @@ class GaussianAttention(nn.Module):
         else:
             kappa = highest_cell(saliency)[:, None] + self.reach * torch.tanh(centre)
         return torch.cat([F.softmax(alpha, dim=1), low + (high - low) * torch.sigmoid(beta), kappa], dim=2)
+
+
+# S is in [0, 1] and single precision: differences below this are the rounding noise of S_t - M_t, and scaling them up to 1 would
+# show noise to the controller and multiply gradients by as much.
+FLAT = 1e-6
+
+
+def min_max(maps: Tensor, flat: float) -> Tensor:
+    """Scales every map to minimum 0 and maximum 1 (appendix A).
+
+    Args:
+        maps: (B, h, w).
+        flat: a map whose range is below this is divided by it, so that a constant map becomes zeros.
+
+    Returns:
+        (B, h, w) in [0, 1].
+    """
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - low) / (high - low).clamp(min=flat)
+
+
+def priority_map(mask: Tensor, saliency: Tensor) -> Tensor:
+    """The priority map P_t = M_t * S_t, scaled to [0, 1].
+
+    Args:
+        mask: (B, h, w), M_t.
+        saliency: (B, h, w), S_t.
+    """
+    return min_max(mask * saliency, FLAT)
+
+
+def initial_glimpse(mask: Tensor, volumes: Tensor) -> Tensor:
+    """The initial glimpse g_0: the volume's columns, weighted by the mask.
+
+    Args:
+        mask: (B, h, w), M_t.
+        volumes: (B, C, h * w).
+
+    Returns:
+        (B, C).
+    """
+    # As a row times a matrix: on a CPU, torch takes ten times as long for the same product of a matrix and a column.
+    return (mask.flatten(1)[:, None] @ volumes.transpose(1, 2)).squeeze(1)
+
+
+def column(volumes: Tensor, cell: Tensor) -> Tensor:
+    """The glimpse at a cell: the volume's column there.
+
+    Args:
+        volumes: (B, C, h * w).
+        cell: (B,), row * w + column, from 0.
+
+    Returns:
+        (B, C).
+    """
+    return volumes.gather(2, cell[:, None, None].expand(-1, volumes.shape[1], 1)).squeeze(2)
+
+
+def inhibit(saliency: Tensor, mask: Tensor, glimpses: Tensor, normalized: bool) -> Tensor:
+    """The saliency map of the next meta-step; differentiable in the mask.
+
+    Args:
+        saliency: (B, h, w), S_t.
+        mask: (B, h, w), M_t, or wider (`Variant.inhibition_width`).
+        glimpses: (B, k) cells, row * w + column, from 0.
+        normalized: subtract M_t / max M_t instead of M_t. A mixture spread over several centres has a maximum well below 1, and
+            would leave most of the saliency of what it attended to standing.
+
+    Returns:
+        (B, h, w), S_{t+1}.
+    """
+    if normalized:
+        mask = mask / mask.amax((1, 2), keepdim=True).clamp(min=torch.finfo(mask.dtype).tiny)
+    standing = torch.ones_like(saliency).flatten(1).scatter(1, glimpses, 0.0).view_as(saliency)
+    return (saliency - mask).clamp(min=0) * standing
