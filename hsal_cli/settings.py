@@ -15,8 +15,8 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from hsal_cli.errors import UsageError, first_line
-from hsal_cli.typed import LARGEST, WrongKind, checked
+from hsal_cli.errors import FileError, UsageError, first_line
+from hsal_cli.typed import Odd, WrongKind, checked, read_text
 
 S = TypeVar("S")
 SEED_LIMIT = 2**63
@@ -152,9 +152,12 @@ def _sources(preset: str | None, config: Path | None) -> typing.Iterator[tuple[s
         yield f"preset {preset}", (importlib.resources.files("hsal_cli.presets") / f"{preset}.toml").read_text()
     if config is not None:
         try:
-            with config.open("rb") as stream:  # a device would never end
-                yield str(config), stream.read(LARGEST).decode("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            yield str(config), read_text(config)
+        except FileError as error:
+            raise UsageError(f"cannot read the settings file: {error.message}", error.hint) from None
+        except Odd as odd:
+            raise UsageError(f"cannot read the settings file: {odd.said_of(config)}", "name a TOML file with --config") from None
+        except OSError as error:
             raise UsageError(f"cannot read the settings file {config}: {error}", "name a TOML file with --config") from None
 
 

@@ -1,4 +1,4 @@
-"""Holding values against types: JSON texts and TOML tables become frozen dataclasses, or the first place that is odd is named.
+"""Reading regular files only, and holding values against types: JSON and TOML become frozen dataclasses, or the first odd place is named.
 
 A document's dataclass lives with the room that owns the document, a sentence a field. Keys that it does not name are ignored, so that files
 of later versions are read; a key that may be missing has a default, what held before there was the key. Where an older file says
@@ -11,18 +11,24 @@ import dataclasses
 import functools
 import json
 import math
+import os
+import re
 import reprlib
+import stat
 import types
 import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from hsal_cli.errors import UsageError, first_line
+from hsal_cli.errors import FileError, UsageError, first_line
 
 D = TypeVar("D")
 LARGEST = 1 << 27  # bytes of a document; 100,000 lines of metrics are less
 DEEPEST = 50  # levels of nesting; what is deeper ends every recursion over it
+KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 DIGITS = 19  # of an integer: seeds go up to 2^63
+# What UTF-8 cannot hold, but for a byte of a path that is not UTF-8 (U+DC80 to U+DCFF): those name files, and all writers bear them.
+HALVES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 WORDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "an object"}
 
 short = reprlib.Repr()
@@ -66,12 +72,53 @@ class Document:
     raw: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
 
+def regular(path: Path, hint: str = "write what it holds to a file, and name that") -> Path:
+    """The path itself, unless reading it could hang or never end: `regular(path).read_text()`.
+
+    A missing file and a folder pass: what opens them says so itself.
+
+    Raises:
+        FileError: a named pipe, a device or a socket.
+    """
+    try:
+        kind = KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
+    except (OSError, ValueError):  # missing, or no name that a system can hold
+        return path
+    if kind is not None:
+        raise FileError(f"{path} is {kind}, not a regular file", hint)
+    return path
+
+
+def read_text(source: Path) -> str:
+    """Reads a file of text, in UTF-8.
+
+    Raises:
+        OSError: it cannot be read.
+        FileError: reading it could hang or never end (see `regular`).
+        Odd: it is too large, or not UTF-8.
+    """
+    with open(regular(source), "rb", opener=_opened_at_once) as stream:
+        found = os.fstat(stream.fileno())
+        if not stat.S_ISREG(found.st_mode):  # what came to stand there since
+            raise Odd("", "is not a file")
+        if found.st_size > LARGEST:
+            raise Odd("", f"is too large for a document: {found.st_size / 1e6:,.0f} MB")
+        try:
+            return stream.read(LARGEST).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Odd("", f"is not text in UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _opened_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait for somebody to write to it
+
+
 def parsed(text: str | bytes) -> Any:
     """A JSON text as Python values that every writer of ours can write again.
 
     Raises:
         Odd: not JSON, nested too deeply, a key that stands twice, NaN, infinity, an integer too large for 64 bits, half of a surrogate
-            pair, a NUL.
+            pair (but for bytes of a path), a NUL.
     """
     try:
         document = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
@@ -112,10 +159,8 @@ def _refuse_unwritable(value: Any, place: str, depth: int) -> None:
     elif isinstance(value, float) and not math.isfinite(value):
         raise Odd(place, f"is {value}, not a finite number") if place else Odd("", f"holds {value}, not a finite number")
     elif isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise Odd("", f"holds half of a surrogate pair: {short.repr(value)}") from None
+        if HALVES.search(value):
+            raise Odd("", f"holds half of a surrogate pair: {short.repr(value)}")
         if "\0" in value:  # no path may, and HDF5 ends texts there
             raise Odd("", f"holds a text with a NUL in it: {short.repr(value)}")
 

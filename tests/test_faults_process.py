@@ -275,7 +275,7 @@ def test_under_the_c_locale_paths_are_printed(tmp_path: Path) -> None:
         (["precompute", "--batch-size", "0"], "batch_size = 0 is below 1"),
         (["train", "--learning-rate", "nan"], "learning_rate = nan is not finite"),
         (["train", "--seed", str(2**64)], "seed = 18446744073709551616 is above"),
-        (["train", "--config", "bad.toml"], "unknown key train.epoch (did you mean epochs?); train.clip = 'x' is not float"),
+        (["train", "--config", "bad.toml"], "unknown key train.epoch (did you mean epochs?); train.clip = 'x' is not a number"),
         (["train", "--device", "cuda:7"], "device cuda:7"),
     ],
 )

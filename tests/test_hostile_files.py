@@ -34,6 +34,7 @@ from hsal_cli.scenes.street import svhn
 from hsal_cli.scenes.street.plans import read_plans
 from hsal_cli.scenes.street.svhn import make_svhn, read_structure
 from hsal_cli.storage import checkpoints, download, files, hdf5
+from hsal_cli.storage.documents import read_document
 from hsal_cli.upkeep.check import check_path
 from hsal_cli.upkeep.contents import look_into
 from hsal_cli.vision.images import FORMATS, read_image
@@ -192,7 +193,7 @@ def test_a_picture_that_announces_too_many_pixels_is_refused_before_any_is_read(
 def readers_of_paths() -> dict[str, object]:
     return {
         "picture": read_image,
-        "json": lambda path: files.read_json(path, "x"),
+        "json": lambda path: read_document(path, dict, "x"),
         "scenes": open_scenes,
         "features": open_features,
         "format": hdf5.format_of,
@@ -255,7 +256,7 @@ def test_a_manifest_names_plain_regular_files_of_its_folder(tmp_path, name) -> N
     os.mkfifo(folder / "pipe")
     (folder / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").write_text("secret")
-    manifest = files.read_sealed(folder / "manifest.json", "")
+    manifest = read_document(folder / "manifest.json", dict, "")
     files.write_sealed(folder / "manifest.json", {**manifest, "sha256": {name: "0" * 64, **manifest["sha256"]}})
     with pytest.raises(FileError, match=r"not a plain name|not a regular file"):
         checkpoints.read_checkpoint(folder)

@@ -20,6 +20,7 @@ from hsal_cli.pictures.writing import write_bytes, write_picture
 from hsal_cli.report.report_page import Page, check_folder, write_report
 from hsal_cli.runs import run as runs
 from hsal_cli.storage import checkpoints, files
+from hsal_cli.storage.documents import refuse_foreign_results
 
 PAGE = Page("title", "lead", ["run"], [["a"]], {}, [], [], {})
 
@@ -170,9 +171,9 @@ def test_no_picture_or_page_of_others_is_replaced(tmp_path, name) -> None:
 def test_no_results_of_others_are_replaced(tmp_path, there, held) -> None:
     (tmp_path / there).write_text(held)
     with pytest.raises(FileError, match=f"{there} exists and was not made by hsal"):
-        files.refuse_foreign_results(tmp_path / "eval.json", "exact_match", tmp_path / "sweep.md")
+        refuse_foreign_results(tmp_path / "eval.json", "exact_match", tmp_path / "sweep.md")
     (tmp_path / "eval.json").write_text('{"exact_match": 1}')
-    files.refuse_foreign_results(tmp_path / "eval.json", "exact_match", tmp_path / "sweep.md")
+    refuse_foreign_results(tmp_path / "eval.json", "exact_match", tmp_path / "sweep.md")
 
 
 def test_hsal_eval_replaces_no_file_of_others(tmp_path) -> None:

@@ -30,6 +30,7 @@ from hsal_cli.report.report_page import Page, PageFinding, render
 from hsal_cli.runs import run as runs
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.storage import checkpoints, files, hdf5
+from hsal_cli.storage.documents import read_document
 from hsal_cli.vision.weights import read_weights
 from hsal_cli.words import CELL, NAME, brief, json_text, plain
 
@@ -161,7 +162,7 @@ def test_paths_that_are_not_utf8_work(odd) -> None:
     picture = odd / os.fsdecode(b"\xe9.png")
     Image.new("RGB", (40, 30)).save(picture)
     run = runs.create(odd / "runs" / os.fsdecode(b"r\xe9"), "policy", {"scenes": str(scenes)})
-    assert run.config == {"scenes": str(scenes)}
+    assert run.config.raw == {"scenes": str(scenes)}
     export([str(odd / "runs" / "a")], odd / "out")
     assert checkpoints.load(odd / "runs" / "a" / "checkpoints", "best").weights
     assert read_weights(odd / "out" / "backbone")
@@ -191,9 +192,9 @@ def test_texts_that_are_not_utf8_are_written_and_read(tmp_path) -> None:
     name = os.fsdecode(b"caf\xe9")
     files.write_text(tmp_path / "a.txt", name)
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == r"caf\udce9"
-    assert files.read_json(json_of(tmp_path / "a.json", {name: name}), "x") == {name: name}
+    assert read_document(json_of(tmp_path / "a.json", {name: name}), dict, "x") == {name: name}
     sealed = files.write_sealed(tmp_path / "s.json", {"a": name})
-    assert files.read_sealed(tmp_path / "s.json", "x") == {"a": name} and sealed["digest"]
+    assert read_document(tmp_path / "s.json", dict, "x") == {"a": name} and sealed["digest"]
     with h5py.File(tmp_path / "a.h5", "w") as file:
         hdf5.stamp(file, "x", {"path": name})
         hdf5.put_text(file, "said", name)

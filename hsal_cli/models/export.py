@@ -151,7 +151,7 @@ def _origin(run: runs.Run) -> dict[str, Any]:
     try:
         commands = read_text(run.path / "command.txt").splitlines()
         command = " && ".join(map(tidy, commands)) or None
-    except (OSError, ValueError):  # not there, or no command lines
+    except (OSError, ValueError, FileError):  # not there, no file, or no command lines
         command = None
     return {"command": command, "seed": (config.finetune if isinstance(config, runs.BackboneConfig) else config.train).seed}
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hsal_cli.errors import FileError
 from hsal_cli.storage.files import digest_of
-from hsal_cli.typed import LARGEST, Odd, checked, parsed, short
+from hsal_cli.typed import Odd, checked, parsed, read_text, short
 
 D = TypeVar("D")
 
@@ -41,29 +40,6 @@ def read_document(source: Path, kind: type[D], made_by: str, change: Callable[[d
         raise FileError(f"cannot read {source}: {error.strerror}", f"make it with: {made_by}") from error
     except Odd as odd:
         raise FileError(odd.said_of(source), hint) from odd
-
-
-def read_text(source: Path) -> str:
-    """Reads a file of text, in UTF-8.
-
-    Raises:
-        OSError: it cannot be read.
-        Odd: it is no file (a device or a pipe would never end), too large, or not UTF-8.
-    """
-    with open(source, "rb", opener=_opened_at_once) as stream:
-        found = source.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise Odd("", "is not a file")
-        if found.st_size > LARGEST:
-            raise Odd("", f"is too large for a document: {found.st_size / 1e6:,.0f} MB")
-        try:
-            return stream.read(LARGEST).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise Odd("", f"is not text in UTF-8: {error.reason} at byte {error.start}") from error
-
-
-def _opened_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait for somebody to write to it
 
 
 def refuse_foreign_results(document: Path, key: str, *beside: Path) -> None:

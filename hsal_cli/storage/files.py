@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hsal_cli.errors import FileError
+from hsal_cli.typed import KINDS, regular
 from hsal_cli.words import json_text
 
 if TYPE_CHECKING:
@@ -30,26 +31,8 @@ MARKS = {
     ".gif": re.compile(rb"\x21\xfe.hsal ", re.DOTALL),
 }
 MARKED_BYTES = 4096
-KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 SPARE_BYTES = 1 << 23  # what HDF5 may hold back, and some more
 LOCKING = "HDF5_USE_FILE_LOCKING"  # HDF5's own variable: FALSE where the file system has no locks
-
-
-def regular(path: Path, hint: str = "write what it holds to a file, and name that") -> Path:
-    """The path itself, unless reading it could hang or never end: `regular(path).read_text()`.
-
-    A missing file and a folder pass: what opens them says so itself.
-
-    Raises:
-        FileError: a named pipe, a device or a socket.
-    """
-    try:
-        kind = KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
-    except (OSError, ValueError):  # missing, or no name that a system can hold
-        return path
-    if kind is not None:
-        raise FileError(f"{path} is {kind}, not a regular file", hint)
-    return path
 
 
 def named(folder: Path, name: Any, a_folder: bool = False) -> Path:
