@@ -1,6 +1,7 @@
 """hsal eval, visualize and predict on a toy run: what they write and print, and what they refuse."""
 
 import json
+import shutil
 
 import h5py
 import numpy as np
@@ -17,6 +18,7 @@ from hsal_cli.commands.visualize import visualize
 from hsal_cli.models.load import find_backbone, load_policy
 from hsal_cli.models.look import look, look_at_files, to_json
 from hsal_cli.storage.checkpoints import write_checkpoint
+from hsal_cli.storage.files import write_sealed
 from hsal_cli.vision.backbone import ActivationModel
 
 app = typer.Typer()
@@ -62,6 +64,8 @@ def place(tmp_path_factory):
     with torch.no_grad():
         policy.controller.label.bias[policy.stop] -= 3  # so that something is named
     write_run(root / "runs" / "policy", policy, backbone_digest=digest, backbone="runs/finetune", features="toy.features.h5")
+    config = {"features": "toy.features.h5", "features_digest": "f" * 64, "scenes_digest": "s" * 64, "train": {"objective": "rl"}}
+    write_sealed(root / "runs" / "policy" / "config.json", config)
     generator = np.random.default_rng(0)
     Image.fromarray(generator.integers(0, 256, (40, 70, 3), dtype=np.uint8)).save(root / "colour.jpg")
     Image.fromarray(generator.integers(0, 256, (64, 64), dtype=np.uint8)).save(root / "grey.png")
@@ -104,6 +108,10 @@ def test_eval_refuses_what_does_not_fit(here):
     assert "device" in call("eval", "--device", "abacus", code=2).said
     assert "batch_size" in call("eval", "--batch-size", 0, code=2).said
     assert "'nosplit'" in call("eval", "--split", "nosplit", code=1).said
+    # eval.json is of the run's own data: a run that cannot say what those were is refused.
+    half = shutil.copytree(here / "runs" / "policy", here / "half")
+    (half / "config.json").unlink()
+    assert "half/config.json" in call("eval", "--run", "half", code=1).said and not (half / "eval.json").exists()
 
 
 def test_eval_of_a_scene_file_uses_the_features_of_the_policys_own_backbone(here, monkeypatch):

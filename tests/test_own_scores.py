@@ -87,7 +87,7 @@ def test_scores_on_other_data_that_an_older_version_left_are_not_shown(how: str,
     assert "not on the test split of the run's own data" in " ".join(hsal("report", "run", "--out", "page").split())
     assert any("not on the test split" in fault for fault in check_path(run.path).faults)
     evaluate()
-    assert run.evaluation()["examples"] == 8 and not any("eval.json" in fault for fault in check_path(run.path).faults)
+    assert run.evaluation().examples == 8 and not any("eval.json" in fault for fault in check_path(run.path).faults)
 
 
 def test_scores_that_an_older_version_left_on_the_runs_own_data_are_shown(here) -> None:
@@ -95,14 +95,14 @@ def test_scores_that_an_older_version_left_on_the_runs_own_data_are_shown(here) 
     found = {key: value for key, value in json.loads(Path("run/eval.json").read_text()).items() if key not in ("digest", "scenes_digest")}
     for place in ("toy.features.h5", "moved/toy.features.h5"):
         write_sealed(Path("run/eval.json"), {**found, "features": place})
-        assert runs.Run(Path("run")).evaluation()["features"] == place
+        assert runs.Run(Path("run")).evaluation().features == place
 
 
 def test_runs_are_compared_on_other_data_by_its_name(here) -> None:
     import shutil
 
     shutil.copytree("run", "second")
-    config = {key: value for key, value in runs.Run(Path("second")).config.items() if key != "scenes_digest"}
+    config = {key: value for key, value in runs.Run(Path("second")).config.raw.items() if key != "scenes_digest"}
     write_sealed(Path("second/config.json"), {**config, "features": "other.features.h5", "scenes_digest": OTHER})
     for run in ("run", "second"):
         hsal("eval", "--run", run, "--resamples", 2)

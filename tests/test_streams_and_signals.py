@@ -14,6 +14,7 @@ from test_loop import LineTask
 
 from hsal_cli import console, distributed
 from hsal_cli.errors import FileError, UsageError
+from hsal_cli.progress import SILENT
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.loop import restored, train
 from hsal_cli.storage import checkpoints
@@ -200,7 +201,7 @@ def test_a_signal_during_the_imports_is_two_lines(module: str, number: int, tmp_
 @pytest.mark.fault(242, "a signal while a command runs outside of long work: temporary files go, exit code 130", tried=1)
 def test_a_signal_between_imports_and_long_work_leaves_no_temporary_file(tmp_path) -> None:
     code = (
-        "import os, signal\nfrom hsal_cli import app\nfrom hsal_cli.storage.files import whole\nfrom pathlib import Path\n"
+        "import os, signal\nfrom hsal_cli import app\nfrom hsal_cli.storage.files import atomic_write\nfrom pathlib import Path\n"
         "def call():\n"
         f"    with atomic_write(Path({str(tmp_path / 'it')!r})) as place:\n"
         "        place.write_text('half')\n"
@@ -249,7 +250,7 @@ def test_variables_of_torchrun_that_cannot_be_are_refused(variables, said, monke
     for name, value in {**TORCHRUN, **variables}.items():
         monkeypatch.setenv(name, value)
     assert distributed.asked() == distributed.Workers()  # whoever says the error is alone
-    for call in (lambda: distributed.prepare("train"), lambda: distributed.joined(torch.device("cpu"), console.SILENT).__enter__()):
+    for call in (lambda: distributed.prepare("train"), lambda: distributed.joined(torch.device("cpu"), SILENT).__enter__()):
         with pytest.raises(UsageError) as caught:
             call()
         assert said in caught.value.message and "unset RANK WORLD_SIZE" in caught.value.hint

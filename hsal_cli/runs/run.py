@@ -243,7 +243,7 @@ class Run:
             {self.path / "results.csv": text.getvalue().encode(errors="backslashreplace"), self.path / "metrics.jsonl": lines.encode()}
         )
 
-    def evaluation(self, which: str = "best") -> dict[str, Any]:
+    def evaluation(self, which: str = "best") -> Evaluation:
         """The scores of the run's best, or last, checkpoint on its own test split.
 
         Raises:
