@@ -153,8 +153,9 @@ def test_an_export_that_is_killed_leaves_the_old_or_the_new_one(tmp_path, monkey
             except UsageError:
                 continue
         found.add(name)
-        for part, entry in [("backbone", read_manifest(out)["backbone"]), *read_manifest(out)["policies"].items()]:
-            assert {file: digest_of_file(out / part / file) for file in entry["sha256"]} == entry["sha256"]
+        manifest = read_manifest(out)
+        for part, entry in [("backbone", manifest.backbone), *manifest.policies.items()]:
+            assert entry.sha256 and {file: digest_of_file(out / part / file) for file in entry.sha256} == entry.sha256
         export(["runs/b"], out, overwrite=True)
         assert entries(place) == ["out"] and entries(out) == ["backbone", "manifest.json", "mnist-toy.multiset"]
     assert found == {"mnist-toy.rl", "mnist-toy.multiset"}

@@ -104,7 +104,8 @@ def test_a_resume_that_cannot_load_what_it_needs_writes_nothing(fault: str, data
     else:
         features.unlink()
     before = all_of(run.path)
-    with pytest.raises(FileError, match="does not fit the training" if state else "missing"):
+    said = {"state": "does not fit the training", "progress": "state.pt holds no progress", "features": "missing"}
+    with pytest.raises(FileError, match=said[fault]):
         longer("train", run.path)
     assert all_of(run.path) == before and run.status.state == "finished"
 

@@ -233,7 +233,7 @@ def with_variant(held: dict[str, Any]) -> dict[str, Any]:
     except FileError as error:
         of_variant = error.message.startswith("the variant of it")
         what = error.message.removeprefix("the variant of it ").removeprefix("it ")
-        raise Odd("variant" if of_variant else "", what) from error
+        raise Odd("variant" if of_variant else "", what if of_variant else f"{what}: {error.hint}") from error
     return {**{key: value for key, value in held.items() if key != "policy"}, "variant": as_dict(variant)}
 
 

@@ -115,7 +115,7 @@ class TrainSettings:
         if values.get("objective") == "multiset" and values.get("gradient") == "expected":
             gone["gradient"] = "expected under objective multiset"
         for name, value in gone.items():
-            raise Odd("train", f"was {name} {value}, which this hsal no longer has: go on with the hsal that began it")
+            raise Odd("", f"was trained with {name} {value}, which this hsal no longer has: go on with the hsal that began it")
         return values
 
     @property
