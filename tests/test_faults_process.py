@@ -99,9 +99,9 @@ def undisturbed(nursery: Nursery, ready: Path, tmp_path_factory: pytest.TempPath
 
 
 def copy(ready: Path, place: Path) -> Path:
-    """A copy whose large files, which nothing writes to, are links."""
+    """A copy whose large files, which nothing writes to, are hard links: a backbone's files may be no others."""
     target = place / ready.name
-    shutil.copytree(ready, target, copy_function=lambda source, goal: Path(goal).symlink_to(source))
+    shutil.copytree(ready, target, copy_function=os.link)
     return target
 
 

@@ -355,7 +355,7 @@ def test_downloads_and_what_they_hold_are_bounded(tmp_path, monkeypatch) -> None
         download.fetch("http://x/b.tar.gz", tmp_path / "b.tar.gz", None, SILENT)
     monkeypatch.setattr("hsal_cli.scenes.street.plans.MOST_BYTES", 1000)
     (tmp_path / "plans.json.gz").write_bytes(gzip.compress(b" " * 5000))
-    with pytest.raises(FileError, match="longer than 1,000 bytes"):
+    with pytest.raises(FileError, match="holds more than 1,000 bytes"):
         read_plans(tmp_path / "plans.json.gz")
 
 

@@ -159,10 +159,12 @@ def test_paths_that_are_not_utf8_work(odd) -> None:
     from PIL import Image
 
     scenes = write_scenes(odd / "s.h5")
-    picture = odd / os.fsdecode(b"\xe9.png")
+    picture, features = odd / os.fsdecode(b"\xe9.png"), odd / os.fsdecode(b"\xe9.features.h5")
     Image.new("RGB", (40, 30)).save(picture)
-    run = runs.create(odd / "runs" / os.fsdecode(b"r\xe9"), "policy", {"scenes": str(scenes)})
-    assert run.config.raw == {"scenes": str(scenes)}
+    run = runs.create(
+        odd / "runs" / os.fsdecode(b"r\xe9"), "policy", {"features": str(features), "features_digest": "f" * 64, "train": {"epochs": 1}}
+    )
+    assert Path(run.config.features).resolve() == features.resolve()
     export([str(odd / "runs" / "a")], odd / "out")
     assert checkpoints.load(odd / "runs" / "a" / "checkpoints", "best").weights
     assert read_weights(odd / "out" / "backbone")

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 from hsal_cli.errors import FileError
 from hsal_cli.progress import Reporter
@@ -17,6 +18,18 @@ BLOCK = 1 << 20
 TIMEOUT_S = 30.0
 GZIP = b"\x1f\x8b"  # how gzipped bytes begin
 MOST_BYTES = 1 << 35  # of an archive of which no size is known, and of what one holds
+
+
+def opened(path: Path) -> BinaryIO:
+    """Opens a file to read its bytes as they are, or unpacked where they are gzipped.
+
+    Raises:
+        OSError: it cannot be opened.
+        FileError: a pipe or a device.
+    """
+    with regular(path).open("rb") as plain:
+        packed = plain.read(2) == GZIP
+    return gzip.open(path, "rb") if packed else path.open("rb")
 
 
 def gunzipped(path: Path, most: int) -> bytes:
@@ -30,9 +43,7 @@ def gunzipped(path: Path, most: int) -> bytes:
         OSError, EOFError, zlib.error: missing, too long, or gzipped and damaged.
         FileError: a pipe or a device.
     """
-    with regular(path).open("rb") as plain:
-        packed = plain.read(2) == GZIP
-    with gzip.open(path, "rb") if packed else path.open("rb") as stream:
+    with opened(path) as stream:
         data = stream.read(most + 1)
     if len(data) > most:
         raise OSError(f"it holds more than {most:,} bytes")

@@ -6,13 +6,15 @@ import math
 import re
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from hsal_cli.errors import FileError
-from hsal_cli.storage.download import gunzipped
+from hsal_cli.storage.download import opened
 
 MOST_BYTES = 1 << 32  # of images; the largest set, EMNIST by class, has 0.5 GB
+HEADER = 16  # bytes of the longest header, of three dimensions
 GLYPH = 28  # side of a glyph, px
 SPLIT_WORDS = {"train": "train", "t10k": "test", "test": "test"}
 HINT = "name a folder of whole IDX files with --mnist-dir, or draw digits with --digits strokes"
@@ -120,9 +122,15 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
         FileError: unreadable, not an IDX file of that kind, or its length is not what its header says.
     """
     try:
-        data = gunzipped(path, MOST_BYTES)
+        with opened(path) as stream:
+            return _read(path, stream, rank)
     except (OSError, EOFError, zlib.error) as error:
         raise FileError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}", HINT) from error
+
+
+def _read(path: Path, stream: BinaryIO, rank: int) -> np.ndarray:
+    """What follows the header, and of a file that unpacks to more one byte more than the header says."""
+    data = stream.read(HEADER)
     kind, found = (data[2], data[3]) if data[:2] == b"\0\0" and len(data) >= 4 else (0, 0)
     header = 4 + 4 * found
     wanted = kind == 8 and found == 3 if rank == 3 else kind in TYPES and found in ((1, 2) if kind == 12 else (1,))
@@ -132,8 +140,12 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
         raise FileError(f"{path} is not an IDX file of {'images' if rank == 3 else 'labels'}: {said}", HINT)
     shape = tuple(int.from_bytes(data[place : place + 4], "big") for place in range(4, header, 4))
     size = math.prod(shape) * TYPES[kind].itemsize
-    if len(data) - header != size:
-        raise FileError(f"{path} is damaged: {len(data) - header:,} bytes of data where its header says {size:,}", HINT)
+    if size > MOST_BYTES:
+        raise FileError(f"cannot read {path}: its header says that it holds {size:,} bytes, more than {MOST_BYTES:,} bytes", HINT)
+    data += stream.read(max(header + size + 1 - len(data), 0))
+    held = len(data) - header
+    if held != size:
+        raise FileError(f"{path} is damaged: {'more' if held > size else f'{held:,}'} bytes of data where its header says {size:,}", HINT)
     values = np.frombuffer(data, TYPES[kind], offset=header).reshape(shape)
     if values.ndim == 2:
         if shape[1] != QMNIST_COLUMNS:
