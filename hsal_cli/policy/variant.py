@@ -224,6 +224,8 @@ def with_variant(held: dict[str, Any]) -> dict[str, Any]:
     Raises:
         Odd: as `stored_variant`.
     """
+    if "variant" in held and held["variant"] is None:  # who has none leaves the key out
+        raise Odd("variant", "is None, not a table of values")
     if held.get("kind") == "count" or not (held.get("variant") or held.get("policy")):
         return held
     shape = held.get("volume_shape")
