@@ -189,7 +189,7 @@ def restored(task: Task, checkpoint: Checkpoint) -> dict[str, Any]:
     except (Odd, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         said = f"{type(error).__name__}: {first_line(error)}"
         raise FileError(
-            f"checkpoint {checkpoint.path} does not fit the training that it is to go on with: {said}",
+            f"the state of checkpoint {checkpoint.path} does not fit the training that it is to go on with: {said}",
             f"bring back the run's own checkpoints, or train a new run: {task.command}",
         ) from error
     return progress | {"checkpoint": checkpoint.path.name}
