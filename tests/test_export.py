@@ -16,6 +16,7 @@ from hsal_cli.errors import FileError, HsalError, UsageError
 from hsal_cli.main import app
 from hsal_cli.models.export import export, tidy, to_half
 from hsal_cli.storage import checkpoints
+from hsal_cli.upkeep.check import check_path
 
 
 @pytest.fixture
@@ -49,6 +50,15 @@ def test_every_file_is_listed_with_its_checksum_and_how_it_was_made(runs) -> Non
     assert backbone["result"] == {"accuracy": 0.98, "test_accuracy": 0.97}
     original = runs / "finetune/checkpoints/epoch-1/weights.safetensors"
     assert backbone["made_from"] == hashlib.sha256(original.read_bytes()).hexdigest()
+
+
+def test_what_was_exported_is_sound_and_a_changed_file_in_it_is_not(runs) -> None:
+    export(["runs/a"], Path("out"))
+    report = check_path(Path("out"))
+    assert report.ok and report.kind == "exported models" and "mnist-toy.rl" in report.summary, report.faults
+    weights = Path("out/mnist-toy.rl/weights.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert "mnist-toy.rl/weights.safetensors is damaged" in check_path(Path("out")).faults[0]
 
 
 def test_a_run_that_went_on_with_more_epochs_states_both_commands(runs) -> None:

@@ -186,16 +186,17 @@ def named_in(place: str | Path) -> str | None:
         UsageError: a folder of several policies, none of which is that.
     """
     path = Path(place).expanduser()
-    if _is_export(path):
+    if is_export(path):
         names = sorted(read_manifest(path).policies)
         name = names[0] if len(names) == 1 else f"{DEFAULT}.{OBJECTIVE}"
         if name not in names:
             raise UsageError(f"{place} holds {len(names)} policies", f"name one: {', '.join(f'{place}/{name}' for name in names)}")
         return f"{path}/{name}"
-    return f"{path.parent}/{path.name}" if path.is_dir() and _is_export(path.absolute().parent) else None
+    return f"{path.parent}/{path.name}" if path.is_dir() and is_export(path.absolute().parent) else None
 
 
-def _is_export(folder: Path) -> bool:
+def is_export(folder: Path) -> bool:
+    """Whether a folder says of itself that `hsal export` wrote it."""
     try:
         return read_document(folder / "manifest.json", dict, "hsal export").get("format") == FORMAT
     except FileError:
@@ -220,15 +221,19 @@ def load_shipped(name: str, device: torch.device | str = "cpu", counts: bool = F
     manifest = read_manifest(folder)
     stated = manifest.policies[full]
     for part, entry in ((full, stated), (BACKBONE, manifest.backbone)):
-        _check_files(named(folder, part, a_folder=True), entry.sha256)
+        check_files(named(folder, part, a_folder=True), entry.sha256)
     policy = (load_model if counts else load_policy)(folder / full, device=device)
     if backbone_folder(str(policy.meta.backbone_digest), folder / BACKBONE) is None:
         raise FileError(f"{folder / full} was not trained on the backbone that lies beside it: they come from two exports", AGAIN)
     return Shipped(full, policy, find_backbone(policy, device, folder / BACKBONE), stated)
 
 
-def _check_files(folder: Path, sums: dict[str, str]) -> None:
-    """Refuses a checkpoint folder whose files are not those of the manifest above it."""
+def check_files(folder: Path, sums: dict[str, str]) -> None:
+    """Refuses a checkpoint folder whose files are not those of the manifest above it.
+
+    Raises:
+        FileError: one is missing, damaged, or no plain file.
+    """
     for name, expected in sums.items():
         try:
             found = digest_of_file(named(folder, name))

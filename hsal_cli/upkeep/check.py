@@ -13,12 +13,13 @@ import numpy as np
 
 from hsal_cli.features.table import FORMAT as FEATURES
 from hsal_cli.features.table import FeatureFile, features_digest, finite_rows, open_features
+from hsal_cli.models.shipped import BACKBONE, check_files, is_export, read_manifest
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import MANIFEST
-from hsal_cli.storage.files import regular
+from hsal_cli.storage.files import named, regular
 from hsal_cli.storage.hdf5 import format_of, open_any, opened, reading
 from hsal_cli.upkeep.check_run import check_run, load_as_described
 from hsal_cli.upkeep.findings import Report
@@ -31,7 +32,7 @@ def check_paths(paths: Sequence[Path], reporter: Reporter = SILENT) -> Iterator[
     """Checks files and folders, one after the other; a fault in one does not keep the others from being checked.
 
     Args:
-        paths: scene files, feature files, runs, checkpoints, or folders that hold such things, which are all checked.
+        paths: scene files, feature files, runs, checkpoints, exported models, or folders that hold such things, which are all checked.
         reporter: progress.
 
     Yields:
@@ -70,8 +71,20 @@ def _ours_in(folder: Path) -> list[Path]:
     return sorted(place for place in found if (_is_ours(place) if place.is_dir() else place.name.endswith((".h5", ".h5.partial"))))
 
 
+def _check_export(path: Path, report: Report) -> None:
+    report.kind = "exported models"
+    manifest = read_manifest(path)
+    for name, entry in ((BACKBONE, manifest.backbone), *manifest.policies.items()):
+        with report.noting():
+            check_files(named(path, name, a_folder=True), entry.sha256)
+            load_as_described(checkpoints.read_checkpoint(path / name), report)
+    report.summary = f"a backbone and {len(manifest.policies)} policies: {', '.join(manifest.policies)}"
+
+
 def _check_folder(path: Path, report: Report) -> None:
-    if (path / MANIFEST).is_file():
+    if is_export(path):
+        _check_export(path, report)
+    elif (path / MANIFEST).is_file():
         report.kind = "checkpoint"
         checkpoint = checkpoints.read_checkpoint(path)
         load_as_described(checkpoint, report)
