@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from shipped_parts import write_backbone, write_policy
+from shipped_parts import use_tiny_backbone, write_backbone, write_policy
 from typer.testing import CliRunner
 
 from hsal_cli.errors import FileError, HsalError, UsageError
@@ -52,7 +52,8 @@ def test_every_file_is_listed_with_its_checksum_and_how_it_was_made(runs) -> Non
     assert backbone["made_from"] == hashlib.sha256(original.read_bytes()).hexdigest()
 
 
-def test_what_was_exported_is_sound_and_a_changed_file_in_it_is_not(runs) -> None:
+def test_what_was_exported_is_sound_and_a_changed_file_in_it_is_not(runs, monkeypatch) -> None:
+    use_tiny_backbone(monkeypatch)
     export(["runs/a"], Path("out"))
     report = check_path(Path("out"))
     assert report.ok and report.kind == "exported models" and "mnist-toy.rl" in report.summary, report.faults
