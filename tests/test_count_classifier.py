@@ -19,6 +19,7 @@ from hsal_cli.main import app
 from hsal_cli.models.load import load_model, load_policy
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.record import read_record
 from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.storage import checkpoints
 from hsal_cli.training.count_task import CountTask
@@ -156,7 +157,7 @@ def test_the_commands_take_it_in_turn(features, tmp_path, monkeypatch) -> None:
 def test_its_verdicts_speak_of_the_loss_since_it_has_no_reward(trained) -> None:
     from hsal_cli.training.verdicts import verdicts
 
-    record = runs.read_record(trained.path)
+    record = read_record(trained.path)
     scores = [0.5, 0.8, 0.9, 0.6, 0.5, 0.4]
     rows = [{"epoch": place + 1, "exact_match": score, "loss": 3.0 - 0.4 * place} for place, score in enumerate(scores)]
     said = verdicts(dataclasses.replace(record, rows=rows))[0].text

@@ -17,8 +17,8 @@ from hsal_cli.commands.predict import predict, words
 from hsal_cli.commands.visualize import visualize
 from hsal_cli.models.load import find_backbone, load_policy
 from hsal_cli.models.look import look, look_at_files, to_json
+from hsal_cli.storage.atomic import write_sealed
 from hsal_cli.storage.checkpoints import write_checkpoint
-from hsal_cli.storage.files import write_sealed
 from hsal_cli.vision.backbone import ActivationModel
 
 app = typer.Typer()

@@ -572,8 +572,7 @@ VALUES = ("x", -1, 2.5, True, None, ["x"], [[1], [2]], {"a": {"b": []}}, 10**18)
 @pytest.mark.parametrize("name", ["runs/p/status.json", "runs/p/config.json", "runs/p/eval.json", f"{LAST}/manifest.json"])
 def test_no_value_in_a_document_ends_unexpectedly(name: str, here: Path, capsys) -> None:
     from hsal_cli.models.load import load_model
-    from hsal_cli.runs.record import run_summary
-    from hsal_cli.runs.run import read_record
+    from hsal_cli.runs.record import read_record, run_summary
     from hsal_cli.training.verdicts import verdicts
 
     whole = json.loads((here / name).read_text())

@@ -36,8 +36,8 @@ from hsal_cli.runs.loop import train
 from hsal_cli.runs.run import say_missing_classes
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.storage import checkpoints
+from hsal_cli.storage.atomic import atomic_write, only_writer, write_sealed, write_text
 from hsal_cli.storage.documents import read_document
-from hsal_cli.storage.files import atomic_write, only_writer, write_sealed, write_text
 from hsal_cli.storage.hdf5 import format_of
 from hsal_cli.storage.steady import SteadyFile
 from hsal_cli.vision.devices import fitting

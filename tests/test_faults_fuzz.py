@@ -31,7 +31,7 @@ from hsal_cli.scenes.digits.idx import read_idx
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.settings import check_tables, read_tables
 from hsal_cli.storage import checkpoints
-from hsal_cli.storage.files import write_sealed
+from hsal_cli.storage.atomic import write_sealed
 from hsal_cli.upkeep.check import check_path
 from hsal_cli.vision.images import MOST_PIXELS, read_image
 from hsal_cli.vision.weights import read_weights

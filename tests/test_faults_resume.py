@@ -17,6 +17,7 @@ from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.finetuning.finetune import finetune
 from hsal_cli.finetuning.single_objects import SingleObjects
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.documents import Start
 from hsal_cli.runs.run import Run
 from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.storage import checkpoints
@@ -174,7 +175,7 @@ def test_a_new_run_may_start_from_the_weights_of_another(data, tmp_path) -> None
     with pytest.raises(Interrupted):
         go("train", data, tmp_path / "second", StoppingReporter(1), init_from=first.path)
     second = Run(tmp_path / "second")
-    assert second.config.init_from == runs.Start(str(first.path), best.digest) and second.rows() == []
+    assert second.config.init_from == Start(str(first.path), best.digest) and second.rows() == []
     fresh, after = checkpoints.load(second.checkpoints, "last"), go("train", data, tmp_path / "plain")
     moved = {name: (tensor - best.weights[name]).abs().max() for name, tensor in fresh.weights.items()}
     assert 0 < max(moved.values()) < 0.01  # one step of a warm-up away from where it started

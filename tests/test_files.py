@@ -15,9 +15,10 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.policy.variant import DEFAULT
 from hsal_cli.runs import run as runs
 from hsal_cli.settings import as_dict
+from hsal_cli.storage.atomic import atomic_write, write_json, write_text
 from hsal_cli.storage.checkpoints import KEEP, load, read_checkpoint, save, write_checkpoint
 from hsal_cli.storage.documents import read_document
-from hsal_cli.storage.files import atomic_write, digest_of, digest_of_file, write_json, write_text
+from hsal_cli.storage.files import digest_of, digest_of_file
 from hsal_cli.storage.hdf5 import attribute, open_hdf5, seal, stamp
 
 WEIGHTS = {"layer.weight": torch.arange(6.0).view(2, 3), "scale": torch.tensor(2.5), "count": torch.tensor(3)}

@@ -25,7 +25,8 @@ from hsal_cli.main import app
 from hsal_cli.models.load import backbone_folder
 from hsal_cli.models.shipped import load_shipped, read_manifest
 from hsal_cli.progress import SILENT
-from hsal_cli.runs.run import Run, read_record
+from hsal_cli.runs.record import read_record
+from hsal_cli.runs.run import Run
 from hsal_cli.scenes.digits import idx
 from hsal_cli.scenes.digits.idx import read_idx
 from hsal_cli.scenes.scene_file import open_scenes
@@ -33,7 +34,7 @@ from hsal_cli.scenes.settings import SvhnSettings
 from hsal_cli.scenes.street import svhn
 from hsal_cli.scenes.street.plans import read_plans
 from hsal_cli.scenes.street.svhn import make_svhn, read_structure
-from hsal_cli.storage import checkpoints, download, files, hdf5
+from hsal_cli.storage import atomic, checkpoints, download, files, hdf5
 from hsal_cli.storage.documents import read_document
 from hsal_cli.upkeep.check import check_path
 from hsal_cli.upkeep.contents import look_into
@@ -257,7 +258,7 @@ def test_a_manifest_names_plain_regular_files_of_its_folder(tmp_path, name) -> N
     (folder / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").write_text("secret")
     manifest = read_document(folder / "manifest.json", dict, "")
-    files.write_sealed(folder / "manifest.json", {**manifest, "sha256": {name: "0" * 64, **manifest["sha256"]}})
+    atomic.write_sealed(folder / "manifest.json", {**manifest, "sha256": {name: "0" * 64, **manifest["sha256"]}})
     with pytest.raises(FileError, match=r"not a plain name|not a regular file"):
         checkpoints.read_checkpoint(folder)
     for policies in ({"mnist.rl": {"sha256": {name: "0"}}}, {name: {"sha256": {}}}):

@@ -15,7 +15,7 @@ from fault_parts import left_behind, small_scenes
 
 from hsal_cli.errors import FileError
 from hsal_cli.scenes.scene_file import open_scenes
-from hsal_cli.storage.files import atomic_write, only_writer
+from hsal_cli.storage.atomic import atomic_write, only_writer
 from hsal_cli.storage.steady import SteadyFile
 from hsal_cli.upkeep.check import check_path
 from hsal_cli.upkeep.contents import look_into

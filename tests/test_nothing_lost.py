@@ -23,7 +23,8 @@ from hsal_cli.report.report_page import Page, PageFigure, Section, check_folder,
 from hsal_cli.runs import run as runs
 from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
-from hsal_cli.storage.files import digest_of_file, finish_replacing, replacing, write_together
+from hsal_cli.storage.atomic import finish_replacing, replacing, write_together
+from hsal_cli.storage.files import digest_of_file
 
 
 class Killed(BaseException):

@@ -12,8 +12,9 @@ from hsal_cli.errors import FileError
 from hsal_cli.main import app
 from hsal_cli.models.export import export
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.record import evaluations, read_record
 from hsal_cli.storage import checkpoints
-from hsal_cli.storage.files import write_sealed
+from hsal_cli.storage.atomic import write_sealed
 from hsal_cli.upkeep.check import check_path
 
 OWN, OTHER, THIRD = "s" * 64, "0" * 64, "7" * 64
@@ -78,11 +79,11 @@ def test_scores_on_other_data_that_an_older_version_left_are_not_shown(how: str,
         del found["scenes_digest"]
     write_sealed(Path("run/eval.json"), {**found, **change})
     run = runs.Run(Path("run"))
-    for read in (run.evaluation, lambda: runs.evaluations([run.path]), lambda: export(["toy.rl=run"], Path("out"))):
+    for read in (run.evaluation, lambda: evaluations([run.path]), lambda: export(["toy.rl=run"], Path("out"))):
         with pytest.raises(FileError, match="not on the test split of the run's own data") as caught:
             read()
         assert caught.value.hint == "make it again with: hsal eval --run run"
-    assert runs.read_record(run.path).evaluation is None
+    assert read_record(run.path).evaluation is None
     assert json.loads(hsal("inspect", "run", "--json"))["test"] is None and "not on the test split" in hsal("inspect", "run")
     assert "not on the test split of the run's own data" in " ".join(hsal("report", "run", "--out", "page").split())
     assert any("not on the test split" in fault for fault in check_path(run.path).faults)

@@ -12,8 +12,8 @@ from learning_parts import SMALL, StoppingReporter, easy_table
 
 from hsal_cli.errors import Interrupted
 from hsal_cli.models.load import load_policy
-from hsal_cli.runs import run as runs
 from hsal_cli.runs.places import found, stored
+from hsal_cli.runs.record import read_record
 from hsal_cli.runs.run import Run
 from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.training.train import resume, train
@@ -69,7 +69,7 @@ def test_a_run_made_in_one_folder_goes_on_from_another_and_after_all_of_it_has_m
     resume(there / "runs" / "rl", torch.device("cpu"))
     run = Run(there / "runs" / "rl")
     assert run.status.state == "finished"
-    record = runs.read_record(run.path).config
+    record = read_record(run.path).config
     places = [(held.features, held.backbone) for held in (run.config, load_policy(run.path).meta)]
     for features, backbone in (*places, (record["features"], record["backbone"])):
         assert Path(features).samefile(Path(moved) / "data" / "x.features.h5")

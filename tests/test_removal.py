@@ -19,7 +19,7 @@ from hsal_cli.models.export import export
 from hsal_cli.pictures.writing import write_bytes, write_picture
 from hsal_cli.report.report_page import Page, check_folder, write_report
 from hsal_cli.runs import run as runs
-from hsal_cli.storage import checkpoints, files
+from hsal_cli.storage import atomic, checkpoints
 from hsal_cli.storage.documents import refuse_foreign_results
 
 PAGE = Page("title", "lead", ["run"], [["a"]], {}, [], [], {})
@@ -196,7 +196,7 @@ def test_a_partial_file_is_begun_anew_only_where_it_is_one(tmp_path) -> None:
 def test_a_device_or_pipe_is_never_replaced(tmp_path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FileError, match="is a named pipe"):
-        files.write_text(tmp_path / "pipe", "x")
+        atomic.write_text(tmp_path / "pipe", "x")
     assert stat.S_ISFIFO(os.lstat(tmp_path / "pipe").st_mode)
 
 
@@ -204,9 +204,9 @@ def test_a_device_or_pipe_is_never_replaced(tmp_path) -> None:
 def test_what_a_dead_writer_left_is_removed_but_not_what_a_link_names(tmp_path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "a").write_text("mine")
-    left = tmp_path / f"{files._beginning_of_temporary(tmp_path / 'x.json')}{2**22 + 1}.abcd.tmp"
+    left = tmp_path / f"{atomic._beginning_of_temporary(tmp_path / 'x.json')}{2**22 + 1}.abcd.tmp"
     left.symlink_to(tmp_path / "kept")
-    files.write_json(tmp_path / "x.json", {})
+    atomic.write_json(tmp_path / "x.json", {})
     assert not left.is_symlink() and (tmp_path / "kept" / "a").read_text() == "mine"
 
 
@@ -214,8 +214,8 @@ def test_what_a_dead_writer_left_is_removed_but_not_what_a_link_names(tmp_path) 
     202, "a file .notes.tmp of somebody else's in a run that is trained on: it stays, what a killed writer left goes", tried=1
 )
 def test_only_temporary_files_of_hsal_are_cleared_from_a_run(tmp_path) -> None:
-    left = files._fresh(tmp_path / "config.json", folder=False)
-    folder = files._fresh(tmp_path / "epoch-1", folder=True)
+    left = atomic._fresh(tmp_path / "config.json", folder=False)
+    folder = atomic._fresh(tmp_path / "epoch-1", folder=True)
     (tmp_path / ".notes.tmp").write_text("mine")
     checkpoints.clear_temporary(tmp_path)
     assert not left.exists() and not folder.exists() and (tmp_path / ".notes.tmp").read_text() == "mine"
@@ -230,7 +230,7 @@ def mode(path: Path) -> int:
 def test_new_files_and_folders_have_the_mode_that_the_umask_gives(tmp_path, umask, monkeypatch) -> None:
     before = os.umask(umask)
     try:
-        files.write_json(tmp_path / "a.json", {})
+        atomic.write_json(tmp_path / "a.json", {})
         runs.create(tmp_path / "run", "policy", {"seed": 1})
         checkpoint(tmp_path / "run")
         write_scenes_of(tmp_path / "s.h5")
@@ -256,7 +256,7 @@ def test_what_is_replaced_keeps_its_mode(exported) -> None:
         path.write_bytes(b"")
         path.chmod(0o640)
     (exported / "out").chmod(0o750)
-    files.write_json(exported / "a.json", {})
+    atomic.write_json(exported / "a.json", {})
     write_scenes_of(exported / "s.h5")
     export(["runs/a"], Path("out"), overwrite=True)
     assert (mode(exported / "a.json"), mode(exported / "s.h5"), mode(exported / "out")) == (0o640, 0o640, 0o750)
@@ -267,6 +267,6 @@ def test_what_is_replaced_keeps_its_mode(exported) -> None:
 def test_what_root_replaces_stays_its_owners(tmp_path) -> None:
     (tmp_path / "a.json").write_text("")
     os.chown(tmp_path / "a.json", 1234, 4321)
-    files.write_json(tmp_path / "a.json", {})
+    atomic.write_json(tmp_path / "a.json", {})
     held = (tmp_path / "a.json").stat()
     assert (held.st_uid, held.st_gid) == (1234, 4321)

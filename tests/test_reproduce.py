@@ -24,7 +24,7 @@ from hsal_cli.experiments.grid_run import AGAIN, run_grid
 from hsal_cli.experiments.summary import GridRun, table_rows
 from hsal_cli.progress import SILENT
 from hsal_cli.storage import checkpoints
-from hsal_cli.storage.files import write_json, write_sealed
+from hsal_cli.storage.atomic import write_json, write_sealed
 
 TOY = """
 [make-data]

@@ -18,7 +18,7 @@ from hsal_cli.policy.variant import Variant
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.scenes.settings import SceneSettings, SvhnSettings
 from hsal_cli.settings import SEED_LIMIT, as_dict, build, check, check_tables, parse, preset_names, read_tables, setting
-from hsal_cli.storage.files import write_sealed
+from hsal_cli.storage.atomic import write_sealed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,8 @@ from hsal_cli.policy.variant import (
     values_of,
 )
 from hsal_cli.settings import as_dict
-from hsal_cli.storage.files import digest_of_file, write_sealed
+from hsal_cli.storage.atomic import write_sealed
+from hsal_cli.storage.files import digest_of_file
 
 PRETRAINED = Path(__file__).parents[1] / "data" / "pretrained"
 

@@ -10,8 +10,9 @@ from fault_parts import evaluation
 
 from hsal_cli.errors import FileError
 from hsal_cli.policy.variant import DEFAULT, FIXED_MASK, PAPER, Variant, changed, named, values_of
-from hsal_cli.runs.record import Record, best_of, groups, run_summary
-from hsal_cli.runs.run import Run, Status, read_record
+from hsal_cli.runs.documents import Status
+from hsal_cli.runs.record import Record, best_of, groups, read_record, run_summary
+from hsal_cli.runs.run import Run
 from hsal_cli.settings import as_dict
 from hsal_cli.training.verdicts import verdicts
 

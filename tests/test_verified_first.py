@@ -14,7 +14,7 @@ from hsal_cli.errors import FileError, HsalError
 from hsal_cli.finetuning.finetune import FinetuneTask, finetune
 from hsal_cli.runs import run as runs
 from hsal_cli.storage import checkpoints
-from hsal_cli.storage.files import write_sealed
+from hsal_cli.storage.atomic import write_sealed
 from hsal_cli.training.train import PolicyTask, resume, train
 from hsal_cli.upkeep.check import check_path
 

@@ -29,7 +29,7 @@ from hsal_cli.report.markdown import markdown_table
 from hsal_cli.report.report_page import Page, PageFinding, render
 from hsal_cli.runs import run as runs
 from hsal_cli.scenes.scene_file import open_scenes
-from hsal_cli.storage import checkpoints, files, hdf5
+from hsal_cli.storage import atomic, checkpoints, hdf5
 from hsal_cli.storage.documents import read_document
 from hsal_cli.vision.weights import read_weights
 from hsal_cli.words import CELL, NAME, brief, json_text, plain
@@ -192,10 +192,10 @@ def test_paths_that_are_not_utf8_work(odd) -> None:
 @pytest.mark.fault(206, "texts, JSON, CSV and HDF5 attributes that hold bytes which are not UTF-8", tried=4)
 def test_texts_that_are_not_utf8_are_written_and_read(tmp_path) -> None:
     name = os.fsdecode(b"caf\xe9")
-    files.write_text(tmp_path / "a.txt", name)
+    atomic.write_text(tmp_path / "a.txt", name)
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == r"caf\udce9"
     assert read_document(json_of(tmp_path / "a.json", {name: name}), dict, "x") == {name: name}
-    sealed = files.write_sealed(tmp_path / "s.json", {"a": name})
+    sealed = atomic.write_sealed(tmp_path / "s.json", {"a": name})
     assert read_document(tmp_path / "s.json", dict, "x") == {"a": name} and sealed["digest"]
     with h5py.File(tmp_path / "a.h5", "w") as file:
         hdf5.stamp(file, "x", {"path": name})
@@ -208,5 +208,5 @@ def test_texts_that_are_not_utf8_are_written_and_read(tmp_path) -> None:
 
 
 def json_of(path: Path, document: dict) -> Path:
-    files.write_json(path, document)
+    atomic.write_json(path, document)
     return path

@@ -25,7 +25,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Put evaluated runs side by side, with the trivial baselines of their data."""
-    from hsal_cli.runs.run import evaluations
+    from hsal_cli.runs.record import evaluations
 
     found = evaluations(runs, data, console.TerminalReporter())
     if json:

@@ -50,8 +50,8 @@ def eval_(
     from hsal_cli.evaluation.evaluate import evaluate_file
     from hsal_cli.runs.run import Run
     from hsal_cli.runs.scores import Evaluation
+    from hsal_cli.storage.atomic import write_sealed
     from hsal_cli.storage.documents import refuse_foreign_results
-    from hsal_cli.storage.files import write_sealed
     from hsal_cli.typed import checked
     from hsal_cli.vision.devices import choose_device
 

@@ -34,8 +34,7 @@ def inspect(
         if file.is_dir():
             raise UsageError(f"--out draws what is in a data file; {file} is a folder", f"hsal report {file}")
     if file.is_dir():
-        from hsal_cli.runs.record import run_summary
-        from hsal_cli.runs.run import read_record
+        from hsal_cli.runs.record import read_record, run_summary
 
         document: dict[str, Any] = {"run": str(file), **run_summary(read_record(file))}
         made = _run_tables(document)

@@ -26,7 +26,7 @@ from hsal_cli.storage.hdf5 import format_of
 if TYPE_CHECKING:
     from hsal_cli.experiments.pipeline import Recipe
     from hsal_cli.policy.variant import Variant
-    from hsal_cli.runs.run import BackboneConfig, Kind, PolicyConfig
+    from hsal_cli.runs.documents import BackboneConfig, Kind, PolicyConfig
 
 Device = Annotated[str, typer.Option("--device", help="Where to compute: auto, cpu, cuda, cuda:N or mps.")]
 Workers = Annotated[Optional[int], typer.Option("--workers", min=1, help="How many processes to use.", show_default="one a core")]

@@ -33,8 +33,7 @@ def report(
     from hsal_cli.report.report_page import check_folder, write_report
     from hsal_cli.report.run_report import compose
     from hsal_cli.report.tested import gallery, look_at_runs
-    from hsal_cli.runs.record import best_of, groups
-    from hsal_cli.runs.run import read_record, read_some
+    from hsal_cli.runs.record import best_of, groups, read_record, read_some
     from hsal_cli.vision.devices import choose_device
 
     places = [run.resolve() for run in runs]

@@ -25,8 +25,8 @@ from hsal_cli.runs.scores import read_evaluation
 from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.settings import as_dict, build
 from hsal_cli.storage import checkpoints
+from hsal_cli.storage.atomic import write_json
 from hsal_cli.storage.documents import read_document
-from hsal_cli.storage.files import write_json
 from hsal_cli.typed import Document
 
 FORMAT = "hsal-grid"

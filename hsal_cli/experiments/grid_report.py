@@ -22,7 +22,8 @@ from hsal_cli.pictures.trajectory import trajectories
 from hsal_cli.pictures.writing import encoded
 from hsal_cli.progress import clock
 from hsal_cli.report.markdown import markdown_table
-from hsal_cli.storage.files import json_bytes, remove_pictures, write_together
+from hsal_cli.storage.atomic import json_bytes, write_together
+from hsal_cli.storage.files import remove_pictures
 
 DATASETS = {"mnist-set": "MNIST Set", "mnist-multiset": "MNIST Multiset", "svhn-multiset": "SVHN Multiset"}
 DATASETS["street-numbers"] = "Street numbers (synthetic)"

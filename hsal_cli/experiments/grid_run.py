@@ -39,7 +39,7 @@ from hsal_cli.models.load import load_model
 from hsal_cli.progress import Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.storage import checkpoints
-from hsal_cli.storage.files import only_writer, write_json
+from hsal_cli.storage.atomic import only_writer, write_json
 from hsal_cli.training.train import resume, train
 from hsal_cli.vision.backbone import load_backbone
 

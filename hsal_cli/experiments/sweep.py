@@ -31,7 +31,8 @@ from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes, write_scenes
 from hsal_cli.scenes.settings import DATASETS, SceneSettings
 from hsal_cli.settings import as_dict
-from hsal_cli.storage.files import digest_of, refuse_link, write_json
+from hsal_cli.storage.atomic import write_json
+from hsal_cli.storage.files import digest_of, refuse_link
 from hsal_cli.storage.hdf5 import format_of
 from hsal_cli.typed import Odd, checked
 from hsal_cli.vision.backbone import LoadedBackbone

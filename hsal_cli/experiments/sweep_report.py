@@ -13,7 +13,8 @@ from typing import Any
 from hsal_cli import __version__
 from hsal_cli.pictures.charts.curves import Panel, draw_curves
 from hsal_cli.report.markdown import markdown_table
-from hsal_cli.storage.files import json_bytes, own_pictures, write_together
+from hsal_cli.storage.atomic import json_bytes, write_together
+from hsal_cli.storage.files import own_pictures
 
 TITLES = {
     "trained": "Images like those trained on",

@@ -22,7 +22,8 @@ from hsal_cli.runs import run as runs
 from hsal_cli.runs.scores import Evaluation, read_evaluation
 from hsal_cli.runs.settings import SweepSettings, TrainSettings
 from hsal_cli.settings import build
-from hsal_cli.storage.files import refuse_link, write_json
+from hsal_cli.storage.atomic import write_json
+from hsal_cli.storage.files import refuse_link
 from hsal_cli.training.train import resume, train
 from hsal_cli.vision.backbone import LoadedBackbone
 

@@ -26,7 +26,7 @@ from hsal_cli.features.writer import Origin
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.scene_file import SceneFile, SceneSplit, open_scenes
 from hsal_cli.settings import as_dict
-from hsal_cli.storage.files import cannot_write
+from hsal_cli.storage.atomic import cannot_write
 from hsal_cli.storage.hdf5 import format_of
 from hsal_cli.vision.backbone import CHANNELS, ActivationModel, LoadedBackbone, finer, fused, load_backbone
 from hsal_cli.vision.devices import autocast_gains, choose_device, fitting, forward_context

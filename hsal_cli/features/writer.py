@@ -26,7 +26,8 @@ from hsal_cli.errors import FileError, first_line
 from hsal_cli.features.table import FORMAT
 from hsal_cli.progress import Reporter
 from hsal_cli.scenes.scene_file import SceneFile
-from hsal_cli.storage.files import atomic_write, cannot_write, clear_after_the_dead, digest_of_array, refuse_link, regular, sync, take_place
+from hsal_cli.storage.atomic import atomic_write, cannot_write, clear_after_the_dead, sync, take_place
+from hsal_cli.storage.files import digest_of_array, refuse_link, regular
 from hsal_cli.storage.hdf5 import attribute, opened, put_text, reading, seal, stamp
 from hsal_cli.storage.steady import SteadyFile
 

@@ -15,10 +15,12 @@ from hsal_cli.models.shipped import BACKBONE, FORMAT, FORMAT_VERSION, exported_f
 from hsal_cli.policy.variant import with_variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.documents import BackboneConfig
 from hsal_cli.runs.scores import Evaluation
 from hsal_cli.storage import checkpoints
+from hsal_cli.storage.atomic import finish_replacing, replacing, write_json
 from hsal_cli.storage.documents import read_text
-from hsal_cli.storage.files import digest_of_file, finish_replacing, refuse_link, replacing, write_json
+from hsal_cli.storage.files import digest_of_file, refuse_link
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,7 +155,7 @@ def _origin(run: runs.Run) -> dict[str, Any]:
         command = " && ".join(map(tidy, commands)) or None
     except (OSError, ValueError, FileError):  # not there, no file, or no command lines
         command = None
-    return {"command": command, "seed": (config.finetune if isinstance(config, runs.BackboneConfig) else config.train).seed}
+    return {"command": command, "seed": (config.finetune if isinstance(config, BackboneConfig) else config.train).seed}
 
 
 def _origin_of_backbone(place: Path) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hsal_cli.errors import FileError, UsageError
+from hsal_cli.storage.atomic import finish_replacing
 from hsal_cli.storage.documents import read_document
-from hsal_cli.storage.files import digest_of_file, finish_replacing, is_plain_name, named
+from hsal_cli.storage.files import digest_of_file, is_plain_name, named
 from hsal_cli.typed import Document
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from hsal_cli import __version__
 from hsal_cli.pictures.palette import FAINT, GREEN, INK, ORANGE, PALE, PAPER, RED, SKY, heat
-from hsal_cli.storage.files import atomic_write, refuse_foreign
+from hsal_cli.storage.atomic import atomic_write
+from hsal_cli.storage.files import refuse_foreign
 
 BYTES = 300_000  # pictures above this size are reduced to 256 colours
 FIXED, HEATS = (PAPER, INK, FAINT, PALE, ORANGE, SKY, GREEN, RED), 48  # colours that an animation keeps exactly, and those of maps

@@ -10,17 +10,9 @@ from typing import Any, Literal
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, UsageError
+from hsal_cli.storage.atomic import json_bytes, write_json, write_together
 from hsal_cli.storage.documents import read_document
-from hsal_cli.storage.files import (
-    is_plain_name,
-    json_bytes,
-    own_pictures,
-    refuse_foreign,
-    refuse_link,
-    remove_marked,
-    write_json,
-    write_together,
-)
+from hsal_cli.storage.files import is_plain_name, own_pictures, refuse_foreign, refuse_link, remove_marked
 from hsal_cli.words import CELL, PARAGRAPH, brief
 
 FORMAT = "hsal-report"

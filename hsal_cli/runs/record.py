@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from hsal_cli.runs.run import Status
-    from hsal_cli.runs.scores import Evaluation
-
-from hsal_cli.errors import HsalError
+from hsal_cli.errors import FileError, HsalError
 from hsal_cli.policy.variant import PAPER_CELLS, Variant, stored_variant
+from hsal_cli.progress import SILENT, Reporter
+from hsal_cli.runs.documents import Status
 from hsal_cli.runs.places import PLACES
+from hsal_cli.runs.run import EVALUATED, EVALUATIONS, Run, open_run, recover
+from hsal_cli.runs.scores import Evaluation, read_evaluation
 
+T = TypeVar("T")
 TABLE_OF = {"policy": "train", "count": "train", "backbone": "finetune"}  # the table of config.json that holds the seed and the epochs
 SCORE_OF = {"policy": "exact_match", "count": "exact_match", "backbone": "accuracy"}  # by which the best epoch is chosen
 MOST_NAMED = 3  # settings that a name is made of; where more differ, folders serve as names
@@ -173,3 +174,72 @@ def run_summary(record: Record) -> dict[str, Any]:
         **({"note": record.note} if record.note else {}),
         "config": record.config,
     }
+
+
+def read_some(read: Callable[[Path], T], paths: Sequence[Path], reporter: Reporter) -> list[T]:
+    """Reads runs; of several, one that cannot be read is named and passed over.
+
+    Raises:
+        FileError: none can be read.
+    """
+    found, first = [], None
+    for path in paths:
+        try:
+            found.append(read(path))
+        except FileError as error:
+            first = first or error
+            if len(paths) > 1:
+                reporter.warn(f"passed over: {error.message} ({error.hint})")
+    if first is not None and not found:
+        raise first
+    return found
+
+
+def evaluations(paths: Sequence[Path], dataset: str | None = None, reporter: Reporter = SILENT) -> list[tuple[Path, Evaluation]]:
+    """(run, its evaluation) for each run, on the test split of its own data or on another data set; of several, one that was not
+    evaluated so, or cannot be read, is named and passed over.
+
+    Args:
+        paths: the runs.
+        dataset: the name of another data set, on which all of them were evaluated with `hsal eval --data`.
+        reporter: told what was passed over.
+
+    Raises:
+        FileError: none was evaluated so, or two were evaluated on different data.
+    """
+    found = read_some(lambda path: (path, _evaluation_on(open_run(path, EVALUATED), dataset)), paths, reporter)
+    for path, document in found[1:]:
+        for key in ("dataset", "split", "examples", "scenes_digest"):
+            value, first = getattr(document, key), getattr(found[0][1], key)
+            if value != first and None not in (value, first):
+                raise FileError(
+                    f"{path} was evaluated on {key} {value}, {found[0][0]} on {first}",
+                    "evaluate each on the same file, hsal eval --run RUN --data FILE, then: hsal compare RUN... --data NAME",
+                )
+    return found
+
+
+def _evaluation_on(run: Run, dataset: str | None) -> Evaluation:
+    place = run.path / f"eval.{dataset}.json"
+    if dataset is None or (not place.is_file() and (run.path / EVALUATIONS["best"]).is_file() and run.evaluation().dataset == dataset):
+        return run.evaluation()
+    return read_evaluation(place, f"hsal eval --run {run.path} --data FILE, a file named {dataset}")
+
+
+def read_record(path: Path) -> Record:
+    """Reads a run of any kind back, with its metrics and, if there is one, its evaluation.
+
+    Raises:
+        FileError: there is no run, or its files cannot be read.
+    """
+    recover(path)
+    if not (path / "status.json").is_file():
+        raise FileError(f"{path} is not a run of hsal", "make one with: hsal train, or hsal finetune")
+    run = Run(path)
+    status = run.status
+    evaluation, note = None, ""
+    if (path / EVALUATIONS["best"]).exists():
+        evaluation = read_evaluation(path / EVALUATIONS["best"], f"hsal eval --run {path}")
+        if run.other_data(evaluation):
+            evaluation, note = None, f"eval.json holds scores on {run.other_data(evaluation)}, not on the test split of the run's own data"
+    return Record(path, status.kind, status.state, run.config.raw, run.rows(), status, evaluation, note)

@@ -17,40 +17,36 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
 import datetime
 import io
 import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hsal_cli import __version__, distributed
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.policy.variant import Variant, with_variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import places
-from hsal_cli.runs.record import Record
+from hsal_cli.runs.documents import BackboneConfig, Kind, PolicyConfig, Row, Status
 from hsal_cli.runs.scores import Evaluation, read_evaluation
-from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.storage import checkpoints
-from hsal_cli.storage.documents import read_document, read_text
-from hsal_cli.storage.files import (
+from hsal_cli.storage.atomic import (
     cannot_write,
     finish_replacing,
     only_writer,
-    own_pictures,
-    refuse_link,
     replacing,
     write_json,
     write_sealed,
     write_text,
     write_together,
 )
-from hsal_cli.typed import Document, Odd, checked, parsed
+from hsal_cli.storage.documents import read_document, read_text
+from hsal_cli.storage.files import own_pictures, refuse_link
+from hsal_cli.typed import Odd, checked, parsed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,8 +54,6 @@ if TYPE_CHECKING:
     from hsal_cli.storage.checkpoints import Checkpoint
 
 T = TypeVar("T")
-Kind = Literal["backbone", "policy", "count"]
-State = Literal["running", "stopped", "failed", "finished"]
 FORMAT = "hsal-run"
 COMMAND_OF = {"backbone": "hsal finetune", "policy": "hsal train", "count": "hsal train --objective count"}
 EVALUATED: tuple[Kind, ...] = ("policy", "count")  # the kinds that `hsal eval` takes
@@ -67,102 +61,6 @@ EVALUATIONS = {"best": "eval.json", "last": "eval.last.json"}  # of a run's chec
 DOCUMENTS = ("config.json", "command.txt", "env.json", "metrics.jsonl", "results.csv")
 # What a checkpoint says of its model and data, and its run's config.json says too.
 SHARED = ("variant", "policy", "count", "classes", "volume_shape", "scenes_digest", "features_digest", "backbone_digest", "saliency")
-
-
-@dataclasses.dataclass(frozen=True)
-class Status(Document):
-    """status.json: what a run is, and how far it has come.
-
-    Attributes:
-        kind: of the run.
-        state: running (or killed), stopped, failed or finished.
-        format: "hsal-run"; without it the folder is never replaced.
-        started, updated: times, in UTC.
-        device: where it was trained last.
-        workers: by how many processes.
-        exact_match, accuracy: the best score on held-out images, of a finished policy or count classifier, or of a finished backbone.
-        test_accuracy: of a finished backbone, on test images.
-    """
-
-    kind: Kind
-    state: State
-    format: str = ""
-    started: str | None = None
-    updated: str = ""
-    device: str | None = None
-    workers: int = 1
-    exact_match: float | None = None
-    accuracy: float | None = None
-    test_accuracy: float | None = None
-
-    @property
-    def accuracies(self) -> dict[str, float]:
-        """`accuracy` and `test_accuracy`, those that are known."""
-        known = {"accuracy": self.accuracy, "test_accuracy": self.test_accuracy}
-        return {name: value for name, value in known.items() if value is not None}
-
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """The checkpoint that a new policy took its weights from: its `path`, and the `digest` of the weights."""
-
-    path: str
-    digest: str
-
-
-@dataclasses.dataclass(frozen=True)
-class PolicyConfig(Document):
-    """config.json of a policy or of a count classifier.
-
-    Attributes:
-        features, features_digest: the feature file that it was trained on.
-        train: how.
-        variant: of a policy; a count classifier has none.
-        backbone: the run or checkpoint behind the features, where it was known.
-        backbone_digest, scenes_digest: what the features were made from.
-        saliency: the saliency model of the features.
-        init_from: where its first weights are from; None: they were drawn.
-        window: images in memory at a time; 0: all of them.
-    """
-
-    features: str
-    features_digest: str
-    train: TrainSettings
-    variant: Variant | None = None
-    backbone: str | None = None
-    backbone_digest: str | None = None
-    scenes_digest: str | None = None
-    saliency: str = "activation"
-    init_from: Start | None = None
-    window: int = 0
-
-    @staticmethod
-    def stored(values: dict[str, Any]) -> dict[str, Any]:
-        """What hsal 0.1 left open, as it took it."""
-        return with_variant(values)
-
-
-@dataclasses.dataclass(frozen=True)
-class BackboneConfig(Document):
-    """config.json of a backbone.
-
-    Attributes:
-        scenes, scenes_digest: the scene file that it was trained on.
-        finetune: how.
-        weights_used: what it started from, such as imagenet.
-    """
-
-    scenes: str
-    scenes_digest: str
-    finetune: FinetuneSettings
-    weights_used: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """What every line of metrics.jsonl has: the `epoch`, counted from 1."""
-
-    epoch: int
 
 
 class Run:
@@ -358,7 +256,7 @@ def files_of(path: Path) -> list[Path]:
     return [*(file for file in found if file.is_file()), path / "status.json"]
 
 
-def _recover(path: Path) -> None:
+def recover(path: Path) -> None:
     """Sets right what a process that was killed while it replaced a run has left."""
     if not path.exists():
         with contextlib.suppress(FileError):  # what reads the run says that it is missing
@@ -522,7 +420,7 @@ def open_run(path: Path, kind: Kind | tuple[Kind, ...]) -> Run:
         FileError: there is no run, or one of another kind.
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    _recover(path)
+    recover(path)
     if not (path / "status.json").is_file():
         raise FileError(f"{path} is not a run of hsal", f"make one with: {COMMAND_OF[kinds[0]]}")
     run = Run(path)
@@ -579,72 +477,3 @@ def fresh_path(name: str, root: Path = Path("runs")) -> Path:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-
-
-def read_some(read: Callable[[Path], T], paths: Sequence[Path], reporter: Reporter) -> list[T]:
-    """Reads runs; of several, one that cannot be read is named and passed over.
-
-    Raises:
-        FileError: none can be read.
-    """
-    found, first = [], None
-    for path in paths:
-        try:
-            found.append(read(path))
-        except FileError as error:
-            first = first or error
-            if len(paths) > 1:
-                reporter.warn(f"passed over: {error.message} ({error.hint})")
-    if first is not None and not found:
-        raise first
-    return found
-
-
-def evaluations(paths: Sequence[Path], dataset: str | None = None, reporter: Reporter = SILENT) -> list[tuple[Path, Evaluation]]:
-    """(run, its evaluation) for each run, on the test split of its own data or on another data set; of several, one that was not
-    evaluated so, or cannot be read, is named and passed over.
-
-    Args:
-        paths: the runs.
-        dataset: the name of another data set, on which all of them were evaluated with `hsal eval --data`.
-        reporter: told what was passed over.
-
-    Raises:
-        FileError: none was evaluated so, or two were evaluated on different data.
-    """
-    found = read_some(lambda path: (path, _evaluation_on(open_run(path, EVALUATED), dataset)), paths, reporter)
-    for path, document in found[1:]:
-        for key in ("dataset", "split", "examples", "scenes_digest"):
-            value, first = getattr(document, key), getattr(found[0][1], key)
-            if value != first and None not in (value, first):
-                raise FileError(
-                    f"{path} was evaluated on {key} {value}, {found[0][0]} on {first}",
-                    "evaluate each on the same file, hsal eval --run RUN --data FILE, then: hsal compare RUN... --data NAME",
-                )
-    return found
-
-
-def _evaluation_on(run: Run, dataset: str | None) -> Evaluation:
-    place = run.path / f"eval.{dataset}.json"
-    if dataset is None or (not place.is_file() and (run.path / EVALUATIONS["best"]).is_file() and run.evaluation().dataset == dataset):
-        return run.evaluation()
-    return read_evaluation(place, f"hsal eval --run {run.path} --data FILE, a file named {dataset}")
-
-
-def read_record(path: Path) -> Record:
-    """Reads a run of any kind back, with its metrics and, if there is one, its evaluation.
-
-    Raises:
-        FileError: there is no run, or its files cannot be read.
-    """
-    _recover(path)
-    if not (path / "status.json").is_file():
-        raise FileError(f"{path} is not a run of hsal", "make one with: hsal train, or hsal finetune")
-    run = Run(path)
-    status = run.status
-    evaluation, note = None, ""
-    if (path / EVALUATIONS["best"]).exists():
-        evaluation = read_evaluation(path / EVALUATIONS["best"], f"hsal eval --run {path}")
-        if run.other_data(evaluation):
-            evaluation, note = None, f"eval.json holds scores on {run.other_data(evaluation)}, not on the test split of the run's own data"
-    return Record(path, status.kind, status.state, run.config.raw, run.rows(), status, evaluation, note)

@@ -22,7 +22,8 @@ import numpy as np
 
 from hsal_cli.errors import FileError
 from hsal_cli.scenes.sound import sound_boxes, sound_classes, sound_labels
-from hsal_cli.storage.files import atomic_write, check_space, digest_of
+from hsal_cli.storage.atomic import atomic_write, check_space
+from hsal_cli.storage.files import digest_of
 from hsal_cli.storage.hdf5 import attribute, described, open_hdf5, put_text, reading, seal, settings_in, stamp
 from hsal_cli.storage.steady import SteadyFile
 from hsal_cli.typed import Odd

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError
+from hsal_cli.storage.atomic import finish_replacing, is_temporary, replacing, write_sealed
 from hsal_cli.storage.documents import read_document
-from hsal_cli.storage.files import digest_of_file, finish_replacing, is_temporary, named, refuse_link, replacing, write_sealed
+from hsal_cli.storage.files import digest_of_file, named, refuse_link
 from hsal_cli.typed import Odd, checked
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ D = TypeVar("D")
 
 
 def read_document(source: Path, kind: type[D], made_by: str, change: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> D:
-    """Reads a JSON file, verifies the digest in it, where it has one (see `files.write_sealed`), and holds it against a dataclass.
+    """Reads a JSON file, verifies the digest in it, where it has one (see `atomic.write_sealed`), and holds it against a dataclass.
 
     Args:
         source: the file.

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Generic, TypeVar
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, HsalError, first_line, out_of_memory
-from hsal_cli.storage.files import LOCKING, digest_of, regular
+from hsal_cli.storage.atomic import LOCKING
+from hsal_cli.storage.files import digest_of, regular
 from hsal_cli.typed import Odd, checked, parsed
 
 if TYPE_CHECKING:

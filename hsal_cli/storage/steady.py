@@ -14,13 +14,13 @@ from typing import Any
 
 import h5py
 
-from hsal_cli.storage.files import take_lock
+from hsal_cli.storage.atomic import take_lock
 
 
 class SteadyFile(h5py.File):
     """An HDF5 file open for writing; `check` and the end of its block raise what the disk said.
 
-    Others may not open it meanwhile: the lock is the one that HDF5 itself would take (see `files.take_lock`).
+    Others may not open it meanwhile: the lock is the one that HDF5 itself would take (see `atomic.take_lock`).
 
     Args:
         path: the file.

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hsal_cli.errors import FileError, HsalError, first_line
 from hsal_cli.progress import Reporter
-from hsal_cli.storage.files import atomic_write, digest_of_file
+from hsal_cli.storage.atomic import atomic_write
+from hsal_cli.storage.files import digest_of_file
 
 TIMEOUT_S = 15  # without a network some systems answer at once and others never
 CHUNK_BYTES = 1 << 20
