@@ -239,8 +239,7 @@ def test_the_policies_that_come_with_hsal_hold_every_value_as_hsal_0_1_took_them
     place = PRETRAINED / name / "manifest.json"
     meta = json.loads(place.read_text())["meta"]
     objective = name.rpartition(".")[2]
-    memory = "counts" if objective == "rl" else "last"
-    assert stored_variant(meta, 1, place) == stored_variant({"policy": OPEN | {"memory": memory}, "objective": objective}, 49, place)
+    assert stored_variant(meta, 1, place) == stored_variant({"policy": OPEN | {"memory": "last"}, "objective": objective}, 49, place)
     assert set(meta["variant"]) == {field.name for field in dataclasses.fields(Variant)} and None not in meta["variant"].values()
     stated = json.loads((PRETRAINED / "manifest.json").read_text())["policies"][name]["sha256"]
     assert stated["manifest.json"] == digest_of_file(place)
