@@ -30,21 +30,43 @@ FAULTS = {
     13: "Values that cannot be used",
     14: "Terminals",
     15: "Moved runs, finished runs, clocks, workers that die",
-    240: "Folders and reports that are replaced",
-    241: "Full disks under logs, metrics and checkpoints; closed pipes, terminals that go away",
-    242: "Signals before a command runs, variables of torchrun that cannot be",
-    243: "Scores on other data than the run's own",
-    244: "A resume that fails, checkpoints of another run",
-    245: "Workers that were given different things",
-    200: "HDF5 that takes data from other files",
-    201: "Names in documents that lead elsewhere, pipes and devices",
-    202: "Files of others that would be removed or replaced, links",
-    203: "Modes and owners of files",
-    204: "Words that steer a terminal or a page",
-    205: "Archives, downloads and headers without bound",
-    206: "Names of any length, and bytes that are not UTF-8",
-    207: "Picture formats that start other programs",
+    16: "Folders and reports that are replaced",
+    17: "Full disks under logs, metrics and checkpoints; closed pipes, terminals that go away",
+    18: "Signals before a command runs, variables of torchrun that cannot be",
+    19: "Scores on other data than the run's own",
+    20: "A resume that fails, checkpoints of another run",
+    21: "Workers that were given different things",
+    22: "Documents of odd form: JSON of any kind of damage, values of wrong types",
+    23: "Metrics",
+    24: "Training states",
+    25: "HDF5 attributes",
+    26: "Settings files",
+    27: "report.json",
+    28: "One odd run beside others",
+    29: "Every value of every document replaced",
+    30: "HDF5 that takes data from other files",
+    31: "Names in documents that lead elsewhere, pipes and devices",
+    32: "Files of others that would be removed or replaced, links",
+    33: "Modes and owners of files",
+    34: "Words that steer a terminal or a page",
+    35: "Archives, downloads and headers without bound",
+    36: "Names of any length, and bytes that are not UTF-8",
+    37: "Picture formats that start other programs",
+    38: "Labels that other programs wrote",
+    39: "Images without any object",
+    40: "File systems without locks",
+    41: "Digits as others lay them out, scene files of other programs",
     "fuzz": "Any byte of any file that is read",
+}
+# files of which every test tries a fault -> its number; what is tried is the test's name
+WHOLE = {
+    "test_label_cases.py": 38,
+    "test_readers.py": 38,
+    "test_label_names.py": 38,
+    "test_label_hints.py": 38,
+    "test_empty_images.py": 39,
+    "test_locks.py": 40,
+    "test_data_cases.py": 41,
 }
 # file::test (parametrised or not) -> (number of the fault, what is tried)
 ALSO = {
@@ -110,6 +132,8 @@ class Table:
                 self._known[item.nodeid] = (mark.args[0], mark.args[1]), each or mark.kwargs["tried"]
             elif name in ALSO:
                 self._known[item.nodeid] = ALSO[name], 1
+            elif item.path.name in WHOLE:
+                self._known[item.nodeid] = (WHOLE[item.path.name], item.originalname.removeprefix("test_").replace("_", " ")), 1
             else:
                 continue
             wanted.append(item)

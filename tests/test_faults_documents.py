@@ -286,7 +286,7 @@ TABLE = [
 ]
 
 
-@pytest.mark.fault(280, "a document of wrong types, by every command that reads it: two lines that name the file", tried=len(TABLE))
+@pytest.mark.fault(22, "a document of wrong types, by every command that reads it: two lines that name the file", tried=len(TABLE))
 @pytest.mark.parametrize(("name", "edit", "commands"), TABLE)
 def test_an_odd_document_ends_in_two_lines_that_name_it(name: str, edit: Edit, commands: list[str], here: Path, capsys) -> None:
     edit(here / name)
@@ -316,7 +316,7 @@ METRICS = {
 }
 
 
-@pytest.mark.fault(281, "metrics of wrong types: the line is named", tried=len(METRICS))
+@pytest.mark.fault(23, "metrics of wrong types: the line is named", tried=len(METRICS))
 @pytest.mark.parametrize("what", METRICS)
 def test_odd_metrics_are_named_by_their_line(what: str, here: Path, capsys) -> None:
     text(METRICS[what])(here / "runs/p/metrics.jsonl")
@@ -347,7 +347,7 @@ STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-@pytest.mark.fault(282, "a training state of wrong types: two lines that name it", tried=len(STATES))
+@pytest.mark.fault(24, "a training state of wrong types: two lines that name it", tried=len(STATES))
 @pytest.mark.parametrize("what", STATES)
 def test_an_odd_state_is_named(what: str, here: Path, capsys) -> None:
     folder = here / LAST
@@ -381,7 +381,7 @@ ATTRIBUTES = {
 }
 
 
-@pytest.mark.fault(283, "config or classes of an HDF5 file of wrong types: two lines that name both", tried=2 * len(ATTRIBUTES))
+@pytest.mark.fault(25, "config or classes of an HDF5 file of wrong types: two lines that name both", tried=2 * len(ATTRIBUTES))
 @pytest.mark.parametrize("name", ["s.h5", "f.features.h5"])
 @pytest.mark.parametrize("what", ATTRIBUTES)
 def test_an_odd_attribute_is_named(name: str, what: str, here: Path, capsys) -> None:
@@ -398,7 +398,7 @@ def test_an_odd_attribute_is_named(name: str, what: str, here: Path, capsys) -> 
         assert "unexpected" not in said and len(said) < 1500
 
 
-@pytest.mark.fault(283, "settings of a scene file of wrong types, in features", tried=4)
+@pytest.mark.fault(25, "settings of a scene file of wrong types, in features", tried=4)
 @pytest.mark.parametrize(
     "config",
     [
@@ -438,7 +438,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.fault(284, "a settings file of wrong types: two lines, exit code 2", tried=len(SETTINGS))
+@pytest.mark.fault(26, "a settings file of wrong types: two lines, exit code 2", tried=len(SETTINGS))
 @pytest.mark.parametrize("what", SETTINGS)
 def test_an_odd_settings_file_is_wrong_usage(what: str, here: Path, capsys) -> None:
     text(SETTINGS[what])(here / "s.toml")
@@ -451,7 +451,7 @@ def test_a_settings_file_without_an_end_is_given_up(here: Path, capsys) -> None:
     assert code == 2 and len(said.splitlines()) == 2 and "/dev/zero" in said
 
 
-@pytest.mark.fault(280, "a path in a document that no file can have", tried=3)
+@pytest.mark.fault(22, "a path in a document that no file can have", tried=3)
 @pytest.mark.parametrize("command", ["report runs/p", "train --resume runs/p", "eval --run runs/p"])
 def test_a_recorded_path_that_is_too_long_is_said(command: str, here: Path, capsys) -> None:
     put(features="f" * 5000, features_digest="f" * 64)(here / "runs/p/config.json")
@@ -461,7 +461,7 @@ def test_a_recorded_path_that_is_too_long_is_said(command: str, here: Path, caps
     assert code == 1 and "File name too long" in said.splitlines()[-2] and "unexpected" not in said and len(said) < 1500, said
 
 
-@pytest.mark.fault(285, "an odd report.json: the folder is nobody's report, and nothing in it is replaced", tried=len(NEVER) + 3)
+@pytest.mark.fault(27, "an odd report.json: the folder is nobody's report, and nothing in it is replaced", tried=len(NEVER) + 3)
 @pytest.mark.parametrize("what", [*NEVER, "format unknown", "files a text", "files of numbers"])
 def test_a_folder_with_an_odd_report_is_left_alone(what: str, here: Path, capsys) -> None:
     own = {"format unknown": put(format="x"), "files a text": put(files="report.html"), "files of numbers": put(files=[1])}
@@ -481,7 +481,7 @@ ODD_RUNS: dict[str, tuple[str, Edit]] = {
 }
 
 
-@pytest.mark.fault(286, "an odd run beside others: named, and passed over", tried=len(ODD_RUNS))
+@pytest.mark.fault(28, "an odd run beside others: named, and passed over", tried=len(ODD_RUNS))
 @pytest.mark.parametrize("what", ODD_RUNS)
 def test_the_newest_run_is_found_though_another_one_is_odd(what: str, here: Path, capsys) -> None:
     shutil.copytree(here / "runs/p", here / "runs/odd")
@@ -492,7 +492,7 @@ def test_the_newest_run_is_found_though_another_one_is_odd(what: str, here: Path
     assert newest("policy").path == Path("runs/p")
 
 
-@pytest.mark.fault(286, "an odd run among those that are compared or reported on: named, and passed over", tried=6)
+@pytest.mark.fault(28, "an odd run among those that are compared or reported on: named, and passed over", tried=6)
 @pytest.mark.parametrize("name", ["status.json", "config.json", "eval.json"])
 @pytest.mark.parametrize("command", ["compare", "report"])
 def test_an_odd_run_among_several_is_named_and_passed_over(command: str, name: str, here: Path, capsys) -> None:
@@ -506,7 +506,7 @@ def test_an_odd_run_among_several_is_named_and_passed_over(command: str, name: s
     assert code == 1 and f"runs/odd/{name}" in said.splitlines()[-2]
 
 
-@pytest.mark.fault(286, "an odd run of a grid: named in the plan, and passed over", tried=2)
+@pytest.mark.fault(28, "an odd run of a grid: named in the plan, and passed over", tried=2)
 @pytest.mark.parametrize("name", ["status.json", "config.json"])
 def test_an_odd_run_of_a_grid_is_passed_over(name: str, here: Path, capsys) -> None:
     shutil.copytree(here / "runs/p", here / "grid/runs/d.rl.seed0")
@@ -516,7 +516,7 @@ def test_an_odd_run_of_a_grid_is_passed_over(name: str, here: Path, capsys) -> N
     assert code == 0 and states["train d.rl.seed0"] == "odd" and states["train d.rl.seed1"] == "missing", said
 
 
-@pytest.mark.fault(286, "a folder with odd runs: every one is checked, the odd ones are named", tried=5)
+@pytest.mark.fault(28, "a folder with odd runs: every one is checked, the odd ones are named", tried=5)
 def test_a_folder_with_odd_runs_is_checked_to_its_end(here: Path, capsys) -> None:
     odd = {"status.json": put(state=3), "config.json": put(train=[]), "eval.json": put(ci95=3), "env.json": text("3")}
     for name, edit in odd.items():
@@ -568,7 +568,7 @@ def test_sound_json_is_read_as_json_reads_it(good: str) -> None:
 VALUES = ("x", -1, 2.5, True, None, ["x"], [[1], [2]], {"a": {"b": []}}, 10**18)
 
 
-@pytest.mark.fault(287, "every value of every document replaced by each of 9 others: done, or two lines", tried=600)
+@pytest.mark.fault(29, "every value of every document replaced by each of 9 others: done, or two lines", tried=600)
 @pytest.mark.parametrize("name", ["runs/p/status.json", "runs/p/config.json", "runs/p/eval.json", f"{LAST}/manifest.json"])
 def test_no_value_in_a_document_ends_unexpectedly(name: str, here: Path, capsys) -> None:
     from hsal_cli.models.load import load_model

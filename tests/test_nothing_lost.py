@@ -78,7 +78,7 @@ def marked(folder: Path) -> list[Path]:
     return [*(path for path in folder.rglob("*") if path.is_file() and path.name not in ("mark", "notes.txt")), folder / "mark"]
 
 
-@pytest.mark.fault(240, "killed at any file operation while a folder is replaced: the old one or the new, and nobody's file gone", tried=12)
+@pytest.mark.fault(16, "killed at any file operation while a folder is replaced: the old one or the new, and nobody's file gone", tried=12)
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
     place, target = tmp_path / "place", tmp_path / "place" / "it"
 
@@ -130,7 +130,7 @@ def test_what_is_not_ours_is_neither_replaced_nor_removed_where_it_is_in_the_way
     assert (tmp_path / "elsewhere" / "mark").is_file()
 
 
-@pytest.mark.fault(240, "export --overwrite killed at any file operation: the next start finds the old or the new export, whole", tried=30)
+@pytest.mark.fault(16, "export --overwrite killed at any file operation: the next start finds the old or the new export, whole", tried=30)
 def test_an_export_that_is_killed_leaves_the_old_or_the_new_one(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     digest = write_backbone(Path("runs/finetune"))
@@ -165,7 +165,7 @@ def test_an_export_that_is_killed_leaves_the_old_or_the_new_one(tmp_path, monkey
 NEW = {"features": "f.h5", "features_digest": "f" * 64, "train": {}, "variant": as_dict(DEFAULT), "new": True}
 
 
-@pytest.mark.fault(240, "train --overwrite killed at any file operation before it trains: the old run or the new one", tried=40)
+@pytest.mark.fault(16, "train --overwrite killed at any file operation before it trains: the old run or the new one", tried=40)
 def test_a_run_that_is_overwritten_is_the_old_or_the_new_one(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(runs, "environment", lambda: {})
     place, path = tmp_path / "place", tmp_path / "place" / "run"
@@ -195,7 +195,7 @@ def test_a_run_that_is_overwritten_is_the_old_or_the_new_one(tmp_path, monkeypat
     assert found == {True, False}
 
 
-@pytest.mark.fault(240, "a checkpoint of the same name written again, killed at any file operation: one of them is whole", tried=20)
+@pytest.mark.fault(16, "a checkpoint of the same name written again, killed at any file operation: one of them is whole", tried=20)
 def test_a_checkpoint_that_is_written_again_is_whole_at_any_moment(tmp_path, monkeypatch) -> None:
     root = tmp_path / "checkpoints"
 
@@ -227,7 +227,7 @@ def page_of(name: str, pictures: dict[str, bytes]) -> Page:
     return Page(name, name, ["run"], [[name]], {}, [Section("s", "", figures)], [], {})
 
 
-@pytest.mark.fault(240, "report killed at any file operation: the page is the old or the new one, with all that it shows", tried=10)
+@pytest.mark.fault(16, "report killed at any file operation: the page is the old or the new one, with all that it shows", tried=10)
 def test_a_report_that_is_killed_leaves_the_old_page_or_the_new_one(tmp_path, monkeypatch) -> None:
     folder, old, new = tmp_path / "page", {"a": picture(1), "b": picture(2)}, {"a": picture(3), "c": picture(4)}
 
@@ -269,7 +269,7 @@ def test_a_first_report_that_is_killed_does_not_keep_the_next_one_from_being_wri
 
 
 @pytest.mark.parametrize("kind", ["reproduce", "sweep"])
-@pytest.mark.fault(240, "report of reproduce or sweep killed at any file operation: each picture that the page shows is there", tried=2)
+@pytest.mark.fault(16, "report of reproduce or sweep killed at any file operation: each picture that the page shows is there", tried=2)
 def test_a_page_in_markdown_never_shows_a_picture_that_is_gone(kind: str, tmp_path, monkeypatch) -> None:
     from test_grid_report import PROVENANCE, run_of
 

@@ -40,7 +40,7 @@ def checkpoint(run: Path, name: str = "epoch-1") -> None:
     checkpoints.save(run / "checkpoints", name, {"w": torch.zeros(2)}, {"step": 1}, {"kind": "policy"}, best=True)
 
 
-@pytest.mark.fault(202, "a report.json from elsewhere that names other files, or no names at all: all stay", tried=5)
+@pytest.mark.fault(32, "a report.json from elsewhere that names other files, or no names at all: all stay", tried=5)
 @pytest.mark.parametrize("names", [["photo.png", "notes.txt"], ["../kept.png", "/etc/passwd"], ["link.png"], "photo.png", [7, None, "."]])
 def test_a_report_removes_only_pictures_that_bear_hsals_mark(tmp_path, names) -> None:
     folder = tmp_path / "plots"
@@ -58,7 +58,7 @@ def test_a_report_removes_only_pictures_that_bear_hsals_mark(tmp_path, names) ->
     }
 
 
-@pytest.mark.fault(202, "an older report's own pictures are removed when they are not drawn again", tried=1)
+@pytest.mark.fault(32, "an older report's own pictures are removed when they are not drawn again", tried=1)
 def test_a_report_removes_its_own_stale_pictures(tmp_path) -> None:
     write_picture(Image.new("RGB", (4, 4)), tmp_path / "old.png")
     (tmp_path / "report.json").write_text(json.dumps({"format": "hsal-report", "files": ["old.png"]}))
@@ -66,7 +66,7 @@ def test_a_report_removes_its_own_stale_pictures(tmp_path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
 
 
-@pytest.mark.fault(202, "a report whose folder is a link, or holds a page of somebody else's", tried=2)
+@pytest.mark.fault(32, "a report whose folder is a link, or holds a page of somebody else's", tried=2)
 def test_a_report_goes_through_no_link_and_replaces_no_foreign_page(tmp_path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "plots").symlink_to(tmp_path / "other")
@@ -78,7 +78,7 @@ def test_a_report_goes_through_no_link_and_replaces_no_foreign_page(tmp_path) ->
     assert everything(tmp_path / "other") == {"report.html": b"mine"}
 
 
-@pytest.mark.fault(202, "--overwrite of a run that is a link, or whose checkpoints or plots are one: the other run stays whole", tried=3)
+@pytest.mark.fault(32, "--overwrite of a run that is a link, or whose checkpoints or plots are one: the other run stays whole", tried=3)
 @pytest.mark.parametrize("linked", ["", "checkpoints", "plots"])
 def test_overwriting_a_run_reaches_no_other_run_through_a_link(tmp_path, linked) -> None:
     other = runs.create(tmp_path / "other", "policy", {"seed": 1})
@@ -99,7 +99,7 @@ def test_overwriting_a_run_reaches_no_other_run_through_a_link(tmp_path, linked)
     assert everything(other.path) == before
 
 
-@pytest.mark.fault(202, "a checkpoint that is a link to another run's: neither counted, nor removed, nor written through", tried=1)
+@pytest.mark.fault(32, "a checkpoint that is a link to another run's: neither counted, nor removed, nor written through", tried=1)
 def test_a_linked_checkpoint_is_somebody_elses(tmp_path) -> None:
     checkpoint(tmp_path / "other")
     root = tmp_path / "run" / "checkpoints"
@@ -124,7 +124,7 @@ def exported(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.fault(202, "folders of somebody else's beside an export: .NAME.old, .NAME.new", tried=2)
+@pytest.mark.fault(32, "folders of somebody else's beside an export: .NAME.old, .NAME.new", tried=2)
 @pytest.mark.parametrize("name", [".out.old", ".out.new"])
 def test_an_export_removes_no_strangers_folder(exported, name) -> None:
     (exported / name).mkdir()
@@ -135,7 +135,7 @@ def test_an_export_removes_no_strangers_folder(exported, name) -> None:
     assert (exported / "out" / "manifest.json").is_file()
 
 
-@pytest.mark.fault(202, "an export that holds something of somebody else's, deep in it or as a link, or is a link itself", tried=3)
+@pytest.mark.fault(32, "an export that holds something of somebody else's, deep in it or as a link, or is a link itself", tried=3)
 @pytest.mark.parametrize("strange", ["backbone/notes.txt", "mnist-toy.rl/link", ""])
 def test_an_export_with_something_of_others_in_it_is_not_replaced(exported, strange) -> None:
     if strange.endswith("link"):
@@ -151,7 +151,7 @@ def test_an_export_with_something_of_others_in_it_is_not_replaced(exported, stra
     assert everything(exported) == before
 
 
-@pytest.mark.fault(202, "a picture, page or animation of somebody else's, or a link, under the name of an output: refused", tried=4)
+@pytest.mark.fault(32, "a picture, page or animation of somebody else's, or a link, under the name of an output: refused", tried=4)
 @pytest.mark.parametrize("name", ["a.png", "a.gif", "a.html", "link.png"])
 def test_no_picture_or_page_of_others_is_replaced(tmp_path, name) -> None:
     (tmp_path / "a.png").write_bytes(b"\x89PNG mine")
@@ -164,7 +164,7 @@ def test_no_picture_or_page_of_others_is_replaced(tmp_path, name) -> None:
     assert everything(tmp_path) == before
 
 
-@pytest.mark.fault(202, "results of somebody else's under the name of an output of eval, sweep, reproduce: refused", tried=4)
+@pytest.mark.fault(32, "results of somebody else's under the name of an output of eval, sweep, reproduce: refused", tried=4)
 @pytest.mark.parametrize(
     ("there", "held"), [("eval.json", '{"mine": 1}'), ("eval.json", "no JSON"), ("eval.json", "[1]"), ("sweep.md", "my notes")]
 )
@@ -182,7 +182,7 @@ def test_hsal_eval_replaces_no_file_of_others(tmp_path) -> None:
     assert isinstance(done.exception, FileError) and (tmp_path / "notes.json").read_text() == "mine"
 
 
-@pytest.mark.fault(202, "a .partial or shard of a feature file that is somebody else's text, or a link to a file of theirs", tried=3)
+@pytest.mark.fault(32, "a .partial or shard of a feature file that is somebody else's text, or a link to a file of theirs", tried=3)
 def test_a_partial_file_is_begun_anew_only_where_it_is_one(tmp_path) -> None:
     (tmp_path / "text").write_text("my notes")
     (tmp_path / "link").symlink_to(tmp_path / "text")
@@ -192,7 +192,7 @@ def test_a_partial_file_is_begun_anew_only_where_it_is_one(tmp_path) -> None:
         assert may_be_ours(tmp_path / "ours")
 
 
-@pytest.mark.fault(202, "an output that is a device or a pipe: it is not replaced by a file", tried=1)
+@pytest.mark.fault(32, "an output that is a device or a pipe: it is not replaced by a file", tried=1)
 def test_a_device_or_pipe_is_never_replaced(tmp_path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FileError, match="is a named pipe"):
@@ -200,7 +200,7 @@ def test_a_device_or_pipe_is_never_replaced(tmp_path) -> None:
     assert stat.S_ISFIFO(os.lstat(tmp_path / "pipe").st_mode)
 
 
-@pytest.mark.fault(202, "what a killed writer left, where a link stands in for it: the link alone is removed", tried=1)
+@pytest.mark.fault(32, "what a killed writer left, where a link stands in for it: the link alone is removed", tried=1)
 def test_what_a_dead_writer_left_is_removed_but_not_what_a_link_names(tmp_path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "a").write_text("mine")
@@ -225,7 +225,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-@pytest.mark.fault(203, "new files and folders under umask 077, 022 and 002", tried=3)
+@pytest.mark.fault(33, "new files and folders under umask 077, 022 and 002", tried=3)
 @pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
 def test_new_files_and_folders_have_the_mode_that_the_umask_gives(tmp_path, umask, monkeypatch) -> None:
     before = os.umask(umask)
@@ -250,7 +250,7 @@ def write_scenes_of(path: Path) -> None:
         writer.write_split("test", iter([(np.zeros((2, 4, 4), np.uint8), np.zeros((2, 1), np.int16), None)]), (2, 4, 4))
 
 
-@pytest.mark.fault(203, "a file or an exported folder that is replaced keeps its mode", tried=3)
+@pytest.mark.fault(33, "a file or an exported folder that is replaced keeps its mode", tried=3)
 def test_what_is_replaced_keeps_its_mode(exported) -> None:
     for path in (exported / "a.json", exported / "s.h5"):
         path.write_bytes(b"")
@@ -263,7 +263,7 @@ def test_what_is_replaced_keeps_its_mode(exported) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="only root may give files away")
-@pytest.mark.fault(203, "a file of another owner that root replaces stays that owner's", tried=1)
+@pytest.mark.fault(33, "a file of another owner that root replaces stays that owner's", tried=1)
 def test_what_root_replaces_stays_its_owners(tmp_path) -> None:
     (tmp_path / "a.json").write_text("")
     os.chown(tmp_path / "a.json", 1234, 4321)

@@ -36,7 +36,7 @@ def hsal(code: str, *words: str, **more) -> subprocess.CompletedProcess:
 
 @FULL
 @pytest.mark.parametrize("stream", ["full", "closed pipe", "closed"])
-@pytest.mark.fault(241, "a progress log on a full disk, a closed pipe, a closed file: the work goes on", tried=3)
+@pytest.mark.fault(17, "a progress log on a full disk, a closed pipe, a closed file: the work goes on", tried=3)
 def test_progress_that_cannot_be_said_ends_no_work(stream: str, monkeypatch) -> None:
     if stream == "full":
         broken = open("/dev/full", "w")  # noqa: SIM115
@@ -84,7 +84,7 @@ def test_a_bar_on_a_terminal_that_goes_away_ends_no_work(monkeypatch) -> None:
 
 
 @FULL
-@pytest.mark.fault(241, "a result on a full disk: two lines, exit code 1; errors on one: the exit code", tried=2)
+@pytest.mark.fault(17, "a result on a full disk: two lines, exit code 1; errors on one: the exit code", tried=2)
 def test_a_result_that_cannot_be_written_is_an_error_of_two_lines(tmp_path) -> None:
     small_scenes(tmp_path / "s.h5")
     with open("/dev/full", "w") as full:
@@ -98,7 +98,7 @@ def test_a_result_that_cannot_be_written_is_an_error_of_two_lines(tmp_path) -> N
         assert hsal("", "inspect", str(tmp_path / "s.h5"), stderr=full).returncode == 0
 
 
-@pytest.mark.fault(241, "metrics.jsonl on a full disk: training goes on, says so, and writes all when there is room", tried=1)
+@pytest.mark.fault(17, "metrics.jsonl on a full disk: training goes on, says so, and writes all when there is room", tried=1)
 def test_metrics_that_cannot_be_written_end_no_training(tmp_path, monkeypatch) -> None:
     run, reporter = runs.create(tmp_path / "run", "policy", {}), StoppingReporter()
     real, calls = runs.Run.write_rows, []
@@ -115,7 +115,7 @@ def test_metrics_that_cannot_be_written_end_no_training(tmp_path, monkeypatch) -
     assert len([line for line in reporter.warned if "No space left" in line and "training goes on" in line]) == 2
 
 
-@pytest.mark.fault(241, "metrics.jsonl on a disk that stays full: an error at the end, and the resumed run is finished at once", tried=1)
+@pytest.mark.fault(17, "metrics.jsonl on a disk that stays full: an error at the end, and the resumed run is finished at once", tried=1)
 def test_metrics_that_are_never_written_are_an_error_at_the_end_with_all_state_kept(tmp_path, monkeypatch) -> None:
     run = runs.create(tmp_path / "run", "policy", {})
     with monkeypatch.context() as patch, pytest.raises(FileError, match="No space"):
@@ -130,7 +130,7 @@ def test_metrics_that_are_never_written_are_an_error_at_the_end_with_all_state_k
     assert len(rows) == 3 and run.rows() == rows and reporter.steps == 0
 
 
-@pytest.mark.fault(241, "no room for a checkpoint: a clear error, the checkpoint before is kept, and the way on is named", tried=1)
+@pytest.mark.fault(17, "no room for a checkpoint: a clear error, the checkpoint before is kept, and the way on is named", tried=1)
 def test_a_checkpoint_for_which_there_is_no_room_is_a_clear_error(tmp_path, monkeypatch) -> None:
     run = runs.create(tmp_path / "a run", "policy", {})
     real, calls = checkpoints.write_checkpoint, []
@@ -191,14 +191,14 @@ sys.meta_path.insert(0, Strike())
         ("torch.nn", signal.SIGHUP),
     ],
 )
-@pytest.mark.fault(242, "Ctrl-C, SIGTERM, SIGHUP during the imports: two lines, 130, 143, 129, no traceback", tried=7)
+@pytest.mark.fault(18, "Ctrl-C, SIGTERM, SIGHUP during the imports: two lines, 130, 143, 129, no traceback", tried=7)
 def test_a_signal_during_the_imports_is_two_lines(module: str, number: int, tmp_path) -> None:
     done = hsal(STRIKE.format(module=module, number=int(number)), "train", "--dry-run", "--data", str(tmp_path / "x.h5"))
     assert done.returncode == 128 + number and done.stdout == "", done
     assert done.stderr == "Error: interrupted\nHint: run the same command again\n"
 
 
-@pytest.mark.fault(242, "a signal while a command runs outside of long work: temporary files go, exit code 130", tried=1)
+@pytest.mark.fault(18, "a signal while a command runs outside of long work: temporary files go, exit code 130", tried=1)
 def test_a_signal_between_imports_and_long_work_leaves_no_temporary_file(tmp_path) -> None:
     code = (
         "import os, signal\nfrom hsal_cli import app\nfrom hsal_cli.storage.files import atomic_write\nfrom pathlib import Path\n"
@@ -245,7 +245,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("variables", "said"), WRONG)
-@pytest.mark.fault(242, "RANK=abc, WORLD_SIZE=0, RANK=WORLD_SIZE, MASTER_PORT=x, LOCAL_RANK=-1 ...: refused by name", tried=len(WRONG))
+@pytest.mark.fault(18, "RANK=abc, WORLD_SIZE=0, RANK=WORLD_SIZE, MASTER_PORT=x, LOCAL_RANK=-1 ...: refused by name", tried=len(WRONG))
 def test_variables_of_torchrun_that_cannot_be_are_refused(variables, said, monkeypatch) -> None:
     for name, value in {**TORCHRUN, **variables}.items():
         monkeypatch.setenv(name, value)

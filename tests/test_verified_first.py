@@ -52,7 +52,7 @@ class OutOfRoom(HsalError):
 
 
 @pytest.mark.parametrize("command", ["train", "finetune"])
-@pytest.mark.fault(244, "a finished run is to go on and fails at its first step: it is what it was, finished", tried=2)
+@pytest.mark.fault(20, "a finished run is to go on and fails at its first step: it is what it was, finished", tried=2)
 def test_a_finished_run_that_fails_to_go_on_stays_finished(command: str, data, tmp_path, monkeypatch) -> None:  # noqa: F811
     run = make(command, data, tmp_path / "run")
     before = all_of(run.path)
@@ -68,7 +68,7 @@ def test_a_finished_run_that_fails_to_go_on_stays_finished(command: str, data, t
     assert len(longer(command, run.path).rows()) > len(before["metrics.jsonl"].splitlines())
 
 
-@pytest.mark.fault(244, "a run resumed from another run's checkpoints: refused with what differs, nothing is written", tried=4)
+@pytest.mark.fault(20, "a run resumed from another run's checkpoints: refused with what differs, nothing is written", tried=4)
 @pytest.mark.parametrize("other", ["settings", "classes", "objective", "backbone"])
 def test_a_run_does_not_go_on_from_the_checkpoints_of_another(other: str, data, tmp_path) -> None:  # noqa: F811
     command = "finetune" if other == "backbone" else "train"
@@ -91,7 +91,7 @@ def test_a_run_does_not_go_on_from_the_checkpoints_of_another(other: str, data, 
     assert any(said[other] in fault for fault in check_path(run.path).faults)
 
 
-@pytest.mark.fault(244, "a checkpoint whose optimiser state does not fit, or whose features are gone: the run stays as it is", tried=3)
+@pytest.mark.fault(20, "a checkpoint whose optimiser state does not fit, or whose features are gone: the run stays as it is", tried=3)
 @pytest.mark.parametrize("fault", ["state", "progress", "features"])
 def test_a_resume_that_cannot_load_what_it_needs_writes_nothing(fault: str, data, tmp_path) -> None:  # noqa: F811
     features = tmp_path / "mine.features.h5"
@@ -110,7 +110,7 @@ def test_a_resume_that_cannot_load_what_it_needs_writes_nothing(fault: str, data
     assert all_of(run.path) == before and run.status.state == "finished"
 
 
-@pytest.mark.fault(244, "check: a best checkpoint of another run of the same settings", tried=1)
+@pytest.mark.fault(20, "check: a best checkpoint of another run of the same settings", tried=1)
 def test_check_tells_a_checkpoint_of_another_seed_by_its_score(data, tmp_path) -> None:  # noqa: F811
     run = make("train", data, tmp_path / "run")
     best = checkpoints.load(run.checkpoints, "best")
@@ -130,7 +130,7 @@ def test_what_a_version_left_open_is_no_difference() -> None:
     ]
 
 
-@pytest.mark.fault(244, "reproduce goes on with another backbone than its features were made by: refused, grid.json stays", tried=1)
+@pytest.mark.fault(20, "reproduce goes on with another backbone than its features were made by: refused, grid.json stays", tried=1)
 def test_a_grid_that_is_refused_keeps_its_record(tmp_path, monkeypatch) -> None:
     from shipped_parts import use_tiny_backbone, write_backbone
 

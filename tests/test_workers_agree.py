@@ -43,7 +43,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.fault(245, "workers with other seeds, features or settings: refused before the first step, with the values", tried=len(CASES))
+@pytest.mark.fault(21, "workers with other seeds, features or settings: refused before the first step, with the values", tried=len(CASES))
 def test_workers_that_differ_refuse_to_work(case: str, worker_place, worker_nursery) -> None:
     words, more, said = CASES[case]
     write_features(
