@@ -8,6 +8,7 @@ import pytest
 from label_parts import Made, draw, write
 from PIL import Image
 
+from hsal_cli.scenes.readers.labels import class_name
 from hsal_cli.scenes.readers.names import Pictures, common_folders
 from hsal_cli.vision.images import FORMATS
 
@@ -131,3 +132,10 @@ def test_names_that_are_not_utf8_are_read(tmp_path):
     os.rename(tmp_path / "i" / "a.png", tmp_path / "i" / name)
     made = Made(tmp_path / "i", write(tmp_path / "l.csv", "image,label\nb.png,cat\n"), test_share=0.4)
     assert made.train == [["cat"]] and made.skipped == {name: "no label"}
+
+
+@pytest.mark.parametrize("name", ["c\0at", "\ud800"])
+def test_name_that_no_file_can_hold_is_no_class_name(name: str) -> None:
+    """A scene file cannot hold a NUL or half of a surrogate pair: the row is refused, and no file is written that cannot be read."""
+    with pytest.raises(ValueError, match="NUL or half"):
+        class_name(name)
