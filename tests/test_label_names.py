@@ -8,6 +8,8 @@ import pytest
 from label_parts import Made, draw, write
 from PIL import Image
 
+from hsal_cli.scenes.readers.csv_table import _literal
+from hsal_cli.scenes.readers.labels import class_name
 from hsal_cli.scenes.readers.names import Pictures, common_folders
 from hsal_cli.vision.images import FORMATS
 
@@ -131,3 +133,17 @@ def test_names_that_are_not_utf8_are_read(tmp_path):
     os.rename(tmp_path / "i" / "a.png", tmp_path / "i" / name)
     made = Made(tmp_path / "i", write(tmp_path / "l.csv", "image,label\nb.png,cat\n"), test_share=0.4)
     assert made.train == [["cat"]] and made.skipped == {name: "no label"}
+
+
+@pytest.mark.parametrize("name", ["c\0at", "\ud800"])
+def test_name_that_no_file_can_hold_is_no_class_name(name: str) -> None:
+    """A scene file cannot hold a NUL or half of a surrogate pair: the row is refused, and no file is written that cannot be read."""
+    with pytest.raises(ValueError, match="NUL or half"):
+        class_name(name)
+
+
+@pytest.mark.parametrize("cell", ["['cat' 'dog']", "['cat'\n 'dog']"])
+def test_list_as_numpy_prints_it_is_not_joined_to_one_label(cell: str) -> None:
+    """Python reads two texts side by side as one: such a cell is refused."""
+    with pytest.raises(ValueError, match="without commas"):
+        _literal(cell)

@@ -193,6 +193,8 @@ class _Table:
         """What a cell of labels names: one label, several with ; or | between them, a list in JSON or Python, or Label Studio's regions."""
         if cell[:1] in ("[", "{"):
             return _structured(_literal(cell), row, where)
+        if cell.startswith(("('", '("')):
+            raise ValueError("a tuple of labels: write a list")
         if ";" in cell or "|" in cell:
             return [Thing(class_name(name), None, where) for name in cell.replace("|", ";").split(";") if name.strip()]
         if "," in cell and not self.edges:
@@ -210,6 +212,8 @@ def _literal(cell: str) -> Any:
         return json.loads(cell)
     except (ValueError, RecursionError):
         pass
+    if re.search(r"""['"]\s+['"]""", cell):
+        raise ValueError("a list of labels without commas, as numpy prints it")  # Python would join them to one
     try:
         return ast.literal_eval(cell)
     except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -156,6 +156,8 @@ def class_name(value: Any) -> str:
     text = unicodedata.normalize("NFC", " ".join(str(value).split()))
     if not text:
         raise ValueError("a label without a text")
+    if any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in text):
+        raise ValueError("a label with a NUL or half of a surrogate pair in it")
     return text.partition(".")[0] if re.fullmatch(r"\d+\.0+", text) else text
 
 
