@@ -244,7 +244,7 @@ def test_a_second_writer_is_refused_and_the_lock_ends_with_the_block(tmp_path: P
 
 
 def test_temporary_files_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path: Path) -> None:
-    imports = "import os, sys; from pathlib import Path; from hsal_cli.storage.files import atomic_write"
+    imports = "import os, sys; from pathlib import Path; from hsal_cli.storage.atomic import atomic_write"
     code = f"{imports}\nwith atomic_write(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, tmp_path / "a.txt"], cwd=Path(__file__).parents[1])
     assert len(left_behind(tmp_path)) == 1

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from hsal_cli import main
 from hsal_cli.errors import FileError, HsalError, UsageError
+from hsal_cli.pictures.writing import write_picture
 from hsal_cli.scenes.folder import make_from_folder, turned
 from hsal_cli.scenes.gather import fitted
 from hsal_cli.scenes.scene_file import open_scenes
@@ -402,6 +403,19 @@ def test_boxes_that_reach_beyond_their_pictures_are_told(tmp_path):
     assert made.boxes["train"] == [[[30, 10, 40, 30]]] and made.remarks[0].startswith(
         "pictures with boxes that reach beyond them, cut off there: 1"
     )
+
+
+def test_what_tables_write_for_missing_values_is_no_class_without_a_word(tmp_path):
+    draw(tmp_path / "i", "a.png", "b.png")
+    made = Made(tmp_path / "i", write(tmp_path / "l.csv", "image,label\na.png,cat\nb.png,NaN\n"))
+    assert made.train == [["cat"], ["NaN"]] and any("missing values" in said and "NaN" in said for said in made.remarks)
+
+
+def test_pictures_that_hsal_drew_beside_images_are_none_of_them(tmp_path):
+    draw(tmp_path / "i", "a.png")
+    write_picture(Image.new("RGB", SIZE), tmp_path / "i" / "a.hsal.png")
+    made = Made(tmp_path / "i", write(tmp_path / "l.csv", "image,label\na.png,cat\n"))
+    assert made.train == [["cat"]] and not made.skipped
 
 
 def spots(dark: np.ndarray) -> int:

@@ -72,7 +72,7 @@ def test_what_the_dead_held_is_free_again_with_or_without_locks(locks: str, tmp_
         "import errno, os, sys\nfrom pathlib import Path\nimport filelock\n"
         "def refuse(*_, **__): raise OSError(errno.ENOLCK, 'no')\n"
         "if sys.argv[2] == 'yes': filelock.lock_descriptor = refuse\n"
-        "from hsal_cli.storage.files import only_writer\nfrom hsal_cli.storage.steady import SteadyFile\n"
+        "from hsal_cli.storage.atomic import only_writer\nfrom hsal_cli.storage.steady import SteadyFile\n"
         "with only_writer(Path(sys.argv[1])), SteadyFile(Path(sys.argv[1]) / 'a.h5', 'w'): os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path), "no" if locks == "real locks" else "yes"])
@@ -85,7 +85,7 @@ def test_what_the_dead_held_is_free_again_with_or_without_locks(locks: str, tmp_
 
 def test_the_lock_of_a_dead_writers_temporary_file_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom hsal_cli.storage.files import atomic_write\n"
+        "import os, sys\nfrom pathlib import Path\nfrom hsal_cli.storage.atomic import atomic_write\n"
         "from hsal_cli.storage.steady import SteadyFile\n"
         "with atomic_write(Path(sys.argv[1])) as temporary, SteadyFile(temporary, 'w'): os.kill(os.getpid(), 9)"
     )

@@ -201,7 +201,7 @@ def test_a_signal_during_the_imports_is_two_lines(module: str, number: int, tmp_
 @pytest.mark.fault(18, "a signal while a command runs outside of long work: temporary files go, exit code 130", tried=1)
 def test_a_signal_between_imports_and_long_work_leaves_no_temporary_file(tmp_path) -> None:
     code = (
-        "import os, signal\nfrom hsal_cli import app\nfrom hsal_cli.storage.files import atomic_write\nfrom pathlib import Path\n"
+        "import os, signal\nfrom hsal_cli import app\nfrom hsal_cli.storage.atomic import atomic_write\nfrom pathlib import Path\n"
         "def call():\n"
         f"    with atomic_write(Path({str(tmp_path / 'it')!r})) as place:\n"
         "        place.write_text('half')\n"

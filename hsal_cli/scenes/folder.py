@@ -23,6 +23,7 @@ from hsal_cli.scenes.settings import FolderSettings
 from hsal_cli.settings import as_dict
 
 Reader = Callable[[Path], Image.Image]
+MISSING = ("nan", "none", "null", "na", "n/a", "<na>")  # how tables write that there is no value
 MOST_OBJECTS = 64  # in an image
 ORIENTATION = 0x0112  # EXIF's tag: how a picture is to be turned before it is shown
 TURNED = (5, 6, 7, 8)  # orientations in which width and height change places
@@ -71,6 +72,9 @@ def make_from_folder(
     _not_labelled(images, found, notes)
     if elsewhere is not images:
         _not_labelled(elsewhere, found, notes)
+    odd = [name for name in names if name.casefold() in MISSING]
+    if odd:
+        notes.remark(f"taken as names of classes, though tables write missing values so: {', '.join(odd)}")
     if settings.classes:
         wanted = [class_name(name) for name in split_names(settings.classes, "classes")]
         unknown = [name for name in wanted if name not in names]

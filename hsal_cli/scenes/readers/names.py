@@ -19,6 +19,7 @@ from PIL import Image
 
 from hsal_cli.errors import FileError
 from hsal_cli.scenes.readers.labels import SPLITS
+from hsal_cli.storage.files import bears_mark
 
 IGNORED = ("__macosx", "thumbs.db", "desktop.ini")
 NO_PICTURES = (".txt", ".xml", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".yaml", ".yml", ".names", ".md", ".cache")
@@ -57,8 +58,10 @@ def endings(formats: tuple[str, ...]) -> dict[str, str]:
 
 
 def _is_picture(path: Path, formats: tuple[str, ...]) -> bool:
-    """By its ending; where that is no picture's, by its content, unless it is that of labels."""
+    """By its ending; where that is no picture's, by its content, unless it is that of labels. What hsal drew beside them is none."""
     ending = path.suffix.lower()
+    if bears_mark(path):
+        return False
     if ending in endings(formats) or ending in NO_PICTURES:
         return ending in endings(formats)
     Image.init()
