@@ -1,7 +1,11 @@
 """What all tests share: real MNIST where it is at hand, small thread counts."""
 
+import contextlib
+import io
 import os
-from collections.abc import Iterator
+import runpy
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,3 +38,25 @@ def worker_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from worker_parts import make_place
 
     return make_place(tmp_path_factory.mktemp("workers"))
+
+
+CASES = Path(__file__).parents[2] / "shared" / "cases"  # inputs on which hsal once failed
+
+
+@pytest.fixture
+def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Makes a case of that name in an empty folder, and goes there."""
+
+    def make(name: str) -> Path:
+        if not (CASES / name).is_dir():
+            pytest.skip("the cases are not at hand: they lie in ../shared/cases beside some checkouts")
+        for file in (CASES / name).iterdir():
+            shutil.copy(file, tmp_path)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("CASES", str(CASES))
+        monkeypatch.syspath_prepend(str(CASES))
+        with contextlib.redirect_stdout(io.StringIO()):
+            runpy.run_path("make.py")
+        return tmp_path
+
+    return make

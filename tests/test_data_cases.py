@@ -1,14 +1,10 @@
 """The digit sets, scene files and file systems on which hsal once failed, made anew and used: what their expected.txt says."""
 
-import contextlib
-import io
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +16,6 @@ from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.upkeep.check import check_path
 from hsal_cli.upkeep.contents import look_into
 
-CASES = Path(__file__).parents[2] / "shared" / "cases"
 READ = ("dots", "plain_named_gz", "gz_without_name", "both", "upper", "letters", "letters26", "int32", "mac", "folder_each", "nested")
 READ += ("nested/MNIST", "kmnist/KMNIST/raw", "copy1", "inverted")
 REFUSED = {
@@ -48,24 +43,10 @@ UNSOUND = {
 }
 
 
-@pytest.fixture
-def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mnist_dir: Path) -> Callable[[str], Path]:
-    """Makes a case of that name in an empty folder, and goes there."""
-
-    def make(name: str) -> Path:
-        if not (CASES / name).is_dir():
-            pytest.skip("the cases are not at hand: they lie in ../shared/cases beside some checkouts")
-        for file in (CASES / name).iterdir():
-            shutil.copy(file, tmp_path)
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("CASES", str(CASES))
-        monkeypatch.setenv("HSAL_MNIST_DIR", str(mnist_dir))
-        monkeypatch.syspath_prepend(str(CASES))
-        with contextlib.redirect_stdout(io.StringIO()):
-            runpy.run_path("make.py")
-        return tmp_path
-
-    return make
+@pytest.fixture(autouse=True)
+def digits(monkeypatch: pytest.MonkeyPatch, mnist_dir: Path) -> None:
+    """The cases take real digits from where the tests find them."""
+    monkeypatch.setenv("HSAL_MNIST_DIR", str(mnist_dir))
 
 
 def first_labels(folder: str) -> list[int]:

@@ -1,16 +1,10 @@
 """The inputs on which reading labels once failed, made anew and read: what their expected.txt says."""
 
-import contextlib
-import io
-import runpy
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from label_parts import Made
 
-CASES = Path(__file__).parents[2] / "shared" / "cases"
 PAIR = [["cat", "dog"]] * 8
 YOLO_NAMES = (
     "block",
@@ -25,25 +19,6 @@ YOLO_NAMES = (
     "colon_key",
     "spaced",
 )
-
-
-@pytest.fixture
-def case(tmp_path, monkeypatch) -> Callable[[str], Path]:
-    """Makes a case of that name in an empty folder, and goes there."""
-
-    def make(name: str) -> Path:
-        if not (CASES / name).is_dir():
-            pytest.skip("the cases are not at hand: they lie in ../shared/cases beside some checkouts")
-        for file in (CASES / name).iterdir():
-            shutil.copy(file, tmp_path)
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("CASES", str(CASES))
-        monkeypatch.syspath_prepend(str(CASES))
-        with contextlib.redirect_stdout(io.StringIO()):
-            runpy.run_path("make.py")
-        return tmp_path
-
-    return make
 
 
 def made(place: Path, images: str, labels: str, **changes) -> Made:
