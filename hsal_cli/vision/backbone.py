@@ -20,7 +20,7 @@ from hsal_cli.errors import FileError, HsalError, UsageError
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
-from hsal_cli.vision.weights import WAYS_OUT, CannotDownload, cached_download, read_weights
+from hsal_cli.vision.weights import CannotDownload, cached_download, read_weights
 
 ARCHITECTURES = ("resnet34", "resnet18")
 CHANNELS = 512  # of layer4's output, in both
@@ -222,7 +222,9 @@ def initial_weights(model: ActivationModel, choice: str, reporter: Reporter = SI
     except CannotDownload as error:
         if choice == "imagenet":
             raise
-        reporter.warn(f"no ImageNet weights: {error.message}. Starting from RANDOM weights; to choose otherwise, {WAYS_OUT}")
+        reporter.warn(
+            f"no ImageNet weights: {error.message}. Starting from RANDOM weights; --weights FILE names others, --weights none wants these"
+        )
         return "random"
     _copy_weights(model, read_weights(source), source, reporter)
     return "imagenet"
