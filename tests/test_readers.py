@@ -138,10 +138,19 @@ LINES = {
     "objects": ({"labels": [{"name": "cat"}]}, 'a label is a text or a number, not {"name": "cat"}'),
     "empty text": ({"labels": [" "]}, "a label without a text"),
     "none": ({"tag": 1}, "no labels"),
+    "two names, two meanings": ({"labels": ["cat"], "label": "dog"}, "labels under two names that differ: labels and label"),
+    "two names, one meaning": ({"labels": ["cat"], "label": "cat"}, (["cat"], None)),
     "box of three": ({"labels": ["cat"], "boxes": [[1, 2, 3]]}, "a box that is not four numbers"),
     "box as object": ({"labels": ["cat"], "boxes": [{"x": 1}]}, "a box that is not four numbers"),
     "another count": ({"labels": ["cat"], "boxes": []}, "boxes and labels of different number"),
 }
+
+
+def test_a_key_that_stands_twice_in_a_line_is_told(tmp_path):
+    draw(tmp_path / "i", "a.png", "b.png")
+    text = '{"image": "a.png", "labels": ["cat"], "labels": ["dog"]}\n{"image": "b.png", "labels": ["cat"]}\n'
+    made = Made(tmp_path / "i", write(tmp_path / "l.jsonl", text))
+    assert made.train == [["cat"]] and "'labels' stands twice in it" in made.skipped["line 1"]
 
 
 @pytest.mark.parametrize("case", LINES)

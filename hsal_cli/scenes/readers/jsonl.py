@@ -65,9 +65,11 @@ def _objects(row: dict[str, Any], where: str) -> tuple[list[Thing], bool]:
     """The objects of a row, and whether they are all of its image; a row with one label may be one of several."""
     if "objects" in row:
         return _hugging(row["objects"], where), True
-    key = next((key for key in LABEL_KEYS if key in row), None)
+    key, *others = [key for key in LABEL_KEYS if key in row] or [None]
     if key is None:
         raise ValueError("no labels")
+    if any(row[other] != row[key] and [row[other]] != row[key] for other in others):
+        raise ValueError(f"labels under two names that differ: {key} and {', '.join(others)}")
     labels, boxes, listed = row[key], row.get("boxes", row.get("box")), isinstance(row[key], list)
     if not listed:
         if isinstance(labels, str) and set(labels) & set(";|,"):

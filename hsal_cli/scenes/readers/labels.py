@@ -139,10 +139,18 @@ def json_of(text: str, where: str) -> Any:
         ValueError: it is none; `where` stands before the reason.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         said = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ValueError(f"{where}not JSON: {said}") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if twice is not None:
+        raise ValueError(f"{twice[:60]!r} stands twice in it")
+    return dict(pairs)
 
 
 def class_name(value: Any) -> str:
