@@ -6,9 +6,8 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,24 +87,6 @@ def remove_marked(folder: Path, names: Sequence[str]) -> None:
     for name in names:
         if is_plain_name(name) and bears_mark(folder / name):
             (folder / name).unlink(missing_ok=True)
-
-
-def remove_folder(folder: Path, is_ours: Callable[[Path], bool]) -> None:
-    """Removes a folder with all that is in it, where there is one and hsal made it; links in it are removed, not followed.
-
-    Args:
-        folder: what to remove.
-        is_ours: tells by the folder's content whether hsal made it.
-
-    Raises:
-        FileError: it is a link or a file, or `is_ours` says no; nothing is removed.
-        OSError: it cannot be removed.
-    """
-    if not os.path.lexists(folder):
-        return
-    if folder.is_symlink() or not folder.is_dir() or not is_ours(folder):
-        raise FileError(f"{folder} was not made by hsal, so it is not removed", "move it away, or name another place with --out")
-    shutil.rmtree(folder)
 
 
 def refuse_link(path: Path) -> None:
