@@ -174,6 +174,19 @@ def _evaluate(
         return evaluate(model, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels)
 
 
+def check_scenes(scenes: Path, loaded: LoadedPolicy, split: str) -> None:
+    """Refuses scenes that a policy cannot be evaluated on, before an hour of features is computed for it.
+
+    Raises:
+        FileError: other classes than the policy's, or no such split.
+    """
+    from hsal_cli.scenes.scene_file import open_scenes
+
+    with open_scenes(scenes) as file:
+        _check_fits(scenes, loaded, file.classes, loaded.policy.volume_shape, loaded.meta.saliency)
+        file.split(split)
+
+
 def _documented(loaded: LoadedPolicy, source: Path, split: str, found: dict[str, Any], made_from: dict[str, str]) -> dict[str, Any]:
     """Scores, and what they are scores of."""
     from hsal_cli.features.table import dataset_of
