@@ -22,7 +22,7 @@ from hsal_cli.evaluation.metrics import multiset_metrics
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.table import FeatureTable
 from hsal_cli.finetuning.finetune import finetune, read_objects
-from hsal_cli.finetuning.many_objects import WholeImages, way_of
+from hsal_cli.finetuning.objects import LabelledImages, way_of
 from hsal_cli.models.load import load_model, load_policy
 from hsal_cli.pictures.charts.data_figure import data_figure
 from hsal_cli.pictures.contact_sheet import contact_sheet
@@ -275,4 +275,4 @@ def test_an_empty_image_whose_counts_are_right_scores_1(tmp_path: Path) -> None:
 
 def test_a_drawn_label_is_one_of_the_images(tmp_path: Path) -> None:
     data = read_objects(write_scenes(tmp_path / "s.h5", MIXED), "train", "random-label")
-    assert isinstance(data, WholeImages) and len(data.labels) == 12 and (data.labels[:, 0] >= 0).all()
+    assert isinstance(data, LabelledImages) and len(data.labels) == 12 and (data.labels >= 0).all()

@@ -15,7 +15,7 @@ from test_finetune import OneLayer, write_scenes
 
 from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.finetuning.finetune import finetune
-from hsal_cli.finetuning.single_objects import SingleObjects
+from hsal_cli.finetuning.objects import Objects
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.documents import Start
 from hsal_cli.runs.run import Run
@@ -68,7 +68,7 @@ def interrupt(command: str, point: str, monkeypatch: pytest.MonkeyPatch) -> Stop
     """A reporter that stops at a point, or an evaluation that does."""
     # Both have 3 steps in an epoch.
     reporter = StoppingReporter({"epoch end": 3, "mid-epoch": 5}.get(point))
-    room, name = (sys.modules["hsal_cli.training.train"], "quick_scores") if command == "train" else (SingleObjects, "score")
+    room, name = (sys.modules["hsal_cli.training.train"], "quick_scores") if command == "train" else (Objects, "score")
     calls, score = [], getattr(room, name)
 
     def scoring(*arguments: Any) -> Any:

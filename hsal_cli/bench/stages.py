@@ -17,7 +17,7 @@ from hsal_cli.evaluation.evaluate import evaluate, roll_outs
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.precompute import precompute
 from hsal_cli.finetuning.finetune import FinetuneTask
-from hsal_cli.finetuning.single_objects import read_single_objects
+from hsal_cli.finetuning.objects import read_objects
 from hsal_cli.runs.loop import CHECK_EVERY
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.scenes.compose import Composer
@@ -92,7 +92,7 @@ def make_data(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
 def finetune(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
     """A step of `hsal finetune` on full images, beside forward and backward of the bare network on a resident batch."""
     settings, device = shop.finetune, shop.device
-    data = read_single_objects(shop.compose("mnist-single", min(SINGLES, max(shop.scenes.train, 4))), "train")
+    data = read_objects(shop.compose("mnist-single", min(SINGLES, max(shop.scenes.train, 4))), "train", "single")
     model = shop.model().to(device, memory_format=torch.channels_last)
     task = FinetuneTask(model, data, settings, device, {})
     task.start_epoch(0)

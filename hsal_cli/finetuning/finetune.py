@@ -12,8 +12,7 @@ from torch import Tensor
 
 from hsal_cli import distributed
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.finetuning.many_objects import BoxedObjects, WholeImages, read_scenes, way_of
-from hsal_cli.finetuning.single_objects import SingleObjects, read_single_objects
+from hsal_cli.finetuning.objects import Objects, read_objects, way_of
 from hsal_cli.finetuning.views import crop_sides
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
@@ -40,22 +39,6 @@ MEANING = {
 TEST_IMAGES = 2_000  # of the test split, scored once at the end
 
 
-def read_objects(scenes: Path, split: str, way: str, most: int | None = None) -> SingleObjects | BoxedObjects | WholeImages:
-    """Reads a split of a scene file, to be learned from in one of the ways of `way_of`.
-
-    Raises:
-        FileError: there is no such split, or it does not fit the way.
-    """
-    if way == "single":
-        return read_single_objects(scenes, split, most)
-    found = read_scenes(scenes, split, most)
-    if way != "crops":
-        return WholeImages.of(found, counts=way == "counts")
-    if found.corners is None:
-        raise FileError(f"{scenes}: {split} has no boxes", "take --objects counts")
-    return BoxedObjects.of(found)
-
-
 class FinetuneTask(ModelTask):
     """Fine-tuning as a task of the loop: crops first, full images last, of one object or several, validated on full images.
 
@@ -73,7 +56,7 @@ class FinetuneTask(ModelTask):
     def __init__(
         self,
         model: ActivationModel,
-        data: SingleObjects | BoxedObjects | WholeImages,
+        data: Objects,
         settings: FinetuneSettings,
         device: torch.device,
         meta: dict[str, Any],
@@ -97,8 +80,7 @@ class FinetuneTask(ModelTask):
         rows = torch.cat([torch.randperm(len(self.data.labels), generator=draw) for _ in range(-(-count // len(self.data.labels)))])[:count]
         sides = torch.full((count,), self.model.input_size)
         if kind == "crops":
-            size = tuple(self.data.images.shape[1:3])
-            sides = crop_sides(self.data.boxes[rows], size, self.model.input_size, self.model.stride)
+            sides = crop_sides(self.data.boxes[rows], self.data.size, self.model.input_size, self.model.stride)
             # Objects of a size go together, in random order within it; a batch's views share the largest side it needs.
             rows, sides = (values[torch.argsort(sides, stable=True)] for values in (rows, sides))
         step = self.settings.batch_size
