@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from hsal_cli.commands.report import report
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.models.load import load_policy
-from hsal_cli.pictures.charts.curves import DPI, HEIGHT, WIDTH
+from hsal_cli.pictures.charts.panels import DPI, HEIGHT, WIDTH
 from hsal_cli.policy.episode import greedy
 from hsal_cli.policy.variant import DEFAULT
 from hsal_cli.report.detail import Detail, choose, confusion, detail, exact_by_count

@@ -18,7 +18,7 @@ from hsal_cli.commands.options import recipe_for, settings_for
 from hsal_cli.commands.reproduce import parse_names, parse_own_seeds, parse_seeds, reproduce
 from hsal_cli.errors import FileError, Interrupted, TrainingError, UsageError
 from hsal_cli.evaluation.settings import EvalSettings
-from hsal_cli.experiments import grid_run
+from hsal_cli.experiments import grid_run, pipeline
 from hsal_cli.experiments.grid import Grid, evaluated, plan, read_record
 from hsal_cli.experiments.grid_run import AGAIN, run_grid
 from hsal_cli.experiments.summary import GridRun, table_rows
@@ -144,8 +144,8 @@ def test_a_finished_grid_is_left_alone(here, monkeypatch) -> None:
     def refuse(*_, **__):
         raise AssertionError("done before, done again")
 
-    for name in ("finetune", "train", "resume", "evaluate_file"):
-        monkeypatch.setattr(grid_run, name, refuse)
+    for room, name in ((grid_run, "finetune"), (grid_run, "evaluate_file"), (pipeline, "train"), (pipeline, "resume")):
+        monkeypatch.setattr(room, name, refuse)
     record, data = here / "runs/reproduce/grid.json", here / "data"
     before, spent = files_of(data, here / "runs/reproduce/runs", here / "runs/reproduce/backbone"), json.loads(record.read_text())
     run_grid(grid_of(), CPU, SILENT)
@@ -258,7 +258,7 @@ def test_the_last_epoch_is_evaluated_where_another_is_the_best(here, tmp_path) -
 
 
 def test_a_policy_that_collapses_is_passed_over_and_tried_again(here, monkeypatch) -> None:
-    real, tried = grid_run.train, []
+    real, tried = pipeline.train, []
 
     def collapse(features, out, policy, settings, *rest, **more):
         tried.append((settings.objective, settings.seed))
@@ -266,7 +266,7 @@ def test_a_policy_that_collapses_is_passed_over_and_tried_again(here, monkeypatc
             raise TrainingError("the policy has collapsed", "take a lower --learning-rate")
         return real(features, out, policy, settings, *rest, **more)
 
-    monkeypatch.setattr(grid_run, "train", collapse)
+    monkeypatch.setattr(pipeline, "train", collapse)
     found = {run.name: run for run in run_grid(grid_of(seeds=(0, 5)), CPU, SILENT)}
     assert tried == [("rl", 5), ("cross-entropy", 5)]
     lost = found["mnist-multiset.cross-entropy.seed5"]

@@ -19,8 +19,7 @@ from hsal_cli import console
 from hsal_cli.errors import HsalError
 from hsal_cli.main import app
 from hsal_cli.models.export import export
-from hsal_cli.pictures.charts.curves import Panel, draw_curves
-from hsal_cli.pictures.charts.panels import Bars, Heat, draw_panels
+from hsal_cli.pictures.charts.panels import Bars, Curves, Heat, draw_panels
 from hsal_cli.pictures.contact_sheet import contact_sheet
 from hsal_cli.pictures.film import film
 from hsal_cli.pictures.replay import replay_page
@@ -110,7 +109,7 @@ def test_any_name_is_drawn_in_seconds(name) -> None:
     contact_sheet(np.zeros((2, 20, 20), np.uint8), np.array([[0, 1], [0, 0]]), None, [name, "b"])
     heat = Heat(name, "x", "y", np.ones((2, 2)), "c", x_names=[name, "b"], y_names=[name, "b"], percent=True)
     draw_panels([Bars(name, "x", "y", [name, "b"], {name: [1, 2], "s": [1, 2]}), heat])
-    draw_curves([Panel(name, "y", {name: [[(1, 0.5), (2, 0.6)]], "k": [[(1, 0.5), (2, 0.6)]]})])
+    draw_panels([Curves(name, "epoch", "y", {name: [[(1, 0.5), (2, 0.6)]], "k": [[(1, 0.5), (2, 0.6)]]})])
     assert picture.width < 3000 and time.process_time() - start < 30
 
 

@@ -12,9 +12,8 @@ import torch
 from hsal_cli import distributed
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.attention import Tally, add_attn_saliency, add_localization
-from hsal_cli.evaluation.baselines import trivial_baselines
 from hsal_cli.evaluation.evaluate_counts import evaluate_counts
-from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, multiset_metrics
+from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, multiset_metrics, trivial_baselines
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.settings import kind_in
 from hsal_cli.models.load import LoadedPolicy

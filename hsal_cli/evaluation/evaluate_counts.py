@@ -11,8 +11,7 @@ from torch import Tensor
 
 from hsal_cli import distributed
 from hsal_cli.errors import UsageError
-from hsal_cli.evaluation.baselines import trivial_baselines
-from hsal_cli.evaluation.metrics import label_counts, multiset_metrics
+from hsal_cli.evaluation.metrics import label_counts, multiset_metrics, trivial_baselines
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.progress import SILENT, Reporter

@@ -1,4 +1,5 @@
-"""Multiset metrics (section 5, "Evaluation Metrics"): exact match, precision, recall and F1 on counts, with bootstrap intervals.
+"""Multiset metrics (section 5, "Evaluation Metrics"): exact match, precision, recall and F1 on counts, with bootstrap intervals; means over
+seeds; and what is reached without looking.
 
 With n_ic the true and p_ic the predicted count of class c in image i, hits_ic = min(n_ic, p_ic). On sets, where every count is 0
 or 1, all of these are the usual multi-label metrics. A ratio 0/0 counts as 0, but where nothing is there and nothing is named, all is
@@ -7,6 +8,9 @@ right and every score is 1: so it is for the example F1 of an image without an o
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +99,61 @@ def multiset_metrics(
             for c, name in enumerate(class_names)
         },
     }
+
+
+def trivial_baselines(train: np.ndarray, true: np.ndarray) -> dict[str, dict[str, float]]:
+    """Scores two predictors that never see an image.
+
+    Args:
+        train: (N, K) label counts of the training split, N >= 1.
+        true: (M, K) label counts of the split that is evaluated.
+
+    Returns:
+        name -> `exact_match`, `macro_f1`, in [0, 1], of
+        `most_frequent_multiset`: always the multiset that most training images have;
+        `count_only`: the one that most training images with the true number of objects have (of all training images where none
+        has that number): as far as counting alone can get. Of multisets equally frequent, the first in lexicographic order of counts.
+    """
+    overall = _most_frequent(train)
+    sizes, wanted = train.sum(1), true.sum(1)
+    counted = np.tile(overall, (len(true), 1))
+    for size in np.unique(wanted):
+        if (sizes == size).any():
+            counted[wanted == size] = _most_frequent(train[sizes == size])
+    guesses = {"most_frequent_multiset": np.tile(overall, (len(true), 1)), "count_only": counted}
+    return {name: dict(zip(("exact_match", "macro_f1"), exact_match_and_f1(true, guess), strict=True)) for name, guess in guesses.items()}
+
+
+def _most_frequent(counts: np.ndarray) -> np.ndarray:
+    multisets, times = np.unique(counts, axis=0, return_counts=True)
+    return multisets[times.argmax()]
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanOfRuns:
+    """A score over independent runs.
+
+    Attributes:
+        mean: of the runs.
+        half: half the width of the 95% interval of the mean; None with one run, which says nothing of its spread.
+        runs: how many there are.
+    """
+
+    mean: float
+    half: float | None
+    runs: int
+
+
+def mean_of_runs(values: Sequence[float]) -> MeanOfRuns:
+    """Mean and 95% interval (Student's t, which holds for few runs) of values, one a run, at least one; the runs differ by their seed."""
+    from scipy.stats import t  # half a second to import
+
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count == 1:
+        return MeanOfRuns(mean, None, 1)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    return MeanOfRuns(mean, float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count), count)
 
 
 def _of_count(true: np.ndarray, predicted: np.ndarray, rows: np.ndarray) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.settings import EvalSettings
-from hsal_cli.experiments.pipeline import SINGLE, Recipe, features_path
+from hsal_cli.experiments.pipeline import SINGLE, Recipe, State, features_path, state_of_run
 from hsal_cli.features.writer import partial_of
 from hsal_cli.policy.variant import with_variant
 from hsal_cli.progress import SILENT, Reporter
@@ -30,7 +30,6 @@ from hsal_cli.storage.documents import read_document
 from hsal_cli.typed import Document
 
 FORMAT = "hsal-grid"
-State = Literal["done", "resume", "missing", "odd"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,16 +162,13 @@ def plan(grid: Grid) -> list[Step]:
     """
     _check_settings(grid)
     backbone, made_here = backbone_place(grid)
-    steps = []
-    for dataset in grid.datasets:
-        scenes = grid.scenes(dataset)
-        steps.append(Step(f"data {dataset}", scenes, _state_of_file(scenes), _command(grid, f"make-data {dataset}", out=scenes)))
+    state, single = state_of_run(backbone), grid.single_objects
+    composed = [*map(grid.scenes, grid.datasets), *([single] if made_here and state != "done" else [])]
+    steps = [
+        Step(f"data {scenes.stem}", scenes, _state_of_file(scenes), _command(grid, f"make-data {scenes.stem}", out=scenes))
+        for scenes in dict.fromkeys(composed)
+    ]
     if made_here:
-        single, state = grid.single_objects, state_of_run(backbone)
-        if state != "done" and single.stem not in grid.datasets:
-            steps.append(
-                Step(f"data {single.stem}", single, _state_of_file(single), _command(grid, f"make-data {single.stem}", out=single))
-            )
         steps.append(Step("backbone", backbone, state, _command(grid, "finetune", data=single, out=backbone)))
     for dataset in grid.datasets:
         features = grid.features(dataset)
@@ -233,19 +229,6 @@ def backbone_place(grid: Grid, reporter: Reporter = SILENT) -> tuple[Path, bool]
 
 def _state_of_file(path: Path) -> State:
     return "done" if path.exists() else "missing"
-
-
-def state_of_run(path: Path) -> State:
-    """A run that was killed before its first checkpoint is missing: there is nothing to go on with. One that cannot be read is odd."""
-    if not (path / "status.json").exists():
-        return "missing"
-    try:
-        status, _ = runs.Run(path).status, runs.Run(path).config
-    except FileError:
-        return "odd"
-    if status.state == "finished":
-        return "done"
-    return "resume" if any((path / "checkpoints").glob("*/manifest.json")) else "missing"
 
 
 def shared_settings(grid: Grid) -> dict[str, dict[str, Any]]:

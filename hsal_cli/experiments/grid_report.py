@@ -17,7 +17,7 @@ from typing import Any
 from hsal_cli import __version__
 from hsal_cli.evaluation.examples import ChosenExample
 from hsal_cli.experiments.summary import GridRun, curve_of, scores_of, table_rows
-from hsal_cli.pictures.charts.curves import Panel, draw_curves
+from hsal_cli.pictures.charts.panels import Curves, draw_panels
 from hsal_cli.pictures.trajectory import trajectories
 from hsal_cli.pictures.writing import encoded
 from hsal_cli.progress import clock
@@ -64,7 +64,7 @@ def write_report(
     for name, scores in FIGURES.items():
         panels = curve_panels(runs, scores)
         if panels:
-            pictures[name] = draw_curves(panels)
+            pictures[name] = draw_panels(panels)
     dataset_of = {run.name: run.dataset for run in runs}
     for run_name, chosen in examples.items():
         if chosen:
@@ -98,7 +98,7 @@ def write_report(
     return summary
 
 
-def curve_panels(runs: Sequence[GridRun], scores: Sequence[str]) -> list[Panel]:
+def curve_panels(runs: Sequence[GridRun], scores: Sequence[str]) -> list[Curves]:
     """One panel a score and data set, with a series an objective; objectives and panels that have no such score are left out."""
     panels = []
     for score in scores:
@@ -111,7 +111,7 @@ def curve_panels(runs: Sequence[GridRun], scores: Sequence[str]) -> list[Panel]:
                     series.setdefault(OBJECTIVES.get(run.objective, run.objective), []).append(curve)
             if series:
                 low, high = (0.0, 1.0) if is_share else (0.0, None)
-                panels.append(Panel(DATASETS.get(dataset, dataset), label, series, low=low, high=high))
+                panels.append(Curves(DATASETS.get(dataset, dataset), "epoch", label, series, low, high))
     return panels
 
 

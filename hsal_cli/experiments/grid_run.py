@@ -7,6 +7,7 @@ features from their last whole block.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shlex
 import time
 from collections.abc import Iterator
@@ -28,10 +29,9 @@ from hsal_cli.experiments.grid import (
     read_record,
     record,
     shared_settings,
-    state_of_run,
     to_evaluate,
 )
-from hsal_cli.experiments.pipeline import ensure_features, ensure_scenes
+from hsal_cli.experiments.pipeline import ensure_features, ensure_run, ensure_scenes, state_of_run
 from hsal_cli.experiments.summary import GridRun
 from hsal_cli.features.table import check_match, open_features
 from hsal_cli.finetuning.finetune import finetune
@@ -40,7 +40,6 @@ from hsal_cli.progress import Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import only_writer, write_json
-from hsal_cli.training.train import resume, train
 from hsal_cli.vision.backbone import load_backbone
 
 AGAIN = "type the same command again: it goes on from here"
@@ -135,50 +134,31 @@ def provenance(grid: Grid) -> dict[str, Any]:
 
 
 def _run_cell(grid: Grid, cell: Cell, backbone: Path, device: torch.device, reporter: Reporter) -> GridRun:
-    path, features = grid.run_path(cell), grid.features(cell.dataset)
-    if state_of_run(path) == "odd":
-        return _passed_over(grid, cell, backbone, reporter)
-    failure = ""
+    path, features, commands = grid.run_path(cell), grid.features(cell.dataset), list(cell_commands(grid, cell, backbone))
+    found = GridRun(cell.name, cell.dataset, cell.objective, cell.seed, str(path), None, [], None, "", commands)
+    if state_of_run(path) == "odd":  # it is named, and neither trained nor replaced
+        try:
+            _ = runs.Run(path).config
+        except FileError as error:
+            found = dataclasses.replace(found, failure=error.message)
+        reporter.warn(f"{cell.name} is passed over: {found.failure}")
+        return found
     try:
-        _train(grid, cell, features, backbone, device, reporter)
+        _check_features(grid, cell)
+        with _timed(grid, f"train {cell.name}", state_of_run(path) == "done"):
+            ensure_run(path, features, grid.recipe.variant, grid.train_settings(cell), backbone, device, reporter)
+        scores = {which: _evaluate(grid, cell, which, features, device, reporter) for which in to_evaluate(path)}
+        found = dataclasses.replace(
+            found, evaluation=scores["best"], last=scores.get("last"), digest=checkpoints.load(path / "checkpoints", "best").digest
+        )
     except TrainingError as error:
         reporter.warn(f"{cell.name} failed: {error.message}")
-        failure = error.message
-    digest, scores = "", {}
-    commands = list(cell_commands(grid, cell, backbone))
-    if not failure:
-        scores = {which: _evaluate(grid, cell, which, features, device, reporter) for which in to_evaluate(path)}
-        digest = checkpoints.load(path / "checkpoints", "best").digest
-    if "last" in scores:
+        found = dataclasses.replace(found, failure=error.message)
+    if found.last is not None:
         last = path / "checkpoints" / checkpoints.index_of(path / "checkpoints").last
         commands.append(shlex.join(["hsal", "eval", "--run", str(last), "--out", str(evaluation_place(grid, cell, "last")), *grid.options]))
     rows = runs.Run(path).rows()
-    return GridRun(
-        cell.name,
-        cell.dataset,
-        cell.objective,
-        cell.seed,
-        str(path),
-        scores.get("best"),
-        rows,
-        _seconds_of(grid, cell, rows),
-        digest,
-        commands,
-        failure,
-        scores.get("last"),
-    )
-
-
-def _passed_over(grid: Grid, cell: Cell, backbone: Path, reporter: Reporter) -> GridRun:
-    """A run of the grid whose documents cannot be read: it is named, and neither trained nor replaced."""
-    path = grid.run_path(cell)
-    try:
-        failure = f"cannot be read: {runs.Run(path).config}"
-    except FileError as error:
-        failure = error.message
-    reporter.warn(f"{cell.name} is passed over: {failure}")
-    commands = list(cell_commands(grid, cell, backbone))
-    return GridRun(cell.name, cell.dataset, cell.objective, cell.seed, str(path), None, [], None, "", commands, failure)
+    return dataclasses.replace(found, rows=rows, seconds=_seconds_of(grid, cell, rows))
 
 
 def _evaluate(grid: Grid, cell: Cell, which: str, features: Path, device: torch.device, reporter: Reporter) -> dict[str, Any]:
@@ -201,20 +181,8 @@ def _seconds_of(grid: Grid, cell: Cell, rows: list[dict[str, Any]]) -> float | N
     return sum(parts) if parts else None
 
 
-def _train(grid: Grid, cell: Cell, features: Path, backbone: Path, device: torch.device, reporter: Reporter) -> None:
-    path = grid.run_path(cell)
-    state = state_of_run(path)
-    _check_features(grid, cell)
-    if state != "done":
-        begun, settings = state == "resume", grid.train_settings(cell)
-        with _timed(grid, f"train {cell.name}"):
-            if begun:
-                resume(path, device, reporter)
-            else:
-                train(features, path, grid.recipe.variant, settings, device, reporter, overwrite=path.exists(), backbone=backbone)
-
-
 def _check_features(grid: Grid, cell: Cell) -> None:
+    """Refuses a run that was trained on other features than are there now."""
     path, features = grid.run_path(cell), grid.features(cell.dataset)
     if state_of_run(path) == "missing":
         return

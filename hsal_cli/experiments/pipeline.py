@@ -1,9 +1,11 @@
-"""The steps before training: each finds what an earlier command made, and makes it if it is missing, saying so in one line."""
+"""Steps: each finds what an earlier command made, goes on with what was interrupted, and makes what is missing."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -18,16 +20,19 @@ from hsal_cli.models.load import RUNS, backbone_folder
 from hsal_cli.policy.variant import Variant
 from hsal_cli.progress import Reporter
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.scores import Evaluation, read_evaluation
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings
-from hsal_cli.training.train import train
+from hsal_cli.storage.atomic import write_json
+from hsal_cli.training.train import resume, train
 from hsal_cli.vision.backbone import load_backbone
 
 DATA = Path("data")
 DEFAULT_SCENES = DATA / "mnist-multiset.h5"
 SINGLE = DATA / "mnist-single.h5"
+State = Literal["done", "resume", "missing", "odd"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +124,48 @@ def ensure_policy_data(
     scenes = ensure_scenes(data, recipe.scenes, reporter)
     backbone = backbone or ensure_backbone(recipe, device, reporter, scenes)
     return ensure_features(scenes, backbone, reporter, device, recipe.precompute), backbone
+
+
+def state_of_run(path: Path) -> State:
+    """A run that was killed before its first checkpoint is missing: there is nothing to go on with. One that cannot be read is odd."""
+    if not (path / "status.json").exists():
+        return "missing"
+    try:
+        status, _ = runs.Run(path).status, runs.Run(path).config
+    except FileError:
+        return "odd"
+    if status.state == "finished":
+        return "done"
+    return "resume" if any((path / "checkpoints").glob("*/manifest.json")) else "missing"
+
+
+def ensure_run(
+    path: Path,
+    features: Path,
+    variant: Variant,
+    settings: TrainSettings,
+    backbone: Path,
+    device: torch.device,
+    reporter: Reporter,
+    anew: bool = False,
+) -> None:
+    """A finished run: one that is finished is left alone, and an interrupted one goes on, unless it is to be trained `anew`."""
+    state = "missing" if anew else state_of_run(path)
+    if state == "resume":
+        resume(path, device, reporter, features=features)
+    elif state != "done":
+        train(features, path, variant, settings, device, reporter, overwrite=path.exists(), backbone=backbone)
+
+
+def ensure_scores(place: Path, reporter: Reporter, evaluate: Callable[[], dict[str, Any]]) -> Evaluation:
+    """The scores kept at a place; where there are none, or they cannot be read, which is said, new ones, kept there."""
+    if place.exists():
+        try:
+            return read_evaluation(place, "hsal sweep")
+        except FileError as error:
+            reporter.warn(f"measured anew: {error.message}")
+    write_json(place, evaluate())
+    return read_evaluation(place, "hsal sweep")
 
 
 def ensure_policy(recipe: Recipe, device: torch.device, reporter: Reporter) -> Path:

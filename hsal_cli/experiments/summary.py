@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from hsal_cli.evaluation.intervals import mean_of_runs
+from hsal_cli.evaluation.metrics import mean_of_runs
 
 # Table 1 of the paper: (data set, objective) -> macro-F1 and exact match on the test set.
 PAPER = {

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hsal_cli.evaluation.intervals import mean_of_runs
-from hsal_cli.pictures.charts.curves import Curve, Panel, draw_curves
-from hsal_cli.pictures.charts.panels import Bars, Heat, draw_panels
+from hsal_cli.evaluation.metrics import mean_of_runs
+from hsal_cli.pictures.charts.panels import Bars, Curve, Curves, Heat, draw_panels
 from hsal_cli.pictures.trajectory import trajectories
 from hsal_cli.pictures.writing import encoded
 from hsal_cli.report.detail import Detail, confusion, exact_by_count
@@ -92,8 +91,8 @@ def curve_figures(kind: str, curves: Mapping[str, Mapping[str, Sequence[Curve]]]
         series = {group: [run for run in runs if run] for group, runs in curves.get(name, {}).items()}
         series = {group: runs for group, runs in series.items() if runs}
         if series:
-            panel = Panel(metric.title, metric.axis, series, low=metric.low, high=metric.high)
-            figures.append(PageFigure(curve_name(kind, name), metric.title + ".", metric.caption, draw_curves([panel])))
+            panel = Curves(metric.title, "epoch", metric.axis, series, metric.low, metric.high)
+            figures.append(PageFigure(curve_name(kind, name), metric.title + ".", metric.caption, draw_panels([panel])))
     return figures
 
 
