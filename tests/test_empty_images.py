@@ -17,7 +17,6 @@ from picture_parts import a_look
 
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.evaluate import evaluate
-from hsal_cli.evaluation.evaluate_counts import evaluate_counts
 from hsal_cli.evaluation.metrics import multiset_metrics
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.table import FeatureTable
@@ -123,9 +122,7 @@ def test_every_objective_trains_on_empty_images_and_on_nothing_else(chosen: dict
     others = {name: value for name, value in chosen.items() if name not in variant}
     settings = TrainSettings(epochs=2, batch_size=4, validation=0.25, learning_rate=0.05, **others)
     loaded = load_model(train(features, tmp_path / "run", small(**variant), settings, CPU).path)
-    scored = evaluate_counts if chosen["objective"] == "count" else evaluate
-    more = () if chosen["objective"] == "count" else (loaded.max_steps,)
-    found = scored(loaded.policy, table, loaded.classes, EvalSettings(resamples=10), *more, train_labels=table.labels)
+    found = evaluate(loaded.policy, table, loaded.classes, EvalSettings(resamples=10), loaded.max_steps, train_labels=table.labels)
     assert found["by_count"]["0"]["examples"] == 24 // every
     if every == 1:  # a policy that has only seen empty images names nothing, and all is right
         assert all(found[name] == 1 for name in ("exact_match", "macro_f1", "micro_f1", "example_f1")), found

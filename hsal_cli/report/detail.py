@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 from hsal_cli.evaluation.evaluate import STOPPED_HINT, roll_outs
 from hsal_cli.evaluation.metrics import label_counts
 from hsal_cli.models.load import LoadedPolicy
-from hsal_cli.models.look import Look, look_at
 from hsal_cli.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -123,22 +121,3 @@ def choose(found: Detail, most: int = 3) -> dict[str, list[int]]:
         "uncertain": np.argsort(found.confidence, kind="stable"),
     }
     return {kind: rows[:most].tolist() for kind, rows in ordered.items() if len(rows)}
-
-
-def look_at_rows(
-    loaded: LoadedPolicy, part: FeatureTable, rows: Sequence[int], images: Sequence[np.ndarray], device: torch.device | str = "cpu"
-) -> list[tuple[Look, list[str]]]:
-    """Trajectories of chosen test images, with their true labels.
-
-    Args:
-        part: the features of these images.
-        rows: their numbers in the split.
-        images: uint8 (H, W) or (H, W, 3) each.
-    """
-    episode = next(roll_outs(loaded.policy, part, loaded.max_steps, len(rows), device))[1]
-    found = []
-    for place, (row, image) in enumerate(zip(rows, images, strict=True)):
-        image = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
-        truth = [loaded.classes[label] for label in part.labels[place].tolist() if label >= 0]
-        found.append((look_at(episode, place, f"test image {row}", image, loaded.classes), truth))
-    return found

@@ -10,11 +10,12 @@ import h5py
 import torch
 
 from hsal_cli.errors import FileError
+from hsal_cli.evaluation.examples import look_at_rows
 from hsal_cli.features.table import FORMAT, MADE_BY, FeatureTable, check_match, open_features
 from hsal_cli.models.load import LoadedPolicy, load_policy
 from hsal_cli.models.look import Look
 from hsal_cli.progress import SILENT, Reporter
-from hsal_cli.report.detail import Detail, choose, detail, look_at_rows
+from hsal_cli.report.detail import Detail, choose, detail
 from hsal_cli.runs.record import Record
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import SceneFile, open_scenes
@@ -92,12 +93,9 @@ def gallery(
     chosen = choose(tested.detail, most)
     rows = sorted({row for some in chosen.values() for row in some})
     scenes = data if data is not None and _format_of(data) == SCENES else None
-    with find_scenes(tested.features, scenes) as file:
-        part = file.split(SPLIT)
-        images = [part.read(row, row + 1)[0] for row in rows]
-    with open_features(tested.features) as features:
-        table = features.table(SPLIT, torch.tensor(rows))
-    looks = dict(zip(rows, look_at_rows(tested.policy, table, rows, images, device), strict=True))
+    with find_scenes(tested.features, scenes) as file, open_features(tested.features) as features:
+        found = look_at_rows(tested.policy, features, file, SPLIT, rows, [f"{SPLIT} image {row}" for row in rows], device)
+    looks = dict(zip(rows, found, strict=True))
     return {kind: [looks[row] for row in some] for kind, some in chosen.items()}
 
 
