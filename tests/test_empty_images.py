@@ -13,7 +13,7 @@ from evaluation_parts import NAMES, SIZE, small_policy, small_table, write_featu
 from fault_parts import contents, fill_features
 from idx_files import write_idx_set
 from learning_parts import SMALL, OneLayer, StoppingReporter, easy_table, small
-from picture_parts import a_look
+from picture_parts import a_look, drawn
 
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.evaluate import evaluate
@@ -27,7 +27,7 @@ from hsal_cli.pictures.charts.data_figure import data_figure
 from hsal_cli.pictures.contact_sheet import contact_sheet
 from hsal_cli.pictures.film import film
 from hsal_cli.pictures.replay import replay_page
-from hsal_cli.pictures.trajectory import draw_trajectory, titles
+from hsal_cli.pictures.trajectory import titles
 from hsal_cli.report.detail import Detail, choose, confusion, exact_by_count
 from hsal_cli.report.report_figures import confusion_figure, count_figure
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
@@ -185,7 +185,7 @@ def test_trajectories_films_and_replays_know_the_empty_truth(labels: tuple[str, 
     look = a_look(labels)
     wanted = "exact match" if not labels else "wrong {3}"
     assert titles(look, [])[0].endswith("true {}") and wanted in titles(look, [])[1]
-    assert draw_trajectory(look, []).width > 100 and film([look], [[]]).startswith(b"GIF")
+    assert drawn(look, []).width > 100 and film([look], [[]]).startswith(b"GIF")
     page = replay_page([look], [[]])
     assert '"known": true' in page.replace('"known":true', '"known": true')
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from picture_parts import a_look
+from picture_parts import a_look, drawn
 from shipped_parts import use_tiny_backbone, write_backbone, write_policy, write_scenes
 from typer.testing import CliRunner
 
@@ -23,7 +23,6 @@ from hsal_cli.pictures.charts.panels import Bars, Curves, Heat, draw_panels
 from hsal_cli.pictures.contact_sheet import contact_sheet
 from hsal_cli.pictures.film import film
 from hsal_cli.pictures.replay import replay_page
-from hsal_cli.pictures.trajectory import draw_trajectory
 from hsal_cli.report.markdown import markdown_table
 from hsal_cli.report.report_page import Page, PageFinding, render
 from hsal_cli.runs import run as runs
@@ -103,7 +102,7 @@ LONG = {"latin": "x" * 5000, "wide": "ȟ" * 5000, "words": "word " * 1000, "empt
 def test_any_name_is_drawn_in_seconds(name) -> None:
     start = time.process_time()
     look = a_look(labels=(name, "5", name), classes=(name, "5", "stop"), name=f"folder/{name}.png")
-    picture = draw_trajectory(look, [name, name])
+    picture = drawn(look, [name, name])
     film([look], [[name]])
     assert len(replay_page([look], [[name, name]])) < 100_000
     contact_sheet(np.zeros((2, 20, 20), np.uint8), np.array([[0, 1], [0, 0]]), None, [name, "b"])

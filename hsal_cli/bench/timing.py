@@ -1,8 +1,10 @@
-"""Clocks: of work on a device, of a room's own progress, of a process."""
+"""Timing a stage and its floor in turns, so that whatever else the machine does slows both alike; and clocks: of work on a device, of a
+room's own progress, of a process."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,11 +15,68 @@ from pathlib import Path
 import torch
 
 import hsal_cli
-from hsal_cli.bench.pairs import Piece
 from hsal_cli.errors import HsalError
 from hsal_cli.progress import Reporter
 
 STOPPED_HINT = "run the same command again"
+Piece = Callable[[], tuple[float, float]]
+"""piece() does a part of some work, and times it -> (units of work done, seconds they took)"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What is measured.
+
+    Attributes:
+        work, floor: do a part of the stage, and of what sets its limit, in the same units.
+        floor_is: what the floor is, in words.
+        goal: the goal, in words.
+        reached: (rate, floor) -> whether the goal is reached.
+        unit: of the rates.
+    """
+
+    work: Piece
+    floor: Piece
+    floor_is: str
+    goal: str
+    reached: Callable[[float, float], bool]
+    unit: str = "images/s"
+
+
+def lap(piece: Piece, seconds: float, reporter: Reporter) -> float:
+    """Units a second over at least so many seconds, and at least one piece; a signal stops it between pieces."""
+    units = spent = 0.0
+    while not units or spent < seconds:
+        reporter.check_stop(STOPPED_HINT)
+        done, took = piece()
+        units, spent = units + done, spent + took
+    return units / spent
+
+
+def measure(stage: Stage, seconds: float, laps: int, reporter: Reporter, advance: Callable[[int], None]) -> tuple[list[float], list[float]]:
+    """Times a stage and its floor.
+
+    Args:
+        stage: what.
+        seconds: how long a lap lasts at least.
+        laps: of each.
+        reporter: may ask to stop.
+        advance: told of each lap.
+
+    Returns:
+        Units a second of each lap of the stage, and of its floor, in the order in which they were taken.
+    """
+    pieces = (stage.work, stage.floor)
+    for piece in pieces:  # the first of all is slower: caches, compiled kernels, memory not yet allocated
+        reporter.check_stop(STOPPED_HINT)
+        piece()
+    found: dict[Piece, list[float]] = {piece: [] for piece in pieces}
+    for number in range(laps):
+        # Each goes first every other time, so that a machine that gets slower favours neither.
+        for piece in pieces if number % 2 == 0 else reversed(pieces):
+            found[piece].append(lap(piece, seconds, reporter))
+            advance(1)
+    return found[stage.work], found[stage.floor]
 
 
 def wait_for(device: torch.device) -> None:

@@ -22,6 +22,7 @@ from hsal_cli.pictures.marks import (
     draw_plate,
     fitted,
     outlined,
+    panel_size,
     shortened,
     to_maximum,
 )
@@ -38,7 +39,6 @@ MARGIN, GAP, HEAD, CAPTION, LINE = 14, 12, 48, 20, 30  # px
 NARROW, LEAST = 132, 360  # least width of a small panel's place, and of a frame, px
 CLASSES = 5  # there is room for so many at least
 NAMES = 60  # px that the labels named at a cell may take at least
-LONGEST = 1.6  # a panel's longest side, in sides of the square panel of equal area
 BYTES = 1_000_000  # animations stay below this size
 SIDES = (300, 220, 160)  # of the image, px; smaller ones are taken where an animation grows too large
 MAPS = (("saliency map", "S"), ("covert mask", "M"), ("priority map", "P"))
@@ -100,10 +100,8 @@ class Frame:
 
 def frame_of(look: Look, side: int = SIDES[0]) -> Frame:
     """The frame for an image whose area is a square's of this side, px."""
-    height, width = look.image.shape[:2]
-    scale = min(side / math.sqrt(width * height), LONGEST * side / max(width, height))
     classes = max((min(CLASSES, len(step.classes)) for step in (*look.steps, look.end) if step is not None), default=0)
-    return Frame((max(1, round(width * scale)), max(1, round(height * scale))), classes)
+    return Frame(panel_size(look.image, side), classes)
 
 
 def film(looks: Sequence[Look], truths: Sequence[Sequence[str] | None] | None = None) -> bytes:
