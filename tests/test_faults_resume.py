@@ -20,6 +20,7 @@ from hsal_cli.runs import run as runs
 from hsal_cli.runs.documents import Start
 from hsal_cli.runs.run import Run
 from hsal_cli.runs.settings import TrainSettings
+from hsal_cli.runs.start import resume_from
 from hsal_cli.storage import checkpoints
 from hsal_cli.training.train import resume, train
 
@@ -207,5 +208,5 @@ def test_a_checkpoint_without_a_state_names_the_option_that_starts_from_it(kind,
     run = runs.create(tmp_path / "run", kind, {})
     checkpoints.save(run.checkpoints, "epoch-1", {"w": torch.zeros(2)}, None, {"kind": kind}, best=True)
     with pytest.raises(FileError, match="holds weights only") as caught:
-        runs.resume_from(run, StoppingReporter())
+        resume_from(run, StoppingReporter())
     assert caught.value.hint.endswith(option)

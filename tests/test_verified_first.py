@@ -13,6 +13,7 @@ from test_faults_resume import FINETUNE, NAMES, TRAIN, data, one_layer  # noqa: 
 from hsal_cli.errors import FileError, HsalError
 from hsal_cli.finetuning.finetune import FinetuneTask, finetune
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.start import differences
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import write_sealed
 from hsal_cli.training.train import PolicyTask, resume, train
@@ -123,8 +124,8 @@ def test_check_tells_a_checkpoint_of_another_seed_by_its_score(data, tmp_path) -
 def test_what_a_version_left_open_is_no_difference() -> None:
     config = {"variant": {"beta": None, "mask": "learned", "gone": 3}, "finetune": {"resolution": "7"}, "train": {"objective": "rl"}}
     meta = {"variant": {"beta": [1, 2], "mask": "learned", "new": 1}, "resolution": 7, "classes": ["a"]}
-    assert runs.differences(config, meta) == []
-    assert runs.differences(config, {"variant": {"mask": "free"}, "resolution": 14}) == [
+    assert differences(config, meta) == []
+    assert differences(config, {"variant": {"mask": "free"}, "resolution": 14}) == [
         "variant.mask is free, not learned",
         "resolution is 14, not 7",
     ]

@@ -48,8 +48,8 @@ def eval_(
     With --pretrained a scene file is enough: its features are computed on the way and not kept.
     """
     from hsal_cli.evaluation.evaluate import evaluate_file
+    from hsal_cli.runs.documents import Evaluation
     from hsal_cli.runs.run import Run
-    from hsal_cli.runs.scores import Evaluation
     from hsal_cli.storage.atomic import write_sealed
     from hsal_cli.storage.documents import refuse_foreign_results
     from hsal_cli.typed import checked

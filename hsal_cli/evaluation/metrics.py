@@ -126,7 +126,7 @@ def trivial_baselines(train: np.ndarray, true: np.ndarray) -> dict[str, dict[str
 
 def _most_frequent(counts: np.ndarray) -> np.ndarray:
     multisets, times = np.unique(counts, axis=0, return_counts=True)
-    return multisets[times.argmax()]
+    return np.asarray(multisets[times.argmax()])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ class MeanOfRuns:
 
 def mean_of_runs(values: Sequence[float]) -> MeanOfRuns:
     """Mean and 95% interval (Student's t, which holds for few runs) of values, one a run, at least one; the runs differ by their seed."""
-    from scipy.stats import t  # half a second to import
+    from scipy.stats import t  # type: ignore[import-untyped,unused-ignore]  # half a second to import
 
     count = len(values)
     mean = math.fsum(values) / count

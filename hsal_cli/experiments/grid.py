@@ -20,8 +20,8 @@ from hsal_cli.features.writer import partial_of
 from hsal_cli.policy.variant import with_variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.documents import read_evaluation
 from hsal_cli.runs.places import with_found, with_stored
-from hsal_cli.runs.scores import read_evaluation
 from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.settings import as_dict, build
 from hsal_cli.storage import checkpoints

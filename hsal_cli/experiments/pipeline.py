@@ -20,7 +20,7 @@ from hsal_cli.models.load import RUNS, backbone_folder
 from hsal_cli.policy.variant import Variant
 from hsal_cli.progress import Reporter
 from hsal_cli.runs import run as runs
-from hsal_cli.runs.scores import Evaluation, read_evaluation
+from hsal_cli.runs.documents import Evaluation, read_evaluation
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes

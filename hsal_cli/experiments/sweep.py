@@ -26,7 +26,7 @@ from hsal_cli.features.settings import PrecomputeSettings, kind_in
 from hsal_cli.features.table import open_features
 from hsal_cli.models.load import LoadedPolicy
 from hsal_cli.progress import SILENT, Reporter
-from hsal_cli.runs.scores import Evaluation
+from hsal_cli.runs.documents import Evaluation
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes, write_scenes

@@ -18,9 +18,10 @@ from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.loop import ModelTask, one_cycle, progress_of, restored, train
 from hsal_cli.runs.replica import Replica
-from hsal_cli.runs.run import Run, resume_from
+from hsal_cli.runs.run import Run
 from hsal_cli.runs.seeds import Draws, seeded
 from hsal_cli.runs.settings import FinetuneSettings
+from hsal_cli.runs.start import being_trained, resume_from, say_changes, say_missing_classes
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
@@ -243,14 +244,14 @@ def finetune(
             return run
         before = resume_from(run, reporter)
         settings = _lengthened(settings, longer, before, out, reporter)
-        runs.say_changes(run, str(device), reporter)
+        say_changes(run, str(device), reporter)
     way = way_of(scenes, settings.objects)
     data = read_objects(scenes, "train", way)
     with open_scenes(scenes) as file:
         classes, digest, labels = file.classes, file.digest, torch.from_numpy(file.split("train").labels)
     if resume and config.scenes_digest != digest:
         raise FileError(f"{scenes} is not the scene file that {out} was trained on", "train a new run: hsal finetune")
-    runs.say_missing_classes(labels, classes, scenes, reporter)
+    say_missing_classes(labels, classes, scenes, reporter)
     empty = int((labels < 0).all(1).sum())
     if empty and way in ("crops", "random-label"):
         reporter.say(f"{empty:,} training images have no object: they are left out (--objects counts learns from them)")
@@ -296,7 +297,7 @@ def finetune(
         run = runs.create(out, "backbone", written, overwrite)
     shown = ", ".join(f"{sum(n for kind, n in task.plan if kind == part):,} {part}" for part in ("crops", "full"))
     reporter.say(f"fine-tuning {settings.arch} at {settings.input_size} px on {scenes}: {shown} images, starting from {used} weights")
-    with runs.being_trained(run, written, str(device)), fitting(device, settings.batch_size):
+    with being_trained(run, written, str(device)), fitting(device, settings.batch_size):
         rows = train(task, run, reporter, progress)
     distributed.barrier()  # the last checkpoint is written
     best = checkpoints.load(run.checkpoints, "best")

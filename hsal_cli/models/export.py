@@ -15,8 +15,7 @@ from hsal_cli.models.shipped import BACKBONE, FORMAT, FORMAT_VERSION, exported_f
 from hsal_cli.policy.variant import with_variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
-from hsal_cli.runs.documents import BackboneConfig
-from hsal_cli.runs.scores import Evaluation
+from hsal_cli.runs.documents import BackboneConfig, Evaluation
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import finish_replacing, replacing, write_json
 from hsal_cli.storage.documents import read_text

@@ -214,7 +214,7 @@ def train(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any] | N
         WorkerLost: another worker has gone; what this one knows was saved, if it leads and computes on a CPU.
     """
     if progress is None:
-        progress = {"epoch": 0, "step": 0, "sums": {}, "count": 0, "seconds": 0.0, "rows": [], "best": -math.inf}
+        progress = progress_of(None)
     else:
         last = progress.pop("checkpoint")
         run.write_rows(progress["rows"])

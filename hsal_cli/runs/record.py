@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 from hsal_cli.errors import FileError, HsalError
 from hsal_cli.policy.variant import PAPER_CELLS, Variant, stored_variant
 from hsal_cli.progress import SILENT, Reporter
-from hsal_cli.runs.documents import Status
+from hsal_cli.runs.documents import Evaluation, Status, read_evaluation
 from hsal_cli.runs.places import PLACES
 from hsal_cli.runs.run import EVALUATED, EVALUATIONS, Run, open_run, recover
-from hsal_cli.runs.scores import Evaluation, read_evaluation
 
 T = TypeVar("T")
 TABLE_OF = {"policy": "train", "count": "train", "backbone": "finetune"}  # the table of config.json that holds the seed and the epochs
