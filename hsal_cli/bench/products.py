@@ -23,11 +23,7 @@ Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]  # shape, strides 
 
 
 class MatrixProducts(TorchDispatchMode):
-    """While its block runs, notes every matrix product, those of backward passes included.
-
-    Attributes:
-        found: the layouts of both factors -> how often they were multiplied.
-    """
+    """While its block runs, notes every matrix product, backward passes included, in `found`: layouts of both factors -> how often."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,11 +53,7 @@ def flops_of(left: Layout, right: Layout) -> int:
 
 
 def replay(products: MatrixProducts, device: torch.device) -> Callable[[], None]:
-    """The products alone, on resident matrices of the same shapes and strides.
-
-    Returns:
-        run(): takes them all, as often as they were found, and waits for the device.
-    """
+    """The products alone, on resident matrices of the same shapes and strides: run() takes all, as often as found, and waits."""
     prepared: list[tuple[Callable[..., Tensor], Tensor, Tensor, Tensor, int]] = []
     for (left, right), times in products.found.items():
         a, b = _filled(left, device), _filled(right, device)

@@ -54,14 +54,7 @@ def lap(piece: Piece, seconds: float, reporter: Reporter) -> float:
 
 
 def measure(stage: Stage, seconds: float, laps: int, reporter: Reporter, advance: Callable[[int], None]) -> tuple[list[float], list[float]]:
-    """Times a stage and its floor.
-
-    Args:
-        stage: what.
-        seconds: how long a lap lasts at least.
-        laps: of each.
-        reporter: may ask to stop.
-        advance: told of each lap.
+    """Times a stage and its floor, in so many laps of at least so many seconds each; `advance` is told of each lap.
 
     Returns:
         Units a second of each lap of the stage, and of its floor, in the order in which they were taken.
@@ -103,14 +96,10 @@ def timed(work: Callable[[], float], device: torch.device) -> Piece:
 class Clock(Reporter):
     """Times the work that a room tracks: from when it says how much there is, to when the block ends.
 
-    Reading inputs and starting processes is done once, however much work there is, and is timed apart.
-
-    Args:
-        parent: is asked whether to stop; hears nothing else.
+    Reading inputs and starting processes is done once, however much work there is, and is timed apart. Hears nothing but whether to stop.
 
     Attributes:
-        start_s: seconds before the tracked work began.
-        work_s: seconds from then to the end of the block.
+        start_s, work_s: seconds before the tracked work began, and from then to the end of the block.
         units: what was tracked.
     """
 
@@ -135,15 +124,10 @@ class Clock(Reporter):
 
 
 def call(words: Sequence[str], folder: Path, reporter: Reporter) -> Piece:
-    """A piece that runs Python with these arguments in a process of its own; the unit is a call.
-
-    Args:
-        words: what stands behind `python`.
-        folder: where it runs.
-        reporter: is asked whether to stop where the process fails, for Ctrl-C reaches that too.
+    """A piece that runs `python WORDS` in a folder, in a process of its own; the unit is a call.
 
     Raises:
-        HsalError: when called, the process fails.
+        HsalError: when called, the process fails; Interrupted where Ctrl-C, which reaches it too, was why.
     """
     # The package may not be installed, but lie in the folder that the benchmark was started from.
     paths = [str(Path(hsal_cli.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -30,14 +30,7 @@ READ = 1024  # rows of features in memory at a time
 
 @dataclasses.dataclass(frozen=True)
 class ChosenExample:
-    """A test image and what a policy did with it.
-
-    Attributes:
-        rule: by which it was chosen, in words.
-        row: its row in the split, from 0.
-        look: the roll-out.
-        truth: names of its labels.
-    """
+    """A test image, by its row in the split, the rule by which it was chosen, what a policy did with it, and names of its labels."""
 
     rule: str
     row: int
@@ -58,9 +51,7 @@ def choose_examples(
     failure, by greedy roll-outs on the stored features, which is how the policy is evaluated.
 
     Args:
-        loaded: the policy.
         features, scenes: the features it was trained on, and the images they come from.
-        split: the split to look through.
 
     Returns:
         Those of the three that there are, in that order; where no label repeats, the first image predicted right in place of the first.

@@ -36,14 +36,7 @@ def label_counts(labels: Any, classes: int) -> np.ndarray:
 
 
 def exact_match_and_f1(true: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
-    """Exact match (0-1) and macro-F1 alone: cheap enough for every epoch.
-
-    Args:
-        true, predicted: (N, K) counts.
-
-    Returns:
-        both in [0, 1]; 0 for no examples.
-    """
+    """Exact match (0-1) and macro-F1 of true and predicted counts (N, K), in [0, 1], 0 for no examples; cheap enough for every epoch."""
     if not len(true):
         return 0.0, 0.0
     hits = np.minimum(true, predicted).sum(0)
@@ -131,13 +124,7 @@ def _most_frequent(counts: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class MeanOfRuns:
-    """A score over independent runs.
-
-    Attributes:
-        mean: of the runs.
-        half: half the width of the 95% interval of the mean; None with one run, which says nothing of its spread.
-        runs: how many there are.
-    """
+    """The mean of independent runs; `half`: half the width of its 95% interval, None with one run, which says nothing of its spread."""
 
     mean: float
     half: float | None

@@ -34,14 +34,7 @@ FORMAT = "hsal-grid"
 
 @dataclasses.dataclass(frozen=True)
 class GridRecord(Document):
-    """grid.json.
-
-    Attributes:
-        backbone: the run or checkpoint that all policies share, once it is settled.
-        settings: table -> settings that all scores share.
-        seconds: step -> what was spent on it.
-        options: of the command line.
-    """
+    """grid.json: the `backbone` that all share, once settled; `settings` of all scores; `seconds` of each step; `options` as typed."""
 
     format: Literal["hsal-grid"] = "hsal-grid"
     backbone: str | None = None
@@ -139,14 +132,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One thing to do.
-
-    Attributes:
-        what: in a few words; the key of its seconds in grid.json.
-        path: the file or run that it makes.
-        state: done, resume (begun), or missing.
-        command: what does this step alone.
-    """
+    """One thing to do: `what`, the key of its seconds in grid.json; the file or run that it makes; the command that does it alone."""
 
     what: str
     path: Path

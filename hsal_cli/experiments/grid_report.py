@@ -51,17 +51,13 @@ LEARNED = 0.9  # the exact match whose epoch is reported
 def write_report(
     folder: Path, runs: Sequence[GridRun], provenance: dict[str, Any], examples: Mapping[str, Sequence[ChosenExample]], command: str
 ) -> dict[str, Any]:
-    """Writes the report folder; what an earlier report left there is replaced, and its pictures that are not drawn again are removed last.
+    """Writes the report folder, and returns what summary.json holds; of an earlier report, pictures that are not drawn again go last.
 
     Args:
-        folder: where; made if missing.
         runs: every policy of the grid.
         provenance: what the scores rest on, in plain JSON types (see `grid_run.provenance`).
         examples: name of a run, one a data set -> test images chosen by rule.
         command: what makes the report again.
-
-    Returns:
-        What summary.json holds.
 
     Raises:
         FileError: the folder cannot be written.

@@ -46,17 +46,13 @@ AGAIN = "type the same command again: it goes on from here"
 
 
 def run_grid(grid: Grid, device: torch.device, reporter: Reporter) -> list[GridRun]:
-    """Makes whatever is missing of a grid.
+    """Makes whatever is missing of a grid, and returns every policy of it with its scores.
 
     A policy whose training fails (a collapse, say) is reported and passed over; the next call tries it again.
 
-    Returns:
-        Every policy of the grid with its scores.
-
     Raises:
         UsageError: the settings are not those that the grid was begun with.
-        FileError: another process works on it.
-        FileError: data, features and backbone do not belong together.
+        FileError: another process works on it; or data, features and backbone do not belong together.
         Interrupted: a signal asked to stop; the same call goes on from there.
     """
     plan(grid)
@@ -82,11 +78,7 @@ def run_grid(grid: Grid, device: torch.device, reporter: Reporter) -> list[GridR
 
 
 def _verify(grid: Grid) -> None:
-    """Looks whether what is there of a grid fits together, before anything of it is changed.
-
-    Raises:
-        FileError: features of another backbone or scene file, or a run on other features.
-    """
+    """Refuses a grid whose features are of another backbone or scene file, or a run on other features, before anything is changed."""
     place, _ = backbone_place(grid)
     digest = load_backbone(place).digest if state_of_run(place) == "done" or (place / checkpoints.MANIFEST).is_file() else None
     for dataset in grid.datasets:

@@ -105,9 +105,6 @@ def ensure_policy_data(
     Args:
         data: a scene file, or a feature file, which is taken as it is.
         backbone: the fine-tuned run; None takes the newest one.
-        recipe: settings for what has to be made.
-        device: where to compute.
-        reporter: progress.
         saliency: the saliency model that was asked for; None: the recipe's, or whatever a feature file has.
 
     Returns:

@@ -66,13 +66,7 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True)
 class SceneRecipe:
-    """What a policy was trained on, as its scene or feature file tells.
-
-    Attributes:
-        dataset: such as mnist-multiset.
-        scenes: how its images were composed.
-        file: the file that told.
-    """
+    """What a policy was trained on, as its scene or feature file tells: such as mnist-multiset, and how its images were composed."""
 
     dataset: str
     scenes: SceneSettings

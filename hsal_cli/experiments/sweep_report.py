@@ -46,7 +46,6 @@ def write_report(folder: Path, document: dict[str, Any]) -> None:
     """Writes the report; files of an earlier one are replaced.
 
     Args:
-        folder: where; made if missing.
         document: "command", "run", "data", "settings", and "parts": part -> rows as `sweep.row_of` gives them.
 
     Raises:
@@ -61,12 +60,7 @@ def write_report(folder: Path, document: dict[str, Any]) -> None:
 
 
 def markdown(document: dict[str, Any], picture: str | None) -> str:
-    """What sweep.md holds.
-
-    Args:
-        document: as in `write_report`.
-        picture: name of the file with the curves; None where there is none.
-    """
+    """What sweep.md holds; `picture`: the file with the curves, None where there is none."""
     lines = ["# Generalisation sweep", "", f"Made by `{document['command']}` with hsal {__version__}.", ""]
     lines += [f"![Scores over what is varied, a panel each]({picture})", ""] if picture else []
     for part, rows in document["parts"].items():

@@ -30,14 +30,7 @@ from hsal_cli.vision.backbone import LoadedBackbone
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What the short runs share.
-
-    Attributes:
-        variant, train: their settings, those of the swept policy but for the number of epochs.
-        features: the feature file that the swept policy was trained on.
-        backbone: the one behind it.
-        out: the sweep's folder.
-    """
+    """What the short runs share: settings and features of the swept policy, but for the number of epochs, and its backbone."""
 
     variant: Variant
     train: TrainSettings
@@ -48,14 +41,11 @@ class Bench:
     reporter: Reporter = SILENT
 
     def row(self, name: str, value: str, x: float, variant: Variant, saliency: str, scenes: Path | None = None) -> dict[str, Any]:
-        """The scores on the test split of the run of that name, trained as far as it is not, as a row of the sweep (see `sweep.row_of`).
+        """The scores on the test split of the run of that name in OUT/runs, trained as far as it is not, as a row (see `sweep.row_of`).
 
         Args:
-            name: of the run, in OUT/runs.
             value, x: what sets it apart.
-            variant: its policy's.
-            saliency: its saliency model.
-            scenes: the scene file that maps of that model are computed from; None: the features have them.
+            scenes: the scene file that maps of its saliency model are computed from; None: the features have them.
         """
         self.reporter.check_stop(AGAIN)
         place = self.out / "runs" / name

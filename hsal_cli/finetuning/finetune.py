@@ -43,11 +43,7 @@ TEST_IMAGES = 2_000  # of the test split, scored once at the end
 class FinetuneTask(ModelTask):
     """Fine-tuning as a task of the loop: crops first, full images last, of one object or several, validated on full images.
 
-    Args:
-        model: the network, on `device`.
-        data: the training images.
-        settings: how, with nothing left open (see `settle`).
-        device: where to compute.
+    The settings leave nothing open (see `settle`), and the model is on `device`.
     """
 
     command = "hsal finetune"
@@ -128,15 +124,7 @@ class FinetuneTask(ModelTask):
 
 
 def background_share(volumes: Tensor, objects: Tensor) -> Tensor:
-    """Share of each image's saliency, sum_c V_c^2, that lies off the objects.
-
-    Args:
-        volumes: (B, C, h, w).
-        objects: (B, h, w), 1 for cells on an object, 0 for background.
-
-    Returns:
-        (B,) in [0, 1].
-    """
+    """Share (B,) in [0, 1] of the saliency, sum_c V_c^2 of volumes (B, C, h, w), off the objects (B, h, w), 1 for cells on one."""
     saliency = volumes.square().sum(1)
     return (saliency * (1 - objects)).sum((1, 2)) / saliency.sum((1, 2)).clamp(min=torch.finfo(saliency.dtype).tiny)
 

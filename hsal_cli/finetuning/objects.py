@@ -71,13 +71,9 @@ class Shown:
 
 @dataclasses.dataclass(frozen=True)
 class LossSums:
-    """A loss and an accuracy before they are averaged, so that those of several workers can be added up.
+    """The sum of a loss, with its gradient, over `terms`, and of what is `right` over `cases`.
 
-    Attributes:
-        loss: the sum, with its gradient.
-        terms: how many terms it has.
-        right: the sum of what the accuracy averages.
-        cases: how many those are.
+    They are not averaged yet, so that those of several workers can be added up.
     """
 
     loss: Tensor

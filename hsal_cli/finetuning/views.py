@@ -253,15 +253,7 @@ def object_regions(boxes: Tensor, centres: Tensor) -> Tensor:
 
 
 def own_cells(corners: Tensor, centres: Tensor) -> Tensor:
-    """The cells of each object: as `object_regions`, but an object between others keeps the cell at its middle, shared or not.
-
-    Args:
-        corners: (B, M, 4) in px, -1 where there is no object.
-        centres: (B, h, w, 2) in px.
-
-    Returns:
-        (B, M, h, w), 0 or 1.
-    """
+    """Cells of each object, as `object_regions` gives them; but an object between others keeps the cell at its middle, shared or not."""
     regions = object_regions(corners, centres)
     middles = (corners[..., :2] + corners[..., 2:]) / 2
     nearest = (middles[:, :, None, None] - centres[:, None]).square().sum(-1).flatten(2).argmin(2, keepdim=True)

@@ -30,15 +30,7 @@ LOCAL = ("glimpse_hit", "mask_mass")
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A run to export.
-
-    Attributes:
-        name: what it will be called, DATASET.OBJECTIVE.
-        run: the run.
-        checkpoint: its best one, which is the one that was evaluated.
-        meta: what that says of itself.
-        evaluation: its eval.json.
-    """
+    """A run to export under a name, DATASET.OBJECTIVE, with its best checkpoint, which is the one evaluated, and its eval.json."""
 
     name: str
     run: runs.Run

@@ -201,15 +201,7 @@ def look_at_scenes(
 
 
 def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes: list[str]) -> Look:
-    """One image's part of an episode.
-
-    Args:
-        episode: a roll-out of a batch.
-        place: the image's place in the batch.
-        name: its name.
-        image: uint8 (H, W, 3).
-        classes: K names.
-    """
+    """The part of an episode that one image (uint8 (H, W, 3)), at a place in the batch, has; `classes`: K names."""
     probabilities = with_shift(episode.logits[:, place], episode.stop_shift[:, place]).detach().softmax(-1).double().cpu()  # (T, K+1)
     width = episode.masks.shape[-1]
     names = [*classes, STOP]

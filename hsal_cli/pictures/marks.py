@@ -79,9 +79,6 @@ def draw_glimpses(draw: ImageDraw.ImageDraw, box: Box, step: LookStep, taken: in
     """Outlines the glimpsed cells and numbers them beside the cell, which may be small; glimpses of one cell share a plate.
 
     Args:
-        draw: of the picture.
-        box: the panel.
-        step: the meta-step.
         taken: only the first so many glimpses; None: all.
         photo: what the panel shows, of its size, so that plates hide little of it; None: nothing that could be hidden.
     """
@@ -170,11 +167,7 @@ def draw_classes(draw: ImageDraw.ImageDraw, box: Box, classes: Sequence[tuple[st
 
 
 def fitted(text: str, size: int, room: float) -> tuple[str, int]:
-    """A word in the largest letters that fit into so many px, from a size down to SMALL; where even these do not, its end is cut.
-
-    Returns:
-        (text, size in px).
-    """
+    """A word in the largest letters that fit into so many px, down to SMALL, its end cut where even these do not; and their size, px."""
     text = brief(text, CELL)
     while size > SMALL and font(size).getlength(text) > room:
         size -= 1

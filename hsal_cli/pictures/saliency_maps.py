@@ -25,12 +25,7 @@ DENSE = 9  # px; cells smaller than this get no lines, which would hide what the
 
 @dataclasses.dataclass(frozen=True)
 class SaliencyView:
-    """One model's map of one image.
-
-    Attributes:
-        title: the model, in words.
-        map: (h, w) float, raw, >= 0.
-    """
+    """One model's map of one image; `map`: (h, w) float, raw, >= 0."""
 
     title: str
     map: np.ndarray
@@ -53,13 +48,7 @@ def panel_boxes(image: np.ndarray, panels: int) -> list[Box]:
 
 
 def draw_saliency(name: str, image: np.ndarray, views: Sequence[SaliencyView]) -> Image.Image:
-    """Draws an image and its maps.
-
-    Args:
-        name: of the image.
-        image: uint8 (H, W, 3).
-        views: at least one.
-    """
+    """Draws an image, uint8 (H, W, 3), and at least one map of it."""
     boxes = panel_boxes(image, len(views) + 1)
     legend = _legend()
     title = brief(Path(name).name)

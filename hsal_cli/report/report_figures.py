@@ -120,14 +120,7 @@ def _binomial(images: int, share: float) -> float:
 
 
 def confusion_figure(name: str, group: str, runs: Sequence[Detail], classes: list[str]) -> PageFigure:
-    """Named against true labels, as shares of each class's objects.
-
-    Args:
-        name: of the figure.
-        group: the runs' name, for the title.
-        runs: one or more, added up.
-        classes: K names.
-    """
+    """Named against true labels of one or more runs, added up, as shares of each class's objects."""
     found = np.sum([confusion(one.true, one.named) for one in runs], axis=0)
     objects = found[:-1].sum(axis=1)
     # Labels named for no object are compared with how many objects of that class there are.
@@ -161,12 +154,7 @@ GALLERY = {
 
 
 def gallery_figure(kind: str, looks: Sequence[tuple[Look, list[str]]]) -> PageFigure:
-    """Trajectories of chosen test images (figures 2 and 12).
-
-    Args:
-        kind: a key of `detail.choose`.
-        looks: with their true labels.
-    """
+    """Trajectories of chosen test images (figures 2 and 12) of a kind of `detail.choose`, with their true labels."""
     title, caption = GALLERY[kind]
     picture = trajectories([look for look, _ in looks], [truth for _, truth in looks], columns=min(ACROSS, len(looks)), side=SIDE)
     return PageFigure(f"gallery-{kind}", title, caption, encoded(picture))

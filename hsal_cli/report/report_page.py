@@ -30,13 +30,7 @@ class WrittenReport:
 
 @dataclasses.dataclass(frozen=True)
 class PageFigure:
-    """A picture of the page.
-
-    Attributes:
-        name: of its file, without .png, and of its place in the page.
-        title, caption: in words.
-        png: the bytes.
-    """
+    """A picture of the page; `name`: of its file, without .png, and of its place in the page."""
 
     name: str
     title: str
@@ -81,13 +75,9 @@ class Page:
     """Everything that stands on the page, from top to bottom.
 
     Attributes:
-        title: of the page.
-        lead: a sentence below it.
         columns, rows: the table of runs.
-        findings: run -> its verdicts.
-        sections: the figures.
+        findings, settings: run -> its verdicts, its settings.
         left_out: what is not there, and why.
-        settings: run -> its settings.
     """
 
     title: str
@@ -113,14 +103,9 @@ def check_folder(folder: Path) -> None:
 
 
 def write_report(page: Page, document: dict[str, Any], folder: Path) -> Path:
-    """Writes the page, each of its pictures as a PNG, and report.json; an older report in the folder is replaced.
+    """Writes the page, each of its pictures as a PNG, and report.json with `document`; an older report in the folder is replaced.
 
     The older page stands until the new one takes its place, and only then is what it had and the new one has not removed.
-
-    Args:
-        page: what to show.
-        document: the figures of the report, as plain JSON types.
-        folder: the folder, checked by `check_folder`.
 
     Returns:
         The page's file.

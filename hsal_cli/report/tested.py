@@ -26,13 +26,7 @@ SPLIT = "test"
 
 @dataclasses.dataclass(frozen=True)
 class Tested:
-    """A run whose test images were looked at.
-
-    Attributes:
-        policy: its best one.
-        features: the feature file.
-        detail: what it named.
-    """
+    """A run whose test images were looked at: its best policy, the feature file, and what it named."""
 
     policy: LoadedPolicy
     features: Path
@@ -77,15 +71,10 @@ def look_at_runs(
 def gallery(
     tested: Tested, data: Path | None, most: int = 4, device: torch.device | str = "cpu"
 ) -> dict[str, list[tuple[Look, list[str]]]]:
-    """Trajectories of images chosen by rule.
+    """Trajectories of images chosen by rule, at most `most` of each kind: kind (see `detail.choose`) -> (look, true labels) of each.
 
     Args:
-        tested: the run.
         data: a scene file that holds the images, instead of the one that its features were made from.
-        most: images of each kind.
-
-    Returns:
-        kind (see `detail.choose`) -> (look, true labels) of each.
 
     Raises:
         FileError: the scene file is not to be found, or is another one.
@@ -100,11 +89,7 @@ def gallery(
 
 
 def find_scenes(features: Path, named: Path | None = None) -> SceneFile:
-    """Opens the scene file that features were made from: where they say, beside them, or by their name.
-
-    Args:
-        features: the feature file.
-        named: a scene file to take instead, if it is the right one.
+    """Opens the scene file that features were made from: where they say, beside them, or by their name; or the one that is `named`.
 
     Raises:
         FileError: it is not to be found, or `named` is another one.
@@ -130,11 +115,7 @@ def find_scenes(features: Path, named: Path | None = None) -> SceneFile:
 
 
 def _format_of(path: Path) -> str | None:
-    """The `format` attribute of an HDF5 file; None where there is none.
-
-    Raises:
-        FileError: it is missing or is not HDF5.
-    """
+    """The `format` attribute of an HDF5 file, None where there is none; FileError where it is missing or is not HDF5."""
     if not path.is_file() or not h5py.is_hdf5(path):
         open_hdf5(path, SCENES, MADE_BY).close()  # says what is wrong with it
     return format_of(path)

@@ -90,13 +90,7 @@ class PolicyConfig(Document):
 
 @dataclasses.dataclass(frozen=True)
 class BackboneConfig(Document):
-    """config.json of a backbone.
-
-    Attributes:
-        scenes, scenes_digest: the scene file that it was trained on.
-        finetune: how.
-        weights_used: what it started from, such as imagenet.
-    """
+    """config.json of a backbone: the scene file and how it was trained on it; `weights_used`: what it started from, such as imagenet."""
 
     scenes: str
     scenes_digest: str
@@ -113,12 +107,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """The two scores that everything is compared by.
-
-    Attributes:
-        exact_match: share of images whose multiset is named exactly.
-        macro_f1: mean F1 of the classes that occur.
-    """
+    """Share of images whose multiset is named exactly, and the mean F1 of the classes that occur: all is compared by these two."""
 
     exact_match: float
     macro_f1: float

@@ -84,12 +84,7 @@ class Task(Protocol):
 
 
 class ModelTask:
-    """What a task saves and takes up again where a model and its optimiser are all that training changes.
-
-    Attributes:
-        model: what is trained.
-        optimiser: of its parameters.
-    """
+    """What a task saves and takes up again where a `model` and its `optimiser` are all that training changes."""
 
     model: nn.Module
     optimiser: torch.optim.Optimizer
@@ -110,14 +105,7 @@ class ModelTask:
 
 
 def one_cycle(step: int, steps: int, peak: float, warm_up: float = 0.2) -> float:
-    """Learning rate of a one-cycle schedule: linear warm-up from peak/25, then a cosine down to peak/1000.
-
-    Args:
-        step: the step about to be taken, counted from 0.
-        steps: steps of the whole training.
-        peak: the largest learning rate.
-        warm_up: share of the steps that rise.
-    """
+    """Learning rate before step `step` of `steps`: linear from peak/25 in the `warm_up` share of them, then a cosine down to peak/1000."""
     rising = max(1, round(steps * warm_up))
     if step < rising:
         return peak * (0.04 + 0.96 * step / rising)
@@ -173,10 +161,7 @@ def progress_of(checkpoint: Checkpoint | None) -> dict[str, Any]:
 
 
 def restored(task: Task, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Takes a task up where a checkpoint was saved.
-
-    Returns:
-        The progress to go on from, for `train`.
+    """Takes a task up where a checkpoint was saved, and returns the progress to go on from, for `train`.
 
     Raises:
         FileError: the checkpoint's weights or state are not of such a task.
@@ -199,9 +184,6 @@ def train(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any] | N
     """Trains a task to its end, or until a signal asks to stop.
 
     Args:
-        task: what to train.
-        run: where metrics and checkpoints go.
-        reporter: progress.
         progress: where the task was taken up again (see `restored`); None: from the start.
 
     Returns:

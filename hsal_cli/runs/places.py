@@ -15,12 +15,7 @@ START = "init_from"  # {"path", "digest"} of the checkpoint that a run started f
 
 
 def stored(path: str | Path, run: Path) -> str:
-    """A path as a run holds it: relative to the run's folder where both lie under the current one and may move together, else absolute.
-
-    Args:
-        path: relative to the current folder, or absolute.
-        run: the run's folder, likewise.
-    """
+    """A path as a run holds it: relative to the run's folder where both lie under the current one and may move together, else absolute."""
     here, target, base = os.getcwd(), os.path.abspath(path), os.path.abspath(run)
     together = all(os.path.commonpath([here, place]) == here for place in (target, base))
     return os.path.relpath(target, base) if together else target

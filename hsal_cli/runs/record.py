@@ -84,12 +84,7 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs that differ by their seed alone.
-
-    Attributes:
-        name: what sets them apart from the other groups, in words.
-        records: at least one.
-    """
+    """Runs, at least one, that differ by their seed alone; `name`: what sets them apart from the other groups, in words."""
 
     name: str
     records: list[Record]
@@ -176,11 +171,7 @@ def run_summary(record: Record) -> dict[str, Any]:
 
 
 def read_some(read: Callable[[Path], T], paths: Sequence[Path], reporter: Reporter) -> list[T]:
-    """Reads runs; of several, one that cannot be read is named and passed over.
-
-    Raises:
-        FileError: none can be read.
-    """
+    """Reads runs; of several, one that cannot be read is named and passed over, and FileError raised where none can."""
     found, first = [], None
     for path in paths:
         try:

@@ -54,11 +54,7 @@ DOCUMENTS = ("config.json", "command.txt", "env.json", "metrics.jsonl", "results
 
 
 class Run:
-    """One run directory.
-
-    Args:
-        path: the directory; `create` makes it, `open_run` opens an existing one.
-    """
+    """One run directory; `create` makes it, `open_run` opens an existing one."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -231,10 +227,10 @@ def _fill(path: Path, kind: Kind, config: dict[str, Any]) -> None:
 
 def note_command(file: Path) -> None:
     """Adds the command line of this process to those that a run was made by."""
-    write_text(file, f"{content(file)}{shlex.join(sys.argv)}\n")
+    write_text(file, f"{text_of(file)}{shlex.join(sys.argv)}\n")
 
 
-def content(file: Path) -> str:
+def text_of(file: Path) -> str:
     """The text of a file; nothing where there is none."""
     return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
@@ -328,10 +324,7 @@ def named_or_newest(path: Path | None, kind: Kind | tuple[Kind, ...], otherwise:
     """The run, or checkpoint, that is named, else the newest finished run of a kind: which run is meant has this one rule.
 
     Args:
-        path: what was named; None: nothing.
-        kind: of the run.
         otherwise: what to do else, for the hint, such as ", or take --saliency itti".
-        reporter: told which runs were passed over.
 
     Raises:
         FileError: nothing is named, and there is no such run.

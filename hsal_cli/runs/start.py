@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hsal_cli import distributed
 from hsal_cli.errors import FileError
 from hsal_cli.progress import Reporter
-from hsal_cli.runs.run import COMMAND_OF, Run, content, environment, files_of, note_command
+from hsal_cli.runs.run import COMMAND_OF, Run, environment, files_of, note_command, text_of
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import finish_replacing, only_writer, write_text
 from hsal_cli.storage.documents import read_document
@@ -42,7 +42,7 @@ def being_trained(run: Run, config: dict[str, Any], device: str) -> Iterator[Non
         finish_replacing(run.path, files_of)
         for place in (run.path, run.checkpoints):
             checkpoints.clear_temporary(place)
-        held = {name: content(run.path / name) for name in ("config.json", "status.json", "command.txt")}
+        held = {name: text_of(run.path / name) for name in ("config.json", "status.json", "command.txt")}
         index = checkpoints.index_of(run.checkpoints)
         finished = run.status.state == "finished"
         try:
@@ -124,11 +124,7 @@ def _short(value: Any) -> str:
 
 
 def say_missing_classes(labels: Tensor, classes: list[str], source: Path, reporter: Reporter) -> None:
-    """Warns of classes that no training image holds: they cannot be learned.
-
-    Args:
-        labels: integers, -1 pads.
-    """
+    """Warns of classes that none of the labels (-1 pads) of the training images is of: they cannot be learned."""
     missing = sorted(set(range(len(classes))) - set(labels.unique().tolist()))
     if missing:
         shown = ", ".join(classes[place] for place in missing[:5]) + (" ..." if len(missing) > 5 else "")
