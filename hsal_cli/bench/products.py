@@ -13,12 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hsal_cli.bench.timing import wait_for
 
 # operator -> where its two matrices stand among its arguments
-OPERANDS = {
-    torch.ops.aten.mm.default: 0,
-    torch.ops.aten.bmm.default: 0,
-    torch.ops.aten.addmm.default: 1,
-    torch.ops.aten.baddbmm.default: 1,
-}
+OPERANDS = {torch.ops.aten.mm.default: 0, torch.ops.aten.bmm.default: 0, torch.ops.aten.addmm.default: 1, torch.ops.aten.baddbmm.default: 1}
 Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]  # shape, strides and type of a matrix, or of a batch of them
 
 

@@ -229,12 +229,7 @@ def quick_scores(
 
 
 def roll_outs(
-    policy: HSAL,
-    table: FeatureTable,
-    max_steps: int,
-    batch_size: int,
-    device: torch.device | str = "cpu",
-    seed: int | None = None,
+    policy: HSAL, table: FeatureTable, max_steps: int, batch_size: int, device: torch.device | str = "cpu", seed: int | None = None
 ) -> Iterator[tuple[FeatureTable, Episode]]:
     """Rolls a policy out over a table, or over this worker's stretch of it, batch by batch and without gradients.
 

@@ -82,13 +82,7 @@ def choose_examples(
 
 
 def _right(
-    loaded: LoadedPolicy,
-    file: FeatureFile,
-    split: str,
-    true: np.ndarray,
-    batch_size: int,
-    device: torch.device | str,
-    reporter: Reporter,
+    loaded: LoadedPolicy, file: FeatureFile, split: str, true: np.ndarray, batch_size: int, device: torch.device | str, reporter: Reporter
 ) -> Iterator[bool]:
     """Whether each image of a split is named rightly, in order."""
     for start in range(0, len(true), READ):

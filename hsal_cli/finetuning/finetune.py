@@ -50,14 +50,7 @@ class FinetuneTask(ModelTask):
     score_name = "accuracy"
     headline = ("loss", "train_accuracy", "background_share", "accuracy")
 
-    def __init__(
-        self,
-        model: ActivationModel,
-        data: Objects,
-        settings: FinetuneSettings,
-        device: torch.device,
-        meta: dict[str, Any],
-    ):
+    def __init__(self, model: ActivationModel, data: Objects, settings: FinetuneSettings, device: torch.device, meta: dict[str, Any]):
         self.model, self.settings, self.device = model, settings, device
         self._meta = meta
         self.held_out, self.data = data.hold_out(settings.validation, settings.seed)
@@ -269,13 +262,7 @@ def finetune(
     task = FinetuneTask(model, data, settings, device, meta)
     del data  # the task has its parts, and images are what takes the memory
     if not resume:
-        written = {
-            "scenes": str(scenes),
-            "scenes_digest": digest,
-            "finetune": as_dict(settings),
-            "weights_used": used,
-            "classes": classes,
-        }
+        written = {"scenes": str(scenes), "scenes_digest": digest, "finetune": as_dict(settings), "weights_used": used, "classes": classes}
     elif used != config.weights_used:
         raise FileError(f"{out} started from {config.weights_used} weights, now there are {used}", "train a new run: hsal finetune")
     else:

@@ -267,12 +267,7 @@ class CountedImages(LabelledImages):
         return _overlap(F.softplus(model.classify(inputs).float().cpu()).round(), counts).sum(), len(rows)
 
 
-KINDS: dict[str, type[Objects]] = {
-    "single": SingleObjects,
-    "crops": BoxedObjects,
-    "random-label": LabelledImages,
-    "counts": CountedImages,
-}
+KINDS: dict[str, type[Objects]] = {"single": SingleObjects, "crops": BoxedObjects, "random-label": LabelledImages, "counts": CountedImages}
 
 
 def read_objects(scenes: Path, split: str, way: str, most: int | None = None) -> Objects:

@@ -6,11 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-PLACES = (
-    "features",
-    "backbone",
-    "scenes",
-)  # in config.json and a checkpoint's meta; what lies there is told by digests
+PLACES = ("features", "backbone", "scenes")  # in config.json and a checkpoint's meta; what lies there is told by digests
 START = "init_from"  # {"path", "digest"} of the checkpoint that a run started from
 
 
