@@ -147,7 +147,7 @@ def test_what_differs_from_before_is_named(data, tmp_path, monkeypatch) -> None:
     with pytest.raises(Interrupted):
         go("train", data, tmp_path / "run", StoppingReporter(2))
     now = runs.environment()
-    monkeypatch.setattr(runs, "environment", lambda: {**now, "torch": "9.9", "threads": 77})
+    monkeypatch.setattr("hsal_cli.runs.start.environment", lambda: {**now, "torch": "9.9", "threads": 77})
     reporter = StoppingReporter()
     go("train", data, tmp_path / "run", reporter, resume=True)
     said = next(line for line in reporter.said if "differs from before" in line)

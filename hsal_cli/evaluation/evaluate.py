@@ -19,6 +19,7 @@ from hsal_cli.models.load import LoadedPolicy
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.episode import Episode, greedy, sampling
 from hsal_cli.policy.hsal import HSAL
+from hsal_cli.policy.set_predictor import SetPredictor
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.settings import as_dict
 
@@ -31,7 +32,7 @@ STOPPED_HINT = "run the same command again"
 
 
 def evaluate(
-    policy: HSAL | CountClassifier,
+    policy: HSAL | CountClassifier | SetPredictor,
     table: FeatureTable | SceneFeatures,
     class_names: list[str],
     settings: EvalSettings,
@@ -40,7 +41,7 @@ def evaluate(
     reporter: Reporter = SILENT,
     train_labels: torch.Tensor | None = None,
 ) -> dict[str, Any]:
-    """Shows a table to a policy, which is rolled out over it, or to a count classifier, and scores what is named.
+    """Shows a table to a policy, which is rolled out over it, or to a direct baseline, and scores what is named.
 
     Args:
         policy: on `device`, in evaluation mode.
@@ -55,16 +56,16 @@ def evaluate(
         Plain JSON types: all of `metrics.multiset_metrics`; `attn_saliency` (`raw`, `normalized`, `random`, `best`); where boxes are
         known `localization` (`glimpse_hit`, `mask_mass`, controls `random`, `area`, `center`, `saliency`, `reachable`, and `digits_once`,
         `repeat_visits`; see `attention`); `baselines`, with train_labels (see `metrics`); `sample` and `max_steps` as used.
-        A score of which there is no case, such as `glimpse_hit` of a policy without glimpses, is None; a count classifier has no
+        A score of which there is no case, such as `glimpse_hit` of a policy without glimpses, is None; a direct baseline has no
         `localization`, and its `attn_saliency` and `max_steps` are None.
 
     Raises:
-        UsageError: sampled roll-outs are asked of a count classifier.
+        UsageError: sampled roll-outs are asked of a direct baseline.
         Interrupted: a signal asked to stop.
     """
     looks = isinstance(policy, HSAL)
     if not looks and (settings.sample or settings.max_steps):
-        raise UsageError("a count classifier takes no steps, so there are none to sample or to cap", "leave --sample and --max-steps out")
+        raise UsageError("a direct baseline takes no steps, so there are none to sample or to cap", "leave --sample and --max-steps out")
     max_steps, times = settings.max_steps or max_steps, max(settings.sample, 1)
     true, results = label_counts(table.labels, policy.classes), []
     with reporter.track("evaluating", len(distributed.stretch(len(table), settings.batch_size)) * times, "images") as advance:
@@ -90,7 +91,7 @@ def evaluate(
 def evaluate_file(
     loaded: LoadedPolicy, features: Path, settings: EvalSettings, device: torch.device | str = "cpu", reporter: Reporter = SILENT
 ) -> dict[str, Any]:
-    """Evaluates a loaded policy, or count classifier, on a split of a feature file.
+    """Evaluates a loaded policy, or direct baseline, on a split of a feature file.
 
     Returns:
         What `evaluate` gives, with baselines if the file has a training split, and `dataset` (the file's name without endings),
@@ -125,7 +126,7 @@ def evaluate_scenes(
     device: torch.device | str = "cpu",
     reporter: Reporter = SILENT,
 ) -> dict[str, Any]:
-    """Evaluates a loaded policy, or count classifier, on a split of a scene file, whose features are computed on the way and not kept.
+    """Evaluates a loaded policy, or direct baseline, on a split of a scene file, whose features are computed on the way and not kept.
 
     Memory is bounded by one batch; sampled roll-outs take the images several times, so their features are held in memory, in float16.
 
@@ -209,7 +210,11 @@ def _check_fits(source: Path, loaded: LoadedPolicy, classes: list[str], shape: t
 
 
 def quick_scores(
-    policy: HSAL | CountClassifier, table: FeatureTable, max_steps: int, batch_size: int = 256, device: torch.device | str = "cpu"
+    policy: HSAL | CountClassifier | SetPredictor,
+    table: FeatureTable,
+    max_steps: int,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
 ) -> dict[str, float]:
     """Greedy scores for the validation at the end of each epoch, without intervals.
 
@@ -261,7 +266,7 @@ def _batches(table: FeatureTable, batch_size: int) -> Iterator[tuple[int, Featur
 
 
 def _answers(
-    policy: HSAL | CountClassifier,
+    policy: HSAL | CountClassifier | SetPredictor,
     table: FeatureTable,
     max_steps: int,
     batch_size: int,
@@ -271,7 +276,7 @@ def _answers(
 ) -> tuple[np.ndarray, Tally, Tally]:
     """What a table's images are named, by all workers: (N, K) int64 counts, and the tallies of attention and localization of a policy."""
     counts, attention, localization = [np.zeros((0, policy.classes), dtype=np.int64)], Tally(), Tally()
-    if isinstance(policy, CountClassifier):
+    if not isinstance(policy, HSAL):
         for _, part in _batches(table, batch_size):
             with torch.inference_mode():
                 counts.append(policy.predict(part.volumes.to(device)).cpu().numpy())
