@@ -28,8 +28,8 @@ from hsal_cli.pictures.contact_sheet import contact_sheet
 from hsal_cli.pictures.film import film
 from hsal_cli.pictures.replay import replay_page
 from hsal_cli.pictures.trajectory import titles
-from hsal_cli.report.detail import Detail, choose, confusion, exact_by_count
 from hsal_cli.report.report_figures import confusion_figure, count_figure
+from hsal_cli.report.tested import Detail, choose, confusion, exact_by_count
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes

@@ -21,9 +21,9 @@ from hsal_cli.models.load import load_policy
 from hsal_cli.pictures.charts.panels import DPI, HEIGHT, WIDTH
 from hsal_cli.policy.episode import greedy
 from hsal_cli.policy.variant import DEFAULT
-from hsal_cli.report.detail import Detail, choose, confusion, detail, exact_by_count
 from hsal_cli.report.report_figures import count_figure, curve_figures, curve_name
 from hsal_cli.report.report_page import Page, PageFigure, PageFinding, Section, render, spark
+from hsal_cli.report.tested import Detail, choose, confusion, detail, exact_by_count
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.settings import as_dict
 

@@ -19,9 +19,9 @@ from hsal_cli.commands.reproduce import parse_names, parse_own_seeds, parse_seed
 from hsal_cli.errors import FileError, Interrupted, TrainingError, UsageError
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments import grid_run, pipeline
-from hsal_cli.experiments.grid import Grid, evaluated, plan, read_record
+from hsal_cli.experiments.grid import Grid, GridRun, evaluated, plan, read_record
+from hsal_cli.experiments.grid_report import table_rows
 from hsal_cli.experiments.grid_run import AGAIN, run_grid
-from hsal_cli.experiments.summary import GridRun, table_rows
 from hsal_cli.progress import SILENT
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import write_json, write_sealed
@@ -279,7 +279,7 @@ def test_a_policy_that_collapses_is_passed_over_and_tried_again(here, monkeypatc
 
 def test_a_classifier_without_steps_has_its_place_in_the_grid(here) -> None:
     [run] = run_grid(grid_of(objectives=("count",)), CPU, SILENT)
-    assert run.evaluation["max_steps"] is None and 0 <= run.scores["exact_match"] <= 1 and "glimpse_hit" not in run.scores
+    assert run.evaluation["max_steps"] is None and 0 <= run.evaluation["exact_match"] <= 1 and "localization" not in run.evaluation
     summary = json.loads(
         call("--datasets", "mnist-multiset", "--objectives", "count", "--seeds", 0, "--config", "toy.toml", "--json").stdout
     )

@@ -140,6 +140,37 @@ class Step:
     command: str
 
 
+@dataclasses.dataclass(frozen=True)
+class GridRun:
+    """One run of a grid.
+
+    Attributes:
+        name: the run's.
+        dataset, objective, seed: its place in the grid.
+        path: its directory.
+        evaluation: what `evaluate_file` gave; None where the run failed.
+        rows: its metrics, one row an epoch.
+        seconds: of training and evaluation, as far as they are known.
+        digest: sha256 of the weights that were evaluated.
+        commands: what makes the run and its scores alone.
+        failure: why there is no evaluation, else "".
+        last: what `evaluate_file` gave of the last epoch, where `evaluation` is of another one, the best; else None.
+    """
+
+    name: str
+    dataset: str
+    objective: str
+    seed: int
+    path: str
+    evaluation: dict[str, Any] | None
+    rows: list[dict[str, Any]]
+    seconds: float | None
+    digest: str
+    commands: list[str]
+    failure: str = ""
+    last: dict[str, Any] | None = None
+
+
 def plan(grid: Grid) -> list[Step]:
     """Every step of a grid, in order, with what is known of it before anything is run.
 
@@ -239,20 +270,14 @@ def _check_settings(grid: Grid) -> None:
             "give the same --preset and --config as before, or name another folder with --out",
         )
     for cell in grid.cells:
-        _check_epochs(grid, cell)
-
-
-def _check_epochs(grid: Grid, cell: Cell) -> None:
-    """Refuses a run that was begun for another number of epochs than the table would say: its learning rate followed another schedule."""
-    path, asked = grid.run_path(cell), grid.train_settings(cell).epochs
-    if state_of_run(path) in ("missing", "odd"):
-        return
-    has = runs.open_run(path, runs.EVALUATED).config.train.epochs
-    if has != asked:
-        raise UsageError(
-            f"{path} was begun for {has} epochs, not {asked}",
-            f"give --epochs {cell.objective}={has} as before, or name another folder with --out",
-        )
+        path, asked = grid.run_path(cell), grid.train_settings(cell).epochs
+        # One that was begun for another number of epochs followed another schedule of its learning rate.
+        has = asked if state_of_run(path) in ("missing", "odd") else runs.open_run(path, runs.EVALUATED).config.train.epochs
+        if has != asked:
+            raise UsageError(
+                f"{path} was begun for {has} epochs, not {asked}",
+                f"give --epochs {cell.objective}={has} as before, or name another folder with --out",
+            )
 
 
 def read_record(grid: Grid) -> GridRecord:

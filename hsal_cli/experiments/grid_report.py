@@ -16,7 +16,8 @@ from typing import Any
 
 from hsal_cli import __version__
 from hsal_cli.evaluation.examples import ChosenExample
-from hsal_cli.experiments.summary import GridRun, curve_of, scores_of, table_rows
+from hsal_cli.evaluation.metrics import mean_of_runs
+from hsal_cli.experiments.grid import GridRun
 from hsal_cli.pictures.charts.panels import Curves, draw_panels
 from hsal_cli.pictures.trajectory import trajectories
 from hsal_cli.pictures.writing import encoded
@@ -24,6 +25,34 @@ from hsal_cli.progress import clock
 from hsal_cli.report.markdown import cell, rendered
 from hsal_cli.storage.atomic import json_bytes, write_together
 from hsal_cli.storage.files import remove_pictures
+
+# Table 1 of the paper: (data set, objective) -> macro-F1 and exact match on the test set.
+PAPER = {
+    ("mnist-set", "rl"): {"macro_f1": 0.990, "exact_match": 0.960},
+    ("mnist-set", "cross-entropy"): {"macro_f1": 0.735, "exact_match": 0.478},
+    ("mnist-multiset", "rl"): {"macro_f1": 0.978, "exact_match": 0.935},
+    ("mnist-multiset", "cross-entropy"): {"macro_f1": 0.726, "exact_match": 0.477},
+    ("svhn-multiset", "rl"): {"macro_f1": 0.973, "exact_match": 0.947},
+    ("svhn-multiset", "cross-entropy"): {"macro_f1": 0.589, "exact_match": 0.307},
+}
+
+# Where the scores of the summary stand in an evaluation.
+SCORES = {
+    "macro_f1": ("macro_f1",),
+    "exact_match": ("exact_match",),
+    "glimpse_hit": ("localization", "glimpse_hit"),
+    "mask_mass": ("localization", "mask_mass"),
+    "digits_once": ("localization", "digits_once"),
+    "repeat_visits": ("localization", "repeat_visits"),
+    "random": ("localization", "random"),
+    "center": ("localization", "center"),
+    "saliency": ("localization", "saliency"),
+    "area": ("localization", "area"),
+    "attn_saliency": ("attn_saliency", "raw"),
+    "attn_saliency_normalized": ("attn_saliency", "normalized"),
+    "attn_saliency_random": ("attn_saliency", "random"),
+    "attn_saliency_best": ("attn_saliency", "best"),
+}
 
 DATASETS = {"mnist-set": "MNIST Set", "mnist-multiset": "MNIST Multiset", "svhn-multiset": "SVHN Multiset"}
 DATASETS["street-numbers"] = "Street numbers (synthetic)"
@@ -187,8 +216,78 @@ def _run_document(run: GridRun) -> dict[str, Any]:
         "weights_digest": run.digest,
         "parameters": evaluation.get("parameters"),
         "examples": evaluation.get("examples"),
-        "scores": run.scores,
+        "scores": scores_of(run.evaluation),
         "last_scores": None if run.last is None else scores_of(run.last),
         "ci95": evaluation.get("ci95"),
         "commands": run.commands,
     }
+
+
+def scores_of(evaluation: dict[str, Any] | None) -> dict[str, float]:
+    """The scores of the summary that an evaluation has."""
+    found = {}
+    for name, path in SCORES.items():
+        value: Any = evaluation
+        for part in path:
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, (int, float)):
+            found[name] = float(value)
+    return found
+
+
+def table_rows(runs: Sequence[GridRun]) -> list[dict[str, Any]]:
+    """One row for each data set and objective, in the order of the runs.
+
+    Returns:
+        Rows of `dataset`, `objective`, `seeds`, `failed` (seeds of runs without scores), `epochs` (of each run that has scores), `paper`
+        (its figures, or None), and `scores`: name -> `mean`, `values` (one a seed), `low`, `high` and `interval`; `last_scores`: the same
+        after the last epoch, where `scores` are of the best. The interval is Student's over seeds ("seeds"); with one seed that of the
+        bootstrap over test images ("images") where the evaluation has one, else `low`, `high` and `interval` are None.
+    """
+    groups: dict[tuple[str, str], list[GridRun]] = {}
+    for run in runs:
+        groups.setdefault((run.dataset, run.objective), []).append(run)
+    rows = []
+    for (dataset, objective), members in groups.items():
+        done = [run for run in members if run.evaluation is not None]
+        best = [run.evaluation for run in done]
+        last = [run.last or run.evaluation for run in done]
+        rows.append(
+            {
+                "dataset": dataset,
+                "objective": objective,
+                "seeds": [run.seed for run in done],
+                "failed": [run.seed for run in members if run.evaluation is None],
+                "epochs": [len(run.rows) for run in done],
+                "paper": PAPER.get((dataset, objective)),
+                "scores": _scores(best),
+                "last_scores": _scores(last),
+            }
+        )
+    return rows
+
+
+def _scores(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
+    found = [scores_of(evaluation) for evaluation in evaluations]
+    return {
+        name: _score(name, [scores[name] for scores in found if name in scores], evaluations)
+        for name in SCORES
+        if any(name in scores for scores in found)
+    }
+
+
+def _score(name: str, values: list[float], evaluations: list[dict[str, Any]]) -> dict[str, Any]:
+    found = mean_of_runs(values)
+    low = high = interval = None
+    if found.half is not None:
+        low, high, interval = found.mean - found.half, found.mean + found.half, "seeds"
+    else:
+        over_images = evaluations[0].get("ci95", {}).get(name)
+        if over_images is not None:
+            (low, high), interval = over_images, "images"
+    return {"mean": found.mean, "low": low, "high": high, "interval": interval, "values": values}
+
+
+def curve_of(run: GridRun, score: str) -> list[tuple[float, float]]:
+    """(epoch, value) of a score over a run's training; epochs that do not have it are left out."""
+    return [(float(row["epoch"]), float(row[score])) for row in run.rows if isinstance(row.get(score), (int, float))]

@@ -21,6 +21,7 @@ from hsal_cli.evaluation.evaluate import evaluate_file
 from hsal_cli.experiments.grid import (
     Cell,
     Grid,
+    GridRun,
     backbone_place,
     cell_commands,
     evaluated,
@@ -32,7 +33,6 @@ from hsal_cli.experiments.grid import (
     to_evaluate,
 )
 from hsal_cli.experiments.pipeline import ensure_features, ensure_run, ensure_scenes, state_of_run
-from hsal_cli.experiments.summary import GridRun
 from hsal_cli.features.table import check_match, open_features
 from hsal_cli.finetuning.finetune import finetune
 from hsal_cli.models.load import load_model

@@ -52,16 +52,16 @@ def ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> 
     Raises:
         FileError: it is missing and its name is not one that hsal knows how to make.
     """
-    return distributed.broadcast(lambda: _ensure_scenes(scenes, settings, reporter))
 
+    def made() -> Path:
+        if scenes.exists():
+            return scenes
+        if scenes.stem not in ("mnist-multiset", "mnist-set", "mnist-single"):
+            raise FileError(f"{scenes} is missing", "make it with: hsal make-data")
+        reporter.say(f"{scenes} is missing: making it (hsal make-data {scenes.stem})")
+        return make_dataset(scenes.stem, settings, scenes, None, reporter)
 
-def _ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> Path:
-    if scenes.exists():
-        return scenes
-    if scenes.stem not in ("mnist-multiset", "mnist-set", "mnist-single"):
-        raise FileError(f"{scenes} is missing", "make it with: hsal make-data")
-    reporter.say(f"{scenes} is missing: making it (hsal make-data {scenes.stem})")
-    return make_dataset(scenes.stem, settings, scenes, None, reporter)
+    return distributed.broadcast(made)
 
 
 def ensure_backbone(recipe: Recipe, device: torch.device, reporter: Reporter, scenes: Path = DEFAULT_SCENES) -> Path:

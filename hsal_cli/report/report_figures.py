@@ -13,8 +13,8 @@ from hsal_cli.evaluation.metrics import mean_of_runs
 from hsal_cli.pictures.charts.panels import Bars, Curve, Curves, Heat, draw_panels
 from hsal_cli.pictures.trajectory import trajectories
 from hsal_cli.pictures.writing import encoded
-from hsal_cli.report.detail import Detail, confusion, exact_by_count
 from hsal_cli.report.report_page import PageFigure
+from hsal_cli.report.tested import Detail, confusion, exact_by_count
 
 if TYPE_CHECKING:
     from hsal_cli.models.look import Look
@@ -154,7 +154,7 @@ GALLERY = {
 
 
 def gallery_figure(kind: str, looks: Sequence[tuple[Look, list[str]]]) -> PageFigure:
-    """Trajectories of chosen test images (figures 2 and 12) of a kind of `detail.choose`, with their true labels."""
+    """Trajectories of chosen test images (figures 2 and 12) of a kind of `tested.choose`, with their true labels."""
     title, caption = GALLERY[kind]
     picture = trajectories([look for look, _ in looks], [truth for _, truth in looks], columns=min(ACROSS, len(looks)), side=SIDE)
     return PageFigure(f"gallery-{kind}", title, caption, encoded(picture))

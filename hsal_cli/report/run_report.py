@@ -9,10 +9,9 @@ from typing import Any
 
 from hsal_cli.evaluation.metrics import exact_match_and_f1
 from hsal_cli.models.look import Look
-from hsal_cli.report.detail import Detail, exact_by_count
 from hsal_cli.report.report_figures import METRICS, confusion_figure, count_figure, curve_figures, curve_name, gallery_figure
 from hsal_cli.report.report_page import Page, PageFinding, Section
-from hsal_cli.report.tested import Tested
+from hsal_cli.report.tested import Detail, Tested, exact_by_count
 from hsal_cli.runs.record import Group, Record
 from hsal_cli.training.verdicts import Verdict, verdicts
 
