@@ -276,7 +276,7 @@ def test_a_page_in_markdown_never_shows_a_picture_that_is_gone(kind: str, tmp_pa
 
     pictures, run = iter(range(1, 200)), run_of("rl", 0, 0.9)
     for room in (grid_report, sweep_report):
-        monkeypatch.setattr(room, "draw_curves", lambda *given, **more: picture(next(pictures)))
+        monkeypatch.setattr(room, "draw_panels", lambda *given, **more: picture(next(pictures)))
 
     def write(name: str, drawn: bool) -> None:
         if kind == "sweep":

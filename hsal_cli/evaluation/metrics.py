@@ -72,6 +72,11 @@ def multiset_metrics(
     precision, recall, f1 = _ratio(h, p), _ratio(h, n), _ratio(2 * h, n + p)
     exact, macro_f1 = exact_match_and_f1(true, predicted)
     cardinality, named = true.sum(1), predicted.sum(1)
+    by_count = {}
+    for count in np.unique(cardinality).tolist():
+        rows = cardinality == count
+        scores = zip(("exact_match", "macro_f1"), exact_match_and_f1(true[rows], predicted[rows]), strict=True)
+        by_count[str(count)] = {"examples": int(rows.sum()), **dict(scores)}
     nothing = float(not occurs.any())  # then all that is averaged over classes or objects is 1
     example_f1 = np.where(cardinality + named > 0, _ratio(2 * hits.sum(1), cardinality + named), 1.0)
     return {
@@ -86,7 +91,7 @@ def multiset_metrics(
         "example_f1": float(example_f1.mean()),
         "cardinality_error": float(np.abs(cardinality - named).mean()),
         "ci95": _intervals(true, predicted, resamples, seed),
-        "by_count": {str(count): _of_count(true, predicted, cardinality == count) for count in np.unique(cardinality).tolist()},
+        "by_count": by_count,
         "by_class": {
             name: {"precision": float(precision[c]), "recall": float(recall[c]), "f1": float(f1[c]), "support": int(n[c])}
             for c, name in enumerate(class_names)
@@ -141,11 +146,6 @@ def mean_of_runs(values: Sequence[float]) -> MeanOfRuns:
         return MeanOfRuns(mean, None, 1)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
     return MeanOfRuns(mean, float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count), count)
-
-
-def _of_count(true: np.ndarray, predicted: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
-    exact, macro_f1 = exact_match_and_f1(true[rows], predicted[rows])
-    return {"examples": int(rows.sum()), "exact_match": exact, "macro_f1": macro_f1}
 
 
 def _intervals(true: np.ndarray, predicted: np.ndarray, resamples: int, seed: int) -> dict[str, list[float]]:

@@ -143,7 +143,7 @@ def curve_panels(runs: Sequence[GridRun], scores: Sequence[str]) -> list[Curves]
         for dataset in dict.fromkeys(run.dataset for run in runs):
             series: dict[str, list[list[tuple[float, float]]]] = {}
             for run in runs:
-                curve = curve_of(run, score)
+                curve = [(float(row["epoch"]), float(row[score])) for row in run.rows if isinstance(row.get(score), (int, float))]
                 if run.dataset == dataset and curve:
                     series.setdefault(OBJECTIVES.get(run.objective, run.objective), []).append(curve)
             if series:
@@ -286,8 +286,3 @@ def _score(name: str, values: list[float], evaluations: list[dict[str, Any]]) ->
         if over_images is not None:
             (low, high), interval = over_images, "images"
     return {"mean": found.mean, "low": low, "high": high, "interval": interval, "values": values}
-
-
-def curve_of(run: GridRun, score: str) -> list[tuple[float, float]]:
-    """(epoch, value) of a score over a run's training; epochs that do not have it are left out."""
-    return [(float(row["epoch"]), float(row[score])) for row in run.rows if isinstance(row.get(score), (int, float))]

@@ -107,16 +107,16 @@ def count_figure(details: Mapping[str, Sequence[Detail]]) -> PageFigure:
         means = [mean_of_runs([share for _, share in cell]) if cell else None for cell in cells]
         heights[group] = [mean and mean.mean for mean in means]
         halves[group] = [
-            None if mean is None else mean.half if mean.half is not None else _binomial(*cell[0])
+            None
+            if mean is None
+            else mean.half
+            if mean.half is not None
+            else NormalDist().inv_cdf(0.975) * (mean.mean * (1 - mean.mean) / cell[0][0]) ** 0.5
             for mean, cell in zip(means, cells, strict=True)
         ]
     bars = Bars("Exact match by number of objects", "objects in the image", "exact match", list(map(str, counts)), heights, halves, top=1.0)
     caption = "On the test split. Bars: 95% interval, over seeds where there are several runs, else over images."
     return PageFigure("by-count", bars.title + ".", caption, draw_panels([bars], size=BY_COUNT))
-
-
-def _binomial(images: int, share: float) -> float:
-    return NormalDist().inv_cdf(0.975) * (share * (1 - share) / images) ** 0.5
 
 
 def confusion_figure(name: str, group: str, runs: Sequence[Detail], classes: list[str]) -> PageFigure:

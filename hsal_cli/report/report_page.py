@@ -98,7 +98,9 @@ def check_folder(folder: Path) -> None:
         FileError: it is a link.
     """
     refuse_link(folder)
-    if folder.exists() and (not folder.is_dir() or not (_old_files(folder) or all(map(_is_rest, folder.iterdir())))):
+    # The rest of a report whose writing was killed before report.json stood is ours, too.
+    rest = folder.is_dir() and all(file.name.endswith(".tmp") or file in own_pictures(folder) for file in folder.iterdir())
+    if folder.exists() and not rest and not (folder.is_dir() and _old_files(folder)):
         raise UsageError(f"{folder} exists and is not a report of hsal", "name another folder with --out")
 
 
@@ -124,11 +126,6 @@ def write_report(page: Page, document: dict[str, Any], folder: Path) -> Path:
         remove_marked(folder, stale)
         write_json(folder / DOCUMENT, described)
     return folder / PAGE
-
-
-def _is_rest(file: Path) -> bool:
-    """Whether a file may be of a report whose writing was killed before report.json stood."""
-    return file.name.endswith(".tmp") or file in own_pictures(file.parent)
 
 
 def _old_files(folder: Path) -> list[str]:

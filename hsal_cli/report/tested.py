@@ -20,7 +20,6 @@ from hsal_cli.evaluation.metrics import label_counts
 from hsal_cli.features.table import FORMAT, MADE_BY, FeatureTable, check_match, open_features
 from hsal_cli.models.load import LoadedPolicy, load_policy
 from hsal_cli.models.look import Look
-from hsal_cli.policy.episode import Episode
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs.record import Record
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
@@ -66,16 +65,12 @@ def detail(loaded: LoadedPolicy, table: FeatureTable, device: torch.device | str
     with reporter.track("looking at test images", len(table), "images") as advance:
         for part, episode in roll_outs(loaded.policy, table, loaded.max_steps, BATCH, device):
             named.append(label_counts(episode.labels.T, classes))
-            confidence.append(_confidence(episode))
+            # The lowest probability among the labels chosen at the active meta-steps.
+            chosen = episode.scores.softmax(-1).gather(-1, episode.labels.clamp(min=0)[..., None])[..., 0]
+            confidence.append(torch.where(episode.active, chosen, 1.0).amin(0).double().cpu().numpy())
             advance(len(part))
             reporter.check_stop(STOPPED_HINT)
     return Detail(label_counts(table.labels, classes), np.concatenate(named), np.concatenate(confidence))
-
-
-def _confidence(episode: Episode) -> np.ndarray:
-    """(B,) the lowest probability among the labels chosen at the active meta-steps."""
-    chosen = episode.scores.softmax(-1).gather(-1, episode.labels.clamp(min=0)[..., None])[..., 0]
-    return torch.where(episode.active, chosen, 1.0).amin(0).double().cpu().numpy()
 
 
 def confusion(true: np.ndarray, named: np.ndarray) -> np.ndarray:

@@ -110,12 +110,12 @@ def differences(config: dict[str, Any], meta: dict[str, Any]) -> list[str]:
         if isinstance(ours, dict) and isinstance(theirs, dict):
             both = [(f"{key}.{name}", theirs.get(name), value) for name, value in ours.items()]
         # A resolution is a word in the settings, and a number in the meta.
-        found += [f"{name} is {_short(left)}, not {_short(right)}" for name, left, right in both if _differ(left, right)]
+        found += [
+            f"{name} is {_short(left)}, not {_short(right)}"
+            for name, left, right in both
+            if None not in (left, right) and str(left) != str(right)
+        ]
     return found
-
-
-def _differ(left: Any, right: Any) -> bool:
-    return left is not None and right is not None and str(left) != str(right)
 
 
 def _short(value: Any) -> str:

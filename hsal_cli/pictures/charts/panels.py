@@ -190,7 +190,7 @@ def _draw_curves(axes: Axes, panel: Curves, order: Sequence[str]) -> None:
         if not curve:
             continue
         x, means = [at for at, _ in curve], np.array([found.mean for _, found in curve])
-        halves = np.array([np.nan if found.half is None else found.half for _, found in curve])
+        halves = np.array([found.half for _, found in curve], dtype=np.float64)  # None, of one run, is not a number
         look = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.4, "zorder": 3}
         look |= {"marker": MARKERS[number % len(MARKERS)], "markersize": 3.2, "markevery": max(1, round(len(x) / MARKED))}
         if np.isfinite(halves).any():  # several runs give an interval
@@ -224,7 +224,7 @@ def _draw_bars(axes: Axes, panel: Bars) -> None:
     width = (1.0 if panel.touching and len(panel.series) == 1 else 0.8) / max(len(panel.series), 1)
     for number, (name, heights) in enumerate(panel.series.items()):
         x = groups + (number - (len(panel.series) - 1) / 2) * width
-        known, halves = (_numbers(values) for values in (heights, panel.halves.get(name, [None] * len(heights))))
+        known, halves = (np.array(values, dtype=np.float64) for values in (heights, panel.halves.get(name, [None] * len(heights))))
         axes.bar(x, known, width, color=COLOURS[number % len(COLOURS)], edgecolor="white", linewidth=0.3, label=brief(name), zorder=2)
         if np.isfinite(halves).any():
             # An interval reaches no further than the axis, whose ends are those of the score.
@@ -267,7 +267,3 @@ def _name(axes: Axes, along: str, names: Sequence[str], most: int = NAMED) -> No
     (axes.set_xticks if along == "x" else axes.set_yticks)(range(0, len(names), every), shown)
     if along == "x" and sum(len(name) + 1 for name in shown) > ROOM:
         axes.tick_params(axis="x", rotation=90)
-
-
-def _numbers(values: Sequence[float | None]) -> np.ndarray:
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
