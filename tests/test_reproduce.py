@@ -19,7 +19,7 @@ from hsal_cli.commands.reproduce import parse_names, parse_own_seeds, parse_seed
 from hsal_cli.errors import FileError, Interrupted, TrainingError, UsageError
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments import grid_run, pipeline
-from hsal_cli.experiments.grid import Grid, GridRun, evaluated, plan, read_record
+from hsal_cli.experiments.grid import Grid, GridRun, plan
 from hsal_cli.experiments.grid_report import table_rows
 from hsal_cli.experiments.grid_run import AGAIN, run_grid
 from hsal_cli.progress import SILENT
@@ -226,10 +226,10 @@ def test_an_evaluation_on_other_data_does_not_count(here) -> None:
     cell = grid.cells[0]
     path = grid.run_path(cell) / "eval.json"
     before = path.read_text()
-    assert evaluated(grid, cell) == json.loads(before)
+    assert grid.evaluated(cell) == json.loads(before)
     for change in ({"features": "data/other.features.h5"}, {"split": "train"}, {"sample": 3}):
         path.write_text(json.dumps({**json.loads(before), **change}))
-        assert evaluated(grid, cell) is None
+        assert grid.evaluated(cell) is None
     path.write_text(before)
 
 
@@ -387,20 +387,20 @@ def test_with_one_seed_the_interval_is_that_over_images() -> None:
 
 def test_seconds_of_an_interrupted_step_are_added_up(here) -> None:
     grid = grid_of()
-    before = read_record(grid).seconds["backbone"]
+    before = grid.read_record().seconds["backbone"]
     with pytest.raises(RuntimeError), grid_run._timed(grid, "backbone"):
         raise RuntimeError
-    assert read_record(grid).seconds["backbone"] >= before and set(read_record(grid).raw) == {
+    assert grid.read_record().seconds["backbone"] >= before and set(grid.read_record().raw) == {
         *("format", "options", "settings", "backbone", "seconds")
     }
 
 
 def test_the_time_of_a_run_trained_outside_the_grid_is_that_of_its_epochs(here) -> None:
     grid = grid_of()
-    before = read_record(grid).seconds
-    grid_run.record(grid, seconds={})
+    before = grid.read_record().seconds
+    grid.record(seconds={})
     try:
         for run in run_grid(grid, CPU, SILENT):
             assert run.seconds == sum(row["seconds"] for row in run.rows) > 0
     finally:
-        grid_run.record(grid, seconds=before)
+        grid.record(seconds=before)

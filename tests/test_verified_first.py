@@ -136,7 +136,7 @@ def test_a_grid_that_is_refused_keeps_its_record(tmp_path, monkeypatch) -> None:
     from shipped_parts import use_tiny_backbone, write_backbone
 
     from hsal_cli.evaluation.settings import EvalSettings
-    from hsal_cli.experiments.grid import Grid, record
+    from hsal_cli.experiments.grid import Grid
     from hsal_cli.experiments.grid_run import run_grid
     from hsal_cli.experiments.pipeline import Recipe
     from hsal_cli.features.settings import PrecomputeSettings
@@ -153,7 +153,7 @@ def test_a_grid_that_is_refused_keeps_its_record(tmp_path, monkeypatch) -> None:
     recipe = Recipe(SceneSettings(), FinetuneSettings(), PrecomputeSettings(), SMALL, TRAIN)
     grid = Grid(("mnist-set",), ("rl",), (0,), Path("out"), recipe, EvalSettings(), backbone=Path("runs/second"))
     Path("out").mkdir()
-    record(grid, backbone="runs/first")
+    grid.record(backbone="runs/first")
     before = Path("out/grid.json").read_bytes()
     with pytest.raises(FileError, match="another backbone"):
         run_grid(grid, CPU, SILENT)

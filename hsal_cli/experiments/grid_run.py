@@ -18,20 +18,7 @@ import torch
 
 from hsal_cli.errors import FileError, HsalError, Interrupted, TrainingError
 from hsal_cli.evaluation.evaluate import evaluate_file
-from hsal_cli.experiments.grid import (
-    Cell,
-    Grid,
-    GridRun,
-    backbone_place,
-    cell_commands,
-    evaluated,
-    evaluation_place,
-    plan,
-    read_record,
-    record,
-    shared_settings,
-    to_evaluate,
-)
+from hsal_cli.experiments.grid import Cell, Grid, GridRun, plan, to_evaluate
 from hsal_cli.experiments.pipeline import ensure_features, ensure_run, ensure_scenes, state_of_run
 from hsal_cli.features.table import check_match, open_features
 from hsal_cli.finetuning.finetune import finetune
@@ -58,13 +45,13 @@ def run_grid(grid: Grid, device: torch.device, reporter: Reporter) -> list[GridR
     plan(grid)
     with only_writer(grid.out), _told_how_to_go_on():
         _verify(grid)
-        record(grid, options=list(grid.options), settings=shared_settings(grid))
+        grid.record(options=list(grid.options), settings=grid.shared_settings())
         for dataset in grid.datasets:
             with _timed(grid, f"data {dataset}", grid.scenes(dataset).exists()):
                 ensure_scenes(grid.scenes(dataset), grid.recipe.scenes, reporter)
             reporter.check_stop(AGAIN)
         backbone = _ensure_backbone(grid, device, reporter)
-        record(grid, backbone=str(backbone))
+        grid.record(backbone=str(backbone))
         for dataset in grid.datasets:
             with _timed(grid, f"features {dataset}", grid.features(dataset).exists()):
                 ensure_features(grid.scenes(dataset), backbone, reporter, device, grid.recipe.precompute)
@@ -79,7 +66,7 @@ def run_grid(grid: Grid, device: torch.device, reporter: Reporter) -> list[GridR
 
 def _verify(grid: Grid) -> None:
     """Refuses a grid whose features are of another backbone or scene file, or a run on other features, before anything is changed."""
-    place, _ = backbone_place(grid)
+    place, _ = grid.backbone_place()
     digest = load_backbone(place).digest if state_of_run(place) == "done" or (place / checkpoints.MANIFEST).is_file() else None
     for dataset in grid.datasets:
         features = grid.features(dataset)
@@ -94,7 +81,7 @@ def _verify(grid: Grid) -> None:
 def provenance(grid: Grid) -> dict[str, Any]:
     """What the scores of a finished grid rest on: `backbone` (run, digest, accuracies), `data` (a data set each: files, digests, numbers of
     images, the recipe), `seconds` of each step that this grid ran, `settings`, `environment`."""
-    known = read_record(grid)
+    known = grid.read_record()
     loaded = load_backbone(Path(known.backbone))
     accuracies: dict[str, float] = {}
     with contextlib.suppress(HsalError):  # a checkpoint folder given as backbone has no status of its own
@@ -120,13 +107,13 @@ def provenance(grid: Grid) -> dict[str, Any]:
         },
         "data": data,
         "seconds": known.seconds,
-        "settings": shared_settings(grid),
+        "settings": grid.shared_settings(),
         "environment": runs.environment(),
     }
 
 
 def _run_cell(grid: Grid, cell: Cell, backbone: Path, device: torch.device, reporter: Reporter) -> GridRun:
-    path, features, commands = grid.run_path(cell), grid.features(cell.dataset), list(cell_commands(grid, cell, backbone))
+    path, features, commands = grid.run_path(cell), grid.features(cell.dataset), list(grid.cell_commands(cell, backbone))
     found = GridRun(cell.name, cell.dataset, cell.objective, cell.seed, str(path), None, [], None, "", commands)
     if state_of_run(path) == "odd":  # it is named, and neither trained nor replaced
         try:
@@ -148,25 +135,25 @@ def _run_cell(grid: Grid, cell: Cell, backbone: Path, device: torch.device, repo
         found = dataclasses.replace(found, failure=error.message)
     if found.last is not None:
         last = path / "checkpoints" / checkpoints.index_of(path / "checkpoints").last
-        commands.append(shlex.join(["hsal", "eval", "--run", str(last), "--out", str(evaluation_place(grid, cell, "last")), *grid.options]))
+        commands.append(shlex.join(["hsal", "eval", "--run", str(last), "--out", str(grid.evaluation_place(cell, "last")), *grid.options]))
     rows = runs.Run(path).rows()
     return dataclasses.replace(found, rows=rows, seconds=_seconds_of(grid, cell, rows))
 
 
 def _evaluate(grid: Grid, cell: Cell, which: str, features: Path, device: torch.device, reporter: Reporter) -> dict[str, Any]:
     """The scores of a finished run's best or last checkpoint: those that are there, else new ones, which are kept."""
-    found = evaluated(grid, cell, which)
+    found = grid.evaluated(cell, which)
     if found is None:
         path = grid.run_path(cell)
         with _timed(grid, f"eval {cell.name}"):
             found = evaluate_file(load_model(path, which, device), features, grid.evaluation, device, reporter)
-            write_json(evaluation_place(grid, cell, which), found)
+            write_json(grid.evaluation_place(cell, which), found)
     return found
 
 
 def _seconds_of(grid: Grid, cell: Cell, rows: list[dict[str, Any]]) -> float | None:
     """What training and evaluation took; of a run that was trained outside the grid, what its epochs took."""
-    spent = read_record(grid).seconds
+    spent = grid.read_record().seconds
     parts = [spent[key] for key in (f"train {cell.name}", f"eval {cell.name}") if key in spent]
     if f"train {cell.name}" not in spent:
         parts += [row["seconds"] for row in rows if "seconds" in row]
@@ -187,7 +174,7 @@ def _check_features(grid: Grid, cell: Cell) -> None:
 
 
 def _ensure_backbone(grid: Grid, device: torch.device, reporter: Reporter) -> Path:
-    place, made_here = backbone_place(grid, reporter)
+    place, made_here = grid.backbone_place(reporter)
     state = state_of_run(place)
     if made_here and state == "odd":
         runs.open_run(place, "backbone")
@@ -209,9 +196,9 @@ def _timed(grid: Grid, what: str, is_done: bool = False) -> Iterator[None]:
         yield
     finally:
         if not is_done:
-            seconds = dict(read_record(grid).seconds)
+            seconds = dict(grid.read_record().seconds)
             seconds[what] = round(seconds.get(what, 0.0) + time.monotonic() - start, 2)
-            record(grid, seconds=seconds)
+            grid.record(seconds=seconds)
 
 
 @contextlib.contextmanager
