@@ -12,6 +12,7 @@ import torch
 from hsal_cli import distributed
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.attention import Tally, add_attn_saliency, add_localization
+from hsal_cli.evaluation.looking import Looking
 from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, multiset_metrics, trivial_baselines
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.settings import kind_in
@@ -55,9 +56,10 @@ def evaluate(
     Returns:
         Plain JSON types: all of `metrics.multiset_metrics`; `attn_saliency` (`raw`, `normalized`, `random`, `best`); where boxes are
         known `localization` (`glimpse_hit`, `mask_mass`, controls `random`, `area`, `center`, `saliency`, `reachable`, and `digits_once`,
-        `repeat_visits`; see `attention`); `baselines`, with train_labels (see `metrics`); `sample` and `max_steps` as used.
+        `repeat_visits`; see `attention`); `looking` of greedy roll-outs (see `Looking.scores`); `baselines`, with
+        train_labels (see `metrics`); `sample` and `max_steps` as used.
         A score of which there is no case, such as `glimpse_hit` of a policy without glimpses, is None; a direct baseline has no
-        `localization`, and its `attn_saliency` and `max_steps` are None.
+        `localization` or `looking`, and its `attn_saliency` and `max_steps` are None.
 
     Raises:
         UsageError: sampled roll-outs are asked of a direct baseline.
@@ -67,11 +69,14 @@ def evaluate(
     if not looks and (settings.sample or settings.max_steps):
         raise UsageError("a direct baseline takes no steps, so there are none to sample or to cap", "leave --sample and --max-steps out")
     max_steps, times = settings.max_steps or max_steps, max(settings.sample, 1)
-    true, results = label_counts(table.labels, policy.classes), []
-    with reporter.track("evaluating", len(distributed.stretch(len(table), settings.batch_size)) * times, "images") as advance:
+    true, results, stretch = label_counts(table.labels, policy.classes), [], distributed.stretch(len(table), settings.batch_size)
+    looking = Looking(policy, max_steps, settings.seed, settings.resamples, stretch.start) if looks and not settings.sample else None
+    with reporter.track("evaluating", len(stretch) * times, "images") as advance:
 
-        def seen(images: int) -> None:
-            advance(images)
+        def seen(part: FeatureTable, episode: Episode | None) -> None:
+            if looking is not None:
+                looking.add(part.volumes.to(device), part.saliency.to(device), part.labels, episode.labels)
+            advance(len(part))
             reporter.check_stop(STOPPED_HINT)
 
         for number in range(times):
@@ -83,6 +88,8 @@ def evaluate(
                 scores["localization"] = localization.means()
             results.append(scores)
     found = mean_of(results)
+    if looking is not None:
+        found["looking"] = looking.scores()
     if train_labels is not None and len(train_labels):
         found["baselines"] = trivial_baselines(label_counts(train_labels, policy.classes), true)
     return {**found, "sample": settings.sample, "max_steps": max_steps if looks else None}
@@ -272,7 +279,7 @@ def _answers(
     batch_size: int,
     device: torch.device | str,
     seed: int | None = None,
-    seen: Callable[[int], None] = lambda images: None,
+    seen: Callable[[FeatureTable, Episode | None], None] = lambda part, episode: None,
 ) -> tuple[np.ndarray, Tally, Tally]:
     """What a table's images are named, by all workers: (N, K) int64 counts, and the tallies of attention and localization of a policy."""
     counts, attention, localization = [np.zeros((0, policy.classes), dtype=np.int64)], Tally(), Tally()
@@ -280,14 +287,14 @@ def _answers(
         for _, part in _batches(table, batch_size):
             with torch.inference_mode():
                 counts.append(policy.predict(part.volumes.to(device)).cpu().numpy())
-            seen(len(part))
+            seen(part, None)
     else:
         for part, episode in roll_outs(policy, table, max_steps, batch_size, device, seed):
             counts.append(label_counts(episode.labels.T, policy.classes))
             add_attn_saliency(attention, episode, part.saliency)
             if part.boxes is not None:
                 add_localization(localization, episode, part.labels, part.boxes, part.image_size)
-            seen(len(part))
+            seen(part, episode)
     return np.concatenate(distributed.all_gather(np.concatenate(counts))), attention.together(), localization.together()
 
 
