@@ -29,7 +29,7 @@ from hsal_cli.pictures.film import film
 from hsal_cli.pictures.replay import replay_page
 from hsal_cli.pictures.trajectory import titles
 from hsal_cli.report.report_figures import confusion_figure, count_figure
-from hsal_cli.report.tested import Detail, choose, confusion, exact_by_count
+from hsal_cli.report.tested import Detail, choose, confusion
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes
@@ -169,7 +169,6 @@ def test_where_it_looks_in_empty_images_counts_for_no_object() -> None:
 
 def test_a_detail_of_empty_images_is_chosen_counted_and_drawn() -> None:
     found = Detail(np.array([[0, 0], [0, 0], [2, 0]]), np.array([[0, 0], [0, 1], [2, 0]]), np.array([0.9, 0.8, 0.7]))
-    assert exact_by_count(found) == {0: (2, 0.5), 2: (1, 1.0)}
     assert confusion(found.true, found.named).tolist() == [[2, 0, 0], [0, 0, 0], [0, 1, 0]]
     assert choose(found) == {"best": [2, 0], "worst": [1], "repeats": [2], "uncertain": [2, 1, 0]}
     nothing = Detail(np.zeros((2, 2), int), np.zeros((2, 2), int), np.ones(2))

@@ -72,11 +72,6 @@ def multiset_metrics(
     precision, recall, f1 = _ratio(h, p), _ratio(h, n), _ratio(2 * h, n + p)
     exact, macro_f1 = exact_match_and_f1(true, predicted)
     cardinality, named = true.sum(1), predicted.sum(1)
-    by_count = {}
-    for count in np.unique(cardinality).tolist():
-        rows = cardinality == count
-        scores = zip(("exact_match", "macro_f1"), exact_match_and_f1(true[rows], predicted[rows]), strict=True)
-        by_count[str(count)] = {"examples": int(rows.sum()), **dict(scores)}
     nothing = float(not occurs.any())  # then all that is averaged over classes or objects is 1
     example_f1 = np.where(cardinality + named > 0, _ratio(2 * hits.sum(1), cardinality + named), 1.0)
     return {
@@ -91,12 +86,21 @@ def multiset_metrics(
         "example_f1": float(example_f1.mean()),
         "cardinality_error": float(np.abs(cardinality - named).mean()),
         "ci95": _intervals(true, predicted, resamples, seed),
-        "by_count": by_count,
+        "by_count": scores_by_count(true, predicted),
         "by_class": {
             name: {"precision": float(precision[c]), "recall": float(recall[c]), "f1": float(f1[c]), "support": int(n[c])}
             for c, name in enumerate(class_names)
         },
     }
+
+
+def scores_by_count(true: np.ndarray, predicted: np.ndarray) -> dict[str, dict[str, Any]]:
+    """True number of objects, as text -> `examples`, `exact_match`, `macro_f1` of the images (N, K) that have so many."""
+    found, sizes = {}, true.sum(1)
+    for size in np.unique(sizes).tolist():
+        exact, macro_f1 = exact_match_and_f1(true[sizes == size], predicted[sizes == size])
+        found[str(size)] = {"examples": int((sizes == size).sum()), "exact_match": exact, "macro_f1": macro_f1}
+    return found
 
 
 def trivial_baselines(train: np.ndarray, true: np.ndarray) -> dict[str, dict[str, float]]:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hsal_cli.evaluation.metrics import mean_of_runs
+from hsal_cli.evaluation.metrics import MeanOfRuns, mean_of_runs, scores_by_count
 from hsal_cli.pictures.charts.panels import Bars, Curve, Curves, Heat, draw_panels
 from hsal_cli.pictures.trajectory import trajectories
 from hsal_cli.pictures.writing import encoded
 from hsal_cli.report.report_page import PageFigure
-from hsal_cli.report.tested import Detail, confusion, exact_by_count
+from hsal_cli.report.tested import Detail, confusion
 
 if TYPE_CHECKING:
     from hsal_cli.models.look import Look
@@ -98,25 +98,23 @@ def curve_figures(kind: str, curves: Mapping[str, Mapping[str, Sequence[Curve]]]
 
 def count_figure(details: Mapping[str, Sequence[Detail]]) -> PageFigure:
     """Exact match by the true number of objects, with 95% intervals: over runs where there are several, else over images."""
-    found = {group: [exact_by_count(one) for one in runs] for group, runs in details.items()}
-    counts = sorted({count for runs in found.values() for run in runs for count in run})
+    found = {group: [scores_by_count(one.true, one.named) for one in runs] for group, runs in details.items()}
+    counts = sorted({count for runs in found.values() for run in runs for count in run}, key=int)
     heights: dict[str, list[float | None]] = {}
     halves: dict[str, list[float | None]] = {}
     for group, runs in found.items():
         cells = [[run[count] for run in runs if count in run] for count in counts]
-        means = [mean_of_runs([share for _, share in cell]) if cell else None for cell in cells]
+        means = [mean_of_runs([part["exact_match"] for part in cell]) if cell else None for cell in cells]
         heights[group] = [mean and mean.mean for mean in means]
-        halves[group] = [
-            None
-            if mean is None
-            else mean.half
-            if mean.half is not None
-            else NormalDist().inv_cdf(0.975) * (mean.mean * (1 - mean.mean) / cell[0][0]) ** 0.5
-            for mean, cell in zip(means, cells, strict=True)
-        ]
-    bars = Bars("Exact match by number of objects", "objects in the image", "exact match", list(map(str, counts)), heights, halves, top=1.0)
+        halves[group] = [mean and _half(mean, cell[0]["examples"]) for mean, cell in zip(means, cells, strict=True)]
+    bars = Bars("Exact match by number of objects", "objects in the image", "exact match", counts, heights, halves, top=1.0)
     caption = "On the test split. Bars: 95% interval, over seeds where there are several runs, else over images."
     return PageFigure("by-count", bars.title + ".", caption, draw_panels([bars], size=BY_COUNT))
+
+
+def _half(mean: MeanOfRuns, images: int) -> float:
+    """Half the 95% interval over runs; of one run over its images."""
+    return NormalDist().inv_cdf(0.975) * (mean.mean * (1 - mean.mean) / images) ** 0.5 if mean.half is None else mean.half
 
 
 def confusion_figure(name: str, group: str, runs: Sequence[Detail], classes: list[str]) -> PageFigure:

@@ -101,12 +101,6 @@ def confusion(true: np.ndarray, named: np.ndarray) -> np.ndarray:
     return found
 
 
-def exact_by_count(found: Detail) -> dict[int, tuple[int, float]]:
-    """True number of objects -> (images, share of exact matches)."""
-    sizes, exact = found.true.sum(axis=1), found.exact
-    return {int(size): (int((sizes == size).sum()), float(exact[sizes == size].mean())) for size in np.unique(sizes)}
-
-
 def choose(found: Detail, most: int = 3) -> dict[str, list[int]]:
     """Images worth looking at, by rule; of equals the first.
 
