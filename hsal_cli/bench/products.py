@@ -37,14 +37,10 @@ class MatrixProducts(TorchDispatchMode):
     @property
     def flops(self) -> int:
         """Floating-point operations of all products: 2 for each multiplication and addition."""
-        return sum(times * flops_of(*pair) for pair, times in self.found.items())
-
-
-def flops_of(left: Layout, right: Layout) -> int:
-    """2 m n p FLOPs for the product of (m, n) and (n, p), and as many times that as there are in a batch."""
-    *batch, rows, inner = left[0]
-    flops = 2 * rows * inner * right[0][-1]
-    return flops * batch[0] if batch else flops
+        total = 0
+        for (((*batch, rows, inner), *_), (right, *_)), times in self.found.items():  # (rows, inner) times (inner, columns)
+            total += times * 2 * rows * inner * right[-1] * (batch[0] if batch else 1)
+        return total
 
 
 def replay(products: MatrixProducts, device: torch.device) -> Callable[[], None]:

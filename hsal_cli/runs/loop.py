@@ -231,12 +231,18 @@ def _epochs(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any]) 
             task.start_epoch(epoch)
             _steps(task, run, reporter, progress, epoch, advance)
             _check_weights(task, run, progress)
-            row = _finish_epoch(task, progress, epoch)
+            row: dict[str, Any] = {"epoch": epoch + 1}
+            row |= {key: float(value) / max(progress["count"], 1) for key, value in progress["sums"].items()}
+            row |= {"examples_per_s": progress["count"] / max(progress["seconds"], 1e-9), "seconds": progress["seconds"]} | task.validate()
             best = row[task.score_name] > progress["best"]
             progress["best"] = max(progress["best"], row[task.score_name])
             progress["rows"] = [*progress["rows"], row]
             progress.update(epoch=epoch + 1, step=0, sums={}, count=0, seconds=0.0)
-            unwritten = _write_rows(run, progress["rows"])
+            try:
+                run.write_rows(progress["rows"])
+                unwritten = None
+            except FileError as error:  # a disk that takes the checkpoint, which holds the metrics too, ends no training
+                unwritten = error
             warning = task.check(progress["rows"])  # before saving: one that has collapsed does not take the place of one that has not
             _plot(task, reporter, progress["rows"])
             _save(task, run, progress, best)
@@ -252,15 +258,6 @@ def _epochs(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any]) 
     if unwritten:
         run.write_rows(progress["rows"])  # there may be room again
     return progress["rows"]
-
-
-def _write_rows(run: Run, rows: list[dict[str, Any]]) -> FileError | None:
-    """Writes the metrics; a disk that takes them no more, but does take the checkpoint, which holds them too, ends no training."""
-    try:
-        run.write_rows(rows)
-    except FileError as error:
-        return error
-    return None
 
 
 def _plot(task: Task, reporter: Reporter, rows: list[dict[str, Any]]) -> None:
@@ -298,14 +295,6 @@ def _steps(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any], e
             if signal:
                 _stop(task, run, signal)
     progress["sums"] = {key: value.cpu() for key, value in sums.items()}
-
-
-def _finish_epoch(task: Task, progress: dict[str, Any], epoch: int) -> dict[str, Any]:
-    row: dict[str, Any] = {"epoch": epoch + 1}
-    row |= {key: float(value) / max(progress["count"], 1) for key, value in progress["sums"].items()}
-    row["examples_per_s"] = progress["count"] / max(progress["seconds"], 1e-9)
-    row["seconds"] = progress["seconds"]
-    return row | task.validate()
 
 
 def _not_finite(what: str, progress: dict[str, Any], run: Run) -> TrainingError:
