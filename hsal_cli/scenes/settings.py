@@ -14,8 +14,8 @@ RECIPES = {**{name: name for name in DATASETS}, "multiset": "mnist-multiset", "s
 
 
 FRAME_HELP = (
-    "What is cut out before resizing: image: nothing, the whole image; number: the union of the image's boxes, enlarged by 30% in width and "
-    "in height, as the field does: of test images, too, an oracle there."
+    "What is cut out before resizing: image: nothing, the whole image; number: the union of the image's boxes, enlarged by 30% in width "
+    "and in height, as the field does: of test images, too, an oracle there."
 )
 JITTER_HELP = "Frame number: frames of each training image, shifted and scaled at random (boxes stay within); 0: the exact one."
 

@@ -1,7 +1,7 @@
 """The frame: what is cut out of an image before it is resized.
 
-Section 5 says no more than "resized to 224x224". The field cuts the number out of SVHN's images first, by its boxes (Goodfellow et al. 2014,
-and DRAM after them), which at test time is an oracle.
+Section 5 says no more than "resized to 224x224". The field cuts the number out of SVHN's images first, by its boxes (Goodfellow et al.
+2014, and DRAM after them), which at test time is an oracle.
 """
 
 from __future__ import annotations
