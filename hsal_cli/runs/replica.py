@@ -81,7 +81,7 @@ def synchronised(model: nn.Module) -> nn.Module:
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm2d over the batch of all workers, on any device; torch's SyncBatchNorm needs a GPU. An activation that timm put in it stays."""
+    """BatchNorm2d over the batch of all workers, on any device; torch's SyncBatchNorm needs a GPU. What timm put behind it stays."""
 
     @classmethod
     def of(cls, norm: nn.BatchNorm2d) -> SharedBatchNorm:

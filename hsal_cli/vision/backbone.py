@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from hsal_cli.errors import FileError, HsalError, UsageError, first_line
+from hsal_cli.errors import FileError, HsalError, UsageError
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
@@ -204,7 +204,8 @@ def finer(model: ActivationModel, resolution: int) -> ActivationModel:
 
     The last strides are taken out, and every convolution behind one is dilated, so that each weight sees the image at the scale it was
     trained for: at every second cell (every fourth, with two strides out) the volume is that of `model`. The first of those cells is the
-    first one; with TensorFlow's padding, as in timm's tf_ networks, it is the second.
+    first one; with TensorFlow's padding, as in timm's tf_ networks, it is the second. Networks that average whole maps, such as
+    squeeze-and-excitation, give it about.
 
     Args:
         model: the trained network.
