@@ -12,13 +12,16 @@ from typer.core import TyperGroup
 
 from hsal_cli import console
 from hsal_cli.commands.options import DryRun, Json, Overwrite, Workers, check_out, options
+from hsal_cli.commands.policies import finder_of
 from hsal_cli.errors import HsalError, UsageError
+from hsal_cli.features.settings import LookSettings
 from hsal_cli.scenes.settings import RECIPES, FolderSettings, SceneSettings, StreetSettings, SvhnSettings
 from hsal_cli.settings import as_dict
 
 if TYPE_CHECKING:
     from hsal_cli.scenes.readers.labels import Notes
     from hsal_cli.scenes.scene_file import SceneFile
+    from hsal_cli.scenes.street.frames import Finder
 
 PREVIEWED = 24  # images on the contact sheet
 SHOWN = 3  # examples of a reason for which images were left out
@@ -83,10 +86,25 @@ for _name in RECIPES:
     make_data.command(_name, help=ABOUT[_name])(_composed(_name))
 
 
+def _finder(frame: str, looks: LookSettings) -> Finder | None:
+    """What finds the frames where they are to be found."""
+    return finder_of(looks, None) if frame == "found" else None
+
+
+def _check_look(frame: str, looks: LookSettings) -> None:
+    """Refuses a frame to be found by no network, and a network that finds nothing."""
+    if (frame == "found") != (looks.look is not None):
+        raise UsageError(
+            f"frame = {frame}, " + ("but no network is named that looks first" if looks.look is None else "but --look finds frames"),
+            "add --look runs/finetune, the run of a backbone" if looks.look is None else "add --frame found, or leave --look out",
+        )
+
+
 @make_data.command("street-numbers")
-@options(settings=StreetSettings)
+@options(settings=StreetSettings, looks=LookSettings)
 def street_numbers(
     settings: StreetSettings,
+    looks: LookSettings,
     out: Out = None,
     workers: Workers = None,
     preview: Preview = None,
@@ -99,17 +117,19 @@ def street_numbers(
     def make(target: Path, reporter: console.Reporter) -> dict[str, Any]:
         from hsal_cli.scenes.street.street import make_street_numbers
 
-        make_street_numbers(settings, target, workers, reporter)
+        make_street_numbers(settings, target, workers, reporter, _finder(settings.frame, looks))
         return {}
 
+    _check_look(settings.frame, looks)
     plan = f"paint {settings.train:,} training and {settings.test:,} test images of street numbers"
     _make("street-numbers", settings, make, plan, out, preview, overwrite, dry_run, json)
 
 
 @make_data.command("svhn-multiset")
-@options(settings=SvhnSettings)
+@options(settings=SvhnSettings, looks=LookSettings)
 def svhn_multiset(
     settings: SvhnSettings,
+    looks: LookSettings,
     out: Out = None,
     preview: Preview = None,
     overwrite: Overwrite = False,
@@ -122,15 +142,17 @@ def svhn_multiset(
         from hsal_cli.scenes.street.svhn import make_svhn
         from hsal_cli.vision.images import read_image
 
-        return {"skipped": make_svhn(settings, target, read_image, reporter)}
+        return {"skipped": make_svhn(settings, target, read_image, reporter, _finder(settings.frame, looks))}
 
+    _check_look(settings.frame, looks)
     _make("svhn-multiset", settings, make, f"read SVHN from {settings.svhn_dir}", out, preview, overwrite, dry_run, json)
 
 
 @make_data.command("folder")
-@options(settings=FolderSettings)
+@options(settings=FolderSettings, looks=LookSettings)
 def folder(
     settings: FolderSettings,
+    looks: LookSettings,
     out: Out = None,
     preview: Preview = None,
     overwrite: Overwrite = False,
@@ -147,10 +169,11 @@ def folder(
         from hsal_cli.scenes.folder import make_from_folder
         from hsal_cli.vision.images import FORMATS, read_image
 
-        make_from_folder(settings, target, read_image, FORMATS, reporter, notes)
+        make_from_folder(settings, target, read_image, FORMATS, reporter, notes, _finder(settings.frame, looks))
         return {"skipped": notes.skipped, "notes": notes.remarks}
 
     settings.check_named()
+    _check_look(settings.frame, looks)
     plan = f"read the images in {settings.images} with the labels in {settings.labels}"
     _make("folder", settings, make, plan, out, preview, overwrite, dry_run, json, notes)
 
@@ -205,7 +228,11 @@ def _make(
             "out": str(out),
             "images": counts,
             "classes": scenes.classes,
-            **{key: scenes.config[key] for key in ("digits", "mnist_dir", "svhn_labels", "svhn_dir", "frame") if key in scenes.config},
+            **{
+                key: scenes.config[key]
+                for key in ("digits", "mnist_dir", "svhn_labels", "svhn_dir", "frame", "found")
+                if key in scenes.config
+            },
             "boxes": all(scenes.split(split).boxes is not None for split in scenes.splits),
             "digest": scenes.digest,
             "bytes": out.stat().st_size,
@@ -221,6 +248,12 @@ def _make(
         return
     words = " and ".join(f"{count:,} {split}" for split, count in counts.items())
     console.print_line(f"{words} images in {out} ({report['bytes'] / 1e6:,.0f} MB, {console.clock(seconds)})")
+    for split in counts:
+        if lie := report.get("found", {}).get(split):
+            console.print_line(
+                f"{split}: the region's IoU with the union of the boxes is {lie['iou']:.3f} on average, above 0.5 in "
+                f"{lie['iou_above_half']:.1%} of images; all objects lie in the frame in {lie['all_inside']:.1%}"
+            )
     _tell(report.get("skipped", []), report.get("notes", []), console.print_line)
     if preview is not None:
         console.print_line(f"Contact sheet in {preview}")

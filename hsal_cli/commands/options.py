@@ -47,7 +47,7 @@ def known_tables() -> dict[str, list[type]]:
     from hsal_cli.bench.settings import BenchSettings
     from hsal_cli.evaluation.settings import EvalSettings
     from hsal_cli.experiments.settings import SweepSettings
-    from hsal_cli.features.settings import PrecomputeSettings
+    from hsal_cli.features.settings import LookSettings, PrecomputeSettings
     from hsal_cli.policy.variant import Variant, VariantName
     from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
     from hsal_cli.scenes.settings import FolderSettings, SceneSettings, StreetSettings, SvhnSettings
@@ -57,6 +57,7 @@ def known_tables() -> dict[str, list[type]]:
         "street-numbers": [StreetSettings],
         "svhn-multiset": [SvhnSettings],
         "folder": [FolderSettings],
+        "found": [LookSettings],
         "finetune": [FinetuneSettings],
         "precompute": [PrecomputeSettings],
         "variant": [VariantName, Variant],

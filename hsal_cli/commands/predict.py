@@ -8,9 +8,10 @@ from typing import Annotated, Optional
 import typer
 
 from hsal_cli import console
-from hsal_cli.commands.options import Device, Json
-from hsal_cli.commands.policies import LookRunOption, PretrainedOption, looks
+from hsal_cli.commands.options import Device, Json, options
+from hsal_cli.commands.policies import FrameOption, LookRunOption, PretrainedOption, looks
 from hsal_cli.errors import HsalError
+from hsal_cli.features.settings import LookSettings
 from hsal_cli.words import brief
 
 MaxSteps = Annotated[
@@ -19,10 +20,13 @@ MaxSteps = Annotated[
 ]
 
 
+@options(first=LookSettings)
 def predict(
+    first: LookSettings,
     images: Annotated[list[Path], typer.Argument(help="Images in any format that Pillow reads, of any size.", show_default=False)],
     run: LookRunOption = None,
     pretrained: PretrainedOption = None,
+    frame: FrameOption = "image",
     max_steps: MaxSteps = None,
     device: Device = "auto",
     json: Json = False,
@@ -31,7 +35,7 @@ def predict(
     reporter = console.TerminalReporter()
     documents, failed = [], False
     with console.stopping(reporter):
-        for path, found in looks(images, run, device, max_steps, reporter, pretrained):
+        for path, found in looks(images, run, device, max_steps, reporter, pretrained, frame, first):
             if isinstance(found, HsalError):
                 failed = True
                 console.print_error(found.message, found.hint)

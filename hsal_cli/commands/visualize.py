@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from hsal_cli import console
-from hsal_cli.commands.options import Device, Json
-from hsal_cli.commands.policies import LookRunOption, PretrainedOption, load_with_backbone, looks
+from hsal_cli.commands.options import Device, Json, options
+from hsal_cli.commands.policies import FrameOption, LookRunOption, PretrainedOption, load_with_backbone, looks
 from hsal_cli.commands.predict import MaxSteps, words
 from hsal_cli.errors import HsalError, UsageError
+from hsal_cli.features.settings import LookSettings
 
 if TYPE_CHECKING:
     from hsal_cli.models.look import Look
@@ -24,12 +25,15 @@ KEYS = {".png": "picture", ".gif": "animation", ".html": "replay"}  # of a docum
 MOST_ROWS = 50  # in one picture
 
 
+@options(first=LookSettings)
 def visualize(
+    first: LookSettings,
     images: Annotated[
         Optional[list[Path]], typer.Argument(help="Images in any format that Pillow reads, of any size.", show_default=False)
     ] = None,
     run: LookRunOption = None,
     pretrained: PretrainedOption = None,
+    frame: FrameOption = "image",
     out: Annotated[
         Optional[Path],
         typer.Option(
@@ -60,6 +64,11 @@ def visualize(
     if data is not None:
         if images or labels is not None:
             raise UsageError("--data goes without images and without --labels", "name either images or a scene file")
+        if frame != "image":
+            raise UsageError(
+                f"--frame {frame} takes images as they are, and those of {data} are cut and resized already",
+                "name image files, or cut the scene file so: hsal make-data NAME --frame found --look runs/finetune",
+            )
         target = targets([Path(data.name)], out, kinds)[0]
         _scenes(data, split, parse_rows(rows), run, target, kinds, max_steps, device, json, reporter, pretrained)
         return
@@ -77,7 +86,7 @@ def visualize(
     places = targets(wanted, out, kinds)
     documents, failed = [], False
     with console.stopping(reporter):
-        for number, (path, found) in enumerate(looks(wanted, run, device, max_steps, reporter, pretrained)):
+        for number, (path, found) in enumerate(looks(wanted, run, device, max_steps, reporter, pretrained, frame, first)):
             try:
                 if isinstance(found, HsalError):
                     raise found

@@ -15,6 +15,7 @@ from hsal_cli.models.load import LoadedPolicy
 from hsal_cli.policy.episode import Episode, greedy, with_shift
 
 if TYPE_CHECKING:
+    from hsal_cli.scenes.street.frames import Finder
     from hsal_cli.vision.backbone import LoadedBackbone
 
 BATCH = 16  # images a forward pass
@@ -57,6 +58,7 @@ class Look:
         steps: the meta-steps that name a label, in order.
         stop_probability: of stop at the last meta-step, which names it unless the cap on meta-steps came first.
         end: the meta-step that named stop; None where the cap came first.
+        region: x0, y0, x1, y1 in px, the part of the image that the policy saw, in whose cells all maps and glimpses are; None: all of it.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Look:
     steps: list[LookStep]
     stop_probability: float
     end: LookStep | None = None
+    region: tuple[int, int, int, int] | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -144,24 +147,34 @@ def look(
 
 
 def look_at_files(
-    paths: Sequence[Path], backbone: LoadedBackbone, policy: LoadedPolicy, max_steps: int | None = None
+    paths: Sequence[Path], backbone: LoadedBackbone, policy: LoadedPolicy, max_steps: int | None = None, finder: Finder | None = None
 ) -> Iterator[tuple[Path, Look | HsalError]]:
     """Shows image files to a policy, a few at a time, so that there may be any number of them.
+
+    Args:
+        paths, backbone, policy, max_steps: as in `look`.
+        finder: finds the region of each image that the policy is shown; None: it is shown the whole image.
 
     Yields:
         (path, look) in the order of the paths; in place of the look of a file that cannot be read, the error.
     """
-    from hsal_cli.vision.images import from_pil, read_image
+    from hsal_cli.vision.images import read_image
 
     for start in range(0, len(paths), BATCH):
-        found: dict[int, torch.Tensor | HsalError] = {}
+        found: dict[int, Image | HsalError] = {}
         for place, path in enumerate(paths[start : start + BATCH]):
             try:
-                found[place] = from_pil(read_image(path))
+                found[place] = read_image(path)
             except HsalError as error:
                 found[place] = error
         images = {place: image for place, image in found.items() if not isinstance(image, HsalError)}
-        looks = dict(zip(images, look(list(images.values()), backbone, policy, max_steps, [paths[start + p] for p in images]), strict=True))
+        names = [paths[start + place] for place in images]
+        whole = list(images.values())
+        frames = [frame for _, frame in finder(whole)] if finder and whole else [None] * len(whole)
+        shown = [image if frame is None else image.crop(frame) for image, frame in zip(whole, frames, strict=True)]
+        seen = zip(look(shown, backbone, policy, max_steps, names), whole, frames, strict=True)
+        regions = [one if frame is None else dataclasses.replace(one, image=np.array(image), region=frame) for one, image, frame in seen]
+        looks = dict(zip(images, regions, strict=True))
         for place, image in found.items():
             yield paths[start + place], image if isinstance(image, HsalError) else looks[place]
 
@@ -217,7 +230,7 @@ def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes:
 
 def to_json(look: Look) -> dict[str, Any]:
     """A look in the form of the contract: `image`, `labels`, `steps` (each `label`, `probability`, `glimpses`, `mask`, `priority`,
-    `saliency`; maps as h rows of w numbers) and `stop_probability`."""
+    `saliency`; maps as h rows of w numbers), `stop_probability`, and `region` where the policy saw no more than that."""
     steps = [
         {
             "label": step.label,
@@ -227,7 +240,8 @@ def to_json(look: Look) -> dict[str, Any]:
         }
         for step in look.steps
     ]
-    return {"image": look.name, "labels": look.labels, "steps": steps, "stop_probability": round(look.stop_probability, DIGITS)}
+    found = {"image": look.name, "labels": look.labels, "steps": steps, "stop_probability": round(look.stop_probability, DIGITS)}
+    return found if look.region is None else {**found, "region": list(look.region)}
 
 
 def as_rgb(image: torch.Tensor) -> torch.Tensor:

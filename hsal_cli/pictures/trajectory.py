@@ -175,7 +175,7 @@ def _draw_block(look: Look, truth: Sequence[str] | None, layout: Layout) -> Imag
         picture.paste(photo, layout.box(0, 0)[:2])
     right = hits(look.labels, truth) if truth is not None and look.steps else [None] * len(steps)
     for place, (step, is_hit) in enumerate(zip(steps, right, strict=True)):
-        _draw_step(picture, draw, layout, place, photo, step, is_hit)
+        _draw_step(picture, draw, layout, place, photo, step, is_hit, seen_in((0, 0, *photo.size), look))
     return picture
 
 
@@ -229,17 +229,26 @@ def _row_label(draw: ImageDraw.ImageDraw, middle: int, first: str, second: str, 
 
 
 def _draw_step(
-    picture: Image.Image, draw: ImageDraw.ImageDraw, layout: Layout, place: int, photo: Image.Image, step: LookStep, is_hit: bool | None
+    picture: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    layout: Layout,
+    place: int,
+    photo: Image.Image,
+    step: LookStep,
+    is_hit: bool | None,
+    part: Box,
 ) -> None:
+    """Draws a column; `part` is what the policy saw of the photo, px."""
     boxes = [layout.box(row, place) for row in range(len(ROWS))]
     middle = (boxes[0][0] + boxes[0][2]) // 2
     draw.text((middle, boxes[0][1] - 4), f"step {place + 1}", FAINT, font(14), anchor="ms")
-    picture.paste(outlined(photo, step), boxes[0][:2])
+    picture.paste(outlined(photo, step, part), boxes[0][:2])
     for box, values in zip(boxes[1:], (step.saliency, to_maximum(step.mask), step.priority), strict=True):
         draw_map(draw, box, values)
     draw_centres(draw, boxes[2], step)
-    for box, shown in ((boxes[0], photo), (boxes[3], None)):
-        draw_glimpses(draw, box, step, photo=shown)
+    (x, y), (x0, y0, x1, y1) = boxes[0][:2], part
+    draw_glimpses(draw, boxes[0], step, photo=photo, part=(x + x0, y + y0, x + x1, y + y1))
+    draw_glimpses(draw, boxes[3], step)
     draw_classes(draw, layout.bars(place), step.classes)
     _draw_named(draw, layout.column, (middle, layout.bars(place)[3]), step, is_hit)
 

@@ -214,7 +214,7 @@ def write_scenes(target: Path, config: dict[str, Any], classes: list[str]) -> It
 
     Args:
         target: the file; one that exists is replaced.
-        config: every setting, as JSON types.
+        config: every setting, as JSON types; stamped when all is written, so that what is learned on the way may be noted in it.
         classes: the class names.
 
     Raises:
@@ -226,10 +226,10 @@ def write_scenes(target: Path, config: dict[str, Any], classes: list[str]) -> It
         raise FileError(f"{target}: {error}", "nothing was written; take fewer classes, with --classes where the command has it") from None
     # The newer layout has checksums of HDF5's own bookkeeping too.
     with atomic_write(target) as temporary, SteadyFile(temporary, "w", libver=("v110", "latest")) as file:
-        stamp(file, FORMAT, config)
         put_text(file, "classes", json.dumps(classes))
         writer = SceneWriter(file, temporary, classes)
         yield writer
+        stamp(file, FORMAT, config)
         seal(file, writer.digest)
 
 
