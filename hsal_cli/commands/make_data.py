@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from hsal_cli import console
 from hsal_cli.commands.options import DryRun, Json, Overwrite, Workers, check_out, options
-from hsal_cli.commands.policies import finder_of
+from hsal_cli.commands.policies import check_look, finder_of
 from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.features.settings import LookSettings
 from hsal_cli.scenes.settings import RECIPES, FolderSettings, SceneSettings, StreetSettings, SvhnSettings
@@ -91,15 +91,6 @@ def _finder(frame: str, looks: LookSettings) -> Finder | None:
     return finder_of(looks, None) if frame == "found" else None
 
 
-def _check_look(frame: str, looks: LookSettings) -> None:
-    """Refuses a frame to be found by no network, and a network that finds nothing."""
-    if (frame == "found") != (looks.look is not None):
-        raise UsageError(
-            f"frame = {frame}, " + ("but no network is named that looks first" if looks.look is None else "but --look finds frames"),
-            "add --look runs/finetune, the run of a backbone" if looks.look is None else "add --frame found, or leave --look out",
-        )
-
-
 @make_data.command("street-numbers")
 @options(settings=StreetSettings, looks=LookSettings)
 def street_numbers(
@@ -120,7 +111,7 @@ def street_numbers(
         make_street_numbers(settings, target, workers, reporter, _finder(settings.frame, looks))
         return {}
 
-    _check_look(settings.frame, looks)
+    check_look(settings.frame, looks, own=False)
     plan = f"paint {settings.train:,} training and {settings.test:,} test images of street numbers"
     _make("street-numbers", settings, make, plan, out, preview, overwrite, dry_run, json)
 
@@ -144,7 +135,7 @@ def svhn_multiset(
 
         return {"skipped": make_svhn(settings, target, read_image, reporter, _finder(settings.frame, looks))}
 
-    _check_look(settings.frame, looks)
+    check_look(settings.frame, looks, own=False)
     _make("svhn-multiset", settings, make, f"read SVHN from {settings.svhn_dir}", out, preview, overwrite, dry_run, json)
 
 
@@ -173,7 +164,7 @@ def folder(
         return {"skipped": notes.skipped, "notes": notes.remarks}
 
     settings.check_named()
-    _check_look(settings.frame, looks)
+    check_look(settings.frame, looks, own=False)
     plan = f"read the images in {settings.images} with the labels in {settings.labels}"
     _make("folder", settings, make, plan, out, preview, overwrite, dry_run, json, notes)
 

@@ -123,8 +123,6 @@ def looks(
     from hsal_cli.vision.images import read_image
 
     check_one(run, pretrained)
-    if frame == "image" and first is not None and first.look is not None:
-        raise UsageError(f"--look {first.look}, but frame = image, so nothing is looked for", "add --frame found, or leave --look out")
     if not any(path.is_file() for path in images):  # nothing is loaded, let alone trained, for images that are not there
         for path in images:
             try:
@@ -134,6 +132,20 @@ def looks(
         return
     loaded, backbone = load_with_backbone(run, device, reporter, pretrained)
     yield from look_at_files(images, backbone, loaded, max_steps, finder_of(first, backbone) if frame == "found" and first else None)
+
+
+def check_look(frame: str, first: LookSettings, own: bool = True) -> None:
+    """Refuses a network that finds nothing, and a frame to be found by none.
+
+    Args:
+        frame: what is cut out.
+        first: how a first look finds that.
+        own: whether the backbone of a policy looks where none is named.
+    """
+    if frame != "found" and first.look is not None:
+        raise UsageError(f"--look {first.look} finds frames, but frame = {frame}", "add --frame found, or leave --look out")
+    if frame == "found" and first.look is None and not own:
+        raise UsageError("frame = found, but no network is named that looks first", "add --look runs/finetune, the run of a backbone")
 
 
 def finder_of(first: LookSettings, own: LoadedBackbone | None) -> Finder:

@@ -9,7 +9,7 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.options import Device, Json, options
-from hsal_cli.commands.policies import FrameOption, LookRunOption, PretrainedOption, looks
+from hsal_cli.commands.policies import FrameOption, LookRunOption, PretrainedOption, check_look, looks
 from hsal_cli.errors import HsalError
 from hsal_cli.features.settings import LookSettings
 from hsal_cli.words import brief
@@ -32,6 +32,7 @@ def predict(
     json: Json = False,
 ) -> None:
     """Name every object in images, repeats included; --json adds the glimpses and maps of each meta-step."""
+    check_look(frame, first)
     reporter = console.TerminalReporter()
     documents, failed = [], False
     with console.stopping(reporter):

@@ -11,7 +11,7 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.options import Device, Json, options
-from hsal_cli.commands.policies import FrameOption, LookRunOption, PretrainedOption, load_with_backbone, looks
+from hsal_cli.commands.policies import FrameOption, LookRunOption, PretrainedOption, check_look, load_with_backbone, looks
 from hsal_cli.commands.predict import MaxSteps, words
 from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.features.settings import LookSettings
@@ -59,6 +59,7 @@ def visualize(
 ) -> None:
     """Draw where the policy looked in images: glimpses, saliency, covert mask and priority map at each meta-step."""
     kinds = tuple(kind for kind, wanted in ((".png", True), (".gif", gif), (".html", html)) if wanted)
+    check_look(frame, first)
     reporter = console.TerminalReporter()
     images = images or []
     if data is not None:

@@ -15,6 +15,8 @@ from hsal_cli.models.load import LoadedPolicy
 from hsal_cli.policy.episode import Episode, greedy, with_shift
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from hsal_cli.scenes.street.frames import Finder
     from hsal_cli.vision.backbone import LoadedBackbone
 
@@ -158,7 +160,7 @@ def look_at_files(
     Yields:
         (path, look) in the order of the paths; in place of the look of a file that cannot be read, the error.
     """
-    from hsal_cli.vision.images import read_image
+    from hsal_cli.vision.images import from_pil, read_image
 
     for start in range(0, len(paths), BATCH):
         found: dict[int, Image | HsalError] = {}
@@ -171,7 +173,7 @@ def look_at_files(
         names = [paths[start + place] for place in images]
         whole = list(images.values())
         frames = [frame for _, frame in finder(whole)] if finder and whole else [None] * len(whole)
-        shown = [image if frame is None else image.crop(frame) for image, frame in zip(whole, frames, strict=True)]
+        shown = [from_pil(image if frame is None else image.crop(frame)) for image, frame in zip(whole, frames, strict=True)]
         seen = zip(look(shown, backbone, policy, max_steps, names), whole, frames, strict=True)
         regions = [one if frame is None else dataclasses.replace(one, image=np.array(image), region=frame) for one, image, frame in seen]
         looks = dict(zip(images, regions, strict=True))

@@ -29,6 +29,7 @@ from hsal_cli.pictures.marks import (
     fitted,
     outlined,
     panel_size,
+    seen_in,
     shortened,
     to_maximum,
 )
