@@ -1,5 +1,6 @@
 """Two looks: a first one finds the region of the whole image that the policy then sees, enlarged and at full resolution."""
 
+import dataclasses
 import importlib
 import json
 import math
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from picture_parts import a_look
 from PIL import Image
 from shipped_parts import use_tiny_backbone, write_backbone, write_policy
 from svhn_files import HOUSES, write_svhn
@@ -19,6 +21,11 @@ from hsal_cli.features.settings import LookSettings
 from hsal_cli.features.two_looks import TwoLooks, salient_region
 from hsal_cli.models.load import find_backbone, load_policy
 from hsal_cli.models.look import look_at_files
+from hsal_cli.pictures.film import frame_of, frames
+from hsal_cli.pictures.marks import seen_in
+from hsal_cli.pictures.palette import ORANGE, PAPER
+from hsal_cli.pictures.replay import replay_page
+from hsal_cli.pictures.trajectory import MARGIN, layout_of, trajectories
 from hsal_cli.scenes.folder import make_from_folder
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import FolderSettings, StreetSettings, SvhnSettings
@@ -267,6 +274,28 @@ def here(tmp_path, monkeypatch) -> Path:
         Image.fromarray(pixels).save(tmp_path / f"{place}.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.mark.parametrize("region", [None, (30, 20, 90, 50)])
+def test_pictures_show_the_region_in_the_whole_image_and_its_glimpses_where_they_are(region):
+    """In a 120 x 80 px image, whose panel is as large; maps of 3 x 4 cells, the glimpse in row 2, column 3."""
+    seen = dataclasses.replace(a_look(labels=("3",), size=(80, 120), glimpses=((1, 2),)), region=region)
+    x0, y0, x1, y1 = region or (0, 0, 120, 80)
+    cell = (x0 + (x1 - x0) // 2, y0 + round((y1 - y0) / 3), x0 + (x1 - x0) * 3 // 4, y0 + round((y1 - y0) * 2 / 3))
+    assert seen_in((5, 7, 125, 87), seen) == (5 + x0, 7 + y0, 5 + x1, 7 + y1)
+    side = math.sqrt(120 * 80)
+    for picture, box, margin in (
+        (trajectories([seen], side=side), layout_of(seen, side).box(0, 0), MARGIN),
+        (list(frames(seen, None, side))[1][0], frame_of(seen, side).image, 0),
+    ):
+        left, top = box[0] + margin, box[1] + margin
+        assert box[2] - box[0] == 120 and box[3] - box[1] == 80
+        for x, y in ((cell[0], cell[1]), (cell[2] - 1, cell[1]), (cell[0], cell[3] - 1), (cell[2] - 1, cell[3] - 1)):
+            assert picture.getpixel((left + x, top + y)) == ORANGE, (x, y)
+        around = [picture.getpixel((left + x0 - 1, top + y0 + 2)), picture.getpixel((left + x1, top + y1 - 2))]
+        assert region is None or around == [PAPER, PAPER], "a line around what the policy saw"
+    page = replay_page([seen])
+    assert f'"region":[{x0},{y0},{x1},{y1}]' in page and '"size":[120,80]' in page
 
 
 def call(*words: str, code: int = 0):
