@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from hsal_cli import console
 from hsal_cli.commands.options import DryRun, Json, Overwrite, Workers, check_out, options
-from hsal_cli.commands.policies import check_look, finder_of
+from hsal_cli.commands.policies import LOOK_PANEL, check_look, finder_of
 from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.features.settings import LookSettings
 from hsal_cli.scenes.settings import RECIPES, FolderSettings, SceneSettings, StreetSettings, SvhnSettings
@@ -92,7 +92,7 @@ def _finder(frame: str, looks: LookSettings) -> Finder | None:
 
 
 @make_data.command("street-numbers")
-@options(settings=StreetSettings, looks=LookSettings)
+@options(settings=StreetSettings, looks=LookSettings, panels=LOOK_PANEL)
 def street_numbers(
     settings: StreetSettings,
     looks: LookSettings,
@@ -117,7 +117,7 @@ def street_numbers(
 
 
 @make_data.command("svhn-multiset")
-@options(settings=SvhnSettings, looks=LookSettings)
+@options(settings=SvhnSettings, looks=LookSettings, panels=LOOK_PANEL)
 def svhn_multiset(
     settings: SvhnSettings,
     looks: LookSettings,
@@ -140,7 +140,7 @@ def svhn_multiset(
 
 
 @make_data.command("folder")
-@options(settings=FolderSettings, looks=LookSettings)
+@options(settings=FolderSettings, looks=LookSettings, panels=LOOK_PANEL)
 def folder(
     settings: FolderSettings,
     looks: LookSettings,

@@ -35,6 +35,7 @@ LookRunOption = Annotated[
         show_default="the newest in runs/, else the pretrained mnist-multiset",
     ),
 ]
+LOOK_PANEL = {"The first look, of --frame found": "look zooms first_threshold zoom_threshold groups"}
 FrameOption = Annotated[
     one_of(("image", "found")),
     typer.Option(

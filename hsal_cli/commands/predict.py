@@ -9,7 +9,7 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.options import Device, Json, options
-from hsal_cli.commands.policies import FrameOption, LookRunOption, PretrainedOption, check_look, looks
+from hsal_cli.commands.policies import LOOK_PANEL, FrameOption, LookRunOption, PretrainedOption, check_look, looks
 from hsal_cli.errors import HsalError
 from hsal_cli.features.settings import LookSettings
 from hsal_cli.words import brief
@@ -20,7 +20,7 @@ MaxSteps = Annotated[
 ]
 
 
-@options(first=LookSettings)
+@options(panels=LOOK_PANEL, first=LookSettings)
 def predict(
     first: LookSettings,
     images: Annotated[list[Path], typer.Argument(help="Images in any format that Pillow reads, of any size.", show_default=False)],

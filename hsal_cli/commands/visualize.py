@@ -11,7 +11,7 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.options import Device, Json, options
-from hsal_cli.commands.policies import FrameOption, LookRunOption, PretrainedOption, check_look, load_with_backbone, looks
+from hsal_cli.commands.policies import LOOK_PANEL, FrameOption, LookRunOption, PretrainedOption, check_look, load_with_backbone, looks
 from hsal_cli.commands.predict import MaxSteps, words
 from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.features.settings import LookSettings
@@ -25,7 +25,7 @@ KEYS = {".png": "picture", ".gif": "animation", ".html": "replay"}  # of a docum
 MOST_ROWS = 50  # in one picture
 
 
-@options(first=LookSettings)
+@options(panels=LOOK_PANEL, first=LookSettings)
 def visualize(
     first: LookSettings,
     images: Annotated[

@@ -37,9 +37,7 @@ class PrecomputeSettings:
 class LookSettings:
     """How a first look finds the region that is cut out of an image (frame "found"). The defaults are a trial's: docs/method.md."""
 
-    look: str | None = setting(
-        None, "Frame found: the network that looks first, a run of hsal finetune on whole images, or one of its checkpoints."
-    )
+    look: str | None = setting(None, "The network that looks first: a run of hsal finetune on whole images, or one of its checkpoints.")
     zooms: int = setting(
         2, "Looks before the frame is cut: the first at the whole image, each other at the region so far + 50%.", low=1, high=4
     )
