@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from hsal_cli import console, distributed
-from hsal_cli.commands.options import Config, Device, DryRun, Given, Json, Overwrite, Preset, Resume, check_resumed, options, settings_for
+from hsal_cli.commands.asking import Yes, begin
+from hsal_cli.commands.options import Config, Device, DryRun, Given, Json, Overwrite, Preset, Resume, check_resumed, options, recipe_for
 from hsal_cli.runs.settings import FinetuneSettings
 from hsal_cli.settings import as_dict
 
+PANELS = {
+    "What": "data objects arch weights resume",
+    "How long": "mode crop_images full_images epoch_images batch_size learning_rate weight_decay validation seed",
+    "Views": "input_size resolution dilate crowd background augment distort",
+    "Settings": "preset config",
+    "Where": "device yes",
+    "Output": "out overwrite dry_run json",
+}
+EXAMPLES = """Examples:
 
-@options(settings=FinetuneSettings)
+  hsal finetune --preset quick
+      minutes on two cores
+
+  hsal finetune --data data/mine.h5 --weights imagenet --full-images 5000
+
+  hsal finetune --resume runs/finetune --full-images 72000
+      goes on for longer
+"""
+
+
+@options(settings=FinetuneSettings, panels=PANELS)
 def finetune(
     settings: FinetuneSettings,
     *,
@@ -22,12 +43,13 @@ def finetune(
         typer.Option(
             "--data",
             help="Scene file, of single objects or of several, made if missing; with --resume: where the run's own is now.",
-            show_default="data/mnist-single.h5",
+            show_default="the one scene file in data/ if it is your own, else data/mnist-single.h5",
         ),
     ] = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="Run directory to make.", show_default="runs/finetune")] = None,
     resume: Resume = None,
     device: Device = "auto",
+    yes: Yes = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     json: Json = False,
@@ -36,15 +58,16 @@ def finetune(
     given: Given,
 ) -> None:
     """Fine-tune the ResNet-34 activation model, on single objects where there are such images."""
-    from hsal_cli.experiments.pipeline import SINGLE, ensure_scenes
+    from hsal_cli.bench.estimate import before_a_backbone
+    from hsal_cli.experiments.pipeline import backbone_scenes, ensure_scenes, only_scenes
     from hsal_cli.finetuning.finetune import finetune as finetune_run
     from hsal_cli.runs import run as runs
-    from hsal_cli.scenes.settings import SceneSettings
     from hsal_cli.vision.devices import choose_device
 
     reporter = console.TerminalReporter()
     chosen = choose_device(device)
-    settled = {"data": str(data or SINGLE), "finetune": as_dict(settings)}
+    scenes = data or backbone_scenes(only_scenes())
+    settled = {"data": str(scenes), "finetune": as_dict(settings)}
     if resume is not None:
         settled = check_resumed(resume, "backbone", out, given, ("full_images",), finetune=settings).raw
     if dry_run:
@@ -52,9 +75,12 @@ def finetune(
         return
     with console.stopping(reporter), distributed.joined(chosen, reporter):
         distributed.agree(resume=resume is not None, finetune=settled["finetune"])
-        scenes, target = data or SINGLE, distributed.broadcast(lambda: resume or out or runs.fresh_path("finetune"))
+        target = distributed.broadcast(lambda: resume or out or runs.fresh_path("finetune"))
         if resume is None:
-            ensure_scenes(scenes, settings_for(SceneSettings, preset, config), reporter)
+            recipe = recipe_for(preset, config, finetune=settings)
+            works = partial(before_a_backbone, scenes, recipe, chosen)
+            begin(works, yes, recipe, chosen, reporter)
+            ensure_scenes(scenes, recipe.scenes, reporter)
             run = finetune_run(scenes, target, settings, chosen, reporter, overwrite)
         else:
             more = settings.full_images if "full_images" in given["finetune"] else None

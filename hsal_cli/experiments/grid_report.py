@@ -22,6 +22,7 @@ from hsal_cli.pictures.trajectory import trajectories
 from hsal_cli.pictures.writing import encoded
 from hsal_cli.progress import clock
 from hsal_cli.report.markdown import markdown_table
+from hsal_cli.runs.scores import predictor
 from hsal_cli.storage.atomic import json_bytes, write_together
 from hsal_cli.storage.files import remove_pictures
 
@@ -171,7 +172,7 @@ def _baselines(runs: Sequence[GridRun]) -> list[str]:
         if run.evaluation is not None:
             found.setdefault(run.dataset, run.evaluation.get("baselines", {}))
     rows = [
-        [DATASETS.get(dataset, dataset), name.replace("_", " "), f"{scores['macro_f1']:.3f}", f"{scores['exact_match']:.3f}"]
+        [DATASETS.get(dataset, dataset), predictor(name), f"{scores['macro_f1']:.3f}", f"{scores['exact_match']:.3f}"]
         for dataset, predictors in found.items()
         for name, scores in predictors.items()
     ]

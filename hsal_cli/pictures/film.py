@@ -238,4 +238,4 @@ def _draw_labels(draw: ImageDraw.ImageDraw, corner: tuple[int, int], room: int, 
 
 
 def _words(cell: tuple[int, int]) -> str:
-    return f"row {cell[0] + 1}, column {cell[1] + 1}"
+    return f"row {cell[0]}, column {cell[1]}"
