@@ -95,7 +95,10 @@ class TrainSettings:
     )
     epochs: int = setting(6, "Passes over the training part.", low=1, high=100_000)
     batch_size: int = setting(128, "Images a step.", low=1, high=65536)
-    learning_rate: float = setting(2e-3, "Peak learning rate of Adam (one-cycle, with warm-up).", above=0, high=10)
+    learning_rate: float = setting(2e-3, "Peak learning rate of Adam.", above=0, high=10)
+    schedule: Literal["one-cycle", "constant"] = setting(
+        "one-cycle", "The learning rate over training: warm-up and a cosine down to a thousandth, or the same throughout."
+    )
     label_entropy: float = setting(0.1, "Weight of the entropy bonus on label distributions (objective rl).", low=0, high=100)
     clip: float = setting(5.0, "Largest norm of the gradient.", above=0)
     validation: float = setting(0.05, "Share of the training images held out for validation.", above=0, high=0.5)
