@@ -29,7 +29,7 @@ def brief(text: Any, most: int = NAME) -> str:
 
 
 def json_text(document: Any, ascii_only: bool = False, nan: bool = True) -> str:
-    """A document as JSON, laid out to be read, a list of numbers on one line; what `plain` escapes stands as escapes that a reader undoes."""
+    """A document as JSON, laid out to be read, a list of numbers on one line; what `plain` escapes stands as escapes too."""
     text = json.dumps(document, indent=2, ensure_ascii=ascii_only, allow_nan=nan)
     text = NUMBERS.sub(lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"), text)
     return UNSEEN_IN_JSON.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text) + "\n"

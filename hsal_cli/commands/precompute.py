@@ -13,7 +13,6 @@ from hsal_cli.commands.asking import Yes, begin
 from hsal_cli.commands.options import Backbone, Config, Device, DryRun, Json, Overwrite, Preset, options, recipe_for
 from hsal_cli.errors import FileError
 from hsal_cli.features.settings import PrecomputeSettings
-from hsal_cli.runs import run as runs
 from hsal_cli.scenes.settings import made_by
 from hsal_cli.settings import as_dict
 
@@ -67,6 +66,7 @@ def precompute(
 ) -> None:
     """Compute volumes and saliency maps once, for training to read. Run again after an interruption, it continues."""
     from hsal_cli.experiments.pipeline import DEFAULT_SCENES, only_scenes
+    from hsal_cli.runs import run as runs
 
     data = data or only_scenes() or DEFAULT_SCENES
     if not data.is_file():
