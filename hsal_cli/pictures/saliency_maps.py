@@ -17,8 +17,8 @@ from hsal_cli.words import brief
 
 SIDE = 232  # side of a square panel, px; others have its area
 TITLE, HEAD, LEGEND = 34, 24, 34  # heights of the lines of text, px
-COVER = 0.52  # how much of the colour a map lends to the image under it
-BLACK = 40  # grey that black is shown as, under a map
+COVER = 0.42  # how much of the colour a map lends to the image under it
+BLACK = 100  # grey that black is shown as, under a map
 GRID = 0.35  # how much of the paper's colour the lines between cells have
 DENSE = 9  # px; cells smaller than this get no lines, which would hide what they are to show
 
