@@ -254,6 +254,8 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
         made.append(("Saliency where the glimpses fall (attn_saliency)", ["scale", "glimpses", "random cells", "k highest cells"], rows))
     if "localization" in found:
         made.append(_localization(found["localization"]))
+    if "looking" in found:
+        made.append(_looking(found["looking"]))
     rows = [
         [count, f"{part['examples']:,}", number(part["exact_match"]), number(part["macro_f1"])] for count, part in found["by_count"].items()
     ]
@@ -267,13 +269,16 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
 
 
 def notes(found: dict[str, Any]) -> list[str]:
-    """What a reader of the tables may stumble over."""
+    """What a reader of the tables may stumble over, and what follows from them."""
+    from hsal_cli.evaluation.looking import verdicts
+
     if found["attn_saliency"]["raw"] is None:
         return []
-    return [
+    scale = (
         "attn_saliency: the mean of the saliency map at the cells of the glimpses. Its raw scale is a sum of squared activations of this "
         "backbone, so only figures of one backbone compare; scaled to 0 to 1 it compares with random cells and the k highest ones."
-    ]
+    )
+    return [scale, *(verdicts(found["looking"]) if "looking" in found else ())]
 
 
 def _localization(local: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
@@ -285,6 +290,16 @@ def _localization(local: dict[str, Any]) -> tuple[str, list[str], list[list[str]
     rows += [["objects visited exactly once", number(local.get("digits_once"))]]
     rows += [["meta-steps that visit an object again", number(local.get("repeat_visits"))]]
     return "Localization, at meta-steps that name a label rightly", ["score", "share"], rows
+
+
+def _looking(looking: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    rows = [["as it looks", number(looking["exact_match"]), "", ""]]
+    for part, text in (("glimpses", "glimpses"), ("masks", "mask")):
+        for way, found in looking[part].items():
+            rows.append(
+                [f"{text}: {way}", number(found["exact_match"]), number(found["lost"]), " to ".join(map(number, found["lost_ci95"]))]
+            )
+    return f"Does it matter where it looks? {looking['images']:,} images", ["instead", "exact match", "lost", "95% interval"], rows
 
 
 def number(value: float | None, decimals: int = 3) -> str:

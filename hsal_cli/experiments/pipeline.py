@@ -99,7 +99,8 @@ def ensure_features(
     out = features_path(scenes, settings.saliency, settings.resolution)
     if distributed.broadcast(out.exists):
         with open_scenes(scenes) as scene_file, open_features(out) as file:
-            check_match(file, scene_file.digest, load_backbone(backbone).digest, saliency_model(settings.saliency).digest)
+            digests = (scene_file.digest, load_backbone(backbone).digest, saliency_model(settings.saliency).digest)
+            check_match(file, *digests, scenes=scenes, backbone=backbone)
         return out
     words = "" if settings.saliency == "activation" else f" --saliency {settings.saliency}"
     reporter.say(f"{out} is missing: computing it (hsal precompute{words})")
