@@ -330,7 +330,7 @@ def check_match(
         FileError: it is stale; names the file and both digests.
     """
     made_from = {"scene file": (features.scenes_digest, scenes_digest), "backbone": (features.backbone_digest, backbone_digest)}
-    named = {"--data": scenes or features.config.scenes or "SCENES", "--backbone": backbone or features.config.backbone or "RUN"}
+    named = {"--data": scenes or features.config.scenes or "SCENES", "--backbone": backbone or features.config.raw.get("backbone") or "RUN"}
     words = [word for option, value in named.items() for word in (option, str(value))]
     again = shlex.join([*MADE_BY.split(), "--overwrite", *words, "--out", str(features.path)])
     for what, (found, wanted) in made_from.items():
@@ -345,7 +345,7 @@ def check_match(
         others = {"file": " of other files"}.get(kind, " of another version") if kind == kind_in(features.saliency) else ""
         raise FileError(
             f"{features.path} holds features of another saliency model: {features.saliency}{others}, not {wanted}",
-            f"name another file, or make them again with: {again} --saliency {kind}",
+            f"name another file, or make them again with: {again} --saliency {'file:PATH' if kind == 'file' else kind}",
         )
 
 

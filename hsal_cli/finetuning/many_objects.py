@@ -78,7 +78,10 @@ def way_of(scenes: Path, wanted: str) -> str:
         labels = {name: file.split(name).labels for name in ("train", "test") if name in file.splits}
         alone, boxes = all(bool(is_alone(each).all()) for each in labels.values()), part.boxes is not None
         if not (part.labels >= 0).any():
-            raise FileError(f"{scenes}: no image of train holds an object, so there is nothing to learn", "make others: hsal make-data")
+            raise FileError(
+                f"{scenes}: no image of train holds an object, so there is nothing to learn",
+                "take scenes with objects, such as by: hsal make-data mnist-single",
+            )
     if wanted == "single":  # the test split is read when all is trained
         for name, each in labels.items():
             check_alone(scenes, name, each)
