@@ -22,6 +22,12 @@ PANELS = {
     "Where": "device yes",
     "Output": "out overwrite dry_run json",
 }
+ACCURACY = {  # by how images teach
+    "single": "the share of objects that are named rightly",
+    "crops": "the share of objects that are named rightly, from their own cells of the full image",
+    "counts": "how far counted and true multiset overlap, the smaller counts over the larger ones, mean over images",
+    "random-label": "the share of images whose named label is one of theirs",
+}
 EXAMPLES = """Examples:
 
   hsal finetune --preset quick
@@ -61,6 +67,7 @@ def finetune(
     from hsal_cli.bench.estimate import before_a_backbone
     from hsal_cli.experiments.pipeline import backbone_scenes, ensure_scenes, only_scenes
     from hsal_cli.finetuning.finetune import finetune as finetune_run
+    from hsal_cli.finetuning.finetune import way_of
     from hsal_cli.runs import run as runs
     from hsal_cli.vision.devices import choose_device
 
@@ -81,6 +88,11 @@ def finetune(
             works = partial(before_a_backbone, scenes, recipe, chosen)
             begin(works, yes, recipe, chosen, reporter)
             ensure_scenes(scenes, recipe.scenes, reporter)
+            uncropped = settings.mode == "full" or way_of(scenes, settings.objects) in ("counts", "random-label")
+            if "crop_images" in given["finetune"] and uncropped:
+                reporter.warn(
+                    f"--crop-images {settings.crop_images} has no effect: these images are shown in full; --full-images says how many"
+                )
             run = finetune_run(scenes, target, settings, chosen, reporter, overwrite)
         else:
             more = settings.full_images if "full_images" in given["finetune"] else None
@@ -91,4 +103,8 @@ def finetune(
         return
     test = "" if status.test_accuracy is None else f", on test images {status.test_accuracy:.2%}"
     console.print_line(f"accuracy on held-out images {status.accuracy or 0:.2%}{test}")
-    console.print_line(f"run: {run.path}")
+    held = data or Path(run.config.scenes)
+    way = way_of(held, run.config.finetune.objects) if held.exists() else "single"
+    console.print_line(f"accuracy: {ACCURACY[way]}")
+    of = "" if way == "single" else f"--data {held} "  # single objects are for the backbone alone
+    console.print_line(f"run: {run.path}   next: hsal train {of}--backbone {run.path}")
