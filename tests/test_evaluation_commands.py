@@ -73,6 +73,13 @@ def place(tmp_path_factory):
     return root
 
 
+def write_scenes(path, classes):
+    with h5py.File(path, "w") as file:
+        file.attrs["format"], file.attrs["classes"] = "hsal-scenes", json.dumps(classes)
+        file["test/images"], file["test/labels"] = np.zeros((2, 8, 8), np.uint8), np.zeros((2, 1), np.int16)
+    return path
+
+
 @pytest.fixture
 def here(place, monkeypatch):
     monkeypatch.chdir(place)
@@ -115,8 +122,7 @@ def test_eval_refuses_what_does_not_fit(here):
 
 
 def test_eval_of_a_scene_file_uses_the_features_of_the_policys_own_backbone(here, monkeypatch):
-    with h5py.File(here / "scenes.h5", "w") as file:
-        file.attrs["format"] = "hsal-scenes"
+    write_scenes(here / "scenes.h5", NAMES)
     asked = []
 
     def ensure_features(scenes, backbone, reporter, device, settings):
@@ -127,6 +133,15 @@ def test_eval_of_a_scene_file_uses_the_features_of_the_policys_own_backbone(here
     monkeypatch.setattr("hsal_cli.commands.eval.begin", lambda *_: None)
     call("eval", "--data", "scenes.h5", "--resamples", 2)
     assert asked == [("scenes.h5", True, "activation")]
+
+
+@pytest.mark.parametrize(
+    ("classes", "words_", "said"),
+    [(["cat", "dog", "yak"], (), "yak"), (NAMES, ("--split", "train"), "no split 'train'")],
+)
+def test_scenes_that_the_policy_cannot_be_evaluated_on_are_refused_before_features_are_computed(here, monkeypatch, classes, words_, said):
+    monkeypatch.setattr("hsal_cli.experiments.pipeline.ensure_features", lambda *_: pytest.fail("features are computed"))
+    assert said in call("eval", "--data", write_scenes(here / "others.h5", classes), *words_, code=1).said
 
 
 def test_where_there_is_no_policy_that_is_said_and_none_is_trained(here, monkeypatch):
@@ -208,7 +223,7 @@ def test_a_picture_is_an_svg_or_a_pdf_where_out_says_so(here):
     call("visualize", "colour.jpg", "--labels", "cat", "--out", "x.svg")
     tree = ElementTree.fromstring((here / "x.svg").read_bytes())
     texts = ["".join(text.itertext()) for text in tree.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"glimpse", "named", "step 1"} <= set(texts) and any(text.startswith("predicted {") for text in texts)
+    assert {"named", "step 1"} <= set(texts) and any(text.startswith("predicted {") for text in texts)
     assert next(tree.iter("{http://www.w3.org/2000/svg}image")).get("href").startswith("data:image/png;base64,")
     found = call("visualize", "colour.jpg", "--out", "x.pdf", "--gif").stdout
     assert "x.pdf" in found and "x.gif" in found and (here / "x.pdf").read_bytes().startswith(b"%PDF-")

@@ -18,13 +18,14 @@ from hsal_cli.errors import HsalError
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments.grid import Grid, Step
 from hsal_cli.experiments.pipeline import Recipe, backbone_scenes, features_path
+from hsal_cli.experiments.settings import SweepSettings
 from hsal_cli.features.precompute import plan as plan_features
 from hsal_cli.features.settings import SALIENCY, PrecomputeSettings
 from hsal_cli.features.table import open_features
 from hsal_cli.finetuning.finetune import plan, settle
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
-from hsal_cli.runs.settings import FinetuneSettings, SweepSettings, TrainSettings
+from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings

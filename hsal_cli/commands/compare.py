@@ -11,7 +11,7 @@ from hsal_cli import console
 from hsal_cli.commands.options import Json
 
 if TYPE_CHECKING:
-    from hsal_cli.runs.scores import Evaluation
+    from hsal_cli.runs.documents import Evaluation
 
 
 def compare(
@@ -25,8 +25,8 @@ def compare(
     json: Json = False,
 ) -> None:
     """Put evaluated runs side by side, with the trivial baselines of their data."""
+    from hsal_cli.runs.documents import predictor
     from hsal_cli.runs.record import evaluations
-    from hsal_cli.runs.scores import predictor
 
     found = evaluations(runs, data, console.TerminalReporter())
     if json:

@@ -72,8 +72,8 @@ def eval_(
     """
     from hsal_cli.evaluation.evaluate import evaluate_file
     from hsal_cli.experiments.pipeline import only_scenes
+    from hsal_cli.runs.documents import Evaluation
     from hsal_cli.runs.run import Run
-    from hsal_cli.runs.scores import Evaluation
     from hsal_cli.storage.atomic import write_sealed
     from hsal_cli.storage.documents import refuse_foreign_results
     from hsal_cli.typed import checked
@@ -90,7 +90,7 @@ def eval_(
             found, stated = _evaluate_shipped(str(pretrained), data or only_scenes(), settings, recipe, chosen, yes, reporter)
         else:
             loaded = load(place, chosen, reporter, counts=True)
-            features = _features(data, loaded, recipe, chosen, yes, reporter)
+            features = _features(data, settings.split, loaded, recipe, chosen, yes, reporter)
             own = Run(place) if out is None and (place / "status.json").is_file() else None
             if own is not None:
                 _ = own.config  # a config.json that cannot be read is said before the work, not after it
@@ -166,7 +166,9 @@ def _unlike(found: dict[str, Any]) -> str:
     return " (the digits here are drawn by pen strokes, those of the stated figures are MNIST's)" if drawn else ""
 
 
-def _features(data: Path | None, loaded: LoadedPolicy, recipe: Recipe, device: Any, yes: bool, reporter: console.Reporter) -> Path:
+def _features(
+    data: Path | None, split: str, loaded: LoadedPolicy, recipe: Recipe, device: Any, yes: bool, reporter: console.Reporter
+) -> Path:
     """The feature file that is meant; for a scene file its features by the policy's own backbone, computed if missing."""
     meta = loaded.meta
     if data is None:
@@ -177,10 +179,12 @@ def _features(data: Path | None, loaded: LoadedPolicy, recipe: Recipe, device: A
     if not _is_scene_file(data):
         return data
     from hsal_cli.bench.estimate import feature_work, images_of
+    from hsal_cli.evaluation.evaluate import check_scenes
     from hsal_cli.experiments.pipeline import ensure_features
     from hsal_cli.features.table import features_path
     from hsal_cli.models.load import find_backbone
 
+    check_scenes(data, loaded, split)
     saliency = meta.saliency
     if kind_in(saliency) == "file":  # the maps of other scenes are not where those of the training scenes are
         found = features_path(data, saliency)
@@ -220,7 +224,7 @@ def _is_scene_file(data: Path) -> bool:
 
 def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     """An evaluation as tables for the terminal: (title, columns, rows) each."""
-    from hsal_cli.runs.scores import predictor
+    from hsal_cli.runs.documents import predictor
 
     interval = found["ci95"]
     how = f"{found['sample']} sampled roll-outs an image" if found["sample"] else "greedy"

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from hsal_cli.bench.estimate import Work
     from hsal_cli.evaluation.examples import ChosenExample
-    from hsal_cli.experiments.grid import Grid, Step
-    from hsal_cli.experiments.summary import GridRun
+    from hsal_cli.experiments.grid import Grid, GridRun, Step
 
 MOST_SEEDS = 100
 PANELS = {

@@ -13,7 +13,7 @@ from hsal_cli import console
 from hsal_cli.commands.asking import Yes, begin
 from hsal_cli.commands.options import Config, Device, DryRun, Json, Preset, options, recipe_for
 from hsal_cli.commands.policies import PretrainedOption, RunOption, load, meant
-from hsal_cli.runs.settings import SweepSettings
+from hsal_cli.experiments.settings import SweepSettings
 from hsal_cli.scenes.settings import DATASETS, SceneSettings
 from hsal_cli.settings import as_dict
 
