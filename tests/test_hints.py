@@ -64,7 +64,7 @@ def hints(stands_for: str) -> Iterator[tuple[str, str]]:
                 texts.append(node.args[1])
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding" and len(node.args) > 3:
                 texts.append(node.args[3])
-            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in ("hint", "way", "again"):
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in ("hint", "way", "again", "following"):
                 texts.append(node.value)
             if isinstance(node, ast.JoinedStr) and "next: " in said(node, own, stands_for):
                 texts.append(node)

@@ -106,5 +106,7 @@ def finetune(
     held = data or Path(run.config.scenes)
     way = way_of(held, run.config.finetune.objects) if held.exists() else "single"
     console.print_line(f"accuracy: {ACCURACY[way]}")
-    of = "" if way == "single" else f"--data {held} "  # single objects are for the backbone alone
-    console.print_line(f"run: {run.path}   next: hsal train {of}--backbone {run.path}")
+    following = f"hsal train --data {held} --backbone {run.path}"
+    if way == "single":  # single objects are for the backbone alone
+        following = f"hsal train --backbone {run.path}"
+    console.print_line(f"run: {run.path}   next: {following}")
