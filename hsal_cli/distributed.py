@@ -16,7 +16,7 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -273,6 +273,30 @@ def all_gather(thing: T) -> list[T]:
     with guarded():
         dist.all_gather_object(found, thing)
     return found
+
+
+def gather(own: Sequence[Tensor] | None, counts: Sequence[int]) -> list[Sequence[Tensor]]:
+    """The rows that each worker has, by rank; on worker 0, which must have some itself. The others get none.
+
+    Args:
+        own: tensors with this worker's rows; None where it has none.
+        counts: the rows of workers 0, 1 ...: as many as have some.
+    """
+    if _group is None:
+        return [own]
+    import torch.distributed as dist
+
+    with guarded():
+        if not _group.workers.leads:
+            for part in own or ():
+                dist.send(part, 0)
+            return []
+        found = [own]
+        for rank, rows in enumerate(counts[1:], 1):
+            found.append([part.new_empty(rows, *part.shape[1:]) for part in own])
+            for part in found[-1]:
+                dist.recv(part, rank)
+        return found
 
 
 def agree(**things: Any) -> None:

@@ -25,8 +25,7 @@ from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.settings import as_dict
 
 if TYPE_CHECKING:
-    from hsal_cli.features.scene_features import SceneFeatures
-    from hsal_cli.features.table import FeatureTable
+    from hsal_cli.features.table import FeatureRows, FeatureTable
     from hsal_cli.vision.backbone import LoadedBackbone
 
 STOPPED_HINT = "run the same command again"
@@ -34,7 +33,7 @@ STOPPED_HINT = "run the same command again"
 
 def evaluate(
     policy: HSAL,
-    table: FeatureTable,
+    table: FeatureRows,
     class_names: list[str],
     settings: EvalSettings,
     max_steps: int,
@@ -147,7 +146,7 @@ def evaluate_scenes(
     with open_scenes(scenes) as file:
         saliency = loaded.meta.saliency
         _check_fits(scenes, loaded, file.classes, (CHANNELS, side, side), saliency)
-        table = SceneFeatures(file.split(settings.split), settings.split, backbone, saliency_model(saliency))
+        table = SceneFeatures(file.split(settings.split), backbone, saliency_model(saliency))
         train_labels = torch.from_numpy(file.split("train").labels) if "train" in file.splits else None
         if settings.sample > 1:
             table = table.in_memory(settings.batch_size, reporter)
@@ -159,7 +158,7 @@ def evaluate_scenes(
 
 def _evaluate(
     loaded: LoadedPolicy,
-    table: FeatureTable | SceneFeatures,
+    table: FeatureRows,
     settings: EvalSettings,
     device: torch.device | str,
     reporter: Reporter,
@@ -201,7 +200,7 @@ def _check_fits(source: Path, loaded: LoadedPolicy, classes: list[str], shape: t
 
 
 def quick_scores(
-    policy: HSAL, table: FeatureTable, max_steps: int, batch_size: int = 256, device: torch.device | str = "cpu"
+    policy: HSAL, table: FeatureRows, max_steps: int, batch_size: int = 256, device: torch.device | str = "cpu"
 ) -> dict[str, float]:
     """Greedy scores for the validation at the end of each epoch, without intervals.
 
@@ -225,7 +224,7 @@ def quick_scores(
 
 def roll_outs(
     policy: HSAL,
-    table: FeatureTable,
+    table: FeatureRows,
     max_steps: int,
     batch_size: int,
     device: torch.device | str = "cpu",

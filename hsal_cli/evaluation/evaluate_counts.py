@@ -18,11 +18,11 @@ from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
-    from hsal_cli.features.table import FeatureTable
+    from hsal_cli.features.table import FeatureRows, FeatureTable
 
 
 def predicted_counts(
-    model: CountClassifier, table: FeatureTable, batch_size: int, device: torch.device | str = "cpu"
+    model: CountClassifier, table: FeatureRows, batch_size: int, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[FeatureTable, Tensor]]:
     """Shows a table, or this worker's stretch of it, to a count classifier, batch by batch and without gradients.
 
@@ -44,7 +44,7 @@ def all_counts(found: Iterable[tuple[FeatureTable, Tensor]], classes: int) -> np
 
 def evaluate_counts(
     model: CountClassifier,
-    table: FeatureTable,
+    table: FeatureRows,
     class_names: list[str],
     settings: EvalSettings,
     device: torch.device | str = "cpu",

@@ -6,9 +6,9 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Self, TypeVar
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, HsalError, first_line, out_of_memory
@@ -330,13 +330,14 @@ def open_any(source: Path, hint: str) -> h5py.File:
         raise FileError(f"{source} is not a readable HDF5 file: {str(error).splitlines()[0]}", hint) from error
 
 
-def open_hdf5(source: Path, kind: str, made_by: str) -> h5py.File:
+def open_hdf5(source: Path, kind: str, made_by: str, opened_as: Callable[[Path, h5py.File], Any] = lambda _, file: file) -> Any:
     """Opens one of our HDF5 files for reading and checks its root attributes.
 
     Args:
         source: the file.
         kind: the value its `format` attribute must have, such as "hsal-scenes".
         made_by: the command that makes such a file, for the hint.
+        opened_as: what the open file becomes; checks what is its own.
 
     Raises:
         FileError: missing, not HDF5, being written, of another format or a newer format version, not complete, or packed by a filter that
@@ -363,10 +364,37 @@ def open_hdf5(source: Path, kind: str, made_by: str) -> h5py.File:
             noted = attribute(file, "attributes_digest")
             if noted is not None and noted != _attributes_digest(file):
                 raise FileError(f"{source} is damaged: its attributes do not have the digest noted when they were written", hint)
+        return opened_as(source, file)
     except BaseException:
         file.close()
         raise
-    return file
+
+
+class OpenedFile:
+    """An open scene or feature file; a context manager.
+
+    Args:
+        path: the file.
+        file: the same, open.
+    """
+
+    def __init__(self, path: Path, file: h5py.File):
+        self.path, self._file = path, file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; nothing that is still in it can be read any more."""
+        self._file.close()
+
+
+def train_first(names: Iterable[str]) -> list[str]:
+    """Names of splits: train, test, then the others by their names."""
+    return sorted(names, key=lambda name: (name != "train", name != "test", name))
 
 
 class EachProcess(Generic[F]):
