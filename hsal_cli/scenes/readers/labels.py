@@ -33,7 +33,6 @@ MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 
-Report = Callable[[str, str], None]
 Corners = tuple[float, float, float, float]
 
 
@@ -64,7 +63,7 @@ class Labelled:
         objects: what is in it; none: an image of no object.
         whole: they say all of the image here, and not, as a table does, an object here and one further down.
         split: "train", "test", or None where they do not say.
-        size: width and height that they state, px.
+        size: width and height that they state, px; NaN for one that they do not.
         shares: boxes are shares of the image's width and height, not px.
         first: what the labels' form counts the first pixel as; boxes here count from 0.
         places: where the image lies if it lies beside the labels, without its ending for YOLO; looked at before the name.
@@ -118,18 +117,22 @@ def text_of(source: Path) -> str:
         data = regular(source).read_bytes()
     except OSError as error:
         raise FileError(f"cannot read {source}: {error.strerror or error}", HINT) from error
-    encoding = next((name for mark, name in MARKS if data.startswith(mark)), None)
-    if encoding is None and data[:200].count(b"\0") > len(data[:200]) // 4:
-        encoding = "utf-16-be" if data[:1] == b"\0" else "utf-16-le"
     try:
-        text = data.decode(encoding or "utf-8")
+        return decoded(data).replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise FileError(
-            f"{source}: line {line} is not {'UTF-8' if encoding is None else encoding}",
+            f"{source}: line {line} is not {error.encoding.upper()}",
             f"save it as UTF-8, such as by: iconv -f cp1252 -t utf-8 {shlex.quote(str(source))} > new{source.suffix}",
         ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def decoded(data: bytes) -> str:
+    """A text in UTF-8, UTF-16 or UTF-32, with or without a byte order mark; UnicodeDecodeError where it is in another encoding."""
+    encoding = next((name for mark, name in MARKS if data.startswith(mark)), None)
+    if encoding is None and data[:200].count(b"\0") > len(data[:200]) // 4:
+        encoding = "utf-16-be" if data[:1] == b"\0" else "utf-16-le"
+    return data.decode(encoding or "utf-8")
 
 
 def json_of(text: str, where: str) -> Any:
@@ -236,12 +239,37 @@ def faulty(where: str, reason: str) -> Thing:
 
 
 def size_of(width: Any, height: Any) -> tuple[float, float] | None:
-    """Width and height that labels state; None where they state none, or 0."""
+    """Width and height that labels state, NaN for one of which they state nothing, or 0; None where they state neither."""
+    size = tuple(side if side > 0 else math.nan for side in map(_side, (width, height)))
+    return None if all(map(math.isnan, size)) else size
+
+
+def _side(value: Any) -> float:
     try:
-        size = number(width), number(height)
+        return number(value)
     except ValueError:
-        return None
-    return size if min(size) > 0 else None
+        return 0.0
+
+
+def row_of(source: Path, image: str, where: str, read: Callable[[Labelled], list[Thing]], split: Any, *size: Any, **more: Any) -> Labelled:
+    """What one row or entry of a file says of an image; what of it cannot be read becomes the image's fault.
+
+    Args:
+        source: the file; the image may lie beside it.
+        image: its name.
+        where: the row.
+        read: gives the objects, and may note more; may raise ValueError.
+        split: a word for it, or nothing.
+        size: the width and the height that it states, or nothing.
+        more: further attributes.
+    """
+    found = Labelled(image, [], places=(source.parent / image,), **more)
+    try:
+        found.split, found.size = split_of(split), size_of(*size)
+        found.objects = read(found)
+    except ValueError as error:
+        found.objects = [faulty(where, str(error))]
+    return found
 
 
 def split_of(word: Any) -> str | None:

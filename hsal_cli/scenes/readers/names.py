@@ -12,8 +12,9 @@ import os
 import re
 import unicodedata
 import urllib.parse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from PIL import Image
 
@@ -24,6 +25,9 @@ from hsal_cli.storage.files import bears_mark
 IGNORED = ("__macosx", "thumbs.db", "desktop.ini")
 NO_PICTURES = (".txt", ".xml", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".yaml", ".yml", ".names", ".md", ".cache")
 UNSIGNED = ("TGA",)  # formats that do not tell by their first bytes
+IMAGE_COLUMNS = ("image", "file", "filename", "file_name", "path", "image_path", "filepath", "file_path", "image_name", "imagename", "img")
+IDS = ("image_id", "imageid", "name", "id")  # may be another name than the file's
+IMAGE_COLUMNS += IDS
 Common = tuple[str, str]
 UPLOAD = re.compile(r"^(?:.*/)?upload/(?:\d+/)?[0-9a-f]{8}-(?=[^/]+$)")  # what Label Studio puts before a name
 
@@ -85,6 +89,24 @@ def plain(name: str) -> str:
 def _foreign(name: str) -> bool:
     """A path of the machine that labels were made on."""
     return name.startswith(("/", "../")) or re.match(r"[A-Za-z]:/", name) is not None
+
+
+def images_of(row: Mapping[str, Any]) -> list[str]:
+    """The images that a row of a table names: none, one, or, where its columns differ, several.
+
+    Args:
+        row: the values by the names of their columns, in lower case.
+    """
+    named = {key: str(row[key]).strip() for key in IMAGE_COLUMNS if isinstance(row.get(key), str | int) and str(row[key]).strip()}
+    first = next(iter(named.values()), None)
+    others = [name for key, name in named.items() if key not in IDS and not name.isdecimal() and not _same_file(name, first)]
+    return [] if first is None else [first, *others]
+
+
+def _same_file(one: str, other: str) -> bool:
+    """Whether two names may be of one file: the folders, and an ending, may be left out of one."""
+    last, its = (UPLOAD.sub("", plain(urllib.parse.unquote(plain(name)))).rpartition("/")[2].casefold() for name in (one, other))
+    return last == its or PurePosixPath(last).stem == its or PurePosixPath(its).stem == last
 
 
 class Pictures:

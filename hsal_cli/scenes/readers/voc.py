@@ -7,7 +7,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path, PurePosixPath
 
-from hsal_cli.scenes.readers.labels import Corners, Labelled, Notes, Thing, corners, faulty, number, size_of, thing
+from hsal_cli.scenes.readers.labels import Corners, Labelled, Notes, Thing, corners, decoded, faulty, number, size_of, thing
 from hsal_cli.storage.files import regular
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
@@ -65,14 +65,17 @@ def _object(item: ElementTree.Element, path: Path) -> Thing:
 
 
 def _parse(path: Path) -> ElementTree.Element:
-    """Parses XML in whatever encoding it declares, and takes namespaces off."""
+    """Parses XML in whatever encoding it declares, and takes namespaces off; one that declares entities could grow without end."""
     data = regular(path).read_bytes().removeprefix(codecs.BOM_UTF8)
     declared = re.match(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([^"']+)["'][^>]*\?>""", data)
     if declared:
         said = codecs.lookup(declared[1].decode("ascii", "replace")).name
-        tree = ElementTree.fromstring(data[declared.end() :].decode(WIDER.get(said, said)))
+        text = data[declared.end() :].decode(WIDER.get(said, said))
     else:
-        tree = ElementTree.fromstring(data.lstrip())  # UTF-8, or UTF-16 by its mark
+        text = decoded(data)
+    if re.search(r"<!\s*(DOCTYPE|ENTITY)", text, re.IGNORECASE):
+        raise ValueError("it declares a document type or entities, which labels need not: remove its <!DOCTYPE ...>")
+    tree = ElementTree.fromstring(text.lstrip())
     for item in tree.iter():
         item.tag = str(item.tag).rpartition("}")[2]
     return tree

@@ -192,7 +192,8 @@ def _of_yaml(path: Path) -> tuple[dict[int, str], int | None]:
     """
     hint = "write them as names: [cat, dog], or as names: and a line 0: cat for each"
     try:
-        node = yaml.compose(text_of(path).lstrip("\ufeff"), Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(text_of(path).lstrip("\ufeff"))
+        node = loader.get_single_node()
         pairs = node.value if isinstance(node, yaml.MappingNode) else []
         top = {key.value: value for key, value in pairs if isinstance(key, yaml.ScalarNode)}
         if [key.value for key, _ in pairs].count("names") > 1:
@@ -205,6 +206,7 @@ def _of_yaml(path: Path) -> tuple[dict[int, str], int | None]:
     if names is None:
         return {}, None
     try:
+        loader.construct_document(names)  # refuses the tags that would run code
         if isinstance(names, yaml.SequenceNode):
             pairs = list(enumerate(names.value))
         elif isinstance(names, yaml.MappingNode):
@@ -219,8 +221,8 @@ def _of_yaml(path: Path) -> tuple[dict[int, str], int | None]:
             raise ValueError("a name that is no text")
         found = {key: class_name(value.value) for key, value in pairs if value.tag != "tag:yaml.org,2002:null"}
         points = _points(shape)
-    except ValueError as error:
-        raise FileError(f"the class names in {path} are not understood: {error}", hint) from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise FileError(f"the class names in {path} are not understood: {' '.join(str(error).split())}", hint) from error
     count = top.get("nc")
     if count is not None and str(count.value).strip().isdecimal() and int(count.value) != len(pairs):
         raise FileError(f"{path} has {len(pairs)} names, but nc: {count.value}", "mend nc, or the names")
