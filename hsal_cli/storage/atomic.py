@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -21,33 +22,24 @@ from hsal_cli.storage.files import digest_of, refuse_link, regular
 from hsal_cli.words import json_text
 
 SPARE_BYTES = 1 << 23  # what HDF5 may hold back, and some more
-
-
 LOCKING = "HDF5_USE_FILE_LOCKING"  # HDF5's own variable: FALSE where the file system has no locks
 
 
 def take_place(new: Path, target: Path) -> None:
-    """Puts a file or folder where an older one may be, whose mode it takes, and whose owner where that is allowed.
-
-    Raises:
-        OSError: it cannot be put there.
-    """
+    """Puts a file or folder where an older one may be, whose mode it takes, and whose owner where that is allowed; may raise OSError."""
     take_mode(new, target)
     os.replace(new, target)
 
 
 def take_mode(new: Path, old: Path) -> None:
     """Gives a new file or folder the mode of the older one that it replaces, and its owner where that is allowed; no older one: its own."""
-    try:
-        before, now = os.lstat(old), os.lstat(new)
-    except OSError:
-        return
-    if stat.S_IFMT(before.st_mode) != stat.S_IFMT(now.st_mode):  # of a link the mode means nothing
-        return
-    if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid) and hasattr(os, "chown"):
-        with contextlib.suppress(OSError):
-            os.chown(new, before.st_uid, before.st_gid)
     with contextlib.suppress(OSError):
+        before, now = os.lstat(old), os.lstat(new)
+        if stat.S_IFMT(before.st_mode) != stat.S_IFMT(now.st_mode):  # of a link the mode means nothing
+            return
+        if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid) and hasattr(os, "chown"):
+            with contextlib.suppress(OSError):
+                os.chown(new, before.st_uid, before.st_gid)
         os.chmod(new, stat.S_IMODE(before.st_mode))
 
 
@@ -92,21 +84,15 @@ def is_temporary(path: Path) -> bool:
 def _fresh(target: Path, folder: bool) -> Path:
     """Makes a temporary file or folder beside a target, with the mode that the umask gives to new ones."""
     path = target.with_name(f"{_beginning_of_temporary(target)}{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    if folder:
-        os.mkdir(path)
-    else:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+    path.mkdir() if folder else path.touch(exist_ok=False)
     return path
 
 
 @functools.cache
 def _place_of_processes() -> str:
     """Names the set of processes whose numbers mean something here: this machine, and in it this container."""
-    try:
-        space = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        space = 0
-    return digest_of([platform.node(), space])[:8]
+    space = Path("/proc/self/ns/pid")
+    return digest_of([platform.node(), space.stat().st_ino if space.exists() else 0])[:8]
 
 
 def _beginning_of_temporary(target: Path) -> str:
@@ -141,15 +127,14 @@ def take_lock(number: int, place: Path) -> Callable[[], None]:
     asks for none, a file NAME.lock that names this process stands in; one that a dead process of this machine left is taken over.
 
     Args:
-        number: the descriptor of the file.
-        place: where it is.
+        number: the descriptor of the file, which is at `place`.
 
     Returns:
         What gives the lock back; the file is to be closed besides.
 
     Raises:
-        BlockingIOError: another process holds it.
-        OSError: NAME.lock cannot be written.
+        BlockingIOError: another process holds it. OSError: NAME.lock cannot be written.
+        FileError: a process of another machine holds NAME.lock, of which it cannot be told here whether it lives.
     """
     from filelock import SoftFileLock, Timeout, lock_descriptor
 
@@ -162,10 +147,19 @@ def take_lock(number: int, place: Path) -> Callable[[], None]:
             if not taken:
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             return lambda: None
-    soft = SoftFileLock(place.with_name(f"{place.name}.lock"), timeout=0, thread_local=False)
+    mark = place.with_name(f"{place.name}.lock")
+    soft = SoftFileLock(mark, timeout=0, thread_local=False)
     try:
         soft.acquire()
     except Timeout:
+        machine = ""
+        with contextlib.suppress(OSError):  # filelock writes the process and its machine, a line each
+            machine = next(iter(regular(mark).read_text(errors="replace").splitlines()[1:2]), "")
+        if machine and not machine.startswith(platform.node()):
+            raise FileError(
+                f"{place} is being written by another process, of the machine {machine[:80]}, as {mark} says",
+                f"wait for it; where that machine is gone: rm {shlex.quote(str(mark))}",
+            ) from None
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
     return soft.release
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import pickle
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +21,7 @@ from hsal_cli import __version__
 from hsal_cli.errors import FileError
 from hsal_cli.storage.atomic import finish_replacing, is_temporary, replacing, write_sealed
 from hsal_cli.storage.documents import read_document
-from hsal_cli.storage.files import digest_of_file, named, refuse_link
+from hsal_cli.storage.files import digest_of_file, load_tensors, named, refuse_link
 from hsal_cli.typed import Odd, checked
 
 if TYPE_CHECKING:
@@ -105,7 +106,6 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         FileError: missing, incomplete, damaged, or not loadable without running code.
     """
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load as tensors_of
 
@@ -121,19 +121,18 @@ def read_checkpoint(folder: Path) -> Checkpoint:
                 raise FileError(f"checkpoint {folder} is damaged: {name} does not have the checksum its manifest gives", hint)
         if WEIGHTS not in sums:
             raise KeyError(WEIGHTS)
-        # Read by Python: safetensors and torch open no path whose bytes are not UTF-8.
+        # Read by Python: safetensors opens no path whose bytes are not UTF-8.
         weights = {name: _in_full(tensor) for name, tensor in tensors_of((folder / WEIGHTS).read_bytes()).items()}
         state = None
         if STATE in sums:
-            with (folder / STATE).open("rb") as stream:
-                state = checked(torch.load(stream, map_location="cpu", weights_only=True), dict[str, Any])
+            state = checked(load_tensors(folder / STATE), dict[str, Any])
         return Checkpoint(folder, weights, state, manifest.meta, sums[WEIGHTS])
     except Odd as odd:
         raise FileError(f"checkpoint {folder} cannot be read: state.pt {odd}", hint) from odd
     except pickle.PickleError as error:
         # torch's own message advises to load it all the same.
         raise FileError(f"checkpoint {folder} cannot be read: state.pt holds more than tensors and plain values", hint) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, RuntimeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
         raise FileError(f"checkpoint {folder} cannot be read: {type(error).__name__}: {error}", hint) from error
 
 
