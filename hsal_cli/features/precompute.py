@@ -241,12 +241,10 @@ def volumes_of(model: ActivationModel, images: Tensor) -> Tensor:
 
 
 def as_features(images: Tensor, volumes: Tensor, saliency: SaliencyModel, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Volumes and raw saliency maps as the feature file holds them.
+    """Volumes (B, C, h, w) of any float type, which are overwritten, and raw saliency maps as the feature file holds them.
 
     Args:
         images: uint8 (B, H, W) or (B, H, W, 3).
-        volumes: (B, C, h, w), of any float type; overwritten.
-        saliency: makes the maps.
         names: of each image, for the saliency model.
 
     Returns:

@@ -98,12 +98,7 @@ class FeatureTable(FeatureRows):
 
 @dataclasses.dataclass(frozen=True)
 class FeatureConfig(Document):
-    """The attribute config of a feature file: every setting that it was made with.
-
-    Attributes:
-        scenes: where the scene file was.
-        scenes_config: the settings that that one was made with.
-    """
+    """Every setting that a feature file was made with: the scene file's place, and the settings that that one was made with."""
 
     scenes: str | None = None
     scenes_config: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -270,12 +265,7 @@ def finite_rows(values: np.ndarray) -> np.ndarray:
 
 
 def features_digest(scenes_digest: str, backbone_digest: str, saliency_digest: str = "activation", resolution: int | None = None) -> str:
-    """The digest of features: of what they are made from.
-
-    Args:
-        scenes_digest, backbone_digest, saliency_digest: of the scene file, the activation model and the saliency model.
-        resolution: cells along a side, where they are more than the activation model has by itself.
-    """
+    """The digest of features: of what they are made from; `resolution`: cells along a side, where they are more than the backbone's own."""
     made_from: dict[str, Any] = {"scenes": scenes_digest, "backbone": backbone_digest, "format_version": FORMAT_VERSION}
     if saliency_digest != "activation":  # left out there, so that features made before there was a choice keep their digest
         made_from["saliency"] = saliency_digest
@@ -296,11 +286,7 @@ def open_features(path: Path) -> FeatureFile:
 def check_match(
     features: FeatureFile, scenes_digest: str | None = None, backbone_digest: str | None = None, saliency_digest: str | None = None
 ) -> None:
-    """Refuses features that were made from other scenes, by another backbone or with another saliency model.
-
-    Args:
-        features: the file to be used.
-        scenes_digest, backbone_digest, saliency_digest: what it should have been made from; None: whatever it was.
+    """Refuses features that were made from other scenes, by another backbone or with another saliency model; None: whatever it was.
 
     Raises:
         FileError: it is stale; names the file and both digests.
@@ -335,12 +321,7 @@ def features_path(scenes: Path, saliency: str = "activation", resolution: str | 
 
 
 def dataset_of(features: Path, saliency: str = "activation") -> str:
-    """The name of the data set in a feature file's name: data/x.features.h5 and data/x.14x14.itti.features.h5 are of x.
-
-    Args:
-        features: the file.
-        saliency: the name of its saliency model, which may be a user's own.
-    """
+    """The name of the data set in a feature file's name: data/x.features.h5 and data/x.14x14.itti.features.h5 are of x."""
     name = features.name.removesuffix(".h5").removesuffix(".features")
     for endings in ((*SALIENCY, "file", kind_in(saliency)), ("7x7", "14x14", "28x28")):
         ending = name.rpartition(".")[2]

@@ -76,10 +76,8 @@ def partial_of(out: Path) -> Path:
 def features_to_fill(out: Path, origin: Origin, batch_size: int, reporter: Reporter) -> Iterator[FeatureWriter]:
     """Yields a writer of the partial file, which knows where to go on; then gives the file its name.
 
-    Where the block raises, what was written stays for the next run. A partial file of other origin, or damaged, is begun anew.
-
-    Raises:
-        FileError: it cannot be written, or another process is writing it.
+    Where the block raises, what was written stays for the next run. A partial file of other origin, or damaged, is begun anew. FileError:
+    it cannot be written, or another process is writing it.
     """
     partial = partial_of(out)
     try:
@@ -247,12 +245,9 @@ def _describe(file: h5py.File, origin: Origin) -> None:
 
 
 class FeatureWriter:
-    """Writes batches in a thread of its own; on leaving, all that was put is on the disk and counted.
+    """Writes batches in a thread of its own, the only one to use the file; on leaving, all that was put is on the disk and counted.
 
-    Args:
-        file: the partial file. No other thread may use it meanwhile.
-        path: where it is.
-        origin: names the models that give values which cannot be used.
+    Attributes:
         starts: split -> the first row to compute.
     """
 

@@ -22,11 +22,8 @@ Box = tuple[int, int, int, int]
 class Uniforms:
     """Uniform numbers of stream after stream, each the same as `Generator(Philox(key)).random()` gives one by one.
 
-    A counter-based generator needs no seeding, and a key never meets another: (seed, stream). NumPy keeps what `random` gives from version
-    to version. A generator costs far more to make than to set back, and a number far more to draw alone than among others.
-
-    Args:
-        seed: the first half of every key, 0 to 2**64 - 1.
+    A counter-based generator needs no seeding, and a key never meets another: (seed, stream), each below 2**64. NumPy keeps what `random`
+    gives from version to version. A generator costs far more to make than to set back, and a number far more to draw alone than with others.
     """
 
     def __init__(self, seed: int):
@@ -182,11 +179,7 @@ class Composer:
 
 
 class Ink:
-    """Where each glyph has ink, found for all at once.
-
-    Args:
-        glyphs: uint8 (N, 28, 28).
-    """
+    """Where each glyph of uint8 (N, 28, 28) has ink, found for all at once."""
 
     def __init__(self, glyphs: np.ndarray):
         inked = (glyphs >= INK).reshape(len(glyphs), -1)

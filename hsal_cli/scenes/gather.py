@@ -76,10 +76,9 @@ def parts_of(
     reporter: Reporter,
     advance: Callable[..., None],
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-    """Reads and resizes examples on several threads, in order.
+    """Reads and resizes examples on several threads, in order; `side` and `fit` as in `fitted`.
 
     Args:
-        side, fit: as in `fitted`.
         most: L, the largest number of labels of an image; one column is written where that is 0.
         boxed: every example has boxes, and they are wanted.
         reporter: asked whether to stop.

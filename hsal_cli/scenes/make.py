@@ -89,11 +89,7 @@ def settle(name: str, settings: SceneSettings, reporter: Reporter = SILENT) -> t
 
 
 def composer_of(name: str, split: str, settings: SceneSettings, source: DigitSource) -> Composer:
-    """What composes the images of a split, "train" or "test", from digits of that split alone.
-
-    Raises:
-        UsageError: the settings ask for more different labels than there are; FileError: the digits cannot be had.
-    """
+    """What composes the images of a split, "train" or "test", from digits of that split alone; errors as `make_dataset`."""
     recipe, glyphs = RECIPES[name], source.glyphs(split, settings.seed)
     if recipe == "mnist-set" and settings.count[1] > len(glyphs.classes):
         raise UsageError(
@@ -118,14 +114,10 @@ def write_composed(
     Args:
         out: the file to write; one that exists is replaced.
         config: every setting, as JSON types; "dataset" is the data set's name.
-        classes: the class names.
         composers: split -> what composes its images.
         sizes: split -> how many images.
         workers: processes; None: one a core.
         reporter: progress; asked to stop, nothing is left behind.
-
-    Returns:
-        `out`.
 
     Raises:
         FileError: the file cannot be written, or a worker died; Interrupted: stopped on request.
@@ -150,18 +142,11 @@ def write_composed(
 
 @contextlib.contextmanager
 def crew(composers: Mapping[str, Composes], workers: int) -> Iterator[Callable[[str, int], Iterator[Part]]]:
-    """Starts the processes that compose, and ends them with the block.
-
-    Args:
-        composers: split -> what composes its images.
-        workers: processes; 1 composes in this one.
+    """Starts the processes that compose, and ends them with the block; of one, this process composes. FileError: a worker died.
 
     Yields:
         compose(split, count): composes images 0 to count in order and yields images uint8 (n, H, W), labels int64 (n, L) and
         boxes int64 (n, L, 4), in parts.
-
-    Raises:
-        FileError: a worker died.
     """
     if workers == 1:
         yield lambda split, count: (compose_part(composers[split], *bounds) for bounds in _ranges(count, composers[split].shape))

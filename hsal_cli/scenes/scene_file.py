@@ -60,11 +60,7 @@ class SceneSplit:
         return self.images.shape[1:3]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Reads images start to stop (exclusive), uint8 (n, H, W) or (n, H, W, 3).
-
-        Raises:
-            FileError: the data does not fit its checksum.
-        """
+        """Reads images start to stop (exclusive), uint8 (n, H, W) or (n, H, W, 3); FileError where data does not fit its checksum."""
         with reading(self.images.file.filename, f"{self.name}, images {start} to {stop - 1},", HINT):
             return self.images[start:stop]
 
@@ -91,11 +87,7 @@ class SceneFile(OpenedFile):
             self._splits = {name: _split(path, name, file[name], len(self.classes)) for name in self.splits}
 
     def split(self, name: str) -> SceneSplit:
-        """The split of that name.
-
-        Raises:
-            FileError: there is none.
-        """
+        """The split of that name; FileError where there is none."""
         if name not in self._splits:
             raise FileError(f"{self.path} has no split {name!r}", f"it has: {', '.join(self.splits)}")
         return self._splits[name]
@@ -115,11 +107,7 @@ class SceneFile(OpenedFile):
         return self.noted_digest or self.computed_digest()
 
     def computed_digest(self, advance: Callable[[int], None] = lambda images: None) -> str:
-        """sha256 of what the file holds, computed from all images, labels and boxes.
-
-        Args:
-            advance: told after each block how many images it held.
-        """
+        """sha256 of what the file holds, from all images, labels and boxes; `advance` is told how many images each block held."""
         sums: dict[str, dict[str, str]] = {}
         for name, split in self._splits.items():
             images = hashlib.sha256()
@@ -192,12 +180,7 @@ class SceneWriter:
 
 @contextlib.contextmanager
 def write_scenes(target: Path, config: dict[str, Any], classes: list[str]) -> Iterator[SceneWriter]:
-    """Writes a scene file whole or not at all.
-
-    Args:
-        target: the file; one that exists is replaced.
-        config: every setting, as JSON types.
-        classes: the class names.
+    """Writes a scene file whole or not at all, in place of one that exists; `config` is every setting, as JSON types.
 
     Raises:
         FileError: the place cannot be written, or there are more classes than labels can tell apart.
@@ -302,11 +285,7 @@ def sound_labels(labels: np.ndarray, classes: int, images: int) -> np.ndarray:
 
 
 def sound_classes(names: list[str]) -> list[str]:
-    """The same class names.
-
-    Raises:
-        ValueError: more than labels can tell apart.
-    """
+    """The same class names; ValueError where there are more than labels can tell apart."""
     if len(names) > LARGEST + 1:
         raise ValueError(f"there are {len(names):,} classes, and a label is at most {LARGEST:,}")
     return names

@@ -239,11 +239,7 @@ def replacing(target: Path, ours: Ours) -> Iterator[Path]:
 
 
 def finish_replacing(target: Path, ours: Ours) -> None:
-    """Ends what a `replacing` that was killed has begun: the folder is the old or the new one, whole, and nothing of it lies beside it.
-
-    Raises:
-        FileError: it cannot be written.
-    """
+    """Ends what a killed `replacing` has begun: the folder is the old or the new one, whole, and nothing lies beside it; or FileError."""
     left = [place for place in _aside(target) if place.is_dir() and not place.is_symlink() and (ours(place) or not any(place.iterdir()))]
     try:
         whole_ones = [place for place in left if ours(place)]
@@ -332,16 +328,9 @@ def write_sealed(target: Path, document: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_space(place: Path, needed: int) -> None:
-    """Refuses to go on writing to a disk that is nearly full.
+    """Refuses, by OSError, to go on writing a file where not twice the bytes that are about to be written are free.
 
     HDF5 crashes the process when it cannot write what it holds back until a file is closed, so room is asked for before each write.
-
-    Args:
-        place: the file being written.
-        needed: bytes that are about to be written; as much again must stay free.
-
-    Raises:
-        OSError: there is less room than that.
     """
     if shutil.disk_usage(place.parent).free < 2 * needed + SPARE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

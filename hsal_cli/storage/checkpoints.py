@@ -81,11 +81,7 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, weights: dict[str, torch.Tensor], state: dict[str, Any] | None, meta: dict[str, Any]) -> None:
-    """Writes one checkpoint folder, whole or not at all; one of that name stays until the new one is whole.
-
-    Raises:
-        FileError: the place cannot be written.
-    """
+    """Writes one checkpoint folder, whole or not at all; one of that name stays until the new one is whole. May raise FileError."""
     import torch
     from safetensors.torch import save
 
@@ -137,11 +133,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def meta_of(checkpoint: Checkpoint, kind: type[M], hint: str) -> M:
-    """A checkpoint's meta in the form of its kind.
-
-    Raises:
-        FileError: a value is missing, of another type or out of range.
-    """
+    """A checkpoint's meta in the form of its kind; FileError where a value is missing, of another type or out of range."""
     try:
         return checked(checkpoint.meta, kind, "meta")
     except Odd as odd:
@@ -216,11 +208,7 @@ def _remove(folder: Path) -> None:
 
 
 def load(root: Path, which: str) -> Checkpoint:
-    """Loads a run's "last" or "best" checkpoint; a damaged one is passed over for the newest good one, and said so.
-
-    Raises:
-        FileError: there is no checkpoint, or none is good.
-    """
+    """Loads a run's "last" or "best" checkpoint; a damaged one is passed over for the newest good one, and said so. Or FileError."""
     held, index = names(root), index_of(root)
     wanted = getattr(index, which)
     order = ([wanted] if wanted in held else []) + [name for name in reversed(held) if name != wanted]
@@ -240,12 +228,7 @@ def load(root: Path, which: str) -> Checkpoint:
 
 
 def differences(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> str:
-    """What keeps weights from being loaded, the first few: missing and unknown names, and shapes that differ; "" if nothing does.
-
-    Args:
-        wanted: the model's own.
-        found: the checkpoint's.
-    """
+    """What keeps the weights that were `found` from being loaded, the first few: missing and unknown names, and other shapes; or ""."""
     differing = []
     for name in [*wanted, *(name for name in found if name not in wanted)]:
         if name not in found:
@@ -265,8 +248,7 @@ def _shape(tensor: torch.Tensor) -> str:
 def load_from(path: Path, which: str, hint: str) -> Checkpoint:
     """Loads what a path names: a run folder's "last" or "best" checkpoint, or the checkpoint whose folder it is.
 
-    Raises:
-        FileError: it is neither, or no checkpoint is good; `hint` says how to make one.
+    FileError: it is neither, or no checkpoint is good; `hint` says how to make one.
     """
     if (path / MANIFEST).is_file():
         return read_checkpoint(path)

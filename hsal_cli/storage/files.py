@@ -87,21 +87,13 @@ def bears_mark(file: Path) -> bool:
 
 
 def refuse_foreign(target: Path) -> None:
-    """Keeps hsal from replacing a picture, an animation or a page that it did not make.
-
-    Raises:
-        FileError: there is a file, or a link, that is not one of ours.
-    """
+    """Keeps hsal from replacing a picture, an animation or a page that it did not make, or a link; by FileError."""
     if os.path.lexists(target) and not bears_mark(target):
         raise FileError(f"{target} exists and was not made by hsal, so it is not replaced", "name another place with --out")
 
 
 def remove_marked(folder: Path, names: Sequence[str]) -> None:
-    """Removes those of the named files of a folder that bear hsal's mark; others, and those behind a link, stay.
-
-    Raises:
-        OSError: one cannot be removed.
-    """
+    """Removes those of the named files of a folder that bear hsal's mark; others, and those behind a link, stay; may raise OSError."""
     if folder.is_symlink():
         return
     for name in names:
@@ -110,11 +102,7 @@ def remove_marked(folder: Path, names: Sequence[str]) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Keeps hsal from removing or replacing what lies in another place than the one that was named.
-
-    Raises:
-        FileError: the file or folder is a link.
-    """
+    """Refuses a link, by FileError: nothing is removed or replaced in another place than the one that was named."""
     if path.is_symlink():
         where = path.resolve()
         raise FileError(

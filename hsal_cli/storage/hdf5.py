@@ -54,10 +54,10 @@ def settings_in(file: h5py.File) -> dict[str, Any]:
 
 
 def described(holder: Any, name: str, kind: Any, default: str | None = None) -> Any:
-    """An attribute that holds JSON, as an instance of a type (see `documents.checked`); `default` stands for one that is not there.
+    """An attribute that holds JSON, as an instance of a type (see `typed.checked`); `default` stands for one that is not there.
 
     Raises:
-        documents.Odd: it is missing, or is not as it must be.
+        Odd: it is missing, or is not as it must be.
     """
     text = attribute(holder, name, default)
     if not isinstance(text, str):
@@ -132,8 +132,7 @@ def open_plain(source: Path | BinaryIO) -> h5py.File:
     """Opens an HDF5 file for reading; without a lock where the file system has none, as on some clusters.
 
     Raises:
-        OSError: it is missing, not HDF5, or being written.
-        FileError: HDF5 is told to lock files where there are no locks.
+        OSError: it is missing, not HDF5, or being written. FileError: HDF5 is told to lock files where there are no locks.
     """
     import h5py
 
@@ -150,11 +149,7 @@ def open_plain(source: Path | BinaryIO) -> h5py.File:
 
 
 def check_filters(name: str, dataset: Any) -> None:
-    """Refuses a dataset that cannot be unpacked here; other things of a file are let through, so that `visititems` takes it.
-
-    Raises:
-        FileError: names the file, the dataset and the filter.
-    """
+    """Refuses a dataset whose filter this HDF5 lacks, by FileError; other things are let through, so that `visititems` takes it."""
     import h5py
 
     if not isinstance(dataset, h5py.Dataset):
@@ -194,12 +189,8 @@ def opened(source: Path) -> h5py.File:
 def refuse_outside(file: h5py.File, where: Path | str) -> None:
     """Refuses an HDF5 file that takes data from other files, which whoever made it may have chosen: any file that its reader may read.
 
-    Args:
-        file: the open file; every link in it is looked at, and none is followed out of it.
-        where: what it is called in messages.
-
-    Raises:
-        FileError: it has an external link, or a dataset that is virtual or stored externally; names it.
+    Every link in it is looked at, and none is followed out of it. FileError, with the name `where`: it has an external link, or a dataset
+    that is virtual or stored externally.
     """
     import h5py
 
@@ -215,12 +206,7 @@ def refuse_outside(file: h5py.File, where: Path | str) -> None:
 
 
 def own(group: h5py.Group, name: str, where: Path | str) -> Any:
-    """What lies right in a group of an HDF5 file, itself in that file.
-
-    Raises:
-        FileError: it is a link, or its data is taken from other files.
-        KeyError: there is nothing of that name.
-    """
+    """What lies right in a group of an HDF5 file, itself in that file; FileError where it is a link or takes data from others."""
     import h5py
 
     try:
@@ -234,11 +220,7 @@ def own(group: h5py.Group, name: str, where: Path | str) -> Any:
 
 
 def in_file(held: Any, where: Path | str) -> Any:
-    """An object of an HDF5 file, refused where it is a dataset whose data lies in other files.
-
-    Raises:
-        FileError: it is virtual, or stored externally.
-    """
+    """An object of an HDF5 file; FileError where it is a dataset whose data lies in other files."""
     import h5py
 
     if isinstance(held, h5py.Dataset):
@@ -269,10 +251,7 @@ def _has_variable_text(file: h5py.File) -> bool:
 
 
 def _heaps_end(source: Path) -> bool:
-    """Whether each global heap in the first and last `REACH` bytes of a file is one whose objects HDF5 can walk to the end.
-
-    Attributes are written before or behind the data, so that is where their heaps lie; reading a large file whole would take minutes.
-    """
+    """Whether HDF5 can walk to the end of each global heap at a file's ends, where those of attributes lie, before or behind the data."""
     with source.open("rb") as stream:
         length = stream.seek(0, os.SEEK_END)
         for start in {0, max(0, length - REACH)}:
@@ -317,11 +296,7 @@ def reading(source: Path, what: str, hint: str) -> Iterator[None]:
 
 
 def open_any(source: Path, hint: str) -> h5py.File:
-    """Opens an HDF5 file of any kind for reading.
-
-    Raises:
-        FileError: it cannot be; says why.
-    """
+    """Opens an HDF5 file of any kind for reading; FileError says why it cannot be."""
     try:
         return opened(source)
     except BlockingIOError as error:
@@ -371,12 +346,7 @@ def open_hdf5(source: Path, kind: str, made_by: str, opened_as: Callable[[Path, 
 
 
 class OpenedFile:
-    """An open scene or feature file; a context manager.
-
-    Args:
-        path: the file.
-        file: the same, open.
-    """
+    """An open scene or feature file; a context manager."""
 
     def __init__(self, path: Path, file: h5py.File):
         self.path, self._file = path, file
@@ -398,12 +368,7 @@ def train_first(names: Iterable[str]) -> list[str]:
 
 
 class EachProcess(Generic[F]):
-    """A file that each process opens for itself when it first reads it: neither a fork nor a copy may share an open HDF5 file.
-
-    Args:
-        open_file: opens it.
-        path: the file.
-    """
+    """A file that each process opens for itself when it first reads it: neither a fork nor a copy may share an open HDF5 file."""
 
     def __init__(self, open_file: Callable[[Path], F], path: Path):
         self._open, self._path = open_file, path

@@ -28,14 +28,7 @@ HINT = "maps are a folder with SPLIT.npy, SPLIT/ROW.png or PICTURE.png, a .png o
 
 
 class FileSaliency:
-    """The model behind `--saliency file:PATH`.
-
-    Args:
-        path: a folder, or a .png, .npy, .h5 or .hdf5 file.
-
-    Raises:
-        FileError: there is nothing at that path, or something else.
-    """
+    """The model behind `--saliency file:PATH`: a folder, or a .png, .npy, .h5 or .hdf5 file; FileError where there is none of these."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -128,11 +121,7 @@ def _open_stack(path: Path, split: str) -> h5py.Dataset:
 
 
 def read_map(file: Path) -> np.ndarray:
-    """One map, float32 (H, W) for a PNG, in [0, 255]; of a NPY file whatever it holds.
-
-    Raises:
-        FileError: missing or damaged.
-    """
+    """One map, float32 (H, W) for a PNG, in [0, 255]; of a NPY file whatever it holds; FileError where it is missing or damaged."""
     if file.suffix.lower() == ".npy":
         return np.asarray(_load_npy(file), np.float32)
     return np.asarray(read_image(file).convert("L"), np.float32)

@@ -139,12 +139,7 @@ class CenterPrior:
 
 
 class OwnSaliency:
-    """A model that was registered, as a `SaliencyModel`.
-
-    Args:
-        name: that it was registered under.
-        part: the function or class.
-    """
+    """A model that was registered under a name, a function or a class, as a `SaliencyModel`."""
 
     def __init__(self, name: str, part: Any):
         self.name = name

@@ -110,11 +110,7 @@ class DigitSource:
 
 
 def gather(images: np.ndarray, labels: np.ndarray, classes: list[str], where: str) -> Glyphs:
-    """Groups glyphs by class, leaving blank ones out.
-
-    Raises:
-        FileError: a class has no glyph.
-    """
+    """Groups glyphs by class, leaving blank ones out; FileError where a class has no glyph."""
     inked = images.any(axis=(1, 2))
     members = [np.flatnonzero(inked & (labels == label)) for label in range(len(classes))]
     for name, rows in zip(classes, members, strict=True):
@@ -200,17 +196,10 @@ def download(reporter: Reporter) -> Path:
 
 
 def known_names(folder: Path | None, numbers: list[int]) -> list[str]:
-    """The names of a digit source's classes.
+    """The names of a digit source's classes, whose numbers in the files are given, sorted; `folder` as in `find_idx`, None for strokes.
 
     EMNIST's mapping file is read where it lies beside the set; else sets are known by their files' names (EMNIST) or by a folder's
-    (Fashion-MNIST and KMNIST share MNIST's file names); else classes are named by their numbers.
-
-    Args:
-        folder: the source's folder, or the folder and the beginning of the files' names; None for strokes.
-        numbers: the class numbers in the files, sorted.
-
-    Raises:
-        FileError: a mapping file that cannot be read.
+    (Fashion-MNIST and KMNIST share MNIST's file names); else classes are named by their numbers. FileError: a mapping that cannot be read.
     """
     plain = [str(number) for number in numbers]
     if folder is None:

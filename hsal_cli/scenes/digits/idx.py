@@ -27,18 +27,13 @@ NAME = re.compile(
 
 
 def find_idx(folder: Path, split: str, what: str) -> Path | None:
-    """Finds the images or the labels of a split.
+    """Finds the images or the labels of a split, "train" or "test" (called t10k by MNIST); None where there are none.
 
     Hidden files, such as the `._` companions of macOS, are passed over; a folder that has a file's name, as Kaggle and 7-Zip make it, is
-    looked into.
+    looked into. Plain files go before gzipped ones, and plain labels before QMNIST's.
 
     Args:
         folder: where to look, not below it; or a folder and the beginning of the files' names, as in emnist/emnist-letters.
-        split: "train" or "test" (called t10k by MNIST).
-        what: "images" or "labels".
-
-    Returns:
-        The file, plain before gzipped and plain labels before QMNIST's; None where there is none.
 
     Raises:
         FileError: several sets lie in the folder.
@@ -63,9 +58,6 @@ def find_idx(folder: Path, split: str, what: str) -> Path | None:
 
 def find_folder(folder: Path) -> Path:
     """The folder of a set's training images: this one, or the only one below it that has some, as in MNIST/raw of torchvision.
-
-    Args:
-        folder: as in `find_idx`.
 
     Raises:
         FileError: there is no such folder, or there are several; names what is there.
@@ -109,11 +101,7 @@ def _named(path: Path, split: str, what: str) -> re.Match[str] | None:
 
 
 def read_idx(path: Path, rank: int) -> np.ndarray:
-    """Reads an IDX file.
-
-    Args:
-        path: the file, gzipped or not, whatever its name says.
-        rank: how many dimensions are wanted: 3 for images, 1 for labels.
+    """Reads an IDX file, gzipped or not, whatever its name says, of 3 dimensions (images) or 1 (labels).
 
     Returns:
         Images uint8 (N, H, W), or labels uint8 or int32 (N,); of QMNIST's extended labels the first column, the class.
@@ -155,15 +143,10 @@ def _read(path: Path, stream: BinaryIO, rank: int) -> np.ndarray:
 
 
 def read_pair(folder: Path, split: str, transpose: str = "auto") -> tuple[np.ndarray, np.ndarray]:
-    """Reads the images and labels of a split.
+    """Reads the images uint8 (N, 28, 28) and labels uint8 or int32 (N,) of a split; folder and split as in `find_idx`.
 
     Args:
-        folder: as in `find_idx`.
-        split: "train" or "test".
         transpose: "yes", "no", or "auto": whether the files are EMNIST's, whose glyphs lie on their side.
-
-    Returns:
-        images uint8 (N, 28, 28) and labels uint8 or int32 (N,).
 
     Raises:
         FileError: a file is missing or damaged, glyphs are not 28x28, or the two do not belong together.

@@ -53,13 +53,8 @@ MOST = 64  # more objects than this in one cell are no count
 def read_csv(source: Path, notes: Notes, counts: bool = False) -> tuple[list[Labelled], list[str]]:
     """Reads a table with a header line; commas, tabs or semicolons stand between its cells.
 
-    Args:
-        source: the file.
-        notes: hears of rows without an image, and of columns that look like boxes and are not understood.
-        counts: every column beside the image's is a class, and its cells count the objects.
-
-    Raises:
-        FileError: another encoding, or no column of images or of labels.
+    With `counts` every column beside the image's is a class, and its cells count the objects. `notes` hears of rows without an image,
+    and of columns that look like boxes and are not understood. FileError: another encoding, or no column of images or of labels.
     """
     text = text_of(source)
     told = re.match(r'"?sep=(.)"?\n', text)
@@ -248,11 +243,7 @@ def _region(kind: str, item: dict[str, Any]) -> Callable[[], Corners | None]:
 
 
 def _count(cell: str) -> int:
-    """A count of objects.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """A count of objects; ValueError where it is none."""
     count = number(cell)
     if count != int(count) or not 0 <= count <= MOST:
         raise ValueError(f"a count that is not 0 to {MOST}")

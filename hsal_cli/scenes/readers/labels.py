@@ -136,11 +136,7 @@ def decoded(data: bytes) -> str:
 
 
 def json_of(text: str, where: str) -> Any:
-    """Reads JSON.
-
-    Raises:
-        ValueError: it is none; `where` stands before the reason.
-    """
+    """Reads JSON; ValueError, with `where` before its reason, where it is none."""
     try:
         return json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
@@ -157,11 +153,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def class_name(value: Any) -> str:
-    """A class's name: a text or a number; 3.0 is 3, blanks around it do not count, and accents are composed (NFC).
-
-    Raises:
-        ValueError: nothing, or something else.
-    """
+    """A class's name: a text or a number; 3.0 is 3, blanks around it do not count, and accents are composed (NFC); else a ValueError."""
     if isinstance(value, bool) or not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"a label is a text or a number, not {json.dumps(value, default=str, ensure_ascii=False)[:60]}")
     text = unicodedata.normalize("NFC", " ".join(str(value).split()))
@@ -173,11 +165,7 @@ def class_name(value: Any) -> str:
 
 
 def number(value: Any) -> float:
-    """A finite number, also one that is written as text.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """A finite number, also one that is written as text; ValueError where it is none."""
     try:
         found = float("nan") if isinstance(value, bool) else float(value)
     except (ValueError, TypeError, OverflowError):
@@ -188,11 +176,7 @@ def number(value: Any) -> float:
 
 
 def corners(values: Any, sized: bool = False) -> Corners:
-    """Four numbers as x0, y0, x1, y1; where `sized`, they are x0, y0, width, height.
-
-    Raises:
-        ValueError: not four finite numbers, or an empty box.
-    """
+    """Four numbers as x0, y0, x1, y1; where `sized`, they are x0, y0, width, height. ValueError: no such four, or an empty box."""
     if not isinstance(values, Iterable) or isinstance(values, str | dict) or len(values := list(values)) != 4:
         raise ValueError("a box that is not four numbers")
     x0, y0, x1, y1 = map(number, values)
@@ -204,11 +188,7 @@ def corners(values: Any, sized: bool = False) -> Corners:
 
 
 def around(points: Iterable[tuple[Any, Any]]) -> Corners:
-    """The box around a polygon's points.
-
-    Raises:
-        ValueError: a value that is not a number, or fewer than three points, or all on one line of the grid.
-    """
+    """The box around a polygon's points; ValueError where they are no numbers, fewer than three, or all on one line of the grid."""
     xs, ys = zip(*[(number(x), number(y)) for x, y in points], strict=True) if points else ((), ())
     if len(xs) < 3:
         raise ValueError("a polygon of fewer than three points")
@@ -216,13 +196,7 @@ def around(points: Iterable[tuple[Any, Any]]) -> Corners:
 
 
 def thing(name: Any, box: Callable[[], Corners | None], where: str) -> Thing:
-    """An object of this name and box; what of both cannot be read becomes its fault.
-
-    Args:
-        name: anything; see `class_name`.
-        box: gives the box; may raise ValueError.
-        where: the line or entry.
-    """
+    """An object of this name, of any type, and the box that `box` gives; what of both is a ValueError becomes its fault."""
     try:
         text = class_name(name)
     except ValueError as error:
@@ -252,12 +226,9 @@ def _side(value: Any) -> float:
 
 
 def row_of(source: Path, image: str, where: str, read: Callable[[Labelled], list[Thing]], split: Any, *size: Any, **more: Any) -> Labelled:
-    """What one row or entry of a file says of an image; what of it cannot be read becomes the image's fault.
+    """What a row or an entry (`where`) of a file says of an image, which may lie beside it; what cannot be read is the image's fault.
 
     Args:
-        source: the file; the image may lie beside it.
-        image: its name.
-        where: the row.
         read: gives the objects, and may note more; may raise ValueError.
         split: a word for it, or nothing.
         size: the width and the height that it states, or nothing.
@@ -273,11 +244,7 @@ def row_of(source: Path, image: str, where: str, read: Callable[[Labelled], list
 
 
 def split_of(word: Any) -> str | None:
-    """The split that a word means; None where there is no word.
-
-    Raises:
-        ValueError: another word.
-    """
+    """The split that a word means; None where there is no word; ValueError where it is another one."""
     text = str("" if word is None else word).strip().lower()
     if text and text not in SPLITS:
         raise ValueError(f"an unknown split {text}")

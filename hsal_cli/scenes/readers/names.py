@@ -92,11 +92,7 @@ def _foreign(name: str) -> bool:
 
 
 def images_of(row: Mapping[str, Any]) -> list[str]:
-    """The images that a row of a table names: none, one, or, where its columns differ, several.
-
-    Args:
-        row: the values by the names of their columns, in lower case.
-    """
+    """The images that a row of a table (column in lower case -> value) names: none, one, or, where its columns differ, several."""
     named = {key: str(row[key]).strip() for key in IMAGE_COLUMNS if isinstance(row.get(key), str | int) and str(row[key]).strip()}
     first = next(iter(named.values()), None)
     others = [name for key, name in named.items() if key not in IDS and not name.isdecimal() and not _same_file(name, first)]
@@ -163,10 +159,9 @@ class Pictures:
         return f"{stem}.{self.kinds.get(name[len(stem) :].lower(), '')}".casefold()
 
     def find(self, name: str, places: Sequence[Path] = (), stem: bool = False, common: Common = ("", "")) -> Path:
-        """The image of that name.
+        """The image of that name: a path, a name anywhere below the folder, or a name without its ending.
 
         Args:
-            name: a path, a name anywhere below the folder, or a name without its ending.
             places: where it is, if it lies there: paths, with their endings or without.
             stem: the name has no ending, whatever it looks like.
             common: see `common_folders`.

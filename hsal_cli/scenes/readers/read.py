@@ -93,11 +93,7 @@ def _split_of_folders(folder: str) -> str | None:
 
 
 def _files(source: Path, kind: str) -> tuple[list[Path], str]:
-    """The label files, and their form.
-
-    Raises:
-        FileError: there are none, or it cannot be told which form they have.
-    """
+    """The label files, and their form; FileError where there are none, or where the form cannot be told."""
     ending = source.suffix.lower()
     if not source.is_dir():
         if kind == "auto" and ending not in ENDINGS:

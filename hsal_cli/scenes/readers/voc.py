@@ -15,13 +15,7 @@ WIDER = {"gb2312": "gb18030", "gbk": "gb18030", "iso8859-1": "cp1252"}  # encodi
 
 
 def read_voc(files: list[Path], root: Path, notes: Notes) -> tuple[list[Labelled], list[str]]:
-    """Reads XML files.
-
-    Args:
-        files: the files.
-        root: the folder that was named; folders below it are those of the images.
-        notes: hears of files that are none of Pascal VOC's.
-    """
+    """Reads XML files; folders below `root`, the one that was named, are those of the images. Files of no Pascal VOC are noted."""
     found = []
     for path in files:
         try:
