@@ -23,6 +23,7 @@ from hsal_cli.features.settings import PrecomputeSettings
 from hsal_cli.features.table import FORMAT, FeatureFile, check_match, features_digest, open_features
 from hsal_cli.features.writer import FeatureWriter, Origin, features_to_fill, partial_of
 from hsal_cli.progress import SILENT, Reporter
+from hsal_cli.scenes.gather import in_order
 from hsal_cli.scenes.scene_file import SceneFile, SceneSplit, open_scenes
 from hsal_cli.settings import as_dict
 from hsal_cli.storage.atomic import cannot_write
@@ -263,13 +264,4 @@ def _read_ahead(split: SceneSplit, batches: Sequence[range], device: torch.devic
         return images.pin_memory() if device.type == "cuda" else images
 
     with ThreadPoolExecutor(1) as reader:
-        ahead = [reader.submit(read, rows) for rows in batches[:AHEAD]]
-        try:
-            for place in range(len(batches)):
-                images = ahead.pop(0).result()
-                if place + AHEAD < len(batches):
-                    ahead.append(reader.submit(read, batches[place + AHEAD]))
-                yield images
-        finally:
-            for future in ahead:
-                future.cancel()
+        yield from in_order(reader, read, batches, AHEAD)

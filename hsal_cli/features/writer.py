@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import queue
 import shutil
-import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -253,18 +253,17 @@ class FeatureWriter:
 
     def __init__(self, file: SteadyFile, path: Path, origin: Origin, starts: dict[str, int]):
         self._file, self._path, self._origin, self.starts = file, path, origin, starts
-        self._queue: queue.Queue[tuple[str, int, Tensor, Tensor, torch.cuda.Event | None] | None] = queue.Queue(WAITING)
+        self._writer = ThreadPoolExecutor(1, "feature-writer")
+        self._waiting: deque[Future[None]] = deque()
         self._done: dict[str, int] = {}
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="feature-writer", daemon=True)
+        self._saved = time.monotonic()
 
     def __enter__(self) -> FeatureWriter:
-        self._thread.start()
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._queue.put(None)
-        self._thread.join()
+        self._writer.shutdown()
         if self._error is None:
             self._save(exactly=True)
         elif kind is None and isinstance(self._error, (KeyError, RuntimeError, ValueError)):
@@ -296,20 +295,20 @@ class FeatureWriter:
             volumes, saliency = _to_pinned(volumes), _to_pinned(saliency)
             ready = torch.cuda.Event()
             ready.record(stream)
-        self._queue.put((split, start, volumes, saliency, ready))
+        self._waiting.append(self._writer.submit(self._try, split, start, volumes, saliency, ready))
+        if len(self._waiting) > WAITING:
+            self._waiting.popleft().result()
 
-    def _run(self) -> None:
-        saved = time.monotonic()
-        while (item := self._queue.get()) is not None:
-            if self._error is not None:
-                continue  # only empties the queue, so that put() never waits for ever
-            try:
-                self._write(*item)
-                if time.monotonic() - saved > SAVE_EVERY_S:
-                    self._save(exactly=False)
-                    saved = time.monotonic()
-            except BaseException as error:  # raised again by put() or on leaving, in the thread that can handle it
-                self._error = error
+    def _try(self, *batch: Any) -> None:
+        if self._error is not None:
+            return  # or rows behind a gap would count as done
+        try:
+            self._write(*batch)
+            if time.monotonic() - self._saved > SAVE_EVERY_S:
+                self._save(exactly=False)
+                self._saved = time.monotonic()
+        except BaseException as error:  # raised again by put() or on leaving, in the thread that can handle it
+            self._error = error
 
     def _write(self, split: str, start: int, volumes: Tensor, saliency: Tensor, ready: torch.cuda.Event | None) -> None:
         if ready is not None:

@@ -23,7 +23,7 @@ class Uniforms:
     """Uniform numbers of stream after stream, each the same as `Generator(Philox(key)).random()` gives one by one.
 
     A counter-based generator needs no seeding, and a key never meets another: (seed, stream), each below 2**64. NumPy keeps what `random`
-    gives from version to version. A generator costs far more to make than to set back, and a number far more to draw alone than with others.
+    gives from version to version. A generator costs far more to make than to set back, and a number far more to draw alone.
     """
 
     def __init__(self, seed: int):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from hsal_cli.progress import Reporter
 
+T, R = TypeVar("T"), TypeVar("R")
 PART = 64  # images written at a time
 THREADS = 4  # Pillow decodes and resizes outside of Python's lock
 
@@ -104,22 +107,24 @@ def parts_of(
                 boxes[place, : len(own)] = corners
         return np.stack([pixels for pixels, _, _ in rows]), labels, boxes
 
-    pool = concurrent.futures.ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
-    waiting: deque[concurrent.futures.Future] = deque()
-    ready: list[tuple[np.ndarray, np.ndarray | None, list[int]]] = []
+    with concurrent.futures.ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        rows = in_order(pool, read, examples, 4 * THREADS)
+        while some := list(itertools.islice(rows, PART)):
+            reporter.check_stop("nothing was written; run the same command again")
+            yield packed(some)
+            advance(len(some))
+
+
+def in_order(pool: concurrent.futures.Executor, call: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+    """call(item) of each item, in their order, worked out by a pool, of which never more than `ahead` wait to be taken."""
+    waiting: deque[concurrent.futures.Future[R]] = deque()
     try:
-        for example in examples:
-            waiting.append(pool.submit(read, example))
-            if len(waiting) >= 4 * THREADS:
-                ready.append(waiting.popleft().result())
-            if len(ready) == PART:
-                reporter.check_stop("nothing was written; run the same command again")
-                yield packed(ready)
-                advance(len(ready))
-                ready = []
-        ready += [future.result() for future in waiting]
-        for start in range(0, len(ready), PART):
-            yield packed(ready[start : start + PART])
-            advance(len(ready[start : start + PART]))
+        for item in items:
+            waiting.append(pool.submit(call, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for future in waiting:
+            future.cancel()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.compose import Composer
 from hsal_cli.scenes.digits.glyphs import DigitSource, find_digits
+from hsal_cli.scenes.gather import in_order
 from hsal_cli.scenes.scene_file import write_scenes
 from hsal_cli.scenes.settings import DATASETS, RECIPES, SceneSettings
 from hsal_cli.settings import as_dict
@@ -156,13 +157,7 @@ def crew(composers: Mapping[str, Composes], workers: int) -> Iterator[Callable[[
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(composers,))
 
     def compose(split: str, count: int) -> Iterator[Part]:
-        waiting: deque[concurrent.futures.Future[Part]] = deque()
-        for bounds in _ranges(count, composers[split].shape):
-            waiting.append(pool.submit(_work, split, *bounds))
-            if len(waiting) > 3 * workers:  # no more than this in memory, however slow the disk
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        return in_order(pool, functools.partial(_work, split), _ranges(count, composers[split].shape), 3 * workers)
 
     try:
         pool.submit(cores).result()  # forks now, before progress bars and open files are there to be inherited
@@ -213,5 +208,5 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(split: str, start: int, stop: int) -> Part:
-    return compose_part(_composers[split], start, stop)
+def _work(split: str, bounds: tuple[int, int]) -> Part:
+    return compose_part(_composers[split], *bounds)

@@ -1,4 +1,4 @@
-"""What a check found, and checking a run: its documents, its metrics against its table and its checkpoints, and every checkpoint against its sums."""
+"""What a check found; and checking a run: its documents, metrics and checkpoints, by themselves and against each other."""
 
 from __future__ import annotations
 
