@@ -16,13 +16,7 @@ BATCH = 32  # images a forward pass, as precomputing takes them
 
 
 class SceneFeatures(FeatureRows):
-    """Features that are computed each time they are asked for, as `hsal precompute` would write them; rows are asked for in slices.
-
-    Args:
-        split: of an open scene file.
-        backbone: makes the volumes, on the device it is on.
-        saliency: makes the saliency maps.
-    """
+    """Features of an open scene file's split, computed each time they are asked for, as `hsal precompute` would write them."""
 
     def __init__(self, split: SceneSplit, backbone: LoadedBackbone, saliency: SaliencyModel):
         self._split, self._saliency = split, saliency
@@ -32,11 +26,7 @@ class SceneFeatures(FeatureRows):
         self.image_size = split.image_size
 
     def select(self, rows: slice) -> FeatureTable:
-        """Computes the table of some rows.
-
-        Raises:
-            FileError: the images are damaged, or the backbone gives values that are not finite.
-        """
+        """Computes the table of a slice of rows; FileError: the images are damaged, or the backbone gives values that are not finite."""
         start, stop, _ = rows.indices(len(self))
         parts = []
         with torch.inference_mode():

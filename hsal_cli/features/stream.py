@@ -22,8 +22,6 @@ def window_rows(file: FeatureFile, split: str, budget: float | None) -> int:
     """How many rows a window has where a split does not fit into memory; 0 where it does, and is better read once.
 
     Args:
-        file: of the features.
-        split: its name.
         budget: GB for the features; None: a share of the memory that is free, divided among the processes that torchrun has started here.
 
     Raises:
@@ -54,17 +52,9 @@ def _free_memory() -> float | None:
 
 
 class FeatureStream(FeatureRows):
-    """Features of a file: labels and boxes are in memory, and of the rest the windows that are asked for; to be closed.
+    """Features of a split of a file: labels and boxes are in memory, and of the rest the windows of so many rows that are asked for.
 
-    `select` takes the rows of an order that `shuffled` gave, which lie in one window or in two that follow each other.
-
-    Args:
-        path: the feature file.
-        split: its name.
-        window: rows of a window, a multiple of `BLOCK_ROWS`.
-
-    Raises:
-        FileError: the file or the split is missing or damaged.
+    `select` takes the rows of an order that `shuffled` gave, which lie in one window or in two that follow each other. To be closed.
     """
 
     def __init__(self, path: Path, split: str, window: int):

@@ -277,14 +277,11 @@ class FeatureWriter:
         """Hands over the rows from `start` on; waits only while too many wait to be written.
 
         Args:
-            split: its name.
-            start: the first row.
             volumes: float16 (n, C, h, w), contiguous; on any device.
             saliency: float32 (n, h, w), on the same.
 
         Raises:
-            OSError: an earlier write failed.
-            FileError: an earlier batch was not finite, or its saliency below 0.
+            OSError: an earlier write failed. FileError: an earlier batch was not finite, or its saliency below 0.
         """
         if self._error is not None:
             raise self._error

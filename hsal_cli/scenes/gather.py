@@ -38,17 +38,14 @@ class Example:
 
 
 def fitted(image: Image.Image, boxes: np.ndarray | None, side: int, fit: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Brings an image to a square, and its boxes along.
+    """Brings an RGB image to a square, and its boxes (n, 4) in px along.
 
     Args:
-        image: RGB.
-        boxes: (n, 4) in px of it.
         side: of the square, px.
         fit: "squash": the aspect ratio gives way; "pad": it is kept, and the image's mean colour fills the rest.
 
     Returns:
-        uint8 (side, side, 3), and int64 (n, 4): half-open, inside the square, never empty: a box that lies
-        outside becomes a pixel at the border.
+        uint8 (side, side, 3), and int64 (n, 4), half-open, inside the square, never empty: a box outside becomes a pixel at the border.
     """
     scale = np.array([side / image.width, side / image.height])
     shift = np.zeros(2)
@@ -79,19 +76,15 @@ def parts_of(
     reporter: Reporter,
     advance: Callable[..., None],
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-    """Reads and resizes examples on several threads, in order; `side` and `fit` as in `fitted`.
+    """Reads and resizes examples on several threads, in order; `side` and `fit` as in `fitted`; errors of reading, or Interrupted.
 
     Args:
         most: L, the largest number of labels of an image; one column is written where that is 0.
         boxed: every example has boxes, and they are wanted.
-        reporter: asked whether to stop.
         advance: told how many are done.
 
     Yields:
         images uint8 (n, side, side, 3), labels int64 (n, L) and boxes int64 (n, L, 4) or None.
-
-    Raises:
-        FileError: an image cannot be read; Interrupted: stopped on request.
     """
 
     def read(example: Example) -> tuple[np.ndarray, np.ndarray | None, list[int]]:

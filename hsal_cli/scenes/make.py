@@ -110,13 +110,11 @@ def write_composed(
     workers: int | None = None,
     reporter: Reporter = SILENT,
 ) -> Path:
-    """Composes all images and writes them to a scene file.
+    """Composes all images and writes them to a scene file, which takes the place of an older one; returns its path.
 
     Args:
-        out: the file to write; one that exists is replaced.
         config: every setting, as JSON types; "dataset" is the data set's name.
-        composers: split -> what composes its images.
-        sizes: split -> how many images.
+        composers, sizes: split -> what composes its images, and how many.
         workers: processes; None: one a core.
         reporter: progress; asked to stop, nothing is left behind.
 

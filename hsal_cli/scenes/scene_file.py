@@ -23,7 +23,7 @@ import numpy as np
 from hsal_cli.errors import FileError
 from hsal_cli.storage.atomic import atomic_write, check_space
 from hsal_cli.storage.files import digest_of
-from hsal_cli.storage.hdf5 import OpenedFile, attribute, described, open_hdf5, put_text, reading, seal, settings_in, stamp, train_first
+from hsal_cli.storage.hdf5 import OpenedFile, attribute, described, open_hdf5, put_text, reading, seal, stamp, train_first
 from hsal_cli.storage.steady import SteadyFile
 from hsal_cli.typed import Odd
 
@@ -80,7 +80,7 @@ class SceneFile(OpenedFile):
         with reading(path, "its content", HINT):
             self.classes = _classes(path, file)
             # Another program's attribute of that name says nothing to us.
-            self.config: dict[str, Any] = described(file, "config", dict, "{}") if "hsal_version" in file.attrs else settings_in(file)
+            self.config: dict[str, Any] = described(file, "config", dict, "{}") if "hsal_version" in file.attrs else {}
             self.splits = train_first(name for name, group in file.items() if isinstance(group, h5py.Group) and "images" in group)
             if not self.splits:
                 raise FileError(f"{path} has no split: no group such as train or test with images", HINT)
@@ -139,12 +139,10 @@ class SceneWriter:
         self._sums: dict[str, dict[str, str]] = {}
 
     def write_split(self, name: str, parts: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]], shape: tuple[int, ...]) -> None:
-        """Writes a split.
+        """Writes a split, "train" or "test".
 
         Args:
-            name: "train" or "test".
-            parts: images uint8 (n, H, W[, 3]), labels (n, L) and boxes (n, L, 4) of any integer type, in order; boxes are None in all of
-                them where they are unknown.
+            parts: images uint8 (n, H, W[, 3]), labels (n, L) and boxes (n, L, 4) of any integer type, in order; boxes None where unknown.
             shape: of all the images: (N, H, W) or (N, H, W, 3).
 
         Raises:
@@ -255,15 +253,11 @@ def _values(group: h5py.Group, part: str) -> np.ndarray:
 
 
 def sound_labels(labels: np.ndarray, classes: int, images: int) -> np.ndarray:
-    """Checks the multisets of a split; one may hold no object at all.
+    """The multisets of a split as int16, once they are checked; one may hold no object at all.
 
     Args:
-        labels: (N, L), padded with -1 behind the labels.
-        classes: K; labels lie in 0..K-1.
+        labels: (N, L), padded with -1 behind the labels, which lie in 0 to `classes` - 1.
         images: N.
-
-    Returns:
-        The same as int16.
 
     Raises:
         ValueError: not integers of that shape, a label that is no class, or one behind the padding; names the row and the value.
@@ -292,15 +286,12 @@ def sound_classes(names: list[str]) -> list[str]:
 
 
 def sound_boxes(boxes: np.ndarray, labels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """Checks the boxes of a split.
+    """The boxes of a split as int16, once they are checked.
 
     Args:
         boxes: (N, L, 4) x0, y0, x1, y1 in px, half-open; what stands beside padding does not count.
         labels: (N, L), padded with -1, checked.
         image_size: height and width, px.
-
-    Returns:
-        The same as int16.
 
     Raises:
         ValueError: not integers of that shape, or a box that is empty, leaves the image, or lies beyond 32,767 px; names row and box.

@@ -47,11 +47,8 @@ def take_mode(new: Path, old: Path) -> None:
 def atomic_write(target: Path, folder: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `target` that takes its place when the block ends well, else is removed.
 
-    Args:
-        target: the file (or, with `folder`, the folder that does not exist yet) to write.
-        folder: make a folder instead of naming a file.
-
-    New files have the mode that the umask gives; one that replaces another has the mode of that one.
+    With `folder` it is a folder, which does not exist yet. New files have the mode that the umask gives; one that replaces another has the
+    mode of that one.
 
     Raises:
         FileError: the place cannot be written, is a device or a pipe, or the disk is full.
@@ -204,9 +201,7 @@ def replacing(target: Path, ours: Ours) -> Iterator[Path]:
 
     The older folder stays until the new one is whole; then it is moved aside, the new one takes its name, and what hsal wrote of the older
     one is removed. What somebody else keeps there moves into the new one. Killed at any moment, `finish_replacing` sets it right.
-
-    Raises:
-        FileError: the place cannot be written, or what is there is not hsal's.
+    FileError: the place cannot be written, or what is there is not hsal's.
     """
     finish_replacing(target, ours)
     if not target.is_dir() or not any(target.iterdir()):

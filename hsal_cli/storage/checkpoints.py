@@ -146,12 +146,9 @@ def _in_full(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def save(root: Path, name: str, weights: dict[str, torch.Tensor], state: dict[str, Any], meta: dict[str, Any], best: bool) -> None:
-    """Adds a checkpoint to a run, points "last" (and "best") at it, and removes those that nothing needs any more.
+    """Adds a checkpoint to a run's `checkpoints` folder, points "last" (and "best") at it, and removes those that nothing needs any more.
 
-    Args:
-        root: the run's `checkpoints` folder.
-        name: the new checkpoint's name; names sort in the order of training.
-        best: whether it is the best so far.
+    Names sort in the order of training; `best`: whether it is the best so far.
     """
     refuse_link(root)
     refuse_link(root / name)

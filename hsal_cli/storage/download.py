@@ -41,16 +41,10 @@ def gunzipped(path: Path, most: int) -> bytes:
 
 
 def fetch(url: str, target: Path, size: int | None, reporter: Reporter) -> None:
-    """Fetches a gzipped file, unless it is there.
+    """Fetches a gzipped file from an http, https or file address, unless it is there.
 
-    The bytes gather in `target`.part, where a later call goes on; whole, its length and the checksum inside of it (CRC-32 of gzip) are
-    checked before it takes its name. SVHN's publishers give no other sum.
-
-    Args:
-        url: http, https or file.
-        target: where it goes.
-        size: its length in bytes, where known; else as the server says.
-        reporter: progress.
+    The bytes gather in `target`.part, where a later call goes on; whole, its length (`size` bytes, or what the server says) and the
+    checksum inside of it (CRC-32 of gzip) are checked before it takes its name. SVHN's publishers give no other sum.
 
     Raises:
         FileError: it cannot be had, or it is damaged; Interrupted: stopped on request, the part stays.

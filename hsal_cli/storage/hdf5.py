@@ -44,15 +44,6 @@ def attribute(holder: Any, name: str, default: Any = None) -> Any:
     return _plain(holder.attrs[name]) if name in holder.attrs else default
 
 
-def settings_in(file: h5py.File) -> dict[str, Any]:
-    """The settings that a file of ours was made with; empty where another program wrote it, whatever it calls `config`."""
-    try:
-        found = json.loads(attribute(file, "config", "{}"))
-    except (TypeError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def described(holder: Any, name: str, kind: Any, default: str | None = None) -> Any:
     """An attribute that holds JSON, as an instance of a type (see `typed.checked`); `default` stands for one that is not there.
 
@@ -309,7 +300,6 @@ def open_hdf5(source: Path, kind: str, made_by: str, opened_as: Callable[[Path, 
     """Opens one of our HDF5 files for reading and checks its root attributes.
 
     Args:
-        source: the file.
         kind: the value its `format` attribute must have, such as "hsal-scenes".
         made_by: the command that makes such a file, for the hint.
         opened_as: what the open file becomes; checks what is its own.

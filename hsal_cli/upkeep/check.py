@@ -32,13 +32,9 @@ def check_paths(paths: Sequence[Path], reporter: Reporter = SILENT) -> Iterator[
 
     Args:
         paths: scene files, feature files, runs, checkpoints, exported models, or folders that hold such things, which are all checked.
-        reporter: progress.
 
     Yields:
-        One report for each thing found.
-
-    Raises:
-        Interrupted: a signal asked to stop.
+        One report for each thing found; Interrupted where a signal asked to stop.
     """
     for path in paths:
         inside = _ours_in(path) if path.is_dir() and not _is_ours(path) else []

@@ -67,11 +67,7 @@ class DigitSource:
     transpose: str = "auto"
 
     def glyphs(self, split: str, seed: int) -> Glyphs:
-        """The glyphs of a split: train digits come only from the training split, test digits only from the test split.
-
-        Args:
-            split: "train" or "test".
-            seed: what drawn digits depend on; files do not.
+        """The glyphs of a split, "train" or "test", which come from that split of the source alone; drawn ones depend on the seed.
 
         Raises:
             FileError: the IDX files are missing or damaged, or a class has no glyph.
@@ -166,13 +162,9 @@ def find_local(settings: SceneSettings) -> Path | None:
 
 
 def download(reporter: Reporter) -> Path:
-    """Downloads MNIST by torchvision into the cache.
+    """Downloads MNIST by torchvision into the cache; returns the folder with the IDX files.
 
-    Returns:
-        The folder with the IDX files.
-
-    Raises:
-        FileError: it cannot be had, with both ways out as its hint; within seconds where there is no network.
+    FileError: it cannot be had, with both ways out as its hint; within seconds where there is no network.
     """
     hint = "name a folder of IDX files with --mnist-dir DIR, or draw digits with --digits strokes"
     try:

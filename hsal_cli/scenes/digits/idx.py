@@ -29,14 +29,9 @@ NAME = re.compile(
 def find_idx(folder: Path, split: str, what: str) -> Path | None:
     """Finds the images or the labels of a split, "train" or "test" (called t10k by MNIST); None where there are none.
 
-    Hidden files, such as the `._` companions of macOS, are passed over; a folder that has a file's name, as Kaggle and 7-Zip make it, is
-    looked into. Plain files go before gzipped ones, and plain labels before QMNIST's.
-
-    Args:
-        folder: where to look, not below it; or a folder and the beginning of the files' names, as in emnist/emnist-letters.
-
-    Raises:
-        FileError: several sets lie in the folder.
+    `folder` is where to look, not below it; or a folder and the beginning of the files' names, as in emnist/emnist-letters. Hidden files
+    are passed over, such as the `._` companions of macOS; a folder that has a file's name, as Kaggle and 7-Zip make it, is looked into.
+    Plain files go before gzipped ones, and plain labels before QMNIST's. FileError: several sets lie in the folder.
     """
     root, start = (folder, "") if folder.is_dir() else (folder.parent, folder.name)
     sets: dict[str, list[Path]] = {}

@@ -106,11 +106,7 @@ def _same_file(one: str, other: str) -> bool:
 
 
 class Pictures:
-    """The images below a folder, found by what labels call them.
-
-    Args:
-        folder: where they lie, at any depth.
-        formats: Pillow's names of the formats to look for.
+    """The images of some formats (Pillow's names) below a folder, at any depth, found by what labels call them.
 
     Attributes:
         paths: all of them, sorted.
