@@ -20,7 +20,6 @@ SMALL = Variant(
     beta=(0.1, 1.0),
     cells=9,
     reach=9 / 7,
-    memory="counts",
     glimpses=1,
     gaussians=2,
     meta_encode=8,
@@ -142,7 +141,6 @@ TINY = Variant(
     stop_input="state",
     inhibition_width=1.0,
     beta=(1.5, 2.0),
-    memory="counts",
 )
 TWO_STOP_HEADS = dataclasses.replace(TINY, stop_input="state+saliency")
 PLAIN = TrainSettings(label_entropy=0.0)

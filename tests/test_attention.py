@@ -33,7 +33,7 @@ def random_episode(batch, steps=5, glimpses=2, seed=0, grid=GRID):
         masks=torch.rand(steps, batch, height, width, generator=generator),
         priority=torch.zeros(steps, batch, height, width),
         saliency=saliency,
-        gaussians=torch.zeros(steps, batch, 1, 4),
+        gaussians=torch.zeros(steps, batch, 1, 5),
     )
 
 
@@ -148,7 +148,7 @@ def one_step(label, glimpses, grid=(2, 2)):
         masks=mask,
         priority=torch.zeros(2, 1, height, width),
         saliency=torch.tensor([[[[1.0, 0.5], [0.25, 0.0]]], [[[0.0, 0.5], [0.25, 0.0]]]]),
-        gaussians=torch.zeros(2, 1, 1, 4),
+        gaussians=torch.zeros(2, 1, 1, 5),
     )
 
 

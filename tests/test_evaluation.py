@@ -162,7 +162,7 @@ def test_a_look_is_one_images_part_of_an_episode():
         masks=maps[0],
         priority=maps[1],
         saliency=maps[2],
-        gaussians=torch.zeros(3, 2, 1, 4),
+        gaussians=torch.zeros(3, 2, 1, 5),
     )
     document = to_json(look_at(episode, 1, "x.png", np.zeros((2, 2, 3), np.uint8), NAMES))
     scores = logits + stop_shift[..., None] * torch.eye(4)[3]

@@ -72,7 +72,7 @@ def test_a_run_that_went_on_with_more_epochs_states_both_commands(runs) -> None:
 def test_a_policy_of_hsal_0_1_is_exported_with_what_its_open_values_meant(runs) -> None:
     place = runs / "a" / "checkpoints" / "epoch-1"
     made = checkpoints.read_checkpoint(place)
-    older = made.meta.pop("variant") | {"glimpse_size": 1, "beta": None, "inhibition_width": None, "memory": None}
+    older = made.meta.pop("variant") | {"glimpse_size": 1, "beta": None, "inhibition_width": None, "memory": "last"}
     older["location_input"] = "hidden+priority+residual"
     gone = ("reach", "cells", "stop", "gradient")
     meta = {**made.meta, "policy": {name: value for name, value in older.items() if name not in gone}}
@@ -82,7 +82,7 @@ def test_a_policy_of_hsal_0_1_is_exported_with_what_its_open_values_meant(runs) 
     held = checkpoints.read_checkpoint(Path("out/mnist-toy.rl")).meta
     _, height, width = held["volume_shape"]
     assert "policy" not in held and None not in held["variant"].values()
-    assert held["variant"]["memory"] == "counts" and held["variant"]["inhibition_width"] == 2.5
+    assert held["variant"]["inhibition_width"] == 2.5
     assert held["variant"]["beta"] == pytest.approx([2.0 * 49 / (height * width), 3.0 * 49 / (height * width)])
 
 

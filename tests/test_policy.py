@@ -207,7 +207,7 @@ def test_any_volume_shape_number_of_glimpses_and_gaussians(shape, glimpses, gaus
     assert episode.location_logits.shape == (2, 5, glimpses, height * width)
     assert episode.values.shape == (2, 5, glimpses + 1)
     assert episode.masks.shape == episode.priority.shape == episode.saliency.shape == (2, 5, height, width)
-    assert episode.gaussians.shape == (2, 5, gaussians, 4)
+    assert episode.gaussians.shape == (2, 5, gaussians, 5)
     episode.logits.sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in policy.parameters())
 
@@ -262,7 +262,7 @@ def test_anchored_centres_stay_within_reach_of_the_highest_cell():
     episode = policy(*data(8), choose=greedy, steps=torch.full((8,), 3))
     cell = episode.saliency.flatten(2).argmax(2)
     highest = torch.stack([cell // 5 + 1, cell % 5 + 1], -1)[:, :, None]
-    distance = (episode.gaussians[..., 2:] - highest).abs()
+    distance = (episode.gaussians[..., 3:] - highest).abs()
     assert distance.max() <= 1.5 + 1e-5
     assert distance.max() > 1.4
 
@@ -271,9 +271,9 @@ def test_learned_mixtures_keep_to_appendix_a():
     policy = make(mask="learned", beta=(1.5, 2.0))
     with torch.no_grad():
         policy.meta_controller.attention.layer.weight.mul_(60)
-    alpha, beta, row, column = policy(*data(8), choose=greedy, steps=torch.full((8,), 3)).gaussians.unbind(-1)
+    alpha, tall, wide, row, column = policy(*data(8), choose=greedy, steps=torch.full((8,), 3)).gaussians.unbind(-1)
     torch.testing.assert_close(alpha.sum(-1), torch.ones_like(alpha[..., 0]))
-    assert beta.min() >= 1.5 and beta.max() <= 2.0
+    assert tall.min() >= 1.5 and tall.max() <= 2.0 and torch.equal(tall, wide)
     assert row.min() >= 0 and row.max() <= 4 and column.min() >= 0 and column.max() <= 5
 
 

@@ -43,7 +43,7 @@ def gru(weights, x, h):
 
 
 def phi(gaussians, i, j):
-    return sum(alpha * math.exp(-beta * ((k1 - i) ** 2 + (k2 - j) ** 2)) for alpha, beta, k1, k2 in gaussians)
+    return sum(alpha * math.exp(-tall * (k1 - i) ** 2 - wide * (k2 - j) ** 2) for alpha, tall, wide, k1, k2 in gaussians)
 
 
 def normalise(values, flat=1e-6):
@@ -61,24 +61,26 @@ def part(policy, prefix):
 
 
 def attention(policy, hidden, saliency):
-    """The mixture's parameters [(alpha, beta, kappa1, kappa2)]."""
+    """The mixture's parameters [(alpha, beta of rows, beta of columns, kappa1, kappa2)]."""
     settings = policy.variant
     low, high = settings.beta
     top = CELLS[saliency.index(max(saliency))]
     if settings.mask == "winner-take-all":
-        return [(1.0, (low + high) / 2, *map(float, top))]
+        return [(1.0, (low + high) / 2 / settings.aspect**2, (low + high) / 2, *map(float, top))]
     layer = part(policy, "meta_controller.attention.layer")
     out = linear(layer["weight"], hidden, layer["bias"])
-    raw = [out[4 * g : 4 * g + 4] for g in range(settings.gaussians)]
+    size = 5 if settings.shape == "elliptic" else 4
+    raw = [out[size * g : size * (g + 1)] for g in range(settings.gaussians)]
     alphas = softmax([r[0] for r in raw])
     gaussians = []
-    for alpha, (_, b, y, x) in zip(alphas, raw, strict=True):
+    for alpha, (_, *b, y, x) in zip(alphas, raw, strict=True):
         if settings.mask == "learned":
             centre = (sigmoid(y) * H, sigmoid(x) * W)
         else:
             reach = settings.reach
             centre = (top[0] + reach * math.tanh(y), top[1] + reach * math.tanh(x))
-        gaussians.append((alpha, low + (high - low) * sigmoid(b), *centre))
+        betas = [low + (high - low) * sigmoid(one) for one in b]
+        gaussians.append((alpha, betas[0] / settings.aspect**2, betas[-1], *centre))
     return gaussians
 
 
@@ -115,8 +117,9 @@ def roll_out(policy, volume, saliency, labels):
     scale = policy.volume_scale.item()
     columns = [[volume[c][i - 1][j - 1] / scale for c in range(C)] for i, j in CELLS]
     raw = [saliency[i - 1][j - 1] for i, j in CELLS]
-    S = normalise([math.sqrt(s) for s in raw] if settings.saliency_transform == "sqrt" else raw, 0)
-    first, learned = S, settings.mask != "winner-take-all"
+    raw = [math.sqrt(s) for s in raw] if settings.saliency_transform == "sqrt" else raw
+    first = normalise(raw, 0)
+    standing, learned = raw if settings.update == "raw" else first, settings.mask != "winner-take-all"
     encode_meta, gru_meta = part(policy, "meta_controller.encode"), part(policy, "meta_controller.gru")
     context, location, glimpse = (part(policy, f"controller.encode_{name}") for name in ("context", "location", "glimpse"))
     by_cell = [list(column) for column in zip(*location["weight"], strict=True)]
@@ -125,6 +128,7 @@ def roll_out(policy, volume, saliency, labels):
     memory = [0.0] * (stop + 1)
     h_meta, h = [0.0] * settings.meta_hidden, [0.0] * settings.controller_hidden
     for label in labels:
+        S = {"normalized": standing, "rescaled": normalise(standing), "raw": normalise(standing, 1e-30)}[settings.update]
         if learned:
             h_meta = gru(gru_meta, linear(encode_meta["weight"], S + memory, encode_meta["bias"]), h_meta)
         gaussians = attention(policy, h_meta, S)
@@ -161,19 +165,20 @@ def roll_out(policy, volume, saliency, labels):
             "saliency": [S[i * W : (i + 1) * W] for i in range(H)],
             "gaussians": gaussians,
         }
-        wider = [(alpha, beta / settings.inhibition_width**2, y, x) for alpha, beta, y, x in gaussians]
-        S = update(S, [phi(wider, i, j) for i, j in CELLS], glimpses, settings.inhibition == "normalized")
-        named = [float(c == label) for c in range(stop + 1)]
-        memory = [m + n for m, n in zip(memory, named, strict=True)] if settings.memory == "counts" else named
+        wider = [(alpha, *(beta / settings.inhibition_width**2 for beta in betas), y, x) for alpha, *betas, y, x in gaussians]
+        standing = update(standing, [phi(wider, i, j) for i, j in CELLS], glimpses, settings.inhibition == "normalized")
+        memory = [float(c == label) for c in range(stop + 1)]
 
 
 @pytest.mark.parametrize("glimpses", [0, 1, 2])
 @pytest.mark.parametrize("state", ["carry", "reset"])
-@pytest.mark.parametrize("memory", ["last", "counts"])
+@pytest.mark.parametrize(
+    ("update", "shape", "aspect"), [("normalized", "round", 1.0), ("rescaled", "elliptic", 1.0), ("raw", "round", 2.0)]
+)
 @pytest.mark.parametrize("location_input", ["hidden", "priority"])
 @pytest.mark.parametrize("inhibition", ["mask", "normalized"])
 @pytest.mark.parametrize("mask", ["learned", "anchored", "winner-take-all"])
-def test_roll_out_is_the_papers_equations(mask, inhibition, location_input, memory, state, glimpses):
+def test_roll_out_is_the_papers_equations(mask, inhibition, location_input, update, shape, aspect, state, glimpses):
     settings = Variant(
         glimpses=glimpses,
         gaussians=1 + glimpses,
@@ -186,7 +191,9 @@ def test_roll_out_is_the_papers_equations(mask, inhibition, location_input, memo
         inhibition=inhibition,
         inhibition_width=2.5 if state == "reset" else 1.0,
         location_input=location_input,
-        memory=memory,
+        update=update,
+        shape=shape,
+        aspect=aspect,
         controller_state=state,
         stop_input="state+saliency" if state == "reset" else "state",
         saliency_transform="sqrt" if glimpses == 1 else "none",
@@ -234,7 +241,7 @@ def test_greedy_roll_out_ends_where_the_reference_names_stop():
 @pytest.mark.parametrize(("height", "width", "components"), [(7, 7, 5), (3, 5, 1), (1, 4, 2)])
 def test_mask_is_the_mixture_of_gaussians(height, width, components):
     generator = torch.Generator().manual_seed(0)
-    mixture = torch.rand(4, components, 4, generator=generator, dtype=torch.float64) * torch.tensor([1, 2, height, width])
+    mixture = torch.rand(4, components, 5, generator=generator, dtype=torch.float64) * torch.tensor([1, 2, 0.5, height, width])
     masks = gaussian_mask(mixture, height, width)
     assert masks.shape == (4, height, width)
     for b in range(4):

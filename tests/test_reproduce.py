@@ -343,12 +343,12 @@ def test_a_grid_of_hsal_0_1_is_held_against_what_its_open_values_meant_then(tmp_
     monkeypatch.chdir(tmp_path)
     recipe = recipe_for(None, None)
     grid = Grid(("a",), ("rl",), (0,), Path("grid"), recipe, EvalSettings())
-    for memory, fits in (("last", True), (None, False)):  # None was counts
-        policy = {"mask": "anchored", "beta": None, "inhibition_width": None, "memory": memory, "stop_input": None}
+    for glimpses, fits in ((2, True), (3, False)):
+        policy = {"mask": "anchored", "beta": None, "inhibition_width": None, "memory": "last", "stop_input": None, "glimpses": glimpses}
         train = {"stop": "supervised", "gradient": None, "epochs": recipe.train.epochs}
         (tmp_path / "grid").mkdir(exist_ok=True)
         write_json(tmp_path / "grid" / "grid.json", {"format": "hsal-grid", "settings": {"policy": policy, "train": train}})
-        with contextlib.nullcontext() if fits else pytest.raises(UsageError, match=r"variant\.memory is counts, not last"):
+        with contextlib.nullcontext() if fits else pytest.raises(UsageError, match=r"variant\.glimpses is 3, not 2"):
             plan(grid)
 
 

@@ -48,7 +48,7 @@ OPEN = {
     "inhibition": "normalized",
     "inhibition_width": None,
     "location_input": "hidden+priority+residual",
-    "memory": None,
+    "memory": "last",
     "controller_state": "reset",
     "stop_input": None,
     "saliency_transform": "sqrt",
@@ -69,7 +69,8 @@ def test_no_value_of_a_variant_is_open_and_it_survives_json(name):
 def test_the_papers_variant_is_section_3_and_appendix_a():
     wanted = {"glimpses": 2, "gaussians": 5, "meta_encode": 128, "meta_hidden": 128, "controller_encode": 512, "controller_hidden": 512}
     wanted |= {"location_hidden": 64, "mask": "learned", "beta": [1.5, 2.0], "inhibition": "mask", "inhibition_width": 1.0}
-    wanted |= {"location_input": "hidden", "memory": "last", "controller_state": "carry", "saliency_transform": "none"}
+    wanted |= {"location_input": "hidden", "shape": "round", "aspect": 1.0, "update": "normalized", "controller_state": "carry"}
+    wanted |= {"saliency_transform": "none"}
     wanted |= {"stop_input": "state", "stop": "sampled", "gradient": "sampled"}
     assert values("paper") == wanted
     assert recipe_for("paper", None).variant == PAPER and recipe_for("quick", None).variant == DEFAULT
@@ -200,7 +201,7 @@ def test_where_no_variant_is_stored_that_is_said(held):
 @pytest.mark.parametrize(
     ("policy", "train", "cells", "expected"),
     [
-        ({}, None, 49, {"beta": (2.0, 3.0), "reach": 3.0, "inhibition_width": 2.5, "memory": "counts", "stop_input": "state+saliency"}),
+        ({}, None, 49, {"beta": (2.0, 3.0), "reach": 3.0, "inhibition_width": 2.5, "stop_input": "state+saliency"}),
         ({}, None, 196, {"beta": (0.5, 0.75), "reach": 6.0, "cells": 196}),
         ({"inhibition_width": 1.0}, None, 49, {"beta": (0.3, 1.0), "inhibition_width": 1.0}),
         ({"mask": "learned"}, None, 49, {"beta": (1.5, 2.0), "inhibition_width": 1.0}),
@@ -228,9 +229,11 @@ def test_tables_of_before_there_was_a_choice_have_the_only_value_there_was():
     assert (found.inhibition_width, found.stop_input, found.beta) == (1.0, "state", (0.3, 1.0))
 
 
-@pytest.mark.parametrize(("name", "value"), [("glimpse_size", 3), ("location_input", "hidden+priority")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("glimpse_size", 3), ("location_input", "hidden+priority"), ("memory", "counts"), ("memory", None)]
+)
 def test_a_policy_with_a_value_that_there_is_no_more_is_refused_by_name(name, value):
-    with pytest.raises(FileError, match=re.escape(f"runs/x was trained with {name} {value}, which this hsal no longer has")):
+    with pytest.raises(FileError, match=re.escape(f"runs/x was trained with {name} {value or 'counts'}, which this hsal no longer has")):
         stored_variant({"policy": OPEN | {name: value}}, 49, "runs/x")
 
 
@@ -239,8 +242,10 @@ def test_the_policies_that_come_with_hsal_hold_every_value_as_hsal_0_1_took_them
     place = PRETRAINED / name / "manifest.json"
     meta = json.loads(place.read_text())["meta"]
     objective = name.rpartition(".")[2]
-    assert stored_variant(meta, 1, place) == stored_variant({"policy": OPEN | {"memory": "last"}, "objective": objective}, 49, place)
-    assert set(meta["variant"]) == {field.name for field in dataclasses.fields(Variant)} and None not in meta["variant"].values()
+    assert stored_variant(meta, 1, place) == stored_variant({"policy": OPEN, "objective": objective}, 49, place)
+    assert {"memory"} == set(meta["variant"]) - {field.name for field in dataclasses.fields(Variant)} and None not in meta[
+        "variant"
+    ].values()
     stated = json.loads((PRETRAINED / "manifest.json").read_text())["policies"][name]["sha256"]
     assert stated["manifest.json"] == digest_of_file(place)
 

@@ -132,7 +132,7 @@ DRIFTS = {"mask_mass": [0.1, 0.2, 0.08, 0.15, 0.09, 0.07, 0.05, 0.05]}
 NEVER_CAME = {"mask_mass": [0.12, 0.08] * 4, "area": [0.05] * 8}
 SETTLED = {"location_reward": [0.1] * 8, "location_entropy": [0.1] * 8}
 BLIND = {"explained_variance": [0.0] * 8}
-CARRY, COUNTS = dataclasses.replace(DEFAULT, controller_state="carry"), dataclasses.replace(DEFAULT, memory="counts")
+CARRY = dataclasses.replace(DEFAULT, controller_state="carry")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,6 @@ CARRY, COUNTS = dataclasses.replace(DEFAULT, controller_state="carry"), dataclas
         ("--set stop=supervised", STOPS, [("rl", PAPER), ("cross-entropy", PAPER)], [("rl", DEFAULT), ("multiset", PAPER), ("rl", None)]),
         ("a lower --learning-rate", STOPS, [("rl", PAPER), ("rl", DEFAULT), ("rl", None)], []),
         ("--set controller_state=reset", DRIFTS, [("rl", CARRY), ("multiset", PAPER)], [("rl", DEFAULT), ("rl", FIXED_MASK), ("rl", None)]),
-        ("--set memory=last", NEVER_CAME, [("rl", COUNTS)], [("rl", DEFAULT), ("rl", PAPER), ("rl", None)]),
         ("--set mask=anchored", NEVER_CAME, [("rl", PAPER)], [("rl", DEFAULT), ("rl", FIXED_MASK), ("rl", None)]),
         ("--variant fixed-mask", DRIFTS, [("rl", PAPER), ("rl", DEFAULT)], [("rl", FIXED_MASK), ("rl", None)]),
         ("another --saliency", DRIFTS, [("rl", FIXED_MASK)], [("rl", PAPER), ("rl", DEFAULT), ("rl", None)]),
@@ -163,7 +162,7 @@ def test_advice_is_given_where_it_helps_and_not_where_it_is_in_force(advice, cha
 
 def test_what_is_advised_can_be_typed():
     """Every value in a piece of advice is one that --set or --variant takes."""
-    for variant in (PAPER, DEFAULT, FIXED_MASK, CARRY, COUNTS):
+    for variant in (PAPER, DEFAULT, FIXED_MASK, CARRY):
         for changes in (STOPS, DRIFTS, NEVER_CAME, SETTLED):
             config = {"train": {"objective": "rl", "epochs": 8, "seed": 0}, "variant": as_dict(variant)}
             for _, text, *_ in said(config=config, **changes):

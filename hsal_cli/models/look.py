@@ -33,7 +33,7 @@ class LookStep:
         probability: of that label, in [0, 1].
         glimpses: k pairs (row, column), in cells from 0, in the order they were taken.
         mask, priority, saliency: (h, w) float64: M_t, and P_t and S_t in [0, 1].
-        gaussians: (G, 4) float64: alpha, beta (1/cells^2), kappa row, kappa column (cells, the first one is 1).
+        gaussians: (G, 5) float64: alpha, beta of rows and of columns (1/cells^2), kappa row, kappa column (cells, the first one is 1).
         classes: (name, probability) of every class in their order, then of stop; empty where not known.
     """
 

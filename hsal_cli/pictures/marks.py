@@ -86,7 +86,7 @@ def draw_centres(draw: ImageDraw.ImageDraw, box: Box, step: LookStep) -> None:
     """A ring at each Gaussian's centre, its area as alpha."""
     x0, y0, x1, y1 = box
     height, width = step.mask.shape
-    for alpha, _, row, column in step.gaussians:
+    for alpha, _, _, row, column in step.gaussians:
         # Coordinates count cells from 1 at their centres, so the centre of the first one is half a cell from the edge.
         x = x0 + (column - 0.5) / width * (x1 - x0)
         y = y0 + (row - 0.5) / height * (y1 - y0)
@@ -102,8 +102,8 @@ def outlined(photo: Image.Image, step: LookStep) -> Image.Image:
     rows = (np.arange(height) + 0.5) / height * step.mask.shape[0] + 0.5
     columns = (np.arange(width) + 0.5) / width * step.mask.shape[1] + 0.5
     mask = np.zeros((height, width))
-    for alpha, beta, row, column in step.gaussians:
-        mask += alpha * np.exp(-beta * ((rows - row) ** 2))[:, None] * np.exp(-beta * ((columns - column) ** 2))
+    for alpha, tall, wide, row, column in step.gaussians:
+        mask += alpha * np.exp(-tall * ((rows - row) ** 2))[:, None] * np.exp(-wide * ((columns - column) ** 2))
     if min(mask.shape) < 2 or mask.max() <= 0:
         return photo
     slope = np.hypot(*np.gradient(mask))

@@ -58,7 +58,9 @@ class MetaController(nn.Module):
         self.encode = nn.Linear(height * width + labels, variant.meta_encode)
         self.gru = GRU(variant.meta_encode, variant.meta_hidden)
         reach = variant.reach if variant.mask == "anchored" else None
-        self.attention = GaussianAttention(variant.meta_hidden, variant.gaussians, height, width, variant.beta, reach)
+        self.attention = GaussianAttention(
+            variant.meta_hidden, variant.gaussians, height, width, variant.beta, reach, variant.aspect, variant.shape == "elliptic"
+        )
 
     def forward(self, saliency: Tensor, memory: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """One meta-step.
@@ -69,7 +71,7 @@ class MetaController(nn.Module):
             state: (B, hidden), h_{t-1}, or None for zeros.
 
         Returns:
-            M_t (B, h, w), its Gaussians (B, G, 4), and h_t.
+            M_t (B, h, w), its Gaussians (B, G, 5), and h_t.
         """
         state = self.gru(self.encode(torch.cat([saliency.flatten(1), memory], 1)), state)
         gaussians = self.attention(state, saliency)
@@ -80,18 +82,20 @@ class WinnerTakeAll(nn.Module):
     """The control that learns nothing: one Gaussian of a fixed width at the maximum of S_t, as in Itti's model.
 
     Args:
-        variant: as it is on the map; the width is the middle of its `beta`.
+        variant: as it is on the map; the width is the middle of its `beta`, the height that times its `aspect`.
     """
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()
         low, high = variant.beta
         self.beta = (low + high) / 2
+        self.aspect = variant.aspect
 
     def forward(self, saliency: Tensor, memory: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """One meta-step; arguments and results as of `MetaController`, with G = 1. The state stays as it is."""
         alpha = saliency.new_ones(len(saliency), 1)
-        gaussians = torch.cat([alpha, self.beta * alpha, highest_cell(saliency)], 1)[:, None]  # (B, 1, 4)
+        beta = self.beta * alpha
+        gaussians = torch.cat([alpha, beta / self.aspect**2, beta, highest_cell(saliency)], 1)[:, None]  # (B, 1, 5)
         return gaussian_mask(gaussians, *saliency.shape[1:]), gaussians, state
 
 

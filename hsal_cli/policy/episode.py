@@ -82,7 +82,7 @@ class Episode:
         masks: (T, B, h, w), the covert attention mask M_t.
         priority: (T, B, h, w), the priority map P_t in [0, 1].
         saliency: (T, B, h, w), the saliency map S_t before meta-step t, in [0, 1].
-        gaussians: (T, B, G, 4), alpha, beta (1/cells^2), kappa row, kappa column (cells, the first one is 1) of M_t.
+        gaussians: (T, B, G, 5), alpha, beta of rows and of columns (1/cells^2), kappa row, kappa column (cells, the first one is 1) of M_t.
     """
 
     active: Tensor

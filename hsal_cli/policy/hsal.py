@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hsal_cli.policy.controllers import Controller, MetaController, Pick, WinnerTakeAll
 from hsal_cli.policy.episode import Choose, Episode, Source, draw, with_shift
-from hsal_cli.policy.maps import gaussian_mask, inhibit, initial_glimpse, min_max, priority_map, widened
+from hsal_cli.policy.maps import FLAT, gaussian_mask, inhibit, initial_glimpse, min_max, priority_map, widened
 from hsal_cli.policy.stop_head import StopHead
 from hsal_cli.policy.variant import Variant
 
@@ -76,12 +76,15 @@ class HSAL(nn.Module):
             counts = [int(n) for n in (steps > torch.arange(limit)[:, None]).sum(1)]
             rows = order.to(device)
             volumes, saliency = volumes[rows], saliency[rows]
-        first = self._first_saliency(saliency.to(dtype))
+        saliency = saliency.to(dtype)
+        if self.variant.saliency_transform == "sqrt":
+            saliency = saliency.clamp(min=0).sqrt()
+        first = min_max(saliency, torch.finfo(dtype).tiny)
         live = _Live(
             rows=rows,
             volumes=volumes.flatten(2).to(dtype),
             first=first,
-            saliency=first,
+            saliency=saliency if self.variant.update == "raw" else first,
             memory=torch.zeros(size, self.classes + 1, device=device, dtype=dtype),
         )
 
@@ -102,7 +105,12 @@ class HSAL(nn.Module):
         return self._episode(record, live)
 
     def _meta_step(self, t: int, live: _Live, choose: Choose, pick: Pick, record: _Record) -> Tensor:
-        saliency, memory = live.saliency, live.memory
+        memory, update = live.memory, self.variant.update
+        saliency = (
+            live.saliency
+            if update == "normalized"
+            else min_max(live.saliency, FLAT if update == "rescaled" else torch.finfo(memory.dtype).tiny)
+        )
         mask, gaussians, live.meta_state = self.meta_controller(saliency, memory, live.meta_state)
         priority = priority_map(mask, saliency)
         glimpse = initial_glimpse(mask, live.volumes) / self.volume_scale
@@ -126,15 +134,9 @@ class HSAL(nn.Module):
             live.state = step.state
         width = self.variant.inhibition_width
         inhibiting = mask if width == 1 else gaussian_mask(widened(gaussians, width), *saliency.shape[1:])
-        live.saliency = inhibit(saliency, inhibiting, step.glimpses, self.variant.inhibition == "normalized")
-        named = F.one_hot(labels, self.classes + 1).to(memory.dtype)
-        live.memory = memory + named if self.variant.memory == "counts" else named
+        live.saliency = inhibit(live.saliency, inhibiting, step.glimpses, self.variant.inhibition == "normalized")
+        live.memory = F.one_hot(labels, self.classes + 1).to(memory.dtype)
         return labels
-
-    def _first_saliency(self, saliency: Tensor) -> Tensor:
-        if self.variant.saliency_transform == "sqrt":
-            saliency = saliency.clamp(min=0).sqrt()
-        return min_max(saliency, torch.finfo(saliency.dtype).tiny)
 
     def _episode(self, record: _Record, live: _Live) -> Episode:
         """The record as an episode; an empty one where no meta-step was taken."""
@@ -152,7 +154,7 @@ class HSAL(nn.Module):
             masks=record.stack("masks", floats(0, *cells)),
             priority=record.stack("priority", floats(0, *cells)),
             saliency=record.stack("saliency", floats(0, *cells)),
-            gaussians=record.stack("gaussians", floats(0, gaussians, 4)),
+            gaussians=record.stack("gaussians", floats(0, gaussians, 5)),
         )
 
     def _check(self, volumes: Tensor, saliency: Tensor, steps: Tensor | None, max_steps: int | None) -> None:
@@ -173,7 +175,7 @@ class _Live:
     rows: Tensor  # (n,)
     volumes: Tensor  # (n, C, h * w)
     first: Tensor  # (n, h, w), S_0
-    saliency: Tensor  # (n, h, w), S_t
+    saliency: Tensor  # (n, h, w), what inhibition of return has left
     memory: Tensor  # (n, K + 1)
     meta_state: Tensor | None = None  # (n, hidden), the meta-controller's h_{t-1}; None is zeros
     state: Tensor | None = None  # (n, hidden), the controller's

@@ -2,6 +2,7 @@
 
 Gaussian attention mechanism:
     M_ij = sum_k alpha_k exp(-beta_k [(kappa1_k - i)^2 + (kappa2_k - j)^2]),   1 <= i <= h, 1 <= j <= w
+    (here with a beta for rows and one for columns, which in the paper are the same)
 Interface layer (figure 10):
     P_t = M_t * S_t,   g_0 = sum_ij M_ij V_:ij
 Update mechanism, inhibition of return (figure 9):
@@ -23,24 +24,24 @@ def gaussian_mask(gaussians: Tensor, height: int, width: int) -> Tensor:
     """The covert attention mask M of a mixture of Gaussians.
 
     Args:
-        gaussians: (B, G, 4), alpha, beta (1/cells^2), kappa row and kappa column (cells, the first one is 1).
+        gaussians: (B, G, 5), alpha, beta of rows and of columns (1/cells^2), kappa row and kappa column (cells, the first one is 1).
         height, width: cells of the map.
 
     Returns:
         (B, height, width), values in [0, sum of alpha].
     """
-    alpha, beta, row, column = gaussians.unbind(2)  # each (B, G)
+    alpha, tall, wide, row, column = gaussians.unbind(2)  # each (B, G)
     rows = torch.arange(1, height + 1, device=gaussians.device, dtype=gaussians.dtype)
     columns = torch.arange(1, width + 1, device=gaussians.device, dtype=gaussians.dtype)
     # A Gaussian of two coordinates is a product of two of one: h + w exponentials a component instead of h * w.
-    down = alpha[..., None] * torch.exp(-beta[..., None] * (row[..., None] - rows) ** 2)  # (B, G, h)
-    across = torch.exp(-beta[..., None] * (column[..., None] - columns) ** 2)  # (B, G, w)
+    down = alpha[..., None] * torch.exp(-tall[..., None] * (row[..., None] - rows) ** 2)  # (B, G, h)
+    across = torch.exp(-wide[..., None] * (column[..., None] - columns) ** 2)  # (B, G, w)
     return down.transpose(1, 2) @ across
 
 
 def widened(gaussians: Tensor, times: float) -> Tensor:
-    """The same mixture, (B, G, 4), each Gaussian `times` as wide: its beta over times^2."""
-    alpha, beta, centre = gaussians.split([1, 1, 2], dim=2)
+    """The same mixture, (B, G, 5), each Gaussian `times` as wide: its betas over times^2."""
+    alpha, beta, centre = gaussians.split([1, 2, 2], dim=2)
     return torch.cat([alpha, beta / times**2, centre], dim=2)
 
 
@@ -68,19 +69,33 @@ class GaussianAttention(nn.Module):
         hidden: units of the meta-controller.
         gaussians: components of the mixture, G.
         height, width: cells of the map.
-        beta: lowest and highest beta, 1/cells^2.
+        beta: lowest and highest beta of the columns, 1/cells^2.
+        aspect: height over width of a Gaussian of equal outputs; the betas of rows are in `beta` / aspect^2.
+        elliptic: rows have a beta of their own, not that of the columns.
         reach: largest offset of a centre from the maximum of S_t in cells; None: centres are learned freely, as in the paper.
     """
 
-    def __init__(self, hidden: int, gaussians: int, height: int, width: int, beta: tuple[float, float], reach: float | None) -> None:
+    def __init__(
+        self,
+        hidden: int,
+        gaussians: int,
+        height: int,
+        width: int,
+        beta: tuple[float, float],
+        reach: float | None,
+        aspect: float = 1.0,
+        elliptic: bool = False,
+    ) -> None:
         super().__init__()
-        self.layer = nn.Linear(hidden, 4 * gaussians)
+        self.betas = 2 if elliptic else 1
+        self.layer = nn.Linear(hidden, (3 + self.betas) * gaussians)
         if reach is None:
             with torch.no_grad():
                 self.layer.weight.mul_(SPREAD)
         self.shape = (gaussians, height, width)
         self.beta = beta
         self.reach = reach
+        self.aspect = aspect
         self.register_buffer("size", torch.tensor([height, width], dtype=torch.get_default_dtype()), persistent=False)
 
     def forward(self, hidden: Tensor, saliency: Tensor) -> Tensor:
@@ -91,15 +106,16 @@ class GaussianAttention(nn.Module):
             saliency: (B, h, w), S_t; only anchored centres look at it, at its maximum.
 
         Returns:
-            (B, G, 4), alpha, beta, kappa row, kappa column.
+            (B, G, 5), alpha, beta of rows, beta of columns, kappa row, kappa column.
         """
-        alpha, beta, centre = self.layer(hidden).view(-1, self.shape[0], 4).split([1, 1, 2], dim=2)
+        alpha, beta, centre = self.layer(hidden).view(-1, self.shape[0], 3 + self.betas).split([1, self.betas, 2], dim=2)
         low, high = self.beta
+        beta = low + (high - low) * torch.sigmoid(beta)
         if self.reach is None:
             kappa = torch.sigmoid(centre) * self.size
         else:
             kappa = highest_cell(saliency)[:, None] + self.reach * torch.tanh(centre)
-        return torch.cat([F.softmax(alpha, dim=1), low + (high - low) * torch.sigmoid(beta), kappa], dim=2)
+        return torch.cat([F.softmax(alpha, dim=1), beta[..., :1] / self.aspect**2, beta[..., -1:], kappa], dim=2)
 
 
 # S is in [0, 1] and single precision: differences below this are the rounding noise of S_t - M_t, and scaling them up to 1 would
@@ -162,7 +178,7 @@ def inhibit(saliency: Tensor, mask: Tensor, glimpses: Tensor, normalized: bool) 
     """The saliency map of the next meta-step; differentiable in the mask.
 
     Args:
-        saliency: (B, h, w), S_t.
+        saliency: (B, h, w), S_t, or the raw map (`Variant.update`).
         mask: (B, h, w), M_t, or wider (`Variant.inhibition_width`).
         glimpses: (B, k) cells, row * w + column, from 0.
         normalized: subtract M_t / max M_t instead of M_t. A mixture spread over several centres has a maximum well below 1, and

@@ -18,6 +18,8 @@ from hsal_cli.settings import as_dict, check, kind_of, nearest, parse, setting
 from hsal_cli.typed import Odd
 
 PAPER_CELLS = 49  # of the paper's maps, 7 x 7
+# Values that came later, with the one way that there was before them.
+LATER = {"shape": "round", "aspect": 1.0, "update": "normalized"}
 STORED_HINT = "read it with the hsal that made it, or train a new policy: hsal train"
 SET_HINT = "`hsal train --help` lists what --set takes, `hsal train --dry-run` shows every value"
 
@@ -44,6 +46,16 @@ class Variant:
         "that a Gaussian covers as much of the image.",
         above=0,
     )
+    shape: Literal["round", "elliptic"] = setting(
+        "round", "A Gaussian's widths: round: one beta for rows and columns, as in the paper; elliptic: one of its own for each."
+    )
+    aspect: float = setting(
+        1.0,
+        "Height over width of the Gaussians (the paper: 1), for objects that are taller than wide; beta is that of the columns, and of the "
+        "rows it is beta / aspect^2.",
+        low=0.1,
+        high=10,
+    )
     inhibition: Literal["mask", "normalized"] = setting(
         "normalized", "What inhibition of return subtracts: the mask M_t as in the paper, or M_t / max M_t."
     )
@@ -54,13 +66,15 @@ class Variant:
         low=1,
         high=100,
     )
+    update: Literal["normalized", "rescaled", "raw"] = setting(
+        "normalized",
+        "The map S_t that inhibition of return subtracts from: normalized: scaled to [0, 1] once, at the start; rescaled: scaled again at "
+        "each meta-step; raw: the raw map, scaled for each meta-step's input alone.",
+    )
     location_input: Literal["hidden", "priority"] = setting(
         "priority",
         "What the location head reads: the controller's state as in the paper, or that and the priority map, which, times a learned "
         "number, is added to its scores too.",
-    )
-    memory: Literal["last", "counts"] = setting(
-        "last", "Label memory fed to both controllers: the last label as in the paper, or counts of all labels named so far."
     )
     controller_state: Literal["carry", "reset"] = setting(
         "reset", "The controller's hidden state at the start of a meta-step: carried over as in the paper, or reset to zero."
@@ -110,7 +124,6 @@ PAPER = Variant(
     inhibition="mask",
     inhibition_width=1.0,
     location_input="hidden",
-    memory="last",
     controller_state="carry",
     saliency_transform="none",
     stop_input="state",
@@ -209,6 +222,10 @@ def stored_variant(held: Mapping[str, Any], cells: int, where: object) -> Varian
     hints = typing.get_type_hints(Variant)
     try:
         values = held[table] if table == "variant" else _values_of_0_1(held, cells, where)
+        memory = values.get("memory", "last")
+        if memory != "last":
+            raise FileError(f"{where} was trained with memory {memory}, which this hsal no longer has", STORED_HINT)
+        values = LATER | {name: value for name, value in values.items() if name != "memory"}
         missing, unknown = [name for name in hints if values.get(name) is None], sorted(set(values) - set(hints))
         if missing or unknown:
             wrong = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which this hsal does not know"

@@ -81,11 +81,11 @@ class FinetuneSettings:
 class TrainSettings:
     """How the policy is trained (section 4)."""
 
-    objective: Literal["rl", "cross-entropy", "multiset", "count"] = setting(
+    objective: Literal["rl", "cross-entropy", "multiset", "count", "set"] = setting(
         "rl",
         "rl: policy gradient of the multiset reward; cross-entropy: on randomly ordered labels, the paper's baseline; multiset: "
         "cross-entropy to the uniform distribution over the remaining multiset; count: no policy, but a convolutional classifier of how "
-        "often each class occurs, as a direct baseline.",
+        "often each class occurs, as a direct baseline; set: no policy, but a transformer that names all objects at once, as DETR does.",
     )
     task: Literal["multiset", "list"] = setting(
         "multiset", "multiset: any label still to be named earns the reward; list: only the label whose turn it is, left to right."
@@ -95,7 +95,10 @@ class TrainSettings:
     )
     epochs: int = setting(6, "Passes over the training part.", low=1, high=100_000)
     batch_size: int = setting(128, "Images a step.", low=1, high=65536)
-    learning_rate: float = setting(2e-3, "Peak learning rate of Adam (one-cycle, with warm-up).", above=0, high=10)
+    learning_rate: float = setting(2e-3, "Peak learning rate of Adam.", above=0, high=10)
+    schedule: Literal["one-cycle", "constant"] = setting(
+        "one-cycle", "The learning rate over training: warm-up and a cosine down to a thousandth, or the same throughout."
+    )
     label_entropy: float = setting(0.1, "Weight of the entropy bonus on label distributions (objective rl).", low=0, high=100)
     clip: float = setting(5.0, "Largest norm of the gradient.", above=0)
     validation: float = setting(0.05, "Share of the training images held out for validation.", above=0, high=0.5)
@@ -103,7 +106,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.objective in ("multiset", "count") and self.task == "list":
+        if self.objective in ("multiset", "count", "set") and self.task == "list":
             raise UsageError(
                 f"objective {self.objective} with task list: a list has an order", "take --objective cross-entropy or rl for lists"
             )

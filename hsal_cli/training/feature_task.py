@@ -81,7 +81,9 @@ class FeatureTask(ModelTask, abc.ABC):
 
     def descend(self, step: int) -> Tensor:
         """Takes a step of the optimiser along the learning-rate schedule; returns the gradient's norm before it was clipped."""
-        rate = one_cycle(self.taken(step), self.epochs * self.steps(0), self.settings.learning_rate)
+        rate = self.settings.learning_rate
+        if self.settings.schedule == "one-cycle":
+            rate = one_cycle(self.taken(step), self.epochs * self.steps(0), rate)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)

@@ -195,7 +195,7 @@ def _better_masks(variant: Variant | None) -> str:
         return ""
     if variant.mask == "winner-take-all":
         return "; it lies where saliency is highest: another --saliency may have that on the objects"
-    ways = {"controller_state": ("carry", "reset"), "memory": ("counts", "last"), "mask": ("learned", "anchored")}
+    ways = {"controller_state": ("carry", "reset"), "mask": ("learned", "anchored")}
     found = [f"--set {name}={better}" for name, (worse, better) in ways.items() if getattr(variant, name) == worse]
     return f"; try {' or '.join([*found, '--variant fixed-mask'])}"
 
