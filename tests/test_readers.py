@@ -160,7 +160,7 @@ def test_a_key_that_stands_twice_in_a_line_is_told(tmp_path):
     draw(tmp_path / "i", "a.png", "b.png")
     text = '{"image": "a.png", "labels": ["cat"], "labels": ["dog"]}\n{"image": "b.png", "labels": ["cat"]}\n'
     made = Made(tmp_path / "i", write(tmp_path / "l.jsonl", text))
-    assert made.train == [["cat"]] and "'labels' stands twice in it" in made.skipped["line 1"]
+    assert made.train == [["cat"]] and "gives 'labels' twice" in made.skipped["line 1"]
 
 
 def test_both_images_that_one_line_names_are_left_out(tmp_path):

@@ -94,10 +94,8 @@ def refuse_foreign(target: Path) -> None:
 
 def remove_marked(folder: Path, names: Sequence[str]) -> None:
     """Removes those of the named files of a folder that bear hsal's mark; others, and those behind a link, stay; may raise OSError."""
-    if folder.is_symlink():
-        return
     for name in names:
-        if is_plain_name(name) and bears_mark(folder / name):
+        if is_plain_name(name) and not folder.is_symlink() and bears_mark(folder / name):
             (folder / name).unlink(missing_ok=True)
 
 
@@ -113,14 +111,12 @@ def refuse_link(path: Path) -> None:
 
 def own_pictures(folder: Path) -> list[Path]:
     """The PNG files of a folder that hsal wrote, known by their mark; of a folder that is not there, or is a link, none."""
-    if folder.is_symlink():
-        return []
-    return [picture for picture in folder.glob("*.png") if bears_mark(picture)]
+    return [] if folder.is_symlink() else [picture for picture in folder.glob("*.png") if bears_mark(picture)]
 
 
 def remove_pictures(folder: Path, keep: Sequence[str] = ()) -> None:
     """Removes the PNG files of a folder that hsal wrote, known by their mark, but those named; of a folder that is not there, none."""
-    remove_marked(folder, [picture.name for picture in folder.glob("*.png") if picture.name not in keep])
+    remove_marked(folder, [picture.name for picture in own_pictures(folder) if picture.name not in keep])
 
 
 def digest_of(document: Any) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.progress import Reporter
-from hsal_cli.scenes.digits.idx import HINT, find_folder, find_idx, missing, read_idx, read_pair
+from hsal_cli.scenes.digits.idx import HINT, find_folder, find_idx, needed, read_idx, read_pair
 from hsal_cli.scenes.settings import SceneSettings, split_names
 from hsal_cli.storage.files import regular
 
@@ -80,7 +80,8 @@ class DigitSource:
             numbers, where = np.arange(10), "the strokes"
         else:
             images, labels = read_pair(self.folder, split, self.transpose)
-            numbers, where = np.unique(labels if split == "train" else self._train_labels(self.folder)), str(self.folder)
+            trained = labels if split == "train" else read_idx(needed(self.folder, "train", "labels"), 1)
+            numbers, where = np.unique(trained), str(self.folder)
             if not np.isin(labels, numbers).all():
                 raise FileError(f"{self.folder}: the test split has labels that the training split has not", HINT)
         names = split_names(self.class_names, "class_names") if self.class_names else known_names(self.folder, numbers.tolist())
@@ -96,13 +97,6 @@ class DigitSource:
             kept = place[labels] >= 0
             images, labels, names = images[kept], place[labels[kept]], [names[index] for index in chosen]
         return gather(images, labels, names, where)
-
-    @staticmethod
-    def _train_labels(folder: Path) -> np.ndarray:
-        path = find_idx(folder, "train", "labels")
-        if path is None:
-            raise missing(folder, "train", "labels")
-        return read_idx(path, 1)
 
 
 def gather(images: np.ndarray, labels: np.ndarray, classes: list[str], where: str) -> Glyphs:

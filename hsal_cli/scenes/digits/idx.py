@@ -65,13 +65,13 @@ def find_folder(folder: Path) -> Path:
     places = [place for place in (*below, *(place / "raw" for place in below)) if find_idx(place, "train", "images")]
     if len(places) > 1:
         raise FileError(f"{folder} holds several sets: {', '.join(map(str, places))}", f"say which: --mnist-dir {places[0]}")
-    if not places:
-        raise missing(folder, "train", "images")
-    return places[0]
+    return places[0] if places else needed(folder, "train", "images")
 
 
-def missing(folder: Path, split: str, what: str) -> FileError:
-    """The error for images or labels that are not there; says what is there instead."""
+def needed(folder: Path, split: str, what: str) -> Path:
+    """What `find_idx` finds; FileError where there is none, which says what is there instead."""
+    if found := find_idx(folder, split, what):
+        return found
     stem = f"{'train' if split == 'train' else 't10k'}-{what}-idx{3 if what == 'images' else 1}-ubyte"
     held = [path.name for path in _shown(folder) if split == "train" and not NAME.fullmatch(path.name)]
     instead = f"; it holds {', '.join(held[:3])}{' ...' if len(held) > 3 else ''}" if held else ""
@@ -80,7 +80,7 @@ def missing(folder: Path, split: str, what: str) -> FileError:
         hint = (
             "hsal reads no CSV of pixels: name a folder of the same set's IDX files with --mnist-dir, or draw digits with --digits strokes"
         )
-    return FileError(f"{folder} has no {stem} or {stem}.gz{instead}", hint)
+    raise FileError(f"{folder} has no {stem} or {stem}.gz{instead}", hint)
 
 
 def _shown(folder: Path) -> list[Path]:
@@ -146,15 +146,12 @@ def read_pair(folder: Path, split: str, transpose: str = "auto") -> tuple[np.nda
     Raises:
         FileError: a file is missing or damaged, glyphs are not 28x28, or the two do not belong together.
     """
-    found = {what: find_idx(folder, split, what) for what in ("images", "labels")}
-    for what, path in found.items():
-        if path is None:
-            raise missing(folder, split, what)
-    images, labels = read_idx(found["images"], 3), read_idx(found["labels"], 1)
+    shown, named = (needed(folder, split, what) for what in ("images", "labels"))
+    images, labels = read_idx(shown, 3), read_idx(named, 1)
     if images.shape[1:] != (GLYPH, GLYPH):
-        raise FileError(f"{found['images']} holds glyphs of {images.shape[1]}x{images.shape[2]} px, not {GLYPH}x{GLYPH}", HINT)
+        raise FileError(f"{shown} holds glyphs of {images.shape[1]}x{images.shape[2]} px, not {GLYPH}x{GLYPH}", HINT)
     if len(images) != len(labels) or not len(images):
-        raise FileError(f"{found['images']} holds {len(images):,} glyphs, {found['labels'].name} {len(labels):,} labels", HINT)
-    if transpose == "yes" or (transpose == "auto" and found["images"].name.startswith("emnist-")):
+        raise FileError(f"{shown} holds {len(images):,} glyphs, {named.name} {len(labels):,} labels", HINT)
+    if transpose == "yes" or (transpose == "auto" and shown.name.startswith("emnist-")):
         images = np.ascontiguousarray(images.transpose(0, 2, 1))
     return images, labels

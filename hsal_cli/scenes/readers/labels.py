@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from hsal_cli.errors import FileError
 from hsal_cli.storage.files import regular
+from hsal_cli.typed import keys_once
 
 HINT = "docs/own-images.md shows the forms that labels may have"
 SPLITS = {
@@ -138,18 +139,10 @@ def decoded(data: bytes) -> str:
 def json_of(text: str, where: str) -> Any:
     """Reads JSON; ValueError, with `where` before its reason, where it is none."""
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=keys_once)
     except (ValueError, RecursionError) as error:
         said = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ValueError(f"{where}not JSON: {said}") from error
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
-    if twice is not None:
-        raise ValueError(f"{twice[:60]!r} stands twice in it")
-    return dict(pairs)
 
 
 def class_name(value: Any) -> str:

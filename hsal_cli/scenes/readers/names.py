@@ -132,17 +132,13 @@ class Pictures:
         self.root = plain(Path(os.path.abspath(folder)).as_posix())
         self.relative = {path: plain(path.relative_to(folder).as_posix()) for path in self.paths}
         self.folders = {parent.as_posix() for name in self.relative.values() for parent in PurePosixPath(name).parents}
-        # Whole names, and names without their endings -> images, by the name of the file alone.
-        self.by_name: dict[str, list[Path]] = {}
-        self.by_stem: dict[str, list[Path]] = {}
-        self.by_folded: dict[str, list[Path]] = {}
-        self.by_folded_stem: dict[str, list[Path]] = {}
+        # How names are compared, and the name of the file alone in that form -> images.
+        self.by: dict[tuple[str, str], list[Path]] = {}
         for path, name in self.relative.items():
             last = name.rpartition("/")[2]
-            self.by_name.setdefault(last, []).append(path)
-            self.by_stem.setdefault(self._stem(last), []).append(path)
-            self.by_folded.setdefault(self._folded(last), []).append(path)
-            self.by_folded_stem.setdefault(self._stem(last).casefold(), []).append(path)
+            stem = self._stem(last)
+            for key in (("name", last), ("stem", stem), ("folded", self._folded(last)), ("folded stem", stem.casefold())):
+                self.by.setdefault(key, []).append(path)
 
     def _stem(self, name: str) -> str:
         """A name without the ending of an image, if it has one."""
@@ -185,11 +181,9 @@ class Pictures:
 
     def _called(self, last: str, stem: bool) -> Iterator[list[Path]]:
         """The images of that file name: as it stands, without its ending, and as `_folded` compares them."""
-        orders = (self.by_stem, self.by_name) if stem else (self.by_name, self.by_stem)
-        yield from (order.get(last, []) for order in orders)
-        yield self.by_folded.get(self._folded(last), [])
-        if stem or self._stem(last) == last:
-            yield self.by_folded_stem.get(last.casefold(), [])
+        keys = [("stem", last), ("name", last)] if stem else [("name", last), ("stem", last)]
+        keys += [("folded", self._folded(last)), *([("folded stem", last.casefold())] if stem or self._stem(last) == last else [])]
+        yield from (self.by.get(key, []) for key in keys)
 
     def _at(self, name: str, stem: bool) -> list[Path]:
         """The images at exactly that path below the folder."""
@@ -243,7 +237,7 @@ class Pictures:
         last = name.rpartition("/")[2]
         if any(self._called(last, stem)):
             return "no such image in that folder; one of that name is in another"
-        return "no such image; one with another ending is there" if self._stem(last) in self.by_stem else "no such image"
+        return "no such image; one with another ending is there" if ("stem", self._stem(last)) in self.by else "no such image"
 
 
 def common_folders(names: Iterable[str]) -> Common:
