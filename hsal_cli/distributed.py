@@ -312,11 +312,10 @@ def agree(**things: Any) -> None:
     said = [{name: str(value) for name, value in theirs.items()} for theirs in all_gather(flat)]
     differing = []
     for name in dict.fromkeys(name for theirs in said for name in theirs):
-        ranks: dict[str, list[int]] = {}
-        for rank, theirs in enumerate(said):
-            ranks.setdefault(theirs.get(name, "missing"), []).append(rank)
-        if len(ranks) > 1:
-            differing.append(f"{name} is " + ", ".join(f"{value} (worker {', '.join(map(str, held))})" for value, held in ranks.items()))
+        values = [theirs.get(name, "missing") for theirs in said]
+        who = {value: ", ".join(str(rank) for rank, its in enumerate(values) if its == value) for value in dict.fromkeys(values)}
+        if len(who) > 1:
+            differing.append(f"{name} is " + ", ".join(f"{value} (worker {ranks})" for value, ranks in who.items()))
     if differing:
         more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UsageError(f"the workers differ: {'; '.join(differing[:3])}{more}", "give all of them the same options, settings and files")

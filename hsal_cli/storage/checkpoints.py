@@ -10,6 +10,7 @@ checkpoints/
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import pickle
@@ -102,6 +103,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         FileError: missing, incomplete, damaged, or not loadable without running code.
     """
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load as tensors_of
 
@@ -118,10 +120,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         if WEIGHTS not in sums:
             raise KeyError(WEIGHTS)
         # Read by Python: safetensors opens no path whose bytes are not UTF-8.
-        weights = {name: _in_full(tensor) for name, tensor in tensors_of((folder / WEIGHTS).read_bytes()).items()}
-        state = None
-        if STATE in sums:
-            state = checked(load_tensors(folder / STATE), dict[str, Any])
+        held = tensors_of((folder / WEIGHTS).read_bytes())
+        weights = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in held.items()}
+        state = checked(load_tensors(folder / STATE), dict[str, Any]) if STATE in sums else None
         return Checkpoint(folder, weights, state, manifest.meta, sums[WEIGHTS])
     except Odd as odd:
         raise FileError(f"checkpoint {folder} cannot be read: state.pt {odd}", hint) from odd
@@ -138,11 +139,6 @@ def meta_of(checkpoint: Checkpoint, kind: type[M], hint: str) -> M:
         return checked(checkpoint.meta, kind, "meta")
     except Odd as odd:
         raise FileError(odd.said_of(checkpoint.path / MANIFEST), hint) from odd
-
-
-def _in_full(tensor: torch.Tensor) -> torch.Tensor:
-    """Weights stored in half the bytes, in the precision that they are computed with."""
-    return tensor.float() if str(tensor.dtype) == "torch.float16" else tensor
 
 
 def save(root: Path, name: str, weights: dict[str, torch.Tensor], state: dict[str, Any], meta: dict[str, Any], best: bool) -> None:
@@ -198,10 +194,8 @@ def _remove(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for place in filter(is_temporary, folder.glob(".*.tmp")):
         place.unlink()
-    try:
+    with contextlib.suppress(OSError):  # somebody keeps something of their own there
         folder.rmdir()
-    except OSError:  # somebody keeps something of their own there
-        pass
 
 
 def load(root: Path, which: str) -> Checkpoint:
@@ -228,10 +222,8 @@ def differences(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor])
     """What keeps the weights that were `found` from being loaded, the first few: missing and unknown names, and other shapes; or ""."""
     differing = []
     for name in [*wanted, *(name for name in found if name not in wanted)]:
-        if name not in found:
-            differing.append(f"{name} is missing")
-        elif name not in wanted:
-            differing.append(f"{name} is unknown")
+        if name not in found or name not in wanted:
+            differing.append(f"{name} is {'unknown' if name in found else 'missing'}")
         elif wanted[name].shape != found[name].shape:
             differing.append(f"{name} is {_shape(found[name])}, not {_shape(wanted[name])}")
     more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""

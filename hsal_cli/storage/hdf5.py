@@ -146,13 +146,10 @@ def check_filters(name: str, dataset: Any) -> None:
     if not isinstance(dataset, h5py.Dataset):
         return
     made = dataset.id.get_create_plist()
-    for place in range(made.get_nfilters()):
-        number = made.get_filter(place)[0]
+    for number in (made.get_filter(place)[0] for place in range(made.get_nfilters())):
         if not h5py.h5z.filter_avail(number):
-            raise FileError(
-                f"{dataset.file.filename}: {name} needs filter {number}, which this HDF5 lacks",
-                "name the folder of that filter's plugin in HDF5_PLUGIN_PATH (pip install hdf5plugin has many), or write it with gzip",
-            )
+            way = "name the folder of that filter's plugin in HDF5_PLUGIN_PATH (pip install hdf5plugin has many), or write it with gzip"
+            raise FileError(f"{dataset.file.filename}: {name} needs filter {number}, which this HDF5 lacks", way)
 
 
 def opened(source: Path) -> h5py.File:
@@ -162,19 +159,18 @@ def opened(source: Path) -> h5py.File:
         OSError: it is missing, not HDF5, being written, or damaged in that way.
         FileError: it is no regular file, or takes data from other files (see `refuse_outside`).
     """
-    file = open_plain(regular(source))
-    try:
-        refuse_outside(file, source)
-        if not _has_variable_text(file) or _heaps_end(source):
-            return file
-        said = "a heap of strings has an object of no length"
-    except HsalError:
-        file.close()
-        raise
-    except Exception as error:  # on damaged files h5py raises almost anything
-        said = first_line(error)
-    file.close()
-    raise OSError(f"it is damaged: {said}")
+    with contextlib.ExitStack() as held:
+        file = held.enter_context(open_plain(regular(source)))
+        try:
+            refuse_outside(file, source)
+            if _has_variable_text(file) and not _heaps_end(source):
+                raise ValueError("a heap of strings has an object of no length")
+        except HsalError:
+            raise
+        except Exception as error:  # on damaged files h5py raises almost anything
+            raise OSError(f"it is damaged: {first_line(error)}") from error
+        held.pop_all()
+        return file
 
 
 def refuse_outside(file: h5py.File, where: Path | str) -> None:
@@ -185,15 +181,15 @@ def refuse_outside(file: h5py.File, where: Path | str) -> None:
     """
     import h5py
 
-    seen, waiting = set(), [("", file)]
+    seen, waiting = set(), [file]
     while waiting:  # not recursive: groups may lie in each other as deep as their writer likes
-        path, group = waiting.pop()
+        group = waiting.pop()
         for name in group:
             if not isinstance(group.get(name, getlink=True), h5py.SoftLink):  # what a soft link names is met on its own way
                 held = own(group, name, where)
                 if isinstance(held, h5py.Group) and (place := h5py.h5o.get_info(held.id).addr) not in seen:
                     seen.add(place)
-                    waiting.append((f"{path}/{name}", held))
+                    waiting.append(held)
 
 
 def own(group: h5py.Group, name: str, where: Path | str) -> Any:
