@@ -178,10 +178,10 @@ class FeatureFile(OpenedFile):
 
     def maps(self, split: str, rows: slice | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The volumes, float16 (n, C, h, w), and saliency maps, float32 (n, h, w), of a split or of some rows; else as `table`."""
-        group = self._group(split)
+        group, places = self._group(split), self._places(split, rows)
         with reading(self.path, split, AGAIN):
-            volumes, saliency = _read(group["volumes"], rows), _read(group["saliency"], rows)
-            self._check_finite(split, volumes, saliency, self._places(split, rows))
+            volumes, saliency = _read(group["volumes"], places), _read(group["saliency"], places)
+            self._check_finite(split, volumes, saliency, places)
             return torch.from_numpy(volumes).to(torch.float16), torch.from_numpy(saliency).to(torch.float32)
 
     def cut_off(self, split: str) -> int:
@@ -329,21 +329,12 @@ def dataset_of(features: Path, saliency: str = "activation") -> str:
     return name
 
 
-def _read(data: h5py.Dataset, rows: slice | Tensor | None) -> np.ndarray:
+def _read(data: h5py.Dataset, wanted: np.ndarray) -> np.ndarray:
     """Reads rows along the first axis, each stretch of the file once and in order."""
-    if rows is None or isinstance(rows, slice):
-        start, stop, step = (rows or slice(None)).indices(len(data))
-        if step == 1:
-            found = np.empty((max(0, stop - start), *data.shape[1:]), data.dtype)
-            if found.size:
-                data.read_direct(found, np.s_[start:stop])
-            return found
-        rows = torch.arange(start, stop, step)
-    wanted = rows.cpu().numpy().astype(np.int64)
-    wanted = np.where(wanted < 0, wanted + len(data), wanted)
-    if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(data):
-        raise IndexError(f"rows reach from {wanted.min()} to {wanted.max()}; there are {len(data)}")
     found = np.empty((len(wanted), *data.shape[1:]), data.dtype)
+    if len(wanted) and (np.diff(wanted) == 1).all():
+        data.read_direct(found, np.s_[wanted[0] : wanted[-1] + 1])
+        return found
     order = np.argsort(wanted, kind="stable")
     edges = np.arange(0, len(data) + BLOCK_ROWS, BLOCK_ROWS)
     places = np.searchsorted(wanted[order], edges)
