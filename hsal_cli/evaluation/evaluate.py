@@ -147,12 +147,11 @@ def evaluate_scenes(
     from hsal_cli.features.saliency.models import saliency_model
     from hsal_cli.features.scene_features import SceneFeatures
     from hsal_cli.scenes.scene_file import open_scenes
-    from hsal_cli.vision.backbone import CHANNELS
 
     side = backbone.model.resolution
     with open_scenes(scenes) as file:
         saliency = loaded.meta.saliency
-        _check_fits(scenes, loaded, file.classes, (CHANNELS, side, side), saliency)
+        _check_fits(scenes, loaded, file.classes, (backbone.model.channels, side, side), saliency)
         table = SceneFeatures(file.split(settings.split), backbone, saliency_model(saliency))
         train_labels = torch.from_numpy(file.split("train").labels) if "train" in file.splits else None
         if settings.sample > 1:
