@@ -191,6 +191,19 @@ def _fields_of(kinds: list[type]) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for kind in kinds for field in dataclasses.fields(kind) if not field.metadata["fixed"]}
 
 
+def names_in(text: str, known: typing.Sequence[str], what: str) -> list[str]:
+    """The names of a text with commas between them, each once.
+
+    Raises:
+        UsageError: one is none of those known, or there is none.
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    wrong = next((name for name in names if name not in known), None if names else text)
+    if wrong is not None:
+        raise UsageError(f"{what}s = {text}: there is no {what} {wrong!r}", f"take of: {','.join(known)}")
+    return names
+
+
 def nearest(name: str, names: list[str]) -> str:
     """ " (did you mean X?)", X being the name most like this one; "" where none is."""
     close = difflib.get_close_matches(name, names, n=1)

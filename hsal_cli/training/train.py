@@ -26,9 +26,10 @@ from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import loop
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.places import with_stored
-from hsal_cli.runs.run import Run, resume_from, say_missing_classes
+from hsal_cli.runs.run import Run
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.runs.settings import TrainSettings
+from hsal_cli.runs.start import being_trained, resume_from, say_changes, say_missing_classes
 from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
 from hsal_cli.training.count_task import CountTask, SetTask
@@ -226,7 +227,7 @@ def resume(
     if longer != settings:
         reporter.say(f"epochs {settings.epochs} -> {longer.epochs}; the learning rate follows the longer schedule from here on")
     before = resume_from(run, reporter)
-    runs.say_changes(run, str(device), reporter)
+    say_changes(run, str(device), reporter)
     material = _read(features or Path(config.features), longer, config.window, None, reporter)
     if config.features_digest != material.digests["features_digest"]:
         raise FileError(f"{material.features} is not the feature file that {out} was trained on", "train a new run: hsal train")
@@ -320,7 +321,7 @@ def _run_through(task: FeatureTask, run: Run, config: dict[str, Any], progress: 
         f"training by {settings.objective} on {len(task.rows):,} images, {len(task.held_out):,} held out, {settings.epochs} epochs, "
         f"on {device}"
     )
-    with contextlib.closing(task.data), runs.being_trained(run, config, str(device)), fitting(device, settings.batch_size):
+    with contextlib.closing(task.data), being_trained(run, config, str(device)), fitting(device, settings.batch_size):
         history = loop.train(task, run, reporter, progress)
         run.set_status("finished", exact_match=max(row["exact_match"] for row in history))
     distributed.barrier()  # the others may read it now

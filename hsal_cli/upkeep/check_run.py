@@ -12,10 +12,10 @@ from typing import Any
 
 from hsal_cli.errors import FileError, HsalError, Interrupted
 from hsal_cli.models.load import policy_of
-from hsal_cli.runs.documents import BackboneConfig, PolicyConfig, Status
+from hsal_cli.runs.documents import BackboneConfig, PolicyConfig, Status, read_evaluation
 from hsal_cli.runs.loop import progress_of
-from hsal_cli.runs.run import COMMAND_OF, EVALUATIONS, FORMAT, Run, differences
-from hsal_cli.runs.scores import read_evaluation
+from hsal_cli.runs.run import COMMAND_OF, EVALUATIONS, FORMAT, Run
+from hsal_cli.runs.start import differences
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
 from hsal_cli.storage.documents import read_document
