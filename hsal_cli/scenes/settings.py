@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
+from pathlib import Path
 from typing import Literal
 
 from hsal_cli.errors import UsageError
@@ -11,6 +13,13 @@ from hsal_cli.settings import SEED_LIMIT, check, setting
 
 DATASETS = ("mnist-multiset", "mnist-set", "mnist-single")
 RECIPES = {**{name: name for name in DATASETS}, "multiset": "mnist-multiset", "set": "mnist-set", "single": "mnist-single"}
+
+
+def made_by(path: Path) -> str:
+    """The hint for a scene file that is missing, or that is none: the command that makes it."""
+    if path.stem in (*DATASETS, "street-numbers", "svhn-multiset"):
+        return f"make it with: hsal make-data {path.stem} --out {shlex.quote(str(path))}"
+    return f"of your own images make it with: hsal make-data folder --images DIR --labels FILE --out {shlex.quote(str(path))}"
 
 
 FRAME_HELP = (
@@ -36,6 +45,18 @@ def check_frame(settings: StreetSettings | SvhnSettings | FolderSettings) -> Non
 def board_side(cells: int) -> int:
     """Cells along a side of the smallest square board that has so many cells, and one at least."""
     return math.isqrt(max(cells, 1) - 1) + 1
+
+
+def split_names(text: str, what: str) -> list[str]:
+    """Takes a list of names with commas between them apart.
+
+    Raises:
+        UsageError: an empty name, or one that stands twice.
+    """
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise UsageError(f"{what} = {text}: a name is empty or stands twice", f"give --{what.replace('_', '-')} names such as a,b,c")
+    return names
 
 
 @dataclasses.dataclass(frozen=True)
