@@ -20,7 +20,7 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.features.settings import LookSettings
 from hsal_cli.features.two_looks import TwoLooks, salient_region
 from hsal_cli.models.load import find_backbone, load_policy
-from hsal_cli.models.look import look_at_files
+from hsal_cli.models.look import look_at_files, to_json
 from hsal_cli.pictures.film import frame_of, frames
 from hsal_cli.pictures.marks import seen_in
 from hsal_cli.pictures.palette import ORANGE, PAPER
@@ -321,6 +321,9 @@ def test_predict_and_visualize_show_the_policy_the_region_alone(here):
         assert part.labels == found[path].labels and part.labels and np.array_equal(part.glimpses, found[path].glimpses)
         said = json.loads(call("predict", str(path), "--frame", "found", "--zooms", "1", "--first-threshold", "1", "--json").stdout)[0]
         assert said["region"] == list(frame) and said["labels"] == part.labels
+        for mapped, cut in zip(said["steps"], to_json(part)["steps"], strict=True):  # px are those of the whole image
+            assert np.allclose(mapped["glimpses_px"], np.array(cut["glimpses_px"]) + [frame[1], frame[0]], atol=0.11)
+            assert np.allclose(mapped["boxes_px"], np.array(cut["boxes_px"]) + [*frame[:2], *frame[:2]], atol=0.11)
         assert "region" not in json.loads(call("predict", str(path), "--json").stdout)[0]
     (drawn,) = json.loads(call("visualize", "1.png", "--frame", "found", "--look", "runs/other", "--gif", "--html", "--json").stdout)
     assert len(drawn["region"]) == 4 and all((here / drawn[key]).stat().st_size for key in ("picture", "animation", "replay"))

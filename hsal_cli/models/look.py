@@ -259,13 +259,9 @@ def to_json(look: Look) -> dict[str, Any]:
         }
         for step in look.steps
     ]
-    named = {
-        "image": look.name,
-        "size": list(size),
-        **({} if look.region is None else {"region": list(look.region)}),
-        "labels": look.labels,
-    }
-    return {**named, "steps": steps, "stop_probability": round(look.stop_probability, DIGITS)}
+    region = {} if look.region is None else {"region": list(look.region)}
+    named = {"image": look.name, "size": list(size), "labels": look.labels}
+    return {**named, **region, "steps": steps, "stop_probability": round(look.stop_probability, DIGITS)}
 
 
 def as_rgb(image: torch.Tensor) -> torch.Tensor:
