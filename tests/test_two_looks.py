@@ -322,8 +322,8 @@ def test_predict_and_visualize_show_the_policy_the_region_alone(here):
         said = json.loads(call("predict", str(path), "--frame", "found", "--zooms", "1", "--first-threshold", "1", "--json").stdout)[0]
         assert said["region"] == list(frame) and said["labels"] == part.labels
         for mapped, cut in zip(said["steps"], to_json(part)["steps"], strict=True):  # px are those of the whole image
-            assert np.allclose(mapped["glimpses_px"], np.array(cut["glimpses_px"]) + [frame[1], frame[0]], atol=0.11)
-            assert np.allclose(mapped["boxes_px"], np.array(cut["boxes_px"]) + [*frame[:2], *frame[:2]], atol=0.11)
+            assert np.allclose(mapped["glimpses_px"], np.add(cut["glimpses_px"], [frame[1], frame[0]]), atol=0.11)
+            assert np.allclose(mapped["boxes_px"], np.add(cut["boxes_px"], [*frame[:2], *frame[:2]]), atol=0.11)
         assert "region" not in json.loads(call("predict", str(path), "--json").stdout)[0]
     (drawn,) = json.loads(call("visualize", "1.png", "--frame", "found", "--look", "runs/other", "--gif", "--html", "--json").stdout)
     assert len(drawn["region"]) == 4 and all((here / drawn[key]).stat().st_size for key in ("picture", "animation", "replay"))
