@@ -294,6 +294,10 @@ def test_pictures_show_the_region_in_the_whole_image_and_its_glimpses_where_they
             assert picture.getpixel((left + x, top + y)) == ORANGE, (x, y)
         around = [picture.getpixel((left + x0 - 1, top + y0 + 2)), picture.getpixel((left + x1, top + y1 - 2))]
         assert region is None or around == [PAPER, PAPER], "a line around what the policy saw"
+    layout, picture = layout_of(seen, side), trajectories([seen], side=side)
+    assert len(layout.rows) == (4 if region is None else 5)
+    x, y = (start + MARGIN for start in layout.box(len(layout.rows) - 4, 0)[:2])  # of the panel that shows what the policy saw
+    assert picture.getpixel((x + 60, y + 27)) == picture.getpixel((x + 89, y + 52)) == ORANGE, "there cells are as large as those of maps"
     page = replay_page([seen])
     assert f'"region":[{x0},{y0},{x1},{y1}]' in page and '"size":[120,80]' in page
 
