@@ -204,6 +204,8 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
         made.append(("attn_saliency", ["scale", "glimpses", "random cells", "k highest cells"], rows))
     if "localization" in found:
         made.append(_localization(found["localization"]))
+    if "calibration" in found:  # a count classifier makes no choices
+        made.append(_reliability(found["calibration"]))
     rows = [
         [count, f"{part['examples']:,}", number(part["exact_match"]), number(part["macro_f1"])] for count, part in found["by_count"].items()
     ]
@@ -225,6 +227,19 @@ def _localization(local: dict[str, Any]) -> tuple[str, list[str], list[list[str]
     rows += [["objects visited exactly once", number(local.get("digits_once"))]]
     rows += [["meta-steps that visit an object again", number(local.get("repeat_visits"))]]
     return "Localization, at meta-steps that name a label rightly", ["score", "share"], rows
+
+
+def _reliability(found: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    """The reliability diagram: where a policy is as sure as it is right, the two last columns agree."""
+    rows = [
+        [f"{part['low']:.1f} to {part['high']:.1f}", f"{part['choices']:,}", number(part["confidence"]), number(part["right"])]
+        for part in found["bins"]
+        if part["choices"]
+    ]
+    title = f"Reliability of its choices: calibration error {number(found['ece'], 4)}, at temperature {found['temperature']:.2f}"
+    if found["unlike"] is not None:
+        title += f"; {found['unlike']:.2%} of the images are unlike those of training"
+    return title, ["probability", "choices", "mean", "share right"], rows
 
 
 def number(value: float | None, decimals: int = 3) -> str:

@@ -13,11 +13,13 @@ from hsal_cli import distributed
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.attention import Tally, add_attn_saliency, add_localization
 from hsal_cli.evaluation.baselines import trivial_baselines
+from hsal_cli.evaluation.calibration import add_reliability, reliability
 from hsal_cli.evaluation.evaluate_counts import evaluate_counts
 from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, multiset_metrics
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.settings import kind_in
 from hsal_cli.models.load import LoadedPolicy
+from hsal_cli.models.trust import Trust
 from hsal_cli.policy.episode import Episode, greedy, sampling
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.progress import SILENT, Reporter
@@ -40,6 +42,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     reporter: Reporter = SILENT,
     train_labels: torch.Tensor | None = None,
+    trust: Trust = Trust(),
 ) -> dict[str, Any]:
     """Rolls a policy out over a table and scores it.
 
@@ -51,9 +54,11 @@ def evaluate(
         max_steps: cap on meta-steps; `settings.max_steps` goes before it.
         reporter: progress, in images.
         train_labels: (N, L) labels of the training split, padded with -1, for the trivial baselines.
+        trust: what is kept with the policy.
 
     Returns:
-        Plain JSON types: all of `metrics.multiset_metrics`; `attn_saliency` (`raw`, `normalized`, `random`, `best`); where boxes are
+        Plain JSON types: all of `metrics.multiset_metrics`; `calibration` (see `calibration.reliability`; and `unlike`, the share of
+        images that differ from all that the policy knows); `attn_saliency` (`raw`, `normalized`, `random`, `best`); where boxes are
         known `localization` (`glimpse_hit`, `mask_mass`, controls `random`, `area`, `center`, `saliency`, `reachable`, and `digits_once`,
         `repeat_visits`; see `attention`); `baselines`, with train_labels (see `baselines`); `sample` and `max_steps` as used.
         A score of which there is no case, such as `glimpse_hit` of a policy without glimpses, is None.
@@ -67,15 +72,20 @@ def evaluate(
     rows = len(distributed.stretch(len(table), settings.batch_size))
     with reporter.track("evaluating", rows * max(settings.sample, 1), "images") as advance:
         for number in range(max(settings.sample, 1)):
-            own = _Found(policy.classes)
+            own, sure = _Found(policy.classes), Tally()
             seed = settings.seed + number if settings.sample else None
             for part, episode in roll_outs(policy, table, max_steps, settings.batch_size, device, seed):
                 own.add(part, episode)
+                add_reliability(sure, episode, part.labels, trust.temperature)
+                if trust.ranges:
+                    sure.add("unlike", np.array([bool(said) for said in trust.unlike(part.volumes, part.saliency)]))
                 advance(len(part))
                 reporter.check_stop(STOPPED_HINT)
             whole = own.together()
             scores = multiset_metrics(true, whole.predicted, class_names, settings.resamples, settings.seed)
             scores["attn_saliency"] = whole.attention.means()
+            sure = sure.together()
+            scores["calibration"] = {**reliability(sure, trust.temperature), "unlike": sure.means().get("unlike")}
             if table.boxes is not None:
                 scores["localization"] = whole.localization.means()
             results.append(scores)
@@ -170,7 +180,7 @@ def _evaluate(
     with fitting(device, settings.batch_size):
         if not isinstance(model, HSAL):
             return evaluate_counts(model, table, loaded.classes, settings, device, reporter, train_labels)
-        return evaluate(model, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels)
+        return evaluate(model, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels, loaded.trust)
 
 
 def _documented(loaded: LoadedPolicy, source: Path, split: str, found: dict[str, Any], made_from: dict[str, str]) -> dict[str, Any]:

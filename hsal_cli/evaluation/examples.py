@@ -94,7 +94,8 @@ def choose_examples(
             if rule in found:
                 row, episode, place = found[rule]
                 image = as_rgb(torch.from_numpy(pictures.read(row, row + 1)[0])).numpy()
-                look = look_at(episode, place, f"{split} image {row}, {rule.split(',')[0]}", image, loaded.classes)
+                name = f"{split} image {row}, {rule.split(',')[0]}"
+                look = look_at(episode, place, name, image, loaded.classes, loaded.trust.temperature)
                 truth = [loaded.classes[label] for label in pictures.labels[row] if label >= 0]
                 examples.append(ChosenExample(rule, row, look, truth))
     return examples

@@ -57,15 +57,15 @@ def detail(loaded: LoadedPolicy, table: FeatureTable, device: torch.device | str
     with reporter.track("looking at test images", len(table), "images") as advance:
         for part, episode in roll_outs(loaded.policy, table, loaded.max_steps, BATCH, device):
             named.append(label_counts(episode.labels.T, classes))
-            confidence.append(_confidence(episode))
+            confidence.append(_confidence(episode, loaded.trust.temperature))
             advance(len(part))
             reporter.check_stop(STOPPED_HINT)
     return Detail(label_counts(table.labels, classes), np.concatenate(named), np.concatenate(confidence))
 
 
-def _confidence(episode: Episode) -> np.ndarray:
+def _confidence(episode: Episode, temperature: float) -> np.ndarray:
     """(B,) the lowest probability among the labels chosen at the active meta-steps."""
-    chosen = episode.scores.softmax(-1).gather(-1, episode.labels.clamp(min=0)[..., None])[..., 0]
+    chosen = (episode.scores / temperature).softmax(-1).gather(-1, episode.labels.clamp(min=0)[..., None])[..., 0]
     return torch.where(episode.active, chosen, 1.0).amin(0).double().cpu().numpy()
 
 
@@ -140,5 +140,5 @@ def look_at_rows(
     for place, (row, image) in enumerate(zip(rows, images, strict=True)):
         image = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
         truth = [loaded.classes[label] for label in part.labels[place].tolist() if label >= 0]
-        found.append((look_at(episode, place, f"test image {row}", image, loaded.classes), truth))
+        found.append((look_at(episode, place, f"test image {row}", image, loaded.classes, loaded.trust.temperature), truth))
     return found
