@@ -17,6 +17,7 @@ from hsal_cli.commands.export import export
 from hsal_cli.commands.finetune import finetune
 from hsal_cli.commands.inspect import inspect
 from hsal_cli.commands.make_data import make_data
+from hsal_cli.commands.play import play
 from hsal_cli.commands.precompute import precompute
 from hsal_cli.commands.predict import predict
 from hsal_cli.commands.report import report
@@ -46,6 +47,7 @@ app.command("eval")(eval_)
 app.command("compare")(compare)
 app.command("visualize")(visualize)
 app.command("predict")(predict)
+app.command("play")(play)
 app.command("export")(export)
 app.command("reproduce")(reproduce)
 app.command("report")(report)
