@@ -50,7 +50,10 @@ def draw(page, strokes):
 
 
 def title_becomes(page, title):
-    WebDriverWait(page, 60).until(lambda page: page.find_element(By.ID, "title").text == title)
+    """Waits until all that was asked is answered and the title is this; then the steps stand still."""
+    asks = "return busy || waiting !== null || document.getElementById('title').textContent !== arguments[0]"
+    WebDriverWait(page, 60).until(lambda page: not page.execute_script(asks, title))
+    page.execute_script("play(false)")
 
 
 def test_a_3_and_a_7_are_drawn_and_named_and_the_steps_can_be_watched(page):
@@ -59,7 +62,6 @@ def test_a_3_and_a_7_are_drawn_and_named_and_the_steps_can_be_watched(page):
     title_becomes(page, "predicted {3}")
     draw(page, strokes_of(7, 58, 28))
     title_becomes(page, "predicted {3, 7}")
-    page.execute_script("play(false)")
     page.find_element(By.ID, "slider").send_keys(Keys.HOME)
     first = page.find_element(By.CSS_SELECTOR, "[data-map=saliency] [data-cell='2,2']").value_of_css_property("background-color")
     assert page.find_element(By.ID, "said").text.startswith("Step 1 of 3: names ")

@@ -11,7 +11,7 @@ from hsal_cli.pictures.replay import replay_page
 
 
 @pytest.fixture
-def page(chromium, tmp_path):
+def page(chromium, tmp_path):  # noqa: F811
     """Opens a page of two looks, the first with known labels; afterwards it has logged no error and fetched nothing."""
     looks = [a_look(labels=("3", "5")), a_look(labels=("5",), size=(200, 600), name="wide.png")]
     (tmp_path / "a.html").write_text(replay_page(looks, [["3", "3"], None]), encoding="utf-8")

@@ -79,7 +79,7 @@ class Look:
         """Why what was named may be wrong, a sentence each."""
         found = []
         if self.unlike:
-            found.append(f"unlike the images of training: {' and '.join(self.unlike)}; the labels may mean nothing")
+            found.append(f"unlike the images of training: {', '.join(self.unlike)}; the labels may mean nothing")
         if self.end is None:
             found.append(f"the cap of {len(self.steps)} meta-steps came before stop: there may be more to name")
         return found
