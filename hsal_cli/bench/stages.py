@@ -39,10 +39,15 @@ LOOK_STEPS = 4  # meta-steps that a picture shows
 BARE_FORWARD = """
 import sys
 import torch
-import torchvision.models.resnet as resnet
 arch, side, device = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+if arch.startswith("timm:"):
+    import timm
+    make = lambda: timm.create_model(arch[5:])
+else:
+    import torchvision.models.resnet as resnet
+    make = getattr(resnet, arch)
 with torch.device("meta"):
-    model = getattr(resnet, arch)()
+    model = make()
 model = model.to_empty(device=device).eval()
 with torch.inference_mode():
     for tensor in model.state_dict().values():

@@ -15,6 +15,7 @@ from hsal_cli.evaluation.attention import Tally, add_attn_saliency, add_localiza
 from hsal_cli.evaluation.baselines import trivial_baselines
 from hsal_cli.evaluation.calibration import add_reliability, reliability
 from hsal_cli.evaluation.evaluate_counts import evaluate_counts
+from hsal_cli.evaluation.looking import Looking
 from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, multiset_metrics
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.settings import kind_in
@@ -60,7 +61,8 @@ def evaluate(
         Plain JSON types: all of `metrics.multiset_metrics`; `calibration` (see `calibration.reliability`; and `unlike`, the share of
         images that differ from all that the policy knows); `attn_saliency` (`raw`, `normalized`, `random`, `best`); where boxes are
         known `localization` (`glimpse_hit`, `mask_mass`, controls `random`, `area`, `center`, `saliency`, `reachable`, and `digits_once`,
-        `repeat_visits`; see `attention`); `baselines`, with train_labels (see `baselines`); `sample` and `max_steps` as used.
+        `repeat_visits`; see `attention`); `looking` of greedy roll-outs (see `Looking.scores`); `baselines`, with
+        train_labels (see `baselines`); `sample` and `max_steps` as used.
         A score of which there is no case, such as `glimpse_hit` of a policy without glimpses, is None.
 
     Raises:
@@ -69,7 +71,9 @@ def evaluate(
     max_steps = settings.max_steps or max_steps
     true = label_counts(table.labels, policy.classes)
     results = []
-    rows = len(distributed.stretch(len(table), settings.batch_size))
+    stretch = distributed.stretch(len(table), settings.batch_size)
+    looking = Looking(policy, max_steps, settings.seed, settings.resamples, stretch.start)
+    rows = len(stretch)
     with reporter.track("evaluating", rows * max(settings.sample, 1), "images") as advance:
         for number in range(max(settings.sample, 1)):
             own, sure = _Found(policy.classes), Tally()
@@ -79,6 +83,8 @@ def evaluate(
                 add_reliability(sure, episode, part.labels, trust.temperature)
                 if trust.ranges:
                     sure.add("unlike", np.array([bool(said) for said in trust.unlike(part.volumes, part.saliency)]))
+                if seed is None:
+                    looking.add(part.volumes.to(device), part.saliency.to(device), part.labels, episode.labels)
                 advance(len(part))
                 reporter.check_stop(STOPPED_HINT)
             whole = own.together()
@@ -90,6 +96,8 @@ def evaluate(
                 scores["localization"] = whole.localization.means()
             results.append(scores)
     found = mean_of(results)
+    if not settings.sample:
+        found["looking"] = looking.scores()
     if train_labels is not None and len(train_labels):
         found["baselines"] = trivial_baselines(label_counts(train_labels, policy.classes), true)
     return {**found, "sample": settings.sample, "max_steps": max_steps}
@@ -150,12 +158,11 @@ def evaluate_scenes(
     from hsal_cli.features.saliency.models import saliency_model
     from hsal_cli.features.scene_features import SceneFeatures
     from hsal_cli.scenes.scene_file import open_scenes
-    from hsal_cli.vision.backbone import CHANNELS
 
     side = backbone.model.resolution
     with open_scenes(scenes) as file:
         saliency = loaded.meta.saliency
-        _check_fits(scenes, loaded, file.classes, (CHANNELS, side, side), saliency)
+        _check_fits(scenes, loaded, file.classes, (backbone.model.channels, side, side), saliency)
         table = SceneFeatures(file.split(settings.split), settings.split, backbone, saliency_model(saliency))
         train_labels = torch.from_numpy(file.split("train").labels) if "train" in file.splits else None
         if settings.sample > 1:

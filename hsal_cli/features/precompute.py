@@ -28,7 +28,7 @@ from hsal_cli.scenes.scene_file import SceneFile, SceneSplit, open_scenes
 from hsal_cli.settings import as_dict
 from hsal_cli.storage.atomic import cannot_write
 from hsal_cli.storage.hdf5 import format_of
-from hsal_cli.vision.backbone import CHANNELS, ActivationModel, LoadedBackbone, finer, fused, load_backbone
+from hsal_cli.vision.backbone import ActivationModel, LoadedBackbone, finer, fused, load_backbone
 from hsal_cli.vision.devices import autocast_gains, choose_device, fitting, forward_context
 from hsal_cli.vision.images import to_input
 
@@ -155,10 +155,10 @@ def _plan(scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, 
     size = 0
     for split in splits:
         copied = split.labels.nbytes + (0 if split.boxes is None else split.boxes.nbytes)
-        size += len(split) * side * side * (2 * CHANNELS + 4) + copied
+        size += len(split) * side * side * (2 * backbone.model.channels + 4) + copied
     digest = features_digest(scenes.digest, backbone.digest, saliency.digest, side if backbone.refined else None)
     exists = out.exists() and _is_there(out, digest, scenes, backbone, saliency, overwrite)
-    return PrecomputePlan(sum(map(len, splits)), size, (CHANNELS, side, side), digest, exists)
+    return PrecomputePlan(sum(map(len, splits)), size, (backbone.model.channels, side, side), digest, exists)
 
 
 def _is_there(out: Path, digest: str, scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, overwrite: bool) -> bool:

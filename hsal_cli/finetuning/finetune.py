@@ -281,7 +281,7 @@ def finetune(
         reporter.warn(f"{scenes} has no boxes to crop by: full images only, which is slow on a CPU")
     settings = settle(settings, device, has_boxes=data.boxes is not None)
     torch.manual_seed(settings.seed)
-    model = ActivationModel(settings.arch, len(classes), settings.input_size, int(settings.resolution), settings.dilate)
+    model = ActivationModel(settings.arch, len(classes), settings.input_size, int(settings.resolution), settings.dilate, settings.channels)
     used = backbone_meta(before).weights if before else initial_weights(model, settings.weights, reporter)
     model.to(device, memory_format=torch.channels_last)
     meta = {
@@ -290,6 +290,7 @@ def finetune(
         "input_size": settings.input_size,
         "resolution": int(settings.resolution),
         "dilate": settings.dilate,
+        "channels": settings.channels,
         "classes": classes,
         "weights": used,
         "scenes_digest": digest,

@@ -20,6 +20,7 @@ from hsal_cli.scenes.readers.names import Common, Pictures, common_folders
 from hsal_cli.scenes.readers.read import read_labels
 from hsal_cli.scenes.scene_file import write_scenes
 from hsal_cli.scenes.settings import FolderSettings
+from hsal_cli.scenes.street.frames import framed
 from hsal_cli.settings import as_dict
 
 Reader = Callable[[Path], Image.Image]
@@ -88,6 +89,11 @@ def make_from_folder(
         raise FileError(f"{settings.labels}: none of its {len(every):,} images has an object", "see that the labels list objects")
     without = sum(example.boxes is None for example in every)
     boxed = settings.boxes and not without
+    if without and settings.frame == "number":
+        raise FileError(
+            f"frame = number, but {without:,} of {len(every):,} images have an object without a box",
+            "give every object one, or take --frame image",
+        )
     if without and settings.boxes and any(example.labels for example in every if example.boxes is not None):
         notes.remark(f"no boxes are kept: {without:,} of {len(every):,} images have an object without one")
     most = max(len(example.labels) for example in every)
@@ -95,8 +101,10 @@ def make_from_folder(
     config = {"dataset": "folder", **as_dict(settings), "skipped": len(notes.skipped), "boxes": boxed}
     with write_scenes(out, config, names) as writer, reporter.track("Reading images", len(every), "images") as advance:
         for split, examples in splits.items():
-            parts = parts_of(examples, side, settings.fit, most, boxed, reporter, advance)
-            writer.write_split(split, parts, (len(examples), side, side, 3))
+            jitter = settings.frame_jitter if split == "train" else 0
+            shown = framed(examples, jitter, settings.seed) if settings.frame == "number" else examples
+            parts = parts_of(shown, side, settings.fit, most, boxed, reporter, advance)
+            writer.write_split(split, parts, (len(examples) * max(1, jitter), side, side, 3))
     return notes
 
 

