@@ -40,7 +40,7 @@ def predict(
 
                 documents.append(to_json(found))
             else:
-                console.print_line(f"{path}: {words(found.labels)}")
+                console.print_line(f"{path}: {words(found.labels)}   lowest probability {found.lowest:.2f}")
             reporter.check_stop("run the same command again")
     if json:
         console.print_json(documents)

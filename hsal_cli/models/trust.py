@@ -63,13 +63,13 @@ def statistics(volumes: Tensor, saliency: Tensor) -> dict[str, Tensor]:
         (B,) float64 each: `saliency`, the log of its mean; `background`, the log of its median; `contrast`, the log of its maximum over
         its mean; `activity`, the share of activations above 0.
     """
-    cells = saliency.flatten(1).double()
+    cells = saliency.flatten(1).cpu().double()
     mean, peak = cells.mean(1), cells.amax(1)
     return {
         "saliency": mean.log1p(),
         "background": cells.median(1).values.log1p(),
         "contrast": (peak / mean.clamp(min=1e-9)).log1p(),
-        "activity": (volumes.flatten(1) > 0).double().mean(1),
+        "activity": (volumes.flatten(1) > 0).float().mean(1).cpu().double(),
     }
 
 
