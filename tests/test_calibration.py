@@ -88,6 +88,7 @@ def test_a_temperature_mends_probabilities_and_changes_no_label():
     plain, mended = (evaluate(policy, table, NAMES, settings, 4, trust=one) for one in (Trust(), trust))
     assert mended["calibration"]["ece"] < plain["calibration"]["ece"]
     assert mended["calibration"]["temperature"] == trust.temperature
+    assert mended["calibration"]["ece_at_1"] == plain["calibration"]["ece"]
     assert {key: plain[key] for key in plain if key != "calibration"} == {key: mended[key] for key in mended if key != "calibration"}
     image = np.zeros((4, 4, 3), np.uint8)
     for place in range(5):

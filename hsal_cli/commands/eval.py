@@ -242,7 +242,8 @@ def _reliability(found: dict[str, Any]) -> tuple[str, list[str], list[list[str]]
         for part in found["bins"]
         if part["choices"]
     ]
-    title = f"Reliability of its choices: calibration error {number(found['ece'], 4)}, at temperature {found['temperature']:.2f}"
+    errors = number(found["ece"], 4), number(found["ece_at_1"], 4)
+    title = f"Reliability of its choices: calibration error {errors[0]} at temperature {found['temperature']:.2f}, {errors[1]} at 1"
     if found["unlike"] is not None:
         title += f"; {found['unlike']:.2%} of the images are unlike those of training"
     return title, ["probability", "choices", "mean", "share right"], rows

@@ -58,8 +58,8 @@ def evaluate(
         trust: what is kept with the policy.
 
     Returns:
-        Plain JSON types: all of `metrics.multiset_metrics`; `calibration` (see `calibration.reliability`; and `unlike`, the share of
-        images that differ from all that the policy knows); `attn_saliency` (`raw`, `normalized`, `random`, `best`); where boxes are
+        Plain JSON types: all of `metrics.multiset_metrics`; `calibration` (see `calibration.reliability`; `ece_at_1`, its `ece` at
+        temperature 1; and `unlike`, the share of images that differ from all that the policy knows); `attn_saliency` (`raw`, `normalized`, `random`, `best`); where boxes are
         known `localization` (`glimpse_hit`, `mask_mass`, controls `random`, `area`, `center`, `saliency`, `reachable`, and `digits_once`,
         `repeat_visits`; see `attention`); `looking` of greedy roll-outs (see `Looking.scores`); `baselines`, with
         train_labels (see `baselines`); `sample` and `max_steps` as used.
@@ -76,11 +76,12 @@ def evaluate(
     rows = len(stretch)
     with reporter.track("evaluating", rows * max(settings.sample, 1), "images") as advance:
         for number in range(max(settings.sample, 1)):
-            own, sure = _Found(policy.classes), Tally()
+            own, sure, plain = _Found(policy.classes), Tally(), Tally()
             seed = settings.seed + number if settings.sample else None
             for part, episode in roll_outs(policy, table, max_steps, settings.batch_size, device, seed):
                 own.add(part, episode)
                 add_reliability(sure, episode, part.labels, trust.temperature)
+                add_reliability(plain, episode, part.labels, 1.0)
                 if trust.ranges:
                     sure.add("unlike", np.array([bool(said) for said in trust.unlike(part.volumes, part.saliency)]))
                 if seed is None:
@@ -90,8 +91,9 @@ def evaluate(
             whole = own.together()
             scores = multiset_metrics(true, whole.predicted, class_names, settings.resamples, settings.seed)
             scores["attn_saliency"] = whole.attention.means()
-            sure = sure.together()
-            scores["calibration"] = {**reliability(sure, trust.temperature), "unlike": sure.means().get("unlike")}
+            sure, plain = sure.together(), plain.together()
+            scores["calibration"] = reliability(sure, trust.temperature) | {"ece_at_1": reliability(plain, 1.0)["ece"]}
+            scores["calibration"]["unlike"] = sure.means().get("unlike")
             if table.boxes is not None:
                 scores["localization"] = whole.localization.means()
             results.append(scores)
