@@ -59,10 +59,11 @@ def evaluate(
 
     Returns:
         Plain JSON types: all of `metrics.multiset_metrics`; `calibration` (see `calibration.reliability`; `ece_at_1`, its `ece` at
-        temperature 1; and `unlike`, the share of images that differ from all that the policy knows); `attn_saliency` (`raw`, `normalized`, `random`, `best`); where boxes are
-        known `localization` (`glimpse_hit`, `mask_mass`, controls `random`, `area`, `center`, `saliency`, `reachable`, and `digits_once`,
-        `repeat_visits`; see `attention`); `looking` of greedy roll-outs (see `Looking.scores`); `baselines`, with
-        train_labels (see `baselines`); `sample` and `max_steps` as used.
+        temperature 1; and `unlike`, the share of images that differ from all that the policy knows);
+        `attn_saliency` (`raw`, `normalized`, `random`, `best`); where boxes are known `localization` (`glimpse_hit`, `mask_mass`,
+        controls `random`, `area`, `center`, `saliency`, `reachable`, and `digits_once`, `repeat_visits`; see `attention`);
+        `looking` of greedy roll-outs (see `Looking.scores`); `baselines`, with train_labels (see `baselines`); `sample` and `max_steps`
+        as used.
         A score of which there is no case, such as `glimpse_hit` of a policy without glimpses, is None.
 
     Raises:
