@@ -37,14 +37,7 @@ NEVER = -100.0  # a bias with which a label is never named
 
 
 class Shop:
-    """Makes what the stages need, each thing once.
-
-    Args:
-        recipe: the settings of every step.
-        folder: a temporary one.
-        device: where to compute.
-        reporter: told where digits come from if that needs saying.
-    """
+    """Makes what the stages need, each thing once, in a temporary folder, by a recipe; says where digits come from if that needs saying."""
 
     def __init__(self, recipe: Recipe, folder: Path, device: torch.device, reporter: Reporter):
         self.recipe, self.folder, self.device, self.reporter = recipe, folder, device, reporter

@@ -28,11 +28,9 @@ class _LossOf(nn.Module):
 
 
 class Replica:
-    """This worker's copy of a model.
+    """This worker's copy of a model on its device, with a loss of it; of several workers, all have the same weights.
 
-    Args:
-        model: on its device; of several workers, all have the same weights. Its BatchNorms are replaced where there are several.
-        loss: uses that model.
+    Its BatchNorms are replaced where there are several.
     """
 
     def __init__(self, model: nn.Module, loss: Loss):
@@ -45,10 +43,7 @@ class Replica:
                 self._loss = nn.parallel.DistributedDataParallel(_LossOf(model, loss), broadcast_buffers=False, find_unused_parameters=True)
 
     def backward(self, *parts: Any) -> dict[str, Tensor]:
-        """Computes the loss of these parts and its gradient, which is added up over the workers.
-
-        Returns:
-            What to log.
+        """Computes the loss of these parts and its gradient, added up over the workers, and returns what to log.
 
         Raises:
             WorkerLost, HsalError: another worker has gone; weights and BatchNorm statistics are as they were before.

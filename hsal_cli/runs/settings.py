@@ -137,33 +137,3 @@ class TrainSettings:
     def rewarded(self) -> str:
         """The name of the reward in force."""
         return self.reward or self.task
-
-
-SWEEP_PARTS = ("count", "size", "clutter", "spacing", "contrast", "glimpses", "saliency")
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepSettings:
-    """What a generalisation sweep measures."""
-
-    parts: str = setting(
-        "count,size,clutter,spacing,contrast,glimpses",
-        "What is varied: number of digits (1 to 8), their size, clutter, spacing (down to touching) and contrast of the test images; "
-        "glimpses: the number k a meta-step; saliency: the saliency model. The last two train short runs.",
-    )
-    images: int = setting(1000, "Test images composed for each condition.", low=1, high=1_000_000)
-    budgets: tuple[int, int] = setting((0, 4), "Fewest and most glimpses a meta-step, k, of the part glimpses.", low=0, high=16)
-    epochs: int = setting(4, "Epochs of each short run.", low=1, high=100_000)
-
-    def __post_init__(self) -> None:
-        check(self)
-        wrong = [part for part in self.part_names if part not in SWEEP_PARTS]
-        if wrong or not self.part_names:
-            raise UsageError(
-                f"parts = {self.parts}: there is no part {wrong[0] if wrong else self.parts!r}", f"take of: {','.join(SWEEP_PARTS)}"
-            )
-
-    @property
-    def part_names(self) -> list[str]:
-        """The parts, one by one."""
-        return list(dict.fromkeys(part.strip() for part in self.parts.split(",") if part.strip()))
