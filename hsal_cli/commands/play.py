@@ -11,12 +11,21 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.options import Device
-from hsal_cli.commands.policies import LookRunOption, PretrainedOption, load_with_backbone
+from hsal_cli.commands.policies import PretrainedOption, RunOption, load_with_backbone
 from hsal_cli.errors import Stopped, UsageError
+
+EXAMPLES = """Examples:
+
+  hsal play
+      opens the page; whatever is drawn is named by the newest run, else by the model that comes with hsal
+
+  hsal play --pretrained mnist-set --no-browser --port 0
+      says the page's address, at any free port
+"""
 
 
 def play(
-    run: LookRunOption = None,
+    run: RunOption = None,
     pretrained: PretrainedOption = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of the page on this machine; 0: any that is free.")] = 8317,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
