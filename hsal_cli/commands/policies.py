@@ -135,7 +135,11 @@ def looks(
                 yield path, error
         return
     loaded, backbone = load_with_backbone(run, device, reporter, pretrained)
-    yield from look_at_files(images, backbone, loaded, max_steps, finder_of(first, backbone) if frame == "found" and first else None)
+    finder = finder_of(first, backbone) if frame == "found" and first else None
+    for path, found in look_at_files(images, backbone, loaded, max_steps, finder):
+        for why in () if isinstance(found, HsalError) else found.warnings:
+            reporter.warn(f"{path}: {why}")
+        yield path, found
 
 
 def check_look(frame: str, first: LookSettings, own: bool = True) -> None:
