@@ -9,14 +9,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-Choose = Callable[[int, Tensor, Tensor], Tensor]
+Rows = Tensor | slice
+"""Places in the batch: (n,) int64, or a slice where they follow each other."""
+
+Choose = Callable[[int, Rows, Tensor], Tensor]
 """choose(t, rows (n,), logits (n, K + 1)) -> labels (n,): names a label for each active example at meta-step t (from 0)."""
 
 
 class Clocks(Protocol):
     """A source of randomness that knows the rows of the batch: what a row draws does not depend on which others are still active."""
 
-    def clocks(self, rows: Tensor, actions: int) -> Tensor:
+    def clocks(self, rows: Rows, actions: int) -> Tensor:
         """Exponential clocks (n, actions), float32, for some rows (n,) of the batch, on the rows' device."""
 
 
@@ -24,7 +27,7 @@ Source = torch.Generator | Clocks
 """Where randomness comes from: a generator on any device, or clocks for the rows of a batch."""
 
 
-def greedy(t: int, rows: Tensor, logits: Tensor) -> Tensor:
+def greedy(t: int, rows: Rows, logits: Tensor) -> Tensor:
     """Names the likeliest label; of equals, the first."""
     return logits.argmax(1)
 
@@ -36,13 +39,13 @@ def sampling(source: Source | None = None) -> Choose:
         source: where the randomness comes from; None: torch's own.
     """
 
-    def choose(t: int, rows: Tensor, logits: Tensor) -> Tensor:
+    def choose(t: int, rows: Rows, logits: Tensor) -> Tensor:
         return draw(logits, source, rows)
 
     return choose
 
 
-def draw(logits: Tensor, source: Source | None = None, rows: Tensor | None = None) -> Tensor:
+def draw(logits: Tensor, source: Source | None = None, rows: Rows | None = None) -> Tensor:
     """Draws one action a row from softmax(logits).
 
     Args:

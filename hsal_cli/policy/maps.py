@@ -11,38 +11,60 @@ Update mechanism, inhibition of return (figure 9):
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from hsal_cli.policy.shared import Linear
 
 # How many times as large as torch's usual weights those of freely learned centres start: the usual ones put all centres on one spot, and a
 # policy whose centres start apart learns several times faster. Anchored ones start at the maximum.
 SPREAD = 8.0
 
 
-def gaussian_mask(gaussians: Tensor, height: int, width: int) -> Tensor:
-    """The covert attention mask M of a mixture of Gaussians.
+def gaussian_masks(gaussians: Tensor, height: int, width: int, widths: Sequence[float]) -> Tensor:
+    """The covert attention mask M of a mixture of Gaussians, and the same with its Gaussians wider.
 
     Args:
         gaussians: (B, G, 5), alpha, beta of rows and of columns (1/cells^2), kappa row and kappa column (cells, the first one is 1).
         height, width: cells of the map.
+        widths: how many times as wide the Gaussians are, of each mask.
 
     Returns:
-        (B, height, width), values in [0, sum of alpha].
+        (len(widths), B, height, width), values in [0, sum of alpha].
     """
-    alpha, tall, wide, row, column = gaussians.unbind(2)  # each (B, G)
-    rows = torch.arange(1, height + 1, device=gaussians.device, dtype=gaussians.dtype)
-    columns = torch.arange(1, width + 1, device=gaussians.device, dtype=gaussians.dtype)
+    alpha, beta, kappa = gaussians.split([1, 2, 2], 2)
+    exponents = beta[..., None] * -((kappa[..., None] - _axis(max(height, width), gaussians)) ** 2)  # (B, G, 2, cells)
+    # One `times` as wide has its betas over times^2.
+    exponents = exponents * _numbers(tuple(times**-2 for times in widths), gaussians)[:, None, None, None, None]
     # A Gaussian of two coordinates is a product of two of one: h + w exponentials a component instead of h * w.
-    down = alpha[..., None] * torch.exp(-tall[..., None] * (row[..., None] - rows) ** 2)  # (B, G, h)
-    across = torch.exp(-wide[..., None] * (column[..., None] - columns) ** 2)  # (B, G, w)
-    return down.transpose(1, 2) @ across
+    near = exponents.exp()  # (W, B, G, 2, cells)
+    down, across = alpha * near[..., 0, :height], near[..., 1, :width]
+    return down.transpose(2, 3) @ across
 
 
-def widened(gaussians: Tensor, times: float) -> Tensor:
-    """The same mixture, (B, G, 5), each Gaussian `times` as wide: its betas over times^2."""
-    alpha, beta, centre = gaussians.split([1, 2, 2], dim=2)
-    return torch.cat([alpha, beta / times**2, centre], dim=2)
+def gaussian_mask(gaussians: Tensor, height: int, width: int) -> Tensor:
+    """The mask alone, (B, height, width); see `gaussian_masks`."""
+    return gaussian_masks(gaussians, height, width, (1.0,))[0]
+
+
+def _axis(count: int, like: Tensor) -> Tensor:
+    """1 to `count`, as another tensor is."""
+    return _numbers(tuple(range(1, count + 1)), like)
+
+
+def _numbers(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return _constant(values, like.device, like.dtype)
+
+
+@functools.cache
+def _constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Numbers on a device, which is waited for but once."""
+    with torch.inference_mode(False):  # or those of a first call for evaluation could not be trained with
+        return torch.tensor(values, dtype=dtype).to(device)
 
 
 def highest_cell(saliency: Tensor) -> Tensor:
@@ -54,9 +76,9 @@ def highest_cell(saliency: Tensor) -> Tensor:
     Returns:
         (B, 2), row and column in cells, the first one is 1.
     """
-    cell = saliency.flatten(1).argmax(1)
-    width = saliency.shape[2]
-    return torch.stack([cell // width, cell % width], 1).to(saliency.dtype) + 1
+    _, height, width = saliency.shape
+    places = _numbers(tuple(float(1 + place) for cell in range(height * width) for place in divmod(cell, width)), saliency)
+    return places.view(-1, 2)[saliency.flatten(1).argmax(1)]
 
 
 class GaussianAttention(nn.Module):
@@ -98,17 +120,18 @@ class GaussianAttention(nn.Module):
         self.aspect = aspect
         self.register_buffer("size", torch.tensor([height, width], dtype=torch.get_default_dtype()), persistent=False)
 
-    def forward(self, hidden: Tensor, saliency: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, saliency: Tensor, linear: Linear = F.linear) -> Tensor:
         """The mixture for a state.
 
         Args:
             hidden: (B, hidden), h_t.
             saliency: (B, h, w), S_t; only anchored centres look at it, at its maximum.
+            linear: multiplies by the weights.
 
         Returns:
             (B, G, 5), alpha, beta of rows, beta of columns, kappa row, kappa column.
         """
-        alpha, beta, centre = self.layer(hidden).view(-1, self.shape[0], 3 + self.betas).split([1, self.betas, 2], dim=2)
+        alpha, beta, centre = linear(hidden, self.layer.weight, self.layer.bias).view(-1, self.shape[0], 3 + self.betas).split([1, self.betas, 2], dim=2)
         low, high = self.beta
         beta = low + (high - low) * torch.sigmoid(beta)
         if self.reach is None:
@@ -152,26 +175,27 @@ def initial_glimpse(mask: Tensor, volumes: Tensor) -> Tensor:
 
     Args:
         mask: (B, h, w), M_t.
-        volumes: (B, C, h * w).
+        volumes: (B, h * w, C).
 
     Returns:
         (B, C).
     """
     # As a row times a matrix: on a CPU, torch takes ten times as long for the same product of a matrix and a column.
-    return (mask.flatten(1)[:, None] @ volumes.transpose(1, 2)).squeeze(1)
+    return (mask.flatten(1)[:, None] @ volumes).squeeze(1)
 
 
 def column(volumes: Tensor, cell: Tensor) -> Tensor:
     """The glimpse at a cell: the volume's column there.
 
     Args:
-        volumes: (B, C, h * w).
+        volumes: (B, h * w, C).
         cell: (B,), row * w + column, from 0.
 
     Returns:
         (B, C).
     """
-    return volumes.gather(2, cell[:, None, None].expand(-1, volumes.shape[1], 1)).squeeze(2)
+    size, cells, _ = volumes.shape
+    return volumes.flatten(0, 1)[torch.arange(0, size * cells, cells, device=cell.device) + cell]
 
 
 def inhibit(saliency: Tensor, mask: Tensor, glimpses: Tensor, normalized: bool) -> Tensor:
@@ -189,5 +213,4 @@ def inhibit(saliency: Tensor, mask: Tensor, glimpses: Tensor, normalized: bool) 
     """
     if normalized:
         mask = mask / mask.amax((1, 2), keepdim=True).clamp(min=torch.finfo(mask.dtype).tiny)
-    standing = torch.ones_like(saliency).flatten(1).scatter(1, glimpses, 0.0).view_as(saliency)
-    return (saliency - mask).clamp(min=0) * standing
+    return (saliency - mask).clamp(min=0).flatten(1).scatter(1, glimpses, 0.0).view_as(saliency)
