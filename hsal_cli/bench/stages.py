@@ -153,7 +153,7 @@ def train(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
     """A step of `hsal train`, beside the matrix products of its roll-out alone, forward and backward."""
     device, table = shop.device, shop.table
     settings = dataclasses.replace(shop.recipe.train, epochs=100_000)
-    if settings.objective == "count":
+    if settings.objective in ("count", "set"):
         settings = dataclasses.replace(settings, objective="rl")  # no policy, no roll-out
     task = PolicyTask(shop.policy(), table, torch.arange(len(table)), table, settings, device, {})
     task.start_epoch(0)

@@ -174,8 +174,9 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
     """An evaluation as tables for the terminal: (title, columns, rows) each."""
     interval = found["ci95"]
     how = f"{found['sample']} sampled roll-outs an image" if found["sample"] else "greedy"
-    if found.get("objective") == "count":
-        how = f"count classifier, {found['parameters']:,} parameters"
+    if found.get("objective") in ("count", "set"):
+        what = {"count": "count classifier", "set": "set predictor"}[found["objective"]]
+        how = f"{what}, {found['parameters']:,} parameters"
     main = [
         [text, number(found[name]), " to ".join(map(number, interval[name])) if name in interval else ""]
         for name, text in (

@@ -101,7 +101,8 @@ def train(
 ) -> None:
     """Train the hierarchical attention policy: by policy gradient, cross-entropy or the multiset loss.
 
-    With --objective count, train the direct baseline instead: a convolutional classifier of how often each class occurs.
+    With --objective count or set, train a direct baseline instead, which looks nowhere: a convolutional classifier of how often each
+    class occurs, or a transformer that names all objects at once, as DETR does.
     """
     from hsal_cli.experiments.pipeline import DEFAULT_SCENES, ensure_policy_data, features_path
     from hsal_cli.runs import run as runs
@@ -118,9 +119,9 @@ def train(
     if saliency_kind(precompute.saliency) != "activation" and name == scenes.name.removesuffix(".h5"):
         name += f"-{saliency_kind(precompute.saliency)}"
     texts = set_ or []
-    if settings.objective == "count" and (variant or texts):
+    if settings.objective in ("count", "set") and (variant or texts):
         given_too = f"--variant {variant}" if variant else f"--set {texts[0]}"
-        raise UsageError(f"objective count trains no policy, so {given_too} says nothing", "leave --variant and --set out")
+        raise UsageError(f"objective {settings.objective} trains no policy, so {given_too} says nothing", "leave --variant and --set out")
     chosen_variant = variant_for(preset, config, variant, texts)
     settled = {"data": str(scenes), "train": as_dict(settings), "variant": as_dict(chosen_variant)}
     if resume is not None:

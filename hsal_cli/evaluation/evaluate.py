@@ -18,7 +18,6 @@ from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, multis
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.settings import kind_in
 from hsal_cli.models.load import LoadedPolicy
-from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.episode import Episode, greedy, sampling
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.progress import SILENT, Reporter
@@ -169,7 +168,7 @@ def _evaluate(
 
     model = loaded.policy
     with fitting(device, settings.batch_size):
-        if isinstance(model, CountClassifier):
+        if not isinstance(model, HSAL):
             return evaluate_counts(model, table, loaded.classes, settings, device, reporter, train_labels)
         return evaluate(model, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels)
 

@@ -27,7 +27,13 @@ from hsal_cli.storage.files import remove_pictures
 
 DATASETS = {"mnist-set": "MNIST Set", "mnist-multiset": "MNIST Multiset", "svhn-multiset": "SVHN Multiset"}
 DATASETS["street-numbers"] = "Street numbers (synthetic)"
-OBJECTIVES = {"rl": "HSAL-RL", "cross-entropy": "Cross-entropy", "multiset": "Multiset loss", "count": "Count classifier"}
+OBJECTIVES = {
+    "rl": "HSAL-RL",
+    "cross-entropy": "Cross-entropy",
+    "multiset": "Multiset loss",
+    "count": "Count classifier",
+    "set": "Set predictor",
+}
 FIGURES = {"macro-f1.png": ("macro_f1",), "attn-saliency.png": ("attn_saliency",)}
 FIGURES["attention.png"] = ("glimpse_hit", "mask_mass", "digits_once", "repeat_visits")
 LABELS = {  # score -> what its axis says, and whether it is a share

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hsal_cli.errors import FileError, UsageError, first_line
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.hsal import HSAL
+from hsal_cli.policy.set_predictor import SetPredictor
 from hsal_cli.policy.variant import Variant, with_variant
 from hsal_cli.runs.places import with_found
 from hsal_cli.storage import checkpoints
@@ -27,10 +28,17 @@ TRAIN_HINT = "train one with: hsal train"
 
 @dataclasses.dataclass(frozen=True)
 class CountMeta:
-    """Of a count classifier: the `most` objects of a class that it can tell, and the `hidden` channels of its convolutions."""
+    """Of a direct baseline.
+
+    Attributes:
+        most: a count classifier tells up to so many objects of a class; a set predictor was trained on so many an image.
+        hidden: channels of the former's convolutions, width of the latter's tokens.
+        queries: of a set predictor; None: it is a count classifier.
+    """
 
     most: int
     hidden: int
+    queries: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +76,7 @@ class PolicyMeta:
     saliency: str = "activation"
 
     def __post_init__(self) -> None:
-        counts = () if self.count is None else (self.count.most, self.count.hidden)
+        counts = () if self.count is None else (self.count.most, self.count.hidden, self.count.queries or 1)
         if min(len(self.classes), *self.volume_shape, self.volume_scale, self.max_labels + 1, *counts) <= 0:
             raise UsageError("a size, a scale or the number of classes is not above 0", "train again")
         if (self.variant if self.kind == "policy" else self.count) is None:
@@ -90,7 +98,7 @@ class LoadedPolicy:
         checkpoint: where it came from; its `note` says if a damaged checkpoint was passed over.
     """
 
-    policy: HSAL | CountClassifier
+    policy: HSAL | CountClassifier | SetPredictor
     meta: PolicyMeta
     checkpoint: Checkpoint
 
@@ -117,10 +125,10 @@ def load_policy(path: Path, which: str = "best", device: torch.device | str = "c
         FileError: missing, damaged, not a policy, or weights that do not fit the settings; names the first that differ.
     """
     loaded = load_model(path, which, device)
-    if isinstance(loaded.policy, CountClassifier):
+    if not isinstance(loaded.policy, HSAL):
         raise FileError(
-            f"{path} holds a count classifier, the direct baseline: it looks nowhere, so there is no trajectory",
-            "name the run of a policy with --run; hsal eval takes count classifiers too",
+            f"{path} holds a direct baseline, objective {loaded.meta.objective or 'count'}: it looks nowhere, so there is no trajectory",
+            "name the run of a policy with --run; hsal eval takes direct baselines too",
         )
     return loaded
 
@@ -150,7 +158,7 @@ def run_of(checkpoint: Checkpoint) -> Path:
     return above.parent if above.name == "checkpoints" else above
 
 
-def policy_of(checkpoint: Checkpoint) -> HSAL | CountClassifier:
+def policy_of(checkpoint: Checkpoint) -> HSAL | CountClassifier | SetPredictor:
     """The policy, or count classifier, that a checkpoint holds, on the CPU.
 
     Raises:
@@ -158,7 +166,9 @@ def policy_of(checkpoint: Checkpoint) -> HSAL | CountClassifier:
     """
     meta = policy_meta(checkpoint)
     try:
-        if meta.kind == "count":
+        if meta.kind == "count" and meta.count.queries:
+            policy = SetPredictor(len(meta.classes), meta.volume_shape, meta.count.queries, meta.volume_scale, meta.count.hidden)
+        elif meta.kind == "count":
             policy = CountClassifier(len(meta.classes), meta.volume_shape, meta.count.most, meta.volume_scale, meta.count.hidden)
         else:
             policy = HSAL(meta.variant, len(meta.classes), meta.volume_shape, meta.volume_scale)

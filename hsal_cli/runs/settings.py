@@ -81,11 +81,11 @@ class FinetuneSettings:
 class TrainSettings:
     """How the policy is trained (section 4)."""
 
-    objective: Literal["rl", "cross-entropy", "multiset", "count"] = setting(
+    objective: Literal["rl", "cross-entropy", "multiset", "count", "set"] = setting(
         "rl",
         "rl: policy gradient of the multiset reward; cross-entropy: on randomly ordered labels, the paper's baseline; multiset: "
         "cross-entropy to the uniform distribution over the remaining multiset; count: no policy, but a convolutional classifier of how "
-        "often each class occurs, as a direct baseline.",
+        "often each class occurs, as a direct baseline; set: no policy, but a transformer that names all objects at once, as DETR does.",
     )
     task: Literal["multiset", "list"] = setting(
         "multiset", "multiset: any label still to be named earns the reward; list: only the label whose turn it is, left to right."
@@ -106,7 +106,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.objective in ("multiset", "count") and self.task == "list":
+        if self.objective in ("multiset", "count", "set") and self.task == "list":
             raise UsageError(
                 f"objective {self.objective} with task list: a list has an order", "take --objective cross-entropy or rl for lists"
             )

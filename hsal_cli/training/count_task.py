@@ -1,4 +1,4 @@
-"""Training of the direct baseline, the count classifier, by cross-entropy on the counts: the task of `hsal train --objective count`."""
+"""Training of the direct baselines, which look nowhere: the tasks of `hsal train --objective count` and `--objective set`."""
 
 from __future__ import annotations
 
@@ -12,26 +12,32 @@ from hsal_cli import distributed
 from hsal_cli.evaluation.evaluate_counts import all_counts, predicted_counts
 from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts
 from hsal_cli.policy.count_classifier import DROPOUT
+from hsal_cli.policy.set_predictor import set_loss
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.training.feature_task import FeatureTask
 from hsal_cli.training.rewards import count_labels
 
 
 class CountTask(FeatureTask):
-    """Training of a count classifier as a task of the loop; of the settings it reads epochs, batch size, learning rate, clip and seed."""
+    """Training of a count classifier, by cross-entropy on the counts; it reads epochs, batch size, learning rate, clip and seed."""
 
     headline = ("loss", "exact_match", "macro_f1")
 
     def loss(self, rows: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         batch = self.data.select(rows[draws.places])
         counts = count_labels(batch.labels, self.model.classes).long().to(self.device)  # (n, K)
+        loss, found = self.summed(batch.volumes.to(self.device), batch.labels, counts, draws)
+        exact = (found.detach() == counts).all(1).sum() / len(rows)
+        total, exact = distributed.all_reduce(torch.stack([loss.detach() / len(rows), exact]))
+        return loss / len(rows), {"loss": total, "train_exact_match": exact}
+
+    def summed(self, volumes: Tensor, labels: Tensor, counts: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """The loss of a batch, summed over its images, and the counts (n, K) that are named in it."""
         kept = (draws.rand(self.model.features) >= DROPOUT).float() / (1 - DROPOUT)
-        logits = self.model(batch.volumes.to(self.device), kept.to(self.device))
+        logits = self.model(volumes, kept.to(self.device))
         # Summed over the classes: the negative log-likelihood of the whole multiset.
-        loss = F.cross_entropy(logits.flatten(0, 1), counts.clamp(max=self.model.most).flatten(), reduction="sum") / len(rows)
-        exact = (logits.detach().argmax(-1) == counts).all(1).sum() / len(rows)
-        total, exact = distributed.all_reduce(torch.stack([loss.detach(), exact]))
-        return loss, {"loss": total, "train_exact_match": exact}
+        loss = F.cross_entropy(logits.flatten(0, 1), counts.clamp(max=self.model.most).flatten(), reduction="sum")
+        return loss, logits.argmax(-1)
 
     def validate(self) -> dict[str, float]:
         self.model.eval()
@@ -42,3 +48,12 @@ class CountTask(FeatureTask):
 
     def check(self, rows: list[dict[str, Any]]) -> None:
         """There is no collapse to guard against beyond the loop's check of the loss."""
+
+
+class SetTask(CountTask):
+    """Training of a set predictor, by the cheapest pairing of its queries with the labels."""
+
+    def summed(self, volumes: Tensor, labels: Tensor, counts: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        logits = self.model(volumes)
+        named = F.one_hot(logits.argmax(-1), self.model.classes + 1).sum(1)[:, : self.model.classes]
+        return set_loss(logits, labels), named

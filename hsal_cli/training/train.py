@@ -20,6 +20,7 @@ from hsal_cli.features.table import FeatureTable, open_features
 from hsal_cli.models.load import policy_meta
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.hsal import HSAL
+from hsal_cli.policy.set_predictor import SetPredictor
 from hsal_cli.policy.variant import DEFAULT, Variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import loop
@@ -30,7 +31,7 @@ from hsal_cli.runs.seeds import Draws
 from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
-from hsal_cli.training.count_task import CountTask
+from hsal_cli.training.count_task import CountTask, SetTask
 from hsal_cli.training.feature_task import FeatureTask
 from hsal_cli.training.objectives import Namer, losses, make_targets
 from hsal_cli.training.rewards import count_labels
@@ -38,6 +39,7 @@ from hsal_cli.training.verdicts import mask_off_objects, supervised_stop
 from hsal_cli.vision.devices import choose_device, fitting
 
 Table = TypeVar("Table", FeatureTable, FeatureStream)
+Model = HSAL | CountClassifier | SetPredictor
 DEFAULTS = TrainSettings()
 VALIDATION_MOST = 2_000  # held-out images; more would only slow the epochs down
 DEAD_STOPS, DEAD_REWARD = 0.95, -0.9
@@ -272,10 +274,15 @@ def _read(features: Path, settings: TrainSettings, window: int | None, memory: f
     return found
 
 
-def _model(material: Material, variant: Variant, settings: TrainSettings, scale: float) -> tuple[HSAL | CountClassifier, dict[str, Any]]:
+def _model(material: Material, variant: Variant, settings: TrainSettings, scale: float) -> tuple[Model, dict[str, Any]]:
     """The untrained model, on the CPU, and what its checkpoints say of its kind and settings."""
     torch.manual_seed(settings.seed)
     classes = len(material.classes)
+    if settings.objective == "set":
+        most = max(1, int((material.table.labels >= 0).sum(1).max()))
+        named = SetPredictor(classes, material.shape, 2 * most, scale)
+        described = {"kind": "count", "count": {"most": most, "hidden": named.hidden, "queries": named.queries}}
+        return named, {**described, "volume_scale": scale}
     if settings.objective == "count":
         most = max(1, int(count_labels(material.table.labels, classes).max()))  # images may hold no object at all
         counts = CountClassifier(classes, material.shape, most, scale)
@@ -285,7 +292,7 @@ def _model(material: Material, variant: Variant, settings: TrainSettings, scale:
 
 
 def _task(
-    model: HSAL | CountClassifier,
+    model: Model,
     described: dict[str, Any],
     material: Material,
     settings: TrainSettings,
@@ -303,7 +310,7 @@ def _task(
         "features": str(material.features),
         **material.digests,
     }
-    make_task = CountTask if described["kind"] == "count" else PolicyTask
+    make_task = {"count": CountTask, "set": SetTask}.get(settings.objective, PolicyTask)
     return make_task(model, material.table, material.rows, material.held_out, settings, device, with_stored(meta, out))
 
 
@@ -321,7 +328,7 @@ def _run_through(task: FeatureTask, run: Run, config: dict[str, Any], progress: 
     return run
 
 
-def start_from(model: HSAL | CountClassifier, kind: str, source: Path, classes: list[str]) -> dict[str, str]:
+def start_from(model: Model, kind: str, source: Path, classes: list[str]) -> dict[str, str]:
     """Gives a new policy, or count classifier, the weights of another one; the scale of its volumes stays its own.
 
     Returns:
