@@ -10,7 +10,7 @@ from learning_parts import with_stop_head
 from hsal_cli.policy.controllers import WinnerTakeAll
 from hsal_cli.policy.episode import Episode, draw, greedy, sampling
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.maps import GaussianAttention
+from hsal_cli.policy.maps import GaussianAttention, gaussian_masks
 from hsal_cli.policy.stop_head import StopHead
 from hsal_cli.policy.variant import DEFAULT, FIXED_MASK, PAPER, PAPER_CELLS, Variant
 
@@ -309,7 +309,8 @@ def test_a_fixed_mask_covers_on_a_finer_map_what_it_covers_on_the_papers():
     saliency = torch.zeros(1, 7, 7).index_put((torch.tensor(0), torch.tensor(2), torch.tensor(4)), torch.tensor(1.0))
     blown_up = saliency.repeat_interleave(4, 1).repeat_interleave(4, 2)
     blown_up[0, 10, 18] += 1  # its maximum lies near the middle of the coarse cell
-    wide, narrow = fine(blown_up, saliency, None)[0], coarse(saliency, saliency, None)[0]
+    wide = gaussian_masks(fine(blown_up, saliency, None)[0], 28, 28, (1.0,))[0]
+    narrow = gaussian_masks(coarse(saliency, saliency, None)[0], 7, 7, (1.0,))[0]
     assert abs(wide.mean() / narrow.mean() - 1) < 0.02
     assert (wide[0].unfold(0, 4, 4).unfold(1, 4, 4).mean((2, 3)) - narrow[0]).abs().max() < 0.1
 

@@ -20,7 +20,7 @@ class Clocks(Protocol):
     """A source of randomness that knows the rows of the batch: what a row draws does not depend on which others are still active."""
 
     def clocks(self, rows: Rows, actions: int) -> Tensor:
-        """Exponential clocks (n, actions), float32, for some rows (n,) of the batch, on the rows' device."""
+        """Exponential clocks (n, actions), float32, for some rows (n,) of the batch, on any device."""
 
 
 Source = torch.Generator | Clocks
@@ -50,7 +50,7 @@ def draw(logits: Tensor, source: Source | None = None, rows: Rows | None = None)
 
     Args:
         logits: (n, actions).
-        source: a generator on the CPU gives a GPU the same randomness; None: torch's own.
+        source: one on the CPU gives a GPU the same randomness, for which it waits; None: torch's own.
         rows: (n,) places of the rows in the batch, which clocks ask for.
 
     Returns:
@@ -59,10 +59,10 @@ def draw(logits: Tensor, source: Source | None = None, rows: Rows | None = None)
     # The smallest of exponential clocks that run at rates p wins with probability p. Unlike torch.multinomial, this never waits for a GPU.
     if source is None or isinstance(source, torch.Generator):
         place = logits.device if source is None else source.device
-        clock = torch.empty(logits.shape, device=place, dtype=torch.float32).exponential_(generator=source).to(logits.device)
+        clock = torch.empty(logits.shape, device=place, dtype=torch.float32).exponential_(generator=source)
     else:
         clock = source.clocks(rows, logits.shape[1])
-    return (logits.detach() - clock.clamp(min=torch.finfo(torch.float32).tiny).log()).argmax(1)
+    return (logits.detach() - clock.to(logits.device).clamp(min=torch.finfo(torch.float32).tiny).log()).argmax(1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,24 +39,20 @@ def gaussian_masks(gaussians: Tensor, height: int, width: int, widths: Sequence[
     alpha, beta, kappa = gaussians.split([1, 2, 2], 2)
     exponents = beta[..., None] * -((kappa[..., None] - _axis(max(height, width), gaussians)) ** 2)  # (B, G, 2, cells)
     # One `times` as wide has its betas over times^2.
-    exponents = exponents * _numbers(tuple(times**-2 for times in widths), gaussians)[:, None, None, None, None]
+    exponents = exponents * numbers(tuple(times**-2 for times in widths), gaussians)[:, None, None, None, None]
     # A Gaussian of two coordinates is a product of two of one: h + w exponentials a component instead of h * w.
     near = exponents.exp()  # (W, B, G, 2, cells)
     down, across = alpha * near[..., 0, :height], near[..., 1, :width]
     return down.transpose(2, 3) @ across
 
 
-def gaussian_mask(gaussians: Tensor, height: int, width: int) -> Tensor:
-    """The mask alone, (B, height, width); see `gaussian_masks`."""
-    return gaussian_masks(gaussians, height, width, (1.0,))[0]
-
-
 def _axis(count: int, like: Tensor) -> Tensor:
     """1 to `count`, as another tensor is."""
-    return _numbers(tuple(range(1, count + 1)), like)
+    return numbers(tuple(range(1, count + 1)), like)
 
 
-def _numbers(values: tuple[float, ...], like: Tensor) -> Tensor:
+def numbers(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """Constants (n,), where another tensor is and of its type; not to be changed."""
     return _constant(values, like.device, like.dtype)
 
 
@@ -77,7 +73,7 @@ def highest_cell(saliency: Tensor) -> Tensor:
         (B, 2), row and column in cells, the first one is 1.
     """
     _, height, width = saliency.shape
-    places = _numbers(tuple(float(1 + place) for cell in range(height * width) for place in divmod(cell, width)), saliency)
+    places = numbers(tuple(float(1 + place) for cell in range(height * width) for place in divmod(cell, width)), saliency)
     return places.view(-1, 2)[saliency.flatten(1).argmax(1)]
 
 

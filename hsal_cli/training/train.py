@@ -50,24 +50,24 @@ class PolicyTask(FeatureTask):
 
     headline = ("reward", "exact_match", "macro_f1", "glimpse_hit", "early_stops")
 
-    def loss(self, rows: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, places: slice, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         settings, classes = self.settings, self.model.classes
-        targets = make_targets(self.data.labels[rows], classes, settings, draws.generator)
-        own, draws = len(draws.places), draws.at_least_one()
+        targets = make_targets(self.labels[self.order_there[places]], classes, settings, draws.generator)
+        own, draws = draws.own, draws.at_least_one()
         targets = targets.select(draws.places)
         if not own:
-            targets = dataclasses.replace(targets, sizes=torch.full((1,), -1))
-        batch = self.data.select(rows[draws.places])
-        steps, targets = (targets.sizes + 1).clamp(min=1), targets.to(self.device)
+            targets = dataclasses.replace(targets, sizes=torch.full_like(targets.sizes, -1))
+        choose = Namer(targets, classes, settings, self.model.variant, draws)
         episode = self.model(
-            batch.volumes.to(self.device),
-            batch.saliency.to(self.device),
-            choose=Namer(targets, classes, settings, self.model.variant, draws),
-            steps=steps,
+            *self.maps(places, draws),
+            choose=choose,
+            steps=(targets.sizes + 1).clamp(min=1),
+            max_steps=self.most_labels + 1,
             sample_glimpses=True,
             generator=draws,
+            stop_counts=not choose.never_stops,
         )
-        terms, logged = losses(episode, targets, settings, self.model.variant, len(rows))
+        terms, logged = losses(episode, targets, settings, self.model.variant, draws.size)
         return torch.stack(list(terms.values())).sum(), logged
 
     def validate(self) -> dict[str, float]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hsal_cli import distributed
 from hsal_cli.errors import HsalError, UsageError, out_of_memory
@@ -50,7 +51,30 @@ def choose_device(name: str | torch.device) -> torch.device:
         raise UsageError(
             f"device {name} does not exist: GPUs here are numbered 0 to {count - 1}", f"take --device cuda:{count - 1} or --device auto"
         )
-    return torch.device("cuda", index)
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)  # or pinned memory, and what asks for "the" GPU, would open and name the first one
+    return device
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device. A GPU is not waited for, as it is where what is copied lies in memory that may be swapped out."""
+    if tensor.device.type != "cpu" or device.type in ("cpu", "mps"):
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device, as far as it tells; 0 on a CPU, which holds things already."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return 0
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """A tensor of floats on the CPU in double precision, which an Apple GPU has not."""
+    return tensor.detach().cpu().double()
 
 
 def autocast_gains(device: torch.device) -> bool:
