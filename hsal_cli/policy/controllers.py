@@ -14,11 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hsal_cli.policy.maps import GaussianAttention, column, highest_cell
-from hsal_cli.policy.shared import Linear
+from hsal_cli.policy.shared import Linear, linear
 from hsal_cli.policy.variant import Variant
 
 
@@ -28,7 +27,7 @@ class GRU(nn.GRUCell):
     With the controller's state reset at each meta-step that is one product in three at k = 2, forward and backward.
     """
 
-    def forward(self, x: Tensor, state: Tensor | None = None, linear: Linear = F.linear) -> Tensor:
+    def forward(self, x: Tensor, state: Tensor | None = None, linear: Linear = linear) -> Tensor:
         """One step.
 
         Args:
@@ -39,16 +38,14 @@ class GRU(nn.GRUCell):
         Returns:
             (B, hidden).
         """
+        gates = linear(x, self.weight_ih, self.bias_ih)
+        hidden_gates = self.bias_hh if state is None else linear(state, self.weight_hh, self.bias_hh)
         if x.device.type in ("cpu", "mps"):
-            hidden_gates = self.bias_hh if state is None else linear(state, self.weight_hh, self.bias_hh)
-            return _Gates.apply(linear(x, self.weight_ih, self.bias_ih), hidden_gates, state)
+            return _Gates.apply(gates, hidden_gates, state)
         # What torch's own cell calls on a GPU: one kernel in place of ten, and one backward.
         if state is None:
-            state, hidden_gates = x.new_zeros(len(x), self.hidden_size), x.new_zeros(len(x), 3 * self.hidden_size)
-        else:
-            hidden_gates = linear(state, self.weight_hh, None)
-        gates = linear(x, self.weight_ih, None)
-        return torch.ops.aten._thnn_fused_gru_cell(gates, hidden_gates, state, self.bias_ih, self.bias_hh)[0]
+            state, hidden_gates = x.new_zeros(len(x), self.hidden_size), hidden_gates.expand(len(x), -1).contiguous()
+        return torch.ops.aten._thnn_fused_gru_cell(gates, hidden_gates, state)[0]
 
 
 class _Gates(torch.autograd.Function):
@@ -97,7 +94,7 @@ class MetaController(nn.Module):
         )
 
     def forward(
-        self, saliency: Tensor, memory: Tensor, state: Tensor | None, linear: Linear = F.linear
+        self, saliency: Tensor, memory: Tensor, state: Tensor | None, linear: Linear = linear
     ) -> tuple[Tensor, Tensor | None]:
         """One meta-step.
 
@@ -129,7 +126,7 @@ class WinnerTakeAll(nn.Module):
         self.aspect = variant.aspect
 
     def forward(
-        self, saliency: Tensor, memory: Tensor, state: Tensor | None, linear: Linear = F.linear
+        self, saliency: Tensor, memory: Tensor, state: Tensor | None, linear: Linear = linear
     ) -> tuple[Tensor, Tensor | None]:
         """One meta-step; arguments and results as of `MetaController`, with G = 1. The state stays as it is."""
         alpha = saliency.new_ones(len(saliency), 1)
@@ -199,10 +196,9 @@ class Controller(nn.Module):
         memory: Tensor,
         glimpse: Tensor,
         volumes: Tensor,
-        scale: Tensor,
         state: Tensor | None,
         pick: Pick,
-        linear: Linear = F.linear,
+        linear: Linear = linear,
     ) -> ControllerStep:
         """The k + 1 controller steps of one meta-step.
 
@@ -210,26 +206,26 @@ class Controller(nn.Module):
             priority: (B, h, w), P_t.
             memory: (B, K + 1), y_{t-1}.
             glimpse: (B, C), g_0.
-            volumes: (B, h * w, C), as stored.
-            scale: what their columns are divided by.
+            volumes: (B, h * w, C).
             state: (B, hidden), the last state of the meta-step before, or None for zeros.
             pick: takes a cell for each row of location logits (B, h * w).
             linear: multiplies by the weights.
         """
         context = linear(torch.cat([priority.flatten(1), memory], 1), self.encode_context.weight, self.encode_context.bias)
+        shown = self._shown(priority)
         states, cells, scores = [], [], []
         for i in range(self.glimpses + 1):
-            encoded = context + linear(glimpse, self.encode_glimpse.weight, None)
+            encoded = linear(glimpse, self.encode_glimpse.weight, context)
             if i > 0:
-                encoded = encoded + self.encode_location(cells[-1])
+                encoded = linear(cells[-1], self.encode_location.weight, encoded)
             state = self.gru(encoded, state, linear)
             # Detached, as appendix A says: the rewards of glimpses and the baseline's error train their heads alone.
             states.append(state.detach())
             if i < self.glimpses:
                 with torch.no_grad():
-                    scores.append(self._location_scores(states[-1], priority))
+                    scores.append(self._location_scores(states[-1], shown))
                 cells.append(pick(scores[-1]))
-                glimpse = column(volumes, cells[-1]) / scale
+                glimpse = column(volumes, cells[-1])
         size = len(state)
         return ControllerStep(
             logits=self.label(states[-1]).detach(),
@@ -251,14 +247,19 @@ class Controller(nn.Module):
             Label logits (n, K + 1), location logits (n, k, h * w) and values (n, k + 1).
         """
         looking = states[:, : self.glimpses].flatten(0, 1)
-        seen = priority[:, None].expand(-1, self.glimpses, -1, -1).flatten(0, 1)
-        location_logits = self._location_scores(looking, seen).view(len(state), self.glimpses, priority[0].numel())
+        shown = self._shown(priority[:, None].expand(-1, self.glimpses, -1, -1).flatten(0, 1))
+        location_logits = self._location_scores(looking, shown).view(len(state), self.glimpses, priority[0].numel())
         return self.label(state), location_logits, self.value(states).squeeze(2)
 
-    def _location_scores(self, known: Tensor, priority: Tensor) -> Tensor:
-        """Scores (B, h * w) of the cells for the next glimpse, from the state (B, hidden) and P_t (B, h, w), detached."""
+    def _shown(self, priority: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What the location head reads of P_t (B, h, w), detached, and what is added to its scores; None where it does not see P_t."""
         if not self.sees_priority:
-            return self.location(known)
+            return None
         priority = priority.detach().flatten(1)
-        scores = self.location(torch.cat([known, self.priority_gain * priority], 1))
-        return scores + self.priority_weight * priority
+        return self.priority_gain * priority, self.priority_weight * priority
+
+    def _location_scores(self, known: Tensor, shown: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Scores (B, h * w) of the cells for the next glimpse, from the state (B, hidden), detached, and P_t (see `_shown`)."""
+        if shown is None:
+            return self.location(known)
+        return self.location(torch.cat([known, shown[0]], 1)) + shown[1]

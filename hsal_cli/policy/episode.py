@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -20,7 +20,7 @@ class Clocks(Protocol):
     """A source of randomness that knows the rows of the batch: what a row draws does not depend on which others are still active."""
 
     def clocks(self, rows: Rows, actions: int) -> Tensor:
-        """Exponential clocks (n, actions), float32, for some rows (n,) of the batch, on any device."""
+        """The logarithms of exponential clocks (n, actions), float32, for some rows (n,) of the batch, on any device."""
 
 
 Source = torch.Generator | Clocks
@@ -59,10 +59,16 @@ def draw(logits: Tensor, source: Source | None = None, rows: Rows | None = None)
     # The smallest of exponential clocks that run at rates p wins with probability p. Unlike torch.multinomial, this never waits for a GPU.
     if source is None or isinstance(source, torch.Generator):
         place = logits.device if source is None else source.device
-        clock = torch.empty(logits.shape, device=place, dtype=torch.float32).exponential_(generator=source)
+        clock = log_clocks(logits.shape, place, source)
     else:
         clock = source.clocks(rows, logits.shape[1])
-    return (logits.detach() - clock.to(logits.device).clamp(min=torch.finfo(torch.float32).tiny).log()).argmax(1)
+    return (logits.detach() - clock.to(logits.device)).argmax(1)
+
+
+def log_clocks(shape: Sequence[int], device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """The logarithms of exponential clocks, float32."""
+    drawn = torch.empty(shape, device=device, dtype=torch.float32).exponential_(generator=generator)
+    return drawn.clamp_(min=torch.finfo(torch.float32).tiny).log_()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,7 +91,8 @@ class HSAL(nn.Module):
         first = min_max(saliency, torch.finfo(dtype).tiny)
         live = _Live(
             rows=rows,
-            volumes=volumes.flatten(2).transpose(1, 2).contiguous().to(dtype),
+            # Scaled in the type of both, not in half precision, which a number by itself would be taken to.
+            volumes=(volumes.flatten(2).transpose(1, 2).contiguous() / self.volume_scale.view(1)).to(dtype),
             first=first,
             saliency=saliency if self.variant.update == "raw" else first,
             memory=torch.zeros(size, self.classes + 1, device=device, dtype=dtype),
@@ -130,8 +131,7 @@ class HSAL(nn.Module):
         width = self.variant.inhibition_width
         mask, *wider = gaussian_masks(gaussians, *saliency.shape[1:], (1.0,) if width == 1 else (1.0, width))
         priority = priority_map(mask, saliency)
-        glimpse = initial_glimpse(mask, live.volumes) / self.volume_scale
-        step = self.controller(priority, memory, glimpse, live.volumes, self.volume_scale, live.state, pick, linear)
+        step = self.controller(priority, memory, initial_glimpse(mask, live.volumes), live.volumes, live.state, pick, linear)
         scores, told = step.logits, {}
         if stop_counts and self.stop_head is not None:
             with torch.no_grad():
@@ -219,7 +219,7 @@ class _Live:
     """The state of the examples still active; `rows` are their places in the batch."""
 
     rows: Tensor | slice  # (n,), or all
-    volumes: Tensor  # (n, h * w, C)
+    volumes: Tensor  # (n, h * w, C), scaled
     first: Tensor  # (n, h, w), S_0
     saliency: Tensor  # (n, h, w), what inhibition of return has left
     memory: Tensor  # (n, K + 1)
@@ -277,7 +277,8 @@ class _Record:
         """(T, B, ...): one field, with `fill` where an example is not active."""
         shape = (self.steps, self.size, *joined.shape[1:])
         if dense:
-            return torch.where(active.view(*active.shape, *[1] * (joined.dim() - 1)), joined.view(shape), fill)
+            active, joined = active.view(*active.shape, *[1] * (joined.dim() - 1)), joined.view(shape)
+            return joined * active if fill == 0 else torch.where(active, joined, fill)
         table = joined.new_full((self.steps * self.size, *joined.shape[1:]), fill)
         if self.places:
             table = table.index_copy(0, self._where, joined)

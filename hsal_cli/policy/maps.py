@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hsal_cli.policy.shared import Linear
+from hsal_cli.policy.shared import Linear, linear
 
 # How many times as large as torch's usual weights those of freely learned centres start: the usual ones put all centres on one spot, and a
 # policy whose centres start apart learns several times faster. Anchored ones start at the maximum.
@@ -37,13 +37,14 @@ def gaussian_masks(gaussians: Tensor, height: int, width: int, widths: Sequence[
         (len(widths), B, height, width), values in [0, sum of alpha].
     """
     alpha, beta, kappa = gaussians.split([1, 2, 2], 2)
-    exponents = beta[..., None] * -((kappa[..., None] - _axis(max(height, width), gaussians)) ** 2)  # (B, G, 2, cells)
+    far = (kappa[..., None] - _axis(max(height, width), gaussians)).square()  # (B, G, 2, cells)
     # One `times` as wide has its betas over times^2.
-    exponents = exponents * numbers(tuple(times**-2 for times in widths), gaussians)[:, None, None, None, None]
+    exponents = beta[..., None] * far * numbers(tuple(-(times**-2) for times in widths), gaussians).view(-1, 1, 1, 1, 1)
     # A Gaussian of two coordinates is a product of two of one: h + w exponentials a component instead of h * w.
-    near = exponents.exp()  # (W, B, G, 2, cells)
-    down, across = alpha * near[..., 0, :height], near[..., 1, :width]
-    return down.transpose(2, 3) @ across
+    down, across = exponents.exp().unbind(3)  # (W, B, G, cells)
+    if height != width:
+        down, across = down[..., :height], across[..., :width]
+    return (alpha * down).transpose(2, 3) @ across
 
 
 def _axis(count: int, like: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ class GaussianAttention(nn.Module):
         self.aspect = aspect
         self.register_buffer("size", torch.tensor([height, width], dtype=torch.get_default_dtype()), persistent=False)
 
-    def forward(self, hidden: Tensor, saliency: Tensor, linear: Linear = F.linear) -> Tensor:
+    def forward(self, hidden: Tensor, saliency: Tensor, linear: Linear = linear) -> Tensor:
         """The mixture for a state.
 
         Args:
@@ -133,8 +134,11 @@ class GaussianAttention(nn.Module):
         if self.reach is None:
             kappa = torch.sigmoid(centre) * self.size
         else:
-            kappa = highest_cell(saliency)[:, None] + self.reach * torch.tanh(centre)
-        return torch.cat([F.softmax(alpha, dim=1), beta[..., :1] / self.aspect**2, beta[..., -1:], kappa], dim=2)
+            kappa = torch.add(highest_cell(saliency)[:, None], torch.tanh(centre), alpha=self.reach)
+        of_rows, of_columns = beta.split(1, 2) if self.betas == 2 else (beta, beta)
+        if self.aspect != 1:
+            of_rows = of_rows / self.aspect**2
+        return torch.cat([F.softmax(alpha, dim=1), of_rows, of_columns, kappa], dim=2)
 
 
 # S is in [0, 1] and single precision: differences below this are the rounding noise of S_t - M_t, and scaling them up to 1 would
@@ -190,8 +194,7 @@ def column(volumes: Tensor, cell: Tensor) -> Tensor:
     Returns:
         (B, C).
     """
-    size, cells, _ = volumes.shape
-    return volumes.flatten(0, 1)[torch.arange(0, size * cells, cells, device=cell.device) + cell]
+    return volumes.gather(1, cell[:, None, None].expand(-1, 1, volumes.shape[2])).squeeze(1)
 
 
 def inhibit(saliency: Tensor, mask: Tensor, glimpses: Tensor, normalized: bool) -> Tensor:

@@ -13,23 +13,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x weight^T + bias.
+
+    Args:
+        x: (n, inputs), or (n,) int64, the places of the ones in one-hot rows.
+        weight: (outputs, inputs); for places (inputs, outputs), as `nn.Embedding` keeps it.
+        bias: (outputs,), (n, outputs) or None.
+
+    Returns:
+        (n, outputs).
+    """
+    if not x.is_floating_point():
+        looked_up = F.embedding(x, weight)
+        return looked_up if bias is None else looked_up + bias
+    return torch.addmm(bias, x, weight.t()) if bias is not None and bias.dim() == 2 else F.linear(x, weight, bias)
+
+
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""linear(x (n, inputs), weight (outputs, inputs), bias (outputs,) or None) -> (n, outputs), as `torch.nn.functional.linear`"""
+"""As `linear`."""
 
 
 class SharedWeights:
-    """A `Linear` for one roll-out; each weight comes with the same bias every time."""
+    """A `linear` for one roll-out; a bias (outputs,) comes with the same weight every time."""
 
     def __init__(self) -> None:
         self._used: dict[Tensor, tuple[Tensor, Tensor | None, _Left]] = {}
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not (torch.is_grad_enabled() and weight.requires_grad):
-            return F.linear(x, weight, bias)
+            return linear(x, weight, bias)
+        of_rows = bias is not None and bias.dim() == 2
         if weight not in self._used:
             left = _Left()
-            self._used[weight] = (*_Whole.apply(weight, bias, left), left)
-        return _Use.apply(x, *self._used[weight])
+            self._used[weight] = (*_Whole.apply(weight, None if of_rows else bias, left), left)
+        shared, shared_bias, left = self._used[weight]
+        return _Use.apply(x, shared, bias if of_rows else shared_bias, left)
 
 
 class _Left:
@@ -54,7 +73,7 @@ class _Whole(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor | None, left: _Left) -> tuple[Tensor, Tensor | None]:
-        ctx.left, ctx.has_bias = left, bias is not None
+        ctx.left, ctx.has_bias, ctx.shape = left, bias is not None, weight.shape
         ctx.set_materialize_grads(False)  # the uses give none, for they leave theirs
         return weight.view_as(weight), None if bias is None else bias.view_as(bias)
 
@@ -64,18 +83,20 @@ class _Whole(torch.autograd.Function):
         if not pairs:
             return None, None, None
         x, above = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*pairs, strict=True))
-        return above.t() @ x, above.sum(0) if ctx.has_bias else None, None
+        by_weight = above.t() @ x if x.is_floating_point() else above.new_zeros(ctx.shape).index_add_(0, x, above)
+        return by_weight, above.sum(0) if ctx.has_bias else None, None
 
 
 class _Use(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, left: _Left) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.left = left
-        return F.linear(x, weight, bias)
+        ctx.left, ctx.of_rows = left, bias is not None and bias.dim() == 2
+        return linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, None, None, None]:
-        x, weight = (saved.to(above.dtype) for saved in ctx.saved_tensors)  # under autocast they were multiplied in its type
-        ctx.left.leave(x, above)
-        return above @ weight if ctx.needs_input_grad[0] else None, None, None, None
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        weight = weight.to(above.dtype)  # under autocast they were multiplied in its type
+        ctx.left.leave(x.to(above.dtype) if x.is_floating_point() else x, above)
+        return above @ weight if ctx.needs_input_grad[0] else None, None, above if ctx.of_rows else None, None

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from hsal_cli import distributed
-from hsal_cli.policy.episode import Rows
+from hsal_cli.policy.episode import Rows, log_clocks
+
+AHEAD = 16  # draws of a kind that a GPU makes at once
 
 
 def seeded(seed: int, number: int, generator: torch.Generator | None = None) -> torch.Generator:
@@ -35,6 +37,7 @@ class Draws:
     generator: torch.Generator
     size: int
     places: slice
+    _ahead: dict[int, list[Tensor]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def shared(cls, seed: int, step: int, size: int, generator: torch.Generator | None = None) -> Draws:
@@ -65,6 +68,13 @@ class Draws:
         return torch.randint(end, (self.size, *shape), generator=self.generator, device=self.generator.device)[self.places]
 
     def clocks(self, rows: Rows, actions: int) -> Tensor:
-        """Exponential clocks for some of the n rows, as `policy.episode.draw` takes them, on the generator's device."""
-        drawn = torch.empty(self.size, actions, device=self.generator.device).exponential_(generator=self.generator)[self.places]
-        return drawn[rows if isinstance(rows, slice) else rows.to(drawn.device)]
+        """The logarithms of exponential clocks for some of the n rows, as `policy.episode.draw` takes them, on the generator's device."""
+        device = self.generator.device
+        if device.type == "cpu":
+            drawn = log_clocks((self.size, actions), device, self.generator)
+        else:  # each call costs a few launches, however much is drawn
+            waiting = self._ahead.setdefault(actions, [])
+            if not waiting:
+                waiting += log_clocks((AHEAD, self.size, actions), device, self.generator).unbind()
+            drawn = waiting.pop()
+        return drawn[self.places][rows if isinstance(rows, slice) else rows.to(device)]
