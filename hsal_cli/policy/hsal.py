@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hsal_cli.policy.controllers import Controller, MetaController, Pick, WinnerTakeAll
 from hsal_cli.policy.episode import Choose, Episode, Source, draw, with_shift
-from hsal_cli.policy.maps import FLAT, gaussian_masks, inhibit, initial_glimpse, min_max, priority_map
+from hsal_cli.policy.maps import FLAT, gaussian_masks, inhibit, initial_glimpse, min_max, one_hot, priority_map
 from hsal_cli.policy.shared import Linear, SharedWeights
 from hsal_cli.policy.stop_head import StopHead
 from hsal_cli.policy.variant import Variant
@@ -156,7 +156,7 @@ class HSAL(nn.Module):
         if self.variant.controller_state == "carry":
             live.state = step.state
         live.saliency = inhibit(live.saliency, wider[0] if wider else mask, step.glimpses, self.variant.inhibition == "normalized")
-        live.memory = (labels[:, None] == torch.arange(self.classes + 1, device=labels.device)).to(memory.dtype)
+        live.memory = one_hot(labels, self.classes + 1, memory)
         return labels
 
     def _episode(self, record: _Record, live: _Live, steps: Tensor | None, dense: bool) -> Episode:

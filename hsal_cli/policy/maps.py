@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,20 @@ def _constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtyp
         return torch.tensor(values, dtype=dtype).to(device)
 
 
+def one_hot(places: Tensor, count: int, like: Tensor) -> Tensor:
+    """Rows (n, count) with a one at places (n,), of the type of another tensor."""
+    return _rows("ones", count, count, like.device, like.dtype)[places]
+
+
+@functools.cache
+def _rows(what: str, height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Tables to look up in: of the "ones" of one-hot codes, or of the row and column of each of the "cells" of a map, from 1."""
+    with torch.inference_mode(False):
+        if what == "ones":
+            return torch.eye(height, width, dtype=dtype).to(device)
+        return torch.cartesian_prod(torch.arange(1, height + 1), torch.arange(1, width + 1)).to(device, dtype)
+
+
 def highest_cell(saliency: Tensor) -> Tensor:
     """Where a map is highest; of equals, the first in reading order.
 
@@ -73,9 +88,7 @@ def highest_cell(saliency: Tensor) -> Tensor:
     Returns:
         (B, 2), row and column in cells, the first one is 1.
     """
-    _, height, width = saliency.shape
-    places = numbers(tuple(float(1 + place) for cell in range(height * width) for place in divmod(cell, width)), saliency)
-    return places.view(-1, 2)[saliency.flatten(1).argmax(1)]
+    return _rows("cells", *saliency.shape[1:], saliency.device, saliency.dtype)[saliency.flatten(1).argmax(1)]
 
 
 class GaussianAttention(nn.Module):
@@ -156,8 +169,37 @@ def min_max(maps: Tensor, flat: float) -> Tensor:
     Returns:
         (B, h, w) in [0, 1].
     """
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return (maps - low) / (high - low).clamp(min=flat)
+    return _MinMax.apply(maps, flat)
+
+
+class _MinMax(torch.autograd.Function):
+    """y = (x - low) / max(high - low, flat), with the gradient of an extreme shared by the cells that have it, as torch shares it.
+
+    dy / dlow = (y - 1) / range, dy / dhigh = -y / range; where the range is `flat`, it is no function of either.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, flat: float) -> Tensor:
+        low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+        found = high - low
+        spread = found.clamp(min=flat)
+        scaled = (maps - low) / spread
+        ctx.save_for_backward(maps, low, high, spread, scaled)
+        return scaled
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None]:
+        maps, low, high, spread, scaled = ctx.saved_tensors
+        down = above / spread
+        by_spread = (down * scaled).sum((1, 2), keepdim=True) * (high - low == spread)
+        by_low = by_spread - down.sum((1, 2), keepdim=True)
+        return down + by_low * _share(maps, low) - by_spread * _share(maps, high), None
+
+
+def _share(maps: Tensor, extreme: Tensor) -> Tensor:
+    """The share (B, h, w) of each cell in its map's extreme (B, 1, 1)."""
+    there = maps == extreme
+    return there / there.sum((1, 2), keepdim=True)
 
 
 def priority_map(mask: Tensor, saliency: Tensor) -> Tensor:
@@ -210,6 +252,27 @@ def inhibit(saliency: Tensor, mask: Tensor, glimpses: Tensor, normalized: bool) 
     Returns:
         (B, h, w), S_{t+1}.
     """
-    if normalized:
-        mask = mask / mask.amax((1, 2), keepdim=True).clamp(min=torch.finfo(mask.dtype).tiny)
-    return (saliency - mask).clamp(min=0).flatten(1).scatter(1, glimpses, 0.0).view_as(saliency)
+    return _Inhibited.apply(saliency, mask, glimpses, normalized)
+
+
+class _Inhibited(torch.autograd.Function):
+    """max(S - M / max M, 0), or without the division, and 0 at glimpses."""
+
+    @staticmethod
+    def forward(ctx: Any, saliency: Tensor, mask: Tensor, glimpses: Tensor, normalized: bool) -> Tensor:
+        most = mask.amax((1, 2), keepdim=True).clamp(min=torch.finfo(mask.dtype).tiny) if normalized else None
+        taken = mask if most is None else mask / most
+        left = saliency - taken
+        standing = (left >= 0).flatten(1).scatter(1, glimpses, False).view_as(left)
+        ctx.save_for_backward(standing, mask, most, taken)
+        return left * standing
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        standing, mask, most, taken = ctx.saved_tensors
+        by_saliency = above * standing
+        if most is None:
+            return by_saliency, -by_saliency, None, None
+        by_mask = by_saliency / most  # less
+        by_most = (by_mask * taken).sum((1, 2), keepdim=True)
+        return by_saliency, by_most * _share(mask, most) - by_mask, None, None

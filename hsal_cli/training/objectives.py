@@ -92,7 +92,8 @@ class Namer:
             scores = scores[:, : self.classes]
         if self.draws_from_left:
             scores = scores.masked_fill(~still_there(self.left[rows]), -torch.inf)
-        named = torch.where(self.targets.sizes[rows] > step, draw(scores, self.generator, rows), self.classes)
+        drawn = draw(scores, self.generator, rows)
+        named = torch.where(self.targets.sizes[rows] > step, drawn, numbers((self.classes,), drawn))
         if self.draws_from_left:
             self.left[rows] = without(self.left[rows], named)
         return named
