@@ -11,7 +11,7 @@ def a_step(label="3", probability=0.75, glimpses=((0, 1), (2, 0)), grid=(3, 4), 
     rest = (1 - probability) / (len(classes) - 1)
     scores = [(name, probability if name == label else rest) for name in classes]
     mask, priority, saliency = (generator.random(grid) for _ in range(3))
-    return LookStep(label, probability, list(glimpses), mask / 2, priority, saliency, np.array([[1.0, 0.8, 2.0, 3.0]]), scores)
+    return LookStep(label, probability, list(glimpses), mask / 2, priority, saliency, np.array([[1.0, 0.8, 0.8, 2.0, 3.0]]), scores)
 
 
 def a_look(labels=("3", "5"), size=(60, 90), name="folder/scene.png", end=True, **more):

@@ -28,7 +28,7 @@ def a_look(labels=("3", "5"), glimpses=((0, 1), (2, 0)), size=(60, 90), grid=(3,
             mask,
             np.linspace(1, 0, height)[:, None].repeat(width, 1),
             np.linspace(1, 0, width)[None].repeat(height, 0),
-            np.array([[1.0, 0.8, 2.0, 3.0]]),
+            np.array([[1.0, 0.8, 0.8, 2.0, 3.0]]),
         )
         for label in labels
     ]

@@ -75,6 +75,8 @@ def eval_(
             target = out if own is None else own.place_for(checked(found, Evaluation))
     if not distributed.asked().leads:
         return
+    from hsal_cli.evaluation.looking import verdicts
+
     if target is not None:
         found = write_sealed(target, found)
     if json:
@@ -82,6 +84,8 @@ def eval_(
         return
     for title, columns, rows in tables(found):
         console.print_table(title, columns, rows)
+    for said in verdicts(found["looking"]) if "looking" in found else ():
+        console.print_line(said)
     if pretrained is not None:
         console.print_line(_stated(found, stated))
     if target is not None:
@@ -204,6 +208,8 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
         made.append(("attn_saliency", ["scale", "glimpses", "random cells", "k highest cells"], rows))
     if "localization" in found:
         made.append(_localization(found["localization"]))
+    if "looking" in found:
+        made.append(_looking(found["looking"]))
     rows = [
         [count, f"{part['examples']:,}", number(part["exact_match"]), number(part["macro_f1"])] for count, part in found["by_count"].items()
     ]
@@ -225,6 +231,16 @@ def _localization(local: dict[str, Any]) -> tuple[str, list[str], list[list[str]
     rows += [["objects visited exactly once", number(local.get("digits_once"))]]
     rows += [["meta-steps that visit an object again", number(local.get("repeat_visits"))]]
     return "Localization, at meta-steps that name a label rightly", ["score", "share"], rows
+
+
+def _looking(looking: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    rows = [["as it looks", number(looking["exact_match"]), "", ""]]
+    for part, text in (("glimpses", "glimpses"), ("masks", "mask")):
+        for way, found in looking[part].items():
+            rows.append(
+                [f"{text}: {way}", number(found["exact_match"]), number(found["lost"]), " to ".join(map(number, found["lost_ci95"]))]
+            )
+    return f"Does it matter where it looks? {looking['images']:,} images", ["instead", "exact match", "lost", "95% interval"], rows
 
 
 def number(value: float | None, decimals: int = 3) -> str:

@@ -14,6 +14,7 @@ from hsal_cli.errors import FileError
 from hsal_cli.evaluation.attention import Tally, add_attn_saliency, add_localization
 from hsal_cli.evaluation.baselines import trivial_baselines
 from hsal_cli.evaluation.evaluate_counts import evaluate_counts
+from hsal_cli.evaluation.looking import Looking
 from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, multiset_metrics
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.settings import kind_in
@@ -55,7 +56,8 @@ def evaluate(
     Returns:
         Plain JSON types: all of `metrics.multiset_metrics`; `attn_saliency` (`raw`, `normalized`, `random`, `best`); where boxes are
         known `localization` (`glimpse_hit`, `mask_mass`, controls `random`, `area`, `center`, `saliency`, `reachable`, and `digits_once`,
-        `repeat_visits`; see `attention`); `baselines`, with train_labels (see `baselines`); `sample` and `max_steps` as used.
+        `repeat_visits`; see `attention`); `looking` of greedy roll-outs (see `Looking.scores`); `baselines`, with
+        train_labels (see `baselines`); `sample` and `max_steps` as used.
         A score of which there is no case, such as `glimpse_hit` of a policy without glimpses, is None.
 
     Raises:
@@ -64,13 +66,17 @@ def evaluate(
     max_steps = settings.max_steps or max_steps
     true = label_counts(table.labels, policy.classes)
     results = []
-    rows = len(distributed.stretch(len(table), settings.batch_size))
+    stretch = distributed.stretch(len(table), settings.batch_size)
+    looking = Looking(policy, max_steps, settings.seed, settings.resamples, stretch.start)
+    rows = len(stretch)
     with reporter.track("evaluating", rows * max(settings.sample, 1), "images") as advance:
         for number in range(max(settings.sample, 1)):
             own = _Found(policy.classes)
             seed = settings.seed + number if settings.sample else None
             for part, episode in roll_outs(policy, table, max_steps, settings.batch_size, device, seed):
                 own.add(part, episode)
+                if seed is None:
+                    looking.add(part.volumes.to(device), part.saliency.to(device), part.labels, episode.labels)
                 advance(len(part))
                 reporter.check_stop(STOPPED_HINT)
             whole = own.together()
@@ -80,6 +86,8 @@ def evaluate(
                 scores["localization"] = whole.localization.means()
             results.append(scores)
     found = mean_of(results)
+    if not settings.sample:
+        found["looking"] = looking.scores()
     if train_labels is not None and len(train_labels):
         found["baselines"] = trivial_baselines(label_counts(train_labels, policy.classes), true)
     return {**found, "sample": settings.sample, "max_steps": max_steps}

@@ -1,0 +1,199 @@
+"""Does it matter where it looks? Exact match again, with what a glimpse or the covert mask reads replaced at test time.
+
+What a part is worth is what is lost without it. Inhibition of return keeps to the policy's own mask, so that what is replaced is what is
+read alone: P_t and g_0 of a mask, the columns of glimpses. A cell that a glimpse falls on loses its saliency, as ever.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hsal_cli import distributed
+from hsal_cli.evaluation.metrics import label_counts
+from hsal_cli.policy.controllers import ControllerStep, Pick
+from hsal_cli.policy.episode import greedy
+from hsal_cli.policy.hsal import HSAL
+from hsal_cli.policy.maps import gaussian_mask, highest_cell
+
+IMAGES = 2_000  # at most, the first of a split: each takes ten roll-outs more
+GLIMPSES = ("random", "center", "saliency", "second", "none")
+MASKS = ("uniform", "center", "saliency", "turned")
+WORTHLESS = 0.01  # of exact match: a part whose loss is surely below it decides nothing
+
+
+class OtherGlimpses(nn.Module):
+    """A controller whose glimpses fall elsewhere.
+
+    Args:
+        controller: the policy's own.
+        way: random: cells drawn evenly; center: the middle cell; saliency: the maximum of S_t; second: the cell that its location head
+            likes second best; none: its own cells, but nothing is seen there.
+        saliency: gives S_t of this meta-step, (B, h, w).
+    """
+
+    def __init__(self, controller: nn.Module, way: str, saliency: Callable[[], Tensor]):
+        super().__init__()
+        self.controller, self.way, self.saliency = controller, way, saliency
+        self.generator = torch.Generator()
+
+    def forward(
+        self, priority: Tensor, memory: Tensor, glimpse: Tensor, volumes: Tensor, scale: Tensor, state: Tensor | None, pick: Pick
+    ) -> ControllerStep:
+        """One meta-step, as `Controller` takes it."""
+        height, width = priority.shape[1:]
+
+        def other(scores: Tensor) -> Tensor:
+            size, cells = scores.shape
+            if self.way == "random":
+                return torch.randint(cells, (size,), generator=self.generator).to(scores.device)
+            if self.way == "center":
+                return torch.full((size,), height // 2 * width + width // 2, device=scores.device)
+            if self.way == "saliency":
+                return self.saliency().flatten(1).argmax(1)
+            return scores.topk(min(2, cells), dim=1).indices[:, -1] if self.way == "second" else pick(scores)
+
+        seen = torch.zeros_like(volumes) if self.way == "none" else volumes
+        return self.controller(priority, memory, glimpse, seen, scale, state, other)
+
+
+class OtherMask(nn.Module):
+    """A meta-controller of which another mask is read; that mask's sum is the own one's.
+
+    Args:
+        meta_controller: the policy's own.
+        way: uniform; center, saliency: a Gaussian in the middle or at the maximum of S_t; turned: its own by half a
+            turn; None: its own.
+        beta: of the Gaussian, 1/cells^2.
+    """
+
+    def __init__(self, meta_controller: nn.Module, way: str | None, beta: float):
+        super().__init__()
+        self.meta_controller, self.way, self.beta = meta_controller, way, beta
+        self.saliency: Tensor | None = None
+
+    def forward(self, saliency: Tensor, memory: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One meta-step, as `MetaController` takes it; the Gaussians, by which saliency is inhibited, stay its own."""
+        self.saliency = saliency
+        mask, gaussians, state = self.meta_controller(saliency, memory, state)
+        return (mask if self.way is None else self._other(mask, saliency)), gaussians, state
+
+    def _other(self, mask: Tensor, saliency: Tensor) -> Tensor:
+        if self.way == "turned":
+            return mask.flip(1, 2)
+        height, width = saliency.shape[1:]
+        if self.way == "uniform":
+            made = torch.ones_like(mask)
+        else:
+            middle = saliency.new_tensor([(height + 1) / 2, (width + 1) / 2]).expand(len(saliency), 2)
+            place = middle if self.way == "center" else highest_cell(saliency)
+            ones = saliency.new_ones(len(saliency), 1)
+            made = gaussian_mask(torch.cat([ones, self.beta * ones, self.beta * ones, place], 1)[:, None], height, width)
+        return made * (mask.sum((1, 2), keepdim=True) / made.sum((1, 2), keepdim=True))
+
+
+def replaced(policy: HSAL, glimpses: str | None = None, mask: str | None = None) -> HSAL:
+    """The same policy, sharing its weights, of which one part reads something else.
+
+    Args:
+        policy: left as it is.
+        glimpses: one of `GLIMPSES`.
+        mask: one of `MASKS`.
+    """
+    other = copy.copy(policy)
+    other._modules = dict(policy._modules)
+    # A width of its own makes inhibition of return use the Gaussians, where it would take the mask as it is read.
+    width = max(policy.variant.inhibition_width, math.nextafter(1.0, 2.0))
+    other.variant = dataclasses.replace(policy.variant, inhibition_width=width)
+    other.meta_controller = OtherMask(policy.meta_controller, mask, sum(policy.variant.beta) / 2)
+    if glimpses is not None:
+        meta = other.meta_controller
+        other.controller = OtherGlimpses(policy.controller, glimpses, lambda: meta.saliency)
+    return other
+
+
+class Looking:
+    """Collects roll-outs with replaced parts beside the policy's own, up to `IMAGES` images.
+
+    Args:
+        policy: in evaluation mode.
+        max_steps: cap on meta-steps.
+        seed: of random cells and of the bootstrap.
+        resamples: of the bootstrap.
+        first: row of the split at which this worker begins.
+    """
+
+    def __init__(self, policy: HSAL, max_steps: int, seed: int, resamples: int, first: int = 0):
+        ways = {("glimpses", way): replaced(policy, glimpses=way) for way in (GLIMPSES if policy.variant.glimpses else ())}
+        self._policies = ways | {("masks", way): replaced(policy, mask=way) for way in MASKS}
+        self._classes, self._max_steps, self._seed, self._resamples = policy.classes, max_steps, seed, resamples
+        self._own: list[np.ndarray] = []
+        self._right: dict[tuple[str, str], list[np.ndarray]] = {way: [] for way in self._policies}
+        self._row = first
+
+    def add(self, volumes: Tensor, saliency: Tensor, labels: Tensor, own: Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            volumes: (B, C, h, w), raw, on the policy's device, as `saliency` (B, h, w) is.
+            labels: (B, L), padded with -1.
+            own: (T, B) labels that the policy named.
+        """
+        size, start = min(max(IMAGES - self._row, 0), len(labels)), self._row
+        self._row += len(labels)
+        if not size:
+            return
+        true = label_counts(labels[:size], self._classes)
+        self._own.append((label_counts(own.T[:size], self._classes) == true).all(1))
+        for way, policy in self._policies.items():
+            if way == ("glimpses", "random"):
+                policy.controller.generator.manual_seed(self._seed * 1_000_003 + start)
+            with torch.inference_mode():
+                episode = policy(volumes[:size].float(), saliency[:size], choose=greedy, max_steps=self._max_steps)
+            self._right[way].append((label_counts(episode.labels.T, self._classes) == true).all(1))
+
+    def scores(self) -> dict[str, Any]:
+        """What was found, of all workers together.
+
+        Returns:
+            `images`, `exact_match` of the policy itself, and `glimpses` and `masks`: of each way `exact_match`, `lost` (what the policy
+            has more) and `lost_ci95`, of the paired difference.
+        """
+        own = _joined(self._own)
+        found: dict[str, Any] = {"images": len(own), "exact_match": float(own.mean()), "glimpses": {}, "masks": {}}
+        draws = np.random.default_rng(self._seed).integers(len(own), size=(self._resamples, len(own)))
+        for (part, way), right in self._right.items():
+            other = _joined(right)
+            lost = own.astype(float) - other
+            low, high = np.percentile(lost[draws].mean(1), (2.5, 97.5))
+            found[part][way] = {"exact_match": float(other.mean()), "lost": float(lost.mean()), "lost_ci95": [float(low), float(high)]}
+        return found
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(distributed.all_gather(np.concatenate([np.zeros(0, dtype=bool), *parts])))
+
+
+def verdicts(looking: dict[str, Any]) -> list[str]:
+    """What the scores say in words: a part decides nothing where every replacement surely costs less than `WORTHLESS`."""
+    found = []
+    for part, text in (("glimpses", "where its glimpses fall"), ("masks", "where its covert mask lies")):
+        ways = looking[part]
+        if not ways:
+            continue
+        worst = max(ways, key=lambda way: ways[way]["lost"])
+        lost, (_, high) = ways[worst]["lost"], ways[worst]["lost_ci95"]
+        if high < WORTHLESS:
+            found.append(f"{text} decides nothing: no replacement costs more than {max(lost, 0):.3f} of exact match")
+            continue
+        found.append(f"{text} matters: {worst} in its place costs {lost:.3f} of exact match")
+        if ways["saliency"]["lost_ci95"][1] < WORTHLESS:
+            found.append(f"{text} is no choice of its own: the maximum of the saliency map does as well")
+    return found

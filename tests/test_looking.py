@@ -1,0 +1,93 @@
+"""Whether it matters where a policy looks: parts replaced at test time, against what each replacement says it is."""
+
+import pytest
+import torch
+from learning_parts import SMALL, easy_table
+
+from hsal_cli.evaluation.evaluate import evaluate
+from hsal_cli.evaluation.looking import GLIMPSES, MASKS, replaced, verdicts
+from hsal_cli.evaluation.settings import EvalSettings
+from hsal_cli.policy.episode import greedy
+from hsal_cli.policy.hsal import HSAL
+from hsal_cli.policy.variant import PAPER
+
+SHAPE = (2, 3, 3)
+
+
+def policy(variant=SMALL) -> HSAL:
+    torch.manual_seed(1)
+    return HSAL(variant, 2, SHAPE, 0.3).eval()
+
+
+def roll(one: HSAL):
+    table = easy_table(12, 2, seed=3)
+    with torch.inference_mode():
+        return one(table.volumes.float(), table.saliency, choose=greedy, steps=torch.full((12,), 2))
+
+
+@pytest.mark.parametrize("variant", [SMALL, PAPER])
+def test_where_nothing_is_replaced_nothing_changes_and_the_policy_stays_as_it_was(variant) -> None:
+    own = policy(variant)
+    before = roll(own)
+    same = roll(replaced(own))
+    for name in ("labels", "logits", "masks", "saliency", "glimpses"):
+        torch.testing.assert_close(getattr(same, name), getattr(before, name))
+    roll(replaced(own, glimpses="none", mask="uniform"))
+    assert torch.equal(roll(own).logits, before.logits) and own.variant == policy(variant).variant
+
+
+def test_each_replacement_of_glimpses_is_what_it_says() -> None:
+    own = policy()
+    found = {way: roll(replaced(own, glimpses=way)) for way in GLIMPSES}
+    maximum = found["saliency"].saliency.flatten(2).argmax(2)
+    assert torch.equal(found["saliency"].glimpses, maximum[..., None].expand_as(found["saliency"].glimpses))
+    assert (found["center"].glimpses == 4).all() and len(found["random"].glimpses.unique()) > 4
+    scores = found["second"].location_logits.topk(2, dim=-1).indices[..., 1]
+    assert torch.equal(found["second"].glimpses, scores)
+    assert torch.equal(found["none"].glimpses[0, :, 0], roll(own).glimpses[0, :, 0])
+    assert not torch.allclose(found["none"].logits[0], roll(own).logits[0])  # it sees nothing there
+
+
+@pytest.mark.parametrize("way", MASKS)
+def test_each_replaced_mask_is_what_it_says_and_saliency_is_inhibited_by_the_own_one(way) -> None:
+    own, other = roll(policy()), roll(replaced(policy(), mask=way))
+    first, mask = own.masks[0], other.masks[0]
+    torch.testing.assert_close(mask.sum((1, 2)), first.sum((1, 2)))
+    if way == "uniform":
+        torch.testing.assert_close(mask, mask[:, :1, :1].expand_as(mask))
+    if way == "center":
+        assert (mask.flatten(1).argmax(1) == 4).all()
+    if way == "saliency":
+        assert torch.equal(mask.flatten(1).argmax(1), own.saliency[0].flatten(1).argmax(1))
+    if way == "turned":
+        torch.testing.assert_close(mask, first.flip(1, 2))
+    kept = replaced(policy(), mask=way)
+    kept.meta_controller.way = None
+    torch.testing.assert_close(roll(kept).saliency, own.saliency)
+    same_cells = (own.glimpses[0] == other.glimpses[0]).all(1)  # inhibition also clears the cells of glimpses
+    torch.testing.assert_close(other.saliency[1][same_cells], own.saliency[1][same_cells])
+
+
+def test_every_greedy_evaluation_tests_it_and_sampled_ones_do_not() -> None:
+    table = easy_table(20, 2)
+    found = evaluate(policy(), table, ["a", "b"], EvalSettings(batch_size=8, resamples=20), 4)
+    looking = found["looking"]
+    assert looking["images"] == 20 and looking["exact_match"] == pytest.approx(found["exact_match"])
+    assert set(looking["glimpses"]) == set(GLIMPSES) and set(looking["masks"]) == set(MASKS)
+    for one in (*looking["glimpses"].values(), *looking["masks"].values()):
+        assert one["lost"] == pytest.approx(looking["exact_match"] - one["exact_match"])
+        assert one["lost_ci95"][0] <= one["lost"] <= one["lost_ci95"][1]
+    assert "looking" not in evaluate(policy(), table, ["a", "b"], EvalSettings(sample=2, resamples=20), 4)
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ({"random": (0.001, 0.005), "saliency": (0.0, 0.0)}, "glimpses fall decides nothing"),
+        ({"random": (0.2, 0.3), "saliency": (0.1, 0.2)}, "random in its place costs 0.200"),
+        ({"random": (0.2, 0.3), "saliency": (0.0, 0.001)}, "the maximum of the saliency map does as well"),
+    ],
+)
+def test_what_is_found_is_said_in_words(lost, said) -> None:
+    ways = {way: {"exact_match": 0.5, "lost": mean, "lost_ci95": [0.0, high]} for way, (mean, high) in lost.items()}
+    assert any(said in text for text in verdicts({"glimpses": ways, "masks": {}}))
