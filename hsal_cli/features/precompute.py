@@ -28,8 +28,8 @@ from hsal_cli.scenes.scene_file import SceneFile, SceneSplit, open_scenes
 from hsal_cli.settings import as_dict
 from hsal_cli.storage.atomic import cannot_write
 from hsal_cli.storage.hdf5 import format_of
-from hsal_cli.vision.backbone import CHANNELS, ActivationModel, LoadedBackbone, finer, fused, load_backbone
-from hsal_cli.vision.devices import autocast_gains, choose_device, fitting, forward_context
+from hsal_cli.vision.backbone import CHANNELS, LoadedBackbone, finer, load_backbone
+from hsal_cli.vision.devices import autocast_gains, choose_device, fitting
 from hsal_cli.vision.images import to_input
 
 AGAIN = "run the same command again to continue"
@@ -215,7 +215,6 @@ def _fill(
     device: torch.device,
     reporter: Reporter,
 ) -> None:
-    model = fused(backbone.model)
     total = target.done + sum(map(len, target.rows.values()))
     with reporter.track("precompute", total, "images", target.done) as advance, torch.inference_mode():
         for name, todo in target.rows.items():
@@ -223,16 +222,13 @@ def _fill(
                 reporter.check_stop(AGAIN)
                 rows = slice(start, start + len(images))
                 images = images.to(device, non_blocking=True)
-                volumes = volumes_of(model, images) if copied is None else copied.table(name, rows).volumes.to(device)
+                if copied is None:
+                    volumes = backbone.volumes(to_input(images, backbone.model.input_size))
+                else:
+                    volumes = copied.table(name, rows).volumes.to(device)
                 found = as_features(images, volumes, saliency, [f"{name}/{row}" for row in range(rows.start, rows.stop)])
                 target.writer.put(name, start - target.first[name], *found)
                 advance(len(images))
-
-
-def volumes_of(model: ActivationModel, images: Tensor) -> Tensor:
-    """Volumes (B, C, h, w), float32, of uint8 images (B, H, W) or (B, H, W, 3) on the model's device; to be called without gradients."""
-    with forward_context(images.device):
-        return model(to_input(images, model.input_size)).float()
 
 
 def as_features(images: Tensor, volumes: Tensor, saliency: SaliencyModel, names: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from hsal_cli.errors import FileError
-from hsal_cli.features.precompute import as_features, volumes_of
+from hsal_cli.features.precompute import as_features
 from hsal_cli.features.saliency.models import SaliencyModel
 from hsal_cli.features.table import FeatureTable
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.scene_file import SceneSplit
-from hsal_cli.vision.backbone import LoadedBackbone, fused
+from hsal_cli.vision.backbone import LoadedBackbone
+from hsal_cli.vision.images import to_input
 
 BATCH = 32  # images a forward pass, as precomputing takes them
 
@@ -33,7 +34,7 @@ class SceneFeatures:
 
     def __init__(self, split: SceneSplit, name: str, backbone: LoadedBackbone, saliency: SaliencyModel):
         self._name, self._saliency = name, saliency
-        self._split, self._path, self._model = split, backbone.path, fused(backbone.model)
+        self._split, self._path, self._backbone = split, backbone.path, backbone
         self.labels = torch.from_numpy(split.labels).long()
         self.boxes = None if split.boxes is None else torch.from_numpy(split.boxes).long()
         self.image_size: tuple[int, int] = split.image_size
@@ -48,14 +49,16 @@ class SceneFeatures:
             FileError: the images are damaged, or the backbone gives values that are not finite.
         """
         start, stop, _ = rows.indices(len(self))
-        device = self._model.fc.weight.device
+        model = self._backbone.model
+        device = next(model.parameters()).device
         parts: list[tuple[Tensor, Tensor]] = []
         with torch.inference_mode():
             for first in range(start, stop, BATCH):
                 last = min(first + BATCH, stop)
                 images = torch.from_numpy(self._split.read(first, last)).to(device)
                 names = [f"{self._name}/{row}" for row in range(first, last)]
-                found = as_features(images, volumes_of(self._model, images), self._saliency, names)
+                volumes = self._backbone.volumes(to_input(images, model.input_size))
+                found = as_features(images, volumes, self._saliency, names)
                 parts.append(tuple(part.cpu() for part in found))
         volumes, saliency = (torch.cat(part) for part in zip(*parts, strict=True))
         if not saliency.isfinite().all():

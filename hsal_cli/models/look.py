@@ -135,7 +135,7 @@ def look(
         batch = pictures[start : start + BATCH]
         with torch.inference_mode():
             inputs = torch.cat([to_input(picture[None].to(device), backbone.model.input_size) for picture in batch])
-            volumes = backbone.model(inputs).float()
+            volumes = backbone.volumes(inputs)
             # One by one: pictures may differ in size.
             shown = zip(batch, volumes.split(1), standing[start : start + BATCH], strict=True)
             maps = torch.cat([saliency(picture[None].to(device), volume, [place]) for picture, volume, place in shown])
@@ -210,14 +210,16 @@ def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes:
         image: uint8 (H, W, 3).
         classes: K names.
     """
-    probabilities = with_shift(episode.logits[:, place], episode.stop_shift[:, place]).detach().softmax(-1).double().cpu()  # (T, K+1)
+    from hsal_cli.vision.devices import on_host
+
+    probabilities = on_host(with_shift(episode.logits[:, place], episode.stop_shift[:, place]).softmax(-1))  # (T, K+1)
     width = episode.masks.shape[-1]
     names = [*classes, STOP]
     steps = []
     for step in range(int(episode.lengths[place])):
         label = int(episode.labels[step, place])
         parts = (episode.masks, episode.priority, episode.saliency, episode.gaussians)
-        mask, priority, saliency, gaussians = (part[step, place].double().cpu().numpy() for part in parts)
+        mask, priority, saliency, gaussians = (on_host(part[step, place]).numpy() for part in parts)
         cells = [divmod(cell, width) for cell in episode.glimpses[step, place].tolist()]
         scores = list(zip(names, probabilities[step].tolist(), strict=True))
         steps.append(LookStep(names[label], scores[label][1], cells, mask, priority, saliency, gaussians, scores))

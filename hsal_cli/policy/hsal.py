@@ -128,8 +128,7 @@ class HSAL(nn.Module):
             else min_max(live.saliency, FLAT if update == "rescaled" else torch.finfo(memory.dtype).tiny)
         )
         gaussians, live.meta_state = self.meta_controller(saliency, memory, live.meta_state, linear)
-        width = self.variant.inhibition_width
-        mask, *wider = gaussian_masks(gaussians, *saliency.shape[1:], (1.0,) if width == 1 else (1.0, width))
+        mask, inhibiting = self.masks(gaussians, saliency)
         priority = priority_map(mask, saliency)
         step = self.controller(priority, memory, initial_glimpse(mask, live.volumes), live.volumes, live.state, pick, linear)
         scores, told = step.logits, {}
@@ -155,9 +154,15 @@ class HSAL(nn.Module):
         )
         if self.variant.controller_state == "carry":
             live.state = step.state
-        live.saliency = inhibit(live.saliency, wider[0] if wider else mask, step.glimpses, self.variant.inhibition == "normalized")
+        live.saliency = inhibit(live.saliency, inhibiting, step.glimpses, self.variant.inhibition == "normalized")
         live.memory = one_hot(labels, self.classes + 1, memory)
         return labels
+
+    def masks(self, gaussians: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor]:
+        """M_t (B, h, w) of a mixture (B, G, 5) over S_t (B, h, w), and the wider one that saliency is inhibited by."""
+        width = self.variant.inhibition_width
+        found = gaussian_masks(gaussians, *saliency.shape[1:], (1.0,) if width == 1 else (1.0, width))
+        return found[0], found[-1]
 
     def _episode(self, record: _Record, live: _Live, steps: Tensor | None, dense: bool) -> Episode:
         """The record as an episode; an empty one where no meta-step was taken."""

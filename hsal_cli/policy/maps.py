@@ -185,13 +185,15 @@ class _MinMax(torch.autograd.Function):
         spread = found.clamp(min=flat)
         scaled = (maps - low) / spread
         ctx.save_for_backward(maps, low, high, spread, scaled)
+        ctx.flat = flat
         return scaled
 
     @staticmethod
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None]:
         maps, low, high, spread, scaled = ctx.saved_tensors
-        down = above / spread
-        by_spread = (down * scaled).sum((1, 2), keepdim=True) * (high - low == spread)
+        varies = high - low == spread
+        down = (above * varies if ctx.flat < FLAT else above) / spread  # of an empty raw map it would be infinite
+        by_spread = (down * scaled).sum((1, 2), keepdim=True) * varies
         by_low = by_spread - down.sum((1, 2), keepdim=True)
         return down + by_low * _share(maps, low) - by_spread * _share(maps, high), None
 

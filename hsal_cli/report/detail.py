@@ -65,8 +65,10 @@ def detail(loaded: LoadedPolicy, table: FeatureTable, device: torch.device | str
 
 def _confidence(episode: Episode) -> np.ndarray:
     """(B,) the lowest probability among the labels chosen at the active meta-steps."""
+    from hsal_cli.vision.devices import on_host
+
     chosen = episode.scores.softmax(-1).gather(-1, episode.labels.clamp(min=0)[..., None])[..., 0]
-    return torch.where(episode.active, chosen, 1.0).amin(0).double().cpu().numpy()
+    return on_host(torch.where(episode.active, chosen, 1.0).amin(0)).numpy()
 
 
 def confusion(true: np.ndarray, named: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import importlib.metadata
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ from hsal_cli.errors import FileError, HsalError, UsageError
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
+from hsal_cli.vision.devices import forward_context
 from hsal_cli.vision.weights import CannotDownload, cached_download, read_weights
 
 ARCHITECTURES = ("resnet34", "resnet18")
@@ -307,6 +309,22 @@ class LoadedBackbone:
     digest: str
     path: Path
     note: str = ""
+
+    @functools.cached_property
+    def _fused(self) -> ActivationModel:
+        return fused(self.model)
+
+    def volumes(self, images: Tensor) -> Tensor:
+        """The one way from images to volumes, whoever asks: BatchNorms folded, in the precision that gains here (see `forward_context`).
+
+        Args:
+            images: (B, 3, s, s), as `images.to_input` gives them, on the model's device.
+
+        Returns:
+            (B, 512, h, w) float32, without gradients.
+        """
+        with torch.inference_mode(), forward_context(images.device):
+            return self._fused(images).float()
 
     @property
     def refined(self) -> str | None:
