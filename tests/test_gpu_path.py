@@ -171,11 +171,11 @@ def test_every_stage_runs_on_a_gpu_and_what_it_writes_is_read_without_one(scenes
         evaluate_file(load_model(tmp_path / name, "best", DEVICE), features["activation"], settings, DEVICE)
     loaded = load_model(run, "best", DEVICE)
     evaluate_file(loaded, features["activation"], dataclasses.replace(settings, sample=2), DEVICE)
-    network = find_backbone(loaded.meta, tmp_path, DEVICE)
+    network = find_backbone(loaded, DEVICE, backbone)
     evaluate_scenes(loaded, network, scenes["multiset"], settings, DEVICE)
     on_gpu = look_at_scenes(scenes["multiset"], "test", [0, 1], network, loaded)
     cpu = load_model(run, "best", CPU)
-    on_cpu = look_at_scenes(scenes["multiset"], "test", [0, 1], find_backbone(cpu.meta, tmp_path, CPU), cpu)
+    on_cpu = look_at_scenes(scenes["multiset"], "test", [0, 1], find_backbone(cpu, CPU, backbone), cpu)
     assert [look.labels for look, _ in on_gpu] == [look.labels for look, _ in on_cpu]
     maps_of_image(torch.zeros(1, 60, 60, 3, dtype=torch.uint8), "a", [saliency_model("activation")], network)
     with open_features(features["activation"]) as file:
