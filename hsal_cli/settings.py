@@ -86,12 +86,7 @@ def _pair(item: type, value: Any) -> Any:
 def check(settings: Any, hint: str = "give values inside the ranges that --help shows") -> None:
     """Checks every field of a settings dataclass against its range; called by each `__post_init__`.
 
-    Args:
-        settings: the dataclass.
-        hint: of the error.
-
-    Raises:
-        UsageError: names every field that is out of range.
+    UsageError, with this hint, names every field that is out of range.
     """
     wrong = []
     for field in dataclasses.fields(settings):
@@ -194,6 +189,19 @@ def check_tables(tables: dict[str, dict[str, Any]], known: dict[str, list[type]]
 
 def _fields_of(kinds: list[type]) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for kind in kinds for field in dataclasses.fields(kind) if not field.metadata["fixed"]}
+
+
+def names_in(text: str, known: typing.Sequence[str], what: str) -> list[str]:
+    """The names of a text with commas between them, each once.
+
+    Raises:
+        UsageError: one is none of those known, or there is none.
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    wrong = next((name for name in names if name not in known), None if names else text)
+    if wrong is not None:
+        raise UsageError(f"{what}s = {text}: there is no {what} {wrong!r}", f"take of: {','.join(known)}")
+    return names
 
 
 def nearest(name: str, names: list[str]) -> str:

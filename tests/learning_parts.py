@@ -34,7 +34,7 @@ TIMES = {"seconds", "examples_per_s"}
 class OneLayer(nn.Module):
     """What fine-tuning needs of the activation model, with BatchNorm's state."""
 
-    def __init__(self, arch: str, classes: int, input_size: int = 224, resolution: int = 7, dilate: bool = False):
+    def __init__(self, arch: str, classes: int, input_size: int = 224, resolution: int = 7, dilate: bool = False, channels: int = 6):
         super().__init__()
         self.input_size, self.resolution, self.stride = input_size, input_size // 4, 4
         self.conv, self.norm, self.fc = nn.Conv2d(3, 6, 3, stride=4, padding=1), nn.BatchNorm2d(6), nn.Linear(6, classes)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from hsal_cli.models.look import Look, LookStep
+from hsal_cli.pictures.trajectory import trajectories
 
 
 def a_step(label="3", probability=0.75, glimpses=((0, 1), (2, 0)), grid=(3, 4), seed=0, classes=("3", "5", "a <b> & 'c'", "stop")):
@@ -19,3 +20,8 @@ def a_look(labels=("3", "5"), size=(60, 90), name="folder/scene.png", end=True, 
     steps = [a_step(label, seed=place, **more) for place, label in enumerate(labels)]
     last = a_step("stop", 0.9, seed=99, **more) if end else None
     return Look(name, np.full((*size, 3), 90, dtype=np.uint8), steps, 0.9, last)
+
+
+def drawn(look, truth=None):
+    """The picture of one look."""
+    return trajectories([look], [truth])

@@ -24,7 +24,7 @@ COMMAND = "/some/where/bin/hsal train --data /some/where/data/toy.features.h5 --
 class TinyModel(ActivationModel):
     """A backbone of a few kilobytes in place of the ResNet, so that nothing here waits for its weights."""
 
-    def __init__(self, arch: str, classes: int, input_size: int = 96, resolution: int = 3, dilate: bool = True):
+    def __init__(self, arch: str, classes: int, input_size: int = 96, resolution: int = 3, dilate: bool = True, channels: int = 512):
         nn.Module.__init__(self)
         self.arch, self.classes, self.input_size, self.resolution = arch, classes, input_size, resolution
         self.conv1, self.bn1 = nn.Conv2d(3, SHAPE[0], 1), nn.BatchNorm2d(SHAPE[0])

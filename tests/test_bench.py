@@ -13,11 +13,10 @@ from typer.testing import CliRunner
 
 from hsal_cli.bench import stages
 from hsal_cli.bench.bench import bench as run_bench
-from hsal_cli.bench.pairs import Stage, lap, measure
 from hsal_cli.bench.products import MatrixProducts, replay
 from hsal_cli.bench.settings import STAGES, BenchSettings
 from hsal_cli.bench.shop import Shop
-from hsal_cli.bench.timing import Clock, call
+from hsal_cli.bench.timing import Clock, Stage, call, lap, measure
 from hsal_cli.commands.bench import bench
 from hsal_cli.errors import HsalError, Interrupted, UsageError
 from hsal_cli.evaluation.evaluate import roll_outs
@@ -27,6 +26,7 @@ from hsal_cli.features.settings import PrecomputeSettings
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.stop_head import CHANNELS
 from hsal_cli.policy.variant import Variant
+from hsal_cli.progress import SILENT
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.scenes.settings import SceneSettings
 
@@ -147,8 +147,8 @@ def test_a_replay_takes_every_product_as_often_as_it_was_found(monkeypatch) -> N
     assert again.flops == products.flops - 2 * (2 * 4 * 3 * 2)  # preparing takes each kind once
 
 
-def test_a_lap_goes_on_for_its_seconds_and_the_ratio_is_that_of_the_medians() -> None:
-    assert lap(lambda: (6, 2.0), 5.0, lambda: None) == 3.0
+def test_a_lap_goes_on_for_its_seconds_and_stage_and_floor_take_turns() -> None:
+    assert lap(lambda: (6, 2.0), 5.0, SILENT) == 3.0
     order = []
     speeds = {"work": iter([99, 4, 1, 3]), "floor": iter([99, 10, 8, 2])}
 
@@ -160,10 +160,8 @@ def test_a_lap_goes_on_for_its_seconds_and_the_ratio_is_that_of_the_medians() ->
         return run
 
     laps = []
-    stage = Stage("x", "images/s", piece("work"), piece("floor"), "", "", lambda rate, floor: True)
-    found = measure(stage, 0.5, 3, lambda: None, laps.append)
-    assert found.rates == [4, 1, 3] and found.floors == [10, 8, 2] and laps == [1] * 6
-    assert (found.rate, found.floor, found.ratio) == (3, 8, 3 / 8)
+    stage = Stage(piece("work"), piece("floor"), "", "", lambda rate, floor: True)
+    assert measure(stage, 0.5, 3, SILENT, laps.append) == ([4, 1, 3], [10, 8, 2]) and laps == [1] * 6
     assert order == ["work", "floor", "work", "floor", "floor", "work", "work", "floor"]
 
 

@@ -12,8 +12,7 @@ from learning_parts import SMALL, StoppingReporter, assert_equal, easy_table, wi
 from typer.testing import CliRunner
 
 from hsal_cli.errors import FileError, Interrupted, UsageError
-from hsal_cli.evaluation.evaluate import evaluate_file
-from hsal_cli.evaluation.evaluate_counts import evaluate_counts
+from hsal_cli.evaluation.evaluate import evaluate, evaluate_file
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.main import app
 from hsal_cli.models.load import load_model, load_policy
@@ -105,7 +104,7 @@ def test_it_takes_no_steps_so_none_can_be_sampled_or_capped(trained) -> None:
     model = load_model(trained.path).policy
     for settings in (EvalSettings(sample=2), EvalSettings(max_steps=3)):
         with pytest.raises(UsageError, match="takes no steps"):
-            evaluate_counts(model, easy_table(3), NAMES, settings)
+            evaluate(model, easy_table(3), NAMES, settings, 0)
 
 
 def test_it_counts_no_further_than_the_training_images_do(trained) -> None:

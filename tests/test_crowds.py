@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from hsal_cli.errors import UsageError
-from hsal_cli.finetuning.crowds import Crowd, crowd, object_regions, on_objects
 from hsal_cli.finetuning.finetune import settle
-from hsal_cli.finetuning.views import cell_centres, views
+from hsal_cli.finetuning.views import Crowd, cell_centres, crowd, object_regions, on_objects, views
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.runs.settings import FinetuneSettings
 
@@ -26,7 +25,7 @@ def objects(count: int = 40, side: int = 40) -> tuple[torch.Tensor, torch.Tensor
 
 def crowds(most: int = 4, seed: int = 0) -> Crowd:
     images, boxes, labels = objects()
-    return crowd(images, boxes, labels, torch.arange(30), most, Draws.all(torch.Generator().manual_seed(seed), 30))
+    return crowd(images, torch.arange(40), boxes, labels, torch.arange(30), most, Draws.all(torch.Generator().manual_seed(seed), 30))
 
 
 def test_every_object_of_a_crowd_lies_in_its_box_and_no_two_boxes_overlap() -> None:
@@ -57,7 +56,7 @@ def test_crowds_depend_on_the_generator_alone_and_leave_their_sources_alone() ->
     assert torch.equal(first.images, again.images) and not torch.equal(first.images, other.images)
     images, boxes, labels = objects()
     before = images.clone()
-    crowd(images, boxes, labels, torch.arange(30), 4, Draws.all(torch.Generator(), 30))
+    crowd(images, torch.arange(40), boxes, labels, torch.arange(30), 4, Draws.all(torch.Generator(), 30))
     assert torch.equal(images, before)
 
 

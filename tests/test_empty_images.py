@@ -13,24 +13,23 @@ from evaluation_parts import NAMES, SIZE, small_policy, small_table, write_featu
 from fault_parts import contents, fill_features
 from idx_files import write_idx_set
 from learning_parts import SMALL, OneLayer, StoppingReporter, easy_table, small
-from picture_parts import a_look
+from picture_parts import a_look, drawn
 
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.evaluate import evaluate
-from hsal_cli.evaluation.evaluate_counts import evaluate_counts
 from hsal_cli.evaluation.metrics import multiset_metrics
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.table import FeatureTable
 from hsal_cli.finetuning.finetune import finetune, read_objects
-from hsal_cli.finetuning.many_objects import WholeImages, way_of
+from hsal_cli.finetuning.objects import LabelledImages, way_of
 from hsal_cli.models.load import load_model, load_policy
 from hsal_cli.pictures.charts.data_figure import data_figure
 from hsal_cli.pictures.contact_sheet import contact_sheet
 from hsal_cli.pictures.film import film
 from hsal_cli.pictures.replay import replay_page
-from hsal_cli.pictures.trajectory import draw_trajectory, titles
-from hsal_cli.report.detail import Detail, choose, confusion, exact_by_count
+from hsal_cli.pictures.trajectory import titles
 from hsal_cli.report.report_figures import confusion_figure, count_figure
+from hsal_cli.report.tested import Detail, choose, confusion
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes
@@ -123,9 +122,7 @@ def test_every_objective_trains_on_empty_images_and_on_nothing_else(chosen: dict
     others = {name: value for name, value in chosen.items() if name not in variant}
     settings = TrainSettings(epochs=2, batch_size=4, validation=0.25, learning_rate=0.05, **others)
     loaded = load_model(train(features, tmp_path / "run", small(**variant), settings, CPU).path)
-    scored = evaluate_counts if chosen["objective"] == "count" else evaluate
-    more = () if chosen["objective"] == "count" else (loaded.max_steps,)
-    found = scored(loaded.policy, table, loaded.classes, EvalSettings(resamples=10), *more, train_labels=table.labels)
+    found = evaluate(loaded.policy, table, loaded.classes, EvalSettings(resamples=10), loaded.max_steps, train_labels=table.labels)
     assert found["by_count"]["0"]["examples"] == 24 // every
     if every == 1:  # a policy that has only seen empty images names nothing, and all is right
         assert all(found[name] == 1 for name in ("exact_match", "macro_f1", "micro_f1", "example_f1")), found
@@ -172,7 +169,6 @@ def test_where_it_looks_in_empty_images_counts_for_no_object() -> None:
 
 def test_a_detail_of_empty_images_is_chosen_counted_and_drawn() -> None:
     found = Detail(np.array([[0, 0], [0, 0], [2, 0]]), np.array([[0, 0], [0, 1], [2, 0]]), np.array([0.9, 0.8, 0.7]))
-    assert exact_by_count(found) == {0: (2, 0.5), 2: (1, 1.0)}
     assert confusion(found.true, found.named).tolist() == [[2, 0, 0], [0, 0, 0], [0, 1, 0]]
     assert choose(found) == {"best": [2, 0], "worst": [1], "repeats": [2], "uncertain": [2, 1, 0]}
     nothing = Detail(np.zeros((2, 2), int), np.zeros((2, 2), int), np.ones(2))
@@ -188,7 +184,7 @@ def test_trajectories_films_and_replays_know_the_empty_truth(labels: tuple[str, 
     look = a_look(labels)
     wanted = "exact match" if not labels else "wrong {3}"
     assert titles(look, [])[0].endswith("true {}") and wanted in titles(look, [])[1]
-    assert draw_trajectory(look, []).width > 100 and film([look], [[]]).startswith(b"GIF")
+    assert drawn(look, []).width > 100 and film([look], [[]]).startswith(b"GIF")
     page = replay_page([look], [[]])
     assert '"known": true' in page.replace('"known":true', '"known": true')
 
@@ -275,4 +271,4 @@ def test_an_empty_image_whose_counts_are_right_scores_1(tmp_path: Path) -> None:
 
 def test_a_drawn_label_is_one_of_the_images(tmp_path: Path) -> None:
     data = read_objects(write_scenes(tmp_path / "s.h5", MIXED), "train", "random-label")
-    assert isinstance(data, WholeImages) and len(data.labels) == 12 and (data.labels[:, 0] >= 0).all()
+    assert isinstance(data, LabelledImages) and len(data.labels) == 12 and (data.labels >= 0).all()

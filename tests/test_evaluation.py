@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsal_cli.errors import FileError, Interrupted
-from hsal_cli.evaluation.baselines import trivial_baselines
 from hsal_cli.evaluation.evaluate import evaluate, evaluate_file, mean_of, quick_scores, roll_outs
-from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts
+from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, trivial_baselines
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.models.load import load_policy
 from hsal_cli.models.look import look_at, to_json

@@ -73,6 +73,13 @@ def place(tmp_path_factory):
     return root
 
 
+def write_scenes(path, classes):
+    with h5py.File(path, "w") as file:
+        file.attrs["format"], file.attrs["classes"] = "hsal-scenes", json.dumps(classes)
+        file["test/images"], file["test/labels"] = np.zeros((2, 8, 8), np.uint8), np.zeros((2, 1), np.int16)
+    return path
+
+
 @pytest.fixture
 def here(place, monkeypatch):
     monkeypatch.chdir(place)
@@ -115,8 +122,7 @@ def test_eval_refuses_what_does_not_fit(here):
 
 
 def test_eval_of_a_scene_file_uses_the_features_of_the_policys_own_backbone(here, monkeypatch):
-    with h5py.File(here / "scenes.h5", "w") as file:
-        file.attrs["format"] = "hsal-scenes"
+    write_scenes(here / "scenes.h5", NAMES)
     asked = []
 
     def ensure_features(scenes, backbone, reporter, device, settings):
@@ -126,6 +132,15 @@ def test_eval_of_a_scene_file_uses_the_features_of_the_policys_own_backbone(here
     monkeypatch.setattr("hsal_cli.experiments.pipeline.ensure_features", ensure_features)
     call("eval", "--data", "scenes.h5", "--resamples", 2)
     assert asked == [("scenes.h5", True, "activation")]
+
+
+@pytest.mark.parametrize(
+    ("classes", "words_", "said"),
+    [(["cat", "dog", "yak"], (), "yak"), (NAMES, ("--split", "train"), "no split 'train'")],
+)
+def test_scenes_that_the_policy_cannot_be_evaluated_on_are_refused_before_features_are_computed(here, monkeypatch, classes, words_, said):
+    monkeypatch.setattr("hsal_cli.experiments.pipeline.ensure_features", lambda *_: pytest.fail("features are computed"))
+    assert said in call("eval", "--data", write_scenes(here / "others.h5", classes), *words_, code=1).said
 
 
 def test_without_a_policy_one_is_trained(here, monkeypatch):

@@ -19,8 +19,8 @@ from hsal_cli import main
 from hsal_cli.console import exit_code_of
 from hsal_cli.errors import HsalError
 from hsal_cli.models.export import export
+from hsal_cli.runs.documents import Evaluation
 from hsal_cli.runs.run import Run, newest
-from hsal_cli.runs.scores import Evaluation
 from hsal_cli.storage.files import digest_of_file
 from hsal_cli.typed import LARGEST, Odd, checked, parsed
 

@@ -33,7 +33,7 @@ from hsal_cli.features.table import open_features
 from hsal_cli.progress import SILENT
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.loop import train
-from hsal_cli.runs.run import say_missing_classes
+from hsal_cli.runs.start import say_missing_classes
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import atomic_write, only_writer, write_sealed, write_text

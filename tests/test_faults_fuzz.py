@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from hsal_cli.commands.options import known_tables
 from hsal_cli.errors import HsalError
 from hsal_cli.features.table import open_features
+from hsal_cli.runs.documents import read_evaluation
 from hsal_cli.runs.run import Run
-from hsal_cli.runs.scores import read_evaluation
 from hsal_cli.scenes.digits.idx import read_idx
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.settings import check_tables, read_tables

@@ -15,11 +15,12 @@ from test_finetune import OneLayer, write_scenes
 
 from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.finetuning.finetune import finetune
-from hsal_cli.finetuning.single_objects import SingleObjects
+from hsal_cli.finetuning.objects import Objects
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.documents import Start
 from hsal_cli.runs.run import Run
 from hsal_cli.runs.settings import TrainSettings
+from hsal_cli.runs.start import resume_from
 from hsal_cli.storage import checkpoints
 from hsal_cli.training.train import resume, train
 
@@ -68,7 +69,7 @@ def interrupt(command: str, point: str, monkeypatch: pytest.MonkeyPatch) -> Stop
     """A reporter that stops at a point, or an evaluation that does."""
     # Both have 3 steps in an epoch.
     reporter = StoppingReporter({"epoch end": 3, "mid-epoch": 5}.get(point))
-    room, name = (sys.modules["hsal_cli.training.train"], "quick_scores") if command == "train" else (SingleObjects, "score")
+    room, name = (sys.modules["hsal_cli.training.train"], "quick_scores") if command == "train" else (Objects, "score")
     calls, score = [], getattr(room, name)
 
     def scoring(*arguments: Any) -> Any:
@@ -146,7 +147,7 @@ def test_what_differs_from_before_is_named(data, tmp_path, monkeypatch) -> None:
     with pytest.raises(Interrupted):
         go("train", data, tmp_path / "run", StoppingReporter(2))
     now = runs.environment()
-    monkeypatch.setattr(runs, "environment", lambda: {**now, "torch": "9.9", "threads": 77})
+    monkeypatch.setattr("hsal_cli.runs.start.environment", lambda: {**now, "torch": "9.9", "threads": 77})
     reporter = StoppingReporter()
     go("train", data, tmp_path / "run", reporter, resume=True)
     said = next(line for line in reporter.said if "differs from before" in line)
@@ -207,5 +208,5 @@ def test_a_checkpoint_without_a_state_names_the_option_that_starts_from_it(kind,
     run = runs.create(tmp_path / "run", kind, {})
     checkpoints.save(run.checkpoints, "epoch-1", {"w": torch.zeros(2)}, None, {"kind": kind}, best=True)
     with pytest.raises(FileError, match="holds weights only") as caught:
-        runs.resume_from(run, StoppingReporter())
+        resume_from(run, StoppingReporter())
     assert caught.value.hint.endswith(option)

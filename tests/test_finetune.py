@@ -14,7 +14,7 @@ from learning_parts import OneLayer, StoppingReporter, assert_equal, without
 
 from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.finetuning.finetune import FinetuneTask, background_share, finetune, settle
-from hsal_cli.finetuning.single_objects import SingleObjects, read_single_objects
+from hsal_cli.finetuning.objects import SingleObjects, read_objects
 from hsal_cli.finetuning.views import cell_centres, crop_sides, share_in_view, views
 from hsal_cli.runs.seeds import Draws, seeded
 from hsal_cli.runs.settings import FinetuneSettings
@@ -103,7 +103,7 @@ def test_fine_tuning_learns_colour_and_grey_images_and_describes_its_checkpoint(
     assert meta["classes"] == ["red", "blue"] and meta["weights"] == "random" and meta["accuracy"] == run.status.accuracy
     model = OneLayer("resnet34", 2, 32)
     model.load_state_dict(best.weights)
-    test = read_single_objects(scenes, "test")
+    test = read_objects(scenes, "test", "single")
     model.eval()
     with torch.no_grad():
         right = sum(model.classify(to_input(test.images[row : row + 1], 32)).argmax().item() == test.labels[row].item() for row in range(6))
@@ -157,13 +157,13 @@ def test_an_image_of_several_objects_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_missing_split_is_refused_by_name(scenes: Path) -> None:
-    with pytest.raises(FileError, match="no split validation"):
-        read_single_objects(scenes, "validation")
+    with pytest.raises(FileError, match="no split 'validation'"):
+        read_objects(scenes, "validation", "single")
 
 
 @pytest.mark.parametrize(("count", "held_out"), [(1, 0), (2, 1), (5, 2), (24, 6)])
 def test_at_most_half_of_the_images_are_held_out(count: int, held_out: int, scenes: Path) -> None:
-    data = read_single_objects(scenes, "train", most=count)
+    data = read_objects(scenes, "train", "single", most=count)
     task = task_of(data)
     assert len(task.held_out.labels) == held_out and len(task.data.labels) == count - held_out
     every = torch.cat([task.held_out.images, task.data.images]).flatten(1)
@@ -174,7 +174,7 @@ def test_at_most_half_of_the_images_are_held_out(count: int, held_out: int, scen
 
 def test_crops_come_first_and_every_image_is_shown_as_often(scenes: Path) -> None:
     settings = dataclasses.replace(FAST, crop_images=54, full_images=36, epoch_images=18)  # 18 images to train on
-    task = task_of(read_single_objects(scenes, "train"), settings)
+    task = task_of(read_objects(scenes, "train", "single"), settings)
     assert task.plan == [("crops", 18)] * 3 + [("full", 18)] * 2 and task.all_steps == sum(map(task.steps, range(5))) == 15
     for epoch in range(5):
         task.start_epoch(epoch)
@@ -184,14 +184,14 @@ def test_crops_come_first_and_every_image_is_shown_as_often(scenes: Path) -> Non
 
 
 def test_an_epoch_of_more_images_than_there_are_repeats_them_evenly(scenes: Path) -> None:
-    task = task_of(read_single_objects(scenes, "train"), dataclasses.replace(FAST, crop_images=45, epoch_images=100))
+    task = task_of(read_objects(scenes, "train", "single"), dataclasses.replace(FAST, crop_images=45, epoch_images=100))
     task.start_epoch(0)
     counts = torch.bincount(torch.cat([rows for rows, _ in task.batches]), minlength=18)
     assert counts.sum() == 45 and counts.min() >= 2 and counts.max() <= 3
 
 
 def test_each_batch_of_crops_has_the_side_that_its_largest_object_needs(scenes: Path) -> None:
-    task = task_of(read_single_objects(scenes, "train"))
+    task = task_of(read_objects(scenes, "train", "single"))
     task.start_epoch(0)
     for rows, side in task.batches:
         boxes = task.data.boxes[rows]
@@ -250,8 +250,8 @@ def looking_at(part: float, right: float):
 
 
 def test_an_object_that_is_cut_off_is_not_asked_for(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hsal_cli.finetuning.single_objects.views", looking_at(0.6, 0.0))
-    data = read_single_objects(scenes, "train")
+    monkeypatch.setattr("hsal_cli.finetuning.objects.views", looking_at(0.6, 0.0))
+    data = read_objects(scenes, "train", "single")
     settings = dataclasses.replace(FAST, mode="full", crowd=3)
     labels = data.show(torch.arange(24), False, 32, OneLayer("", 2, 32), settings, Draws.all(torch.Generator().manual_seed(0), 24)).labels
     x0, y0, x1, y1 = data.boxes.T
@@ -261,8 +261,8 @@ def test_an_object_that_is_cut_off_is_not_asked_for(scenes: Path, monkeypatch: p
 
 
 def test_a_batch_of_objects_cut_off_alone_teaches_nothing_and_breaks_nothing(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hsal_cli.finetuning.single_objects.views", looking_at(1.0, 3.0))
-    task = task_of(read_single_objects(scenes, "train"), dataclasses.replace(FAST, mode="full", crowd=2))
+    monkeypatch.setattr("hsal_cli.finetuning.objects.views", looking_at(1.0, 3.0))
+    task = task_of(read_objects(scenes, "train", "single"), dataclasses.replace(FAST, mode="full", crowd=2))
     task.start_epoch(len(task.plan) - 1)
     logged = task.step(0)[1]
     assert logged["loss"].item() == 0 and all(weight.isfinite().all() for weight in task.model.parameters())
@@ -319,7 +319,7 @@ def test_views_depend_on_the_generator_alone() -> None:
 
 
 def test_views_are_distorted_where_asked_for_and_augmented(scenes: Path) -> None:
-    data, draws = read_single_objects(scenes, "train"), lambda: Draws.all(torch.Generator().manual_seed(0), 8)
+    data, draws = read_objects(scenes, "train", "single"), lambda: Draws.all(torch.Generator().manual_seed(0), 8)
     shown = [
         data.show(torch.arange(8), False, 32, OneLayer("", 2, 32), dataclasses.replace(FAST, **how), draws()).inputs
         for how in (

@@ -7,8 +7,8 @@ import statistics
 import pytest
 from PIL import Image
 
+from hsal_cli.experiments.grid import GridRun
 from hsal_cli.experiments.grid_report import curve_panels, shown_score, write_report
-from hsal_cli.experiments.summary import GridRun
 
 PROVENANCE = {
     "commands": ["hsal make-data mnist-set --out data/mnist-set.h5"],

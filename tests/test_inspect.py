@@ -14,11 +14,10 @@ from typer.testing import CliRunner
 from hsal_cli.commands.inspect import inspect
 from hsal_cli.errors import FileError
 from hsal_cli.features.table import open_features
-from hsal_cli.pictures.charts.curves import DPI, HEIGHT, WIDTH
 from hsal_cli.pictures.charts.data_figure import data_figure
-from hsal_cli.pictures.charts.panels import Bars, Heat, draw_panels, histogram
+from hsal_cli.pictures.charts.panels import DPI, HEIGHT, WIDTH, Bars, Heat, draw_panels, histogram
 from hsal_cli.scenes.summary import measure, summary
-from hsal_cli.upkeep.feature_summary import feature_summary
+from hsal_cli.upkeep.contents import feature_summary
 
 app = typer.Typer()
 app.command("inspect")(inspect)

@@ -14,9 +14,9 @@ from learning_parts import OneLayer, StoppingReporter, assert_equal, without
 from torch import nn
 
 from hsal_cli.errors import FileError, Interrupted, UsageError
-from hsal_cli.finetuning.finetune import FinetuneTask, finetune, read_objects
-from hsal_cli.finetuning.many_objects import BoxedObjects, ManyObjects, WholeImages, own_cells, read_scenes, way_of
-from hsal_cli.finetuning.views import cell_centres
+from hsal_cli.finetuning.finetune import FinetuneTask, finetune
+from hsal_cli.finetuning.objects import BoxedObjects, CountedImages, LabelledImages, Scenes, read_objects, way_of
+from hsal_cli.finetuning.views import cell_centres, own_cells
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.runs.settings import FinetuneSettings
 from hsal_cli.storage import checkpoints
@@ -100,14 +100,14 @@ def test_the_way_is_found_from_what_the_data_has(boxed, bare, tmp_path):
 
 
 def test_every_object_is_an_example_and_no_image_is_on_both_sides(boxed):
-    scenes = read_scenes(boxed, "train")
-    data = BoxedObjects.of(scenes)
+    data = read_objects(boxed, "train", "crops")
+    scenes = data.scenes
     assert len(data.labels) == int((scenes.multisets >= 0).sum()) and (data.labels >= 0).all()
     assert (data.boxes[:, 2] > data.boxes[:, 0]).all()
     held, rest = data.hold_out(6, 0)
     assert len(held.rows.unique()) == 6 and len(held.rows) + len(rest.rows) == len(data.rows)
     assert not set(held.rows.tolist()) & set(rest.rows.tolist())
-    assert len(WholeImages.of(scenes, True).hold_out(100, 0)[0].rows) == 15, "at most half"
+    assert len(CountedImages.of(scenes).hold_out(100, 0)[0].rows) == 15, "at most half"
 
 
 def test_cells_belong_to_the_nearest_object_and_each_object_has_one():
@@ -140,7 +140,7 @@ def test_a_crop_teaches_its_own_object_although_a_larger_neighbour_is_in_it():
     image = torch.zeros(1, 48, 48, 3, dtype=torch.uint8)
     image[0, 20:28, 16:24, 0], image[0, 17:31, 26:40, 2] = 230, 230
     corners = torch.tensor([[[16.0, 20, 24, 28], [26, 17, 40, 31]]])
-    data = BoxedObjects.of(ManyObjects(image, torch.tensor([[0, 2]]), corners, 3))
+    data = BoxedObjects.of(Scenes(image, torch.tensor([[0, 2]]), corners, 3))
     settings = dataclasses.replace(FAST, augment=False)
     picked = torch.zeros(200, dtype=torch.int64)
     shown = data.show(picked, True, 16, OneLayer("", 3, 32), settings, Draws.all(torch.Generator().manual_seed(0), 200))
@@ -153,7 +153,7 @@ def test_a_crop_teaches_its_own_object_although_a_larger_neighbour_is_in_it():
 
 
 def test_full_images_teach_all_their_objects(boxed):
-    data = BoxedObjects.of(read_scenes(boxed, "train"))
+    data = read_objects(boxed, "train", "crops")
     model = OneLayer("", 3, 32)
     shown = data.show(torch.tensor([0, 5]), False, 32, model, FAST, Draws.all(torch.Generator(), 2))
     inputs, labels, regions = shown.inputs, shown.labels, shown.regions
@@ -167,8 +167,8 @@ def test_full_images_teach_all_their_objects(boxed):
 
 
 def test_one_label_is_drawn_anew_each_time_and_each_as_often_as_it_stands_there():
-    scenes = ManyObjects(torch.zeros(1, 8, 8, dtype=torch.uint8), torch.tensor([[2, 0, 2, 1, -1]]), None, 3)
-    data, draws = WholeImages.of(scenes, counts=False), Draws.all(torch.Generator().manual_seed(0), 2000)
+    scenes = Scenes(torch.zeros(1, 8, 8, dtype=torch.uint8), torch.tensor([[2, 0, 2, 1, -1]]), None, 3)
+    data, draws = LabelledImages.of(scenes), Draws.all(torch.Generator().manual_seed(0), 2000)
     settings = dataclasses.replace(FAST, augment=False)
     drawn = data.show(torch.zeros(2000, dtype=torch.int64), False, 32, OneLayer("", 3, 32), settings, draws).labels
     shares = torch.bincount(drawn, minlength=3) / 2000
@@ -176,8 +176,8 @@ def test_one_label_is_drawn_anew_each_time_and_each_as_often_as_it_stands_there(
 
 
 def test_counts_cost_poissons_likelihood_and_are_scored_by_their_overlap():
-    scenes = ManyObjects(torch.zeros(2, 8, 8, dtype=torch.uint8), torch.tensor([[0, 0, 1], [2, -1, -1]]), None, 3)
-    data = WholeImages.of(scenes, counts=True)
+    scenes = Scenes(torch.zeros(2, 8, 8, dtype=torch.uint8), torch.tensor([[0, 0, 1], [2, -1, -1]]), None, 3)
+    data = CountedImages.of(scenes)
     logits = torch.tensor([[2.0, 1.5, -3.0], [0.1, -2.0, 0.7]])
     counts = torch.tensor([[2, 1, 0], [0, 0, 1]])
     sums = data.loss(logits, counts)
@@ -196,7 +196,7 @@ def test_counts_cost_poissons_likelihood_and_are_scored_by_their_overlap():
             return logits
 
     assert data.score(Says(), 2, CPU) == pytest.approx((3 / 4 + 1 / 2) / 2)
-    assert WholeImages.of(scenes, counts=False).score(Says(), 2, CPU) == 1.0  # it names 0 and 2
+    assert LabelledImages.of(scenes).score(Says(), 2, CPU) == 1.0  # it names 0 and 2
 
 
 def test_the_score_of_boxed_objects_is_the_share_named_from_their_own_cells(boxed):

@@ -21,6 +21,7 @@ from hsal_cli.pictures.writing import encoded
 from hsal_cli.policy.variant import DEFAULT
 from hsal_cli.report.report_page import Page, PageFigure, Section, check_folder, write_report
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.start import being_trained
 from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import finish_replacing, replacing, write_together
@@ -187,7 +188,7 @@ def test_a_run_that_is_overwritten_is_the_old_or_the_new_one(tmp_path, monkeypat
         found.add(old)
         assert newest is None or newest.path == path
         assert checkpoints.present(run.checkpoints) == old == (path / "plots" / "report.html").is_file() == ("new" not in run.config.raw)
-        with runs.being_trained(run, run.config.raw, "cpu"):
+        with being_trained(run, run.config.raw, "cpu"):
             assert (path / "checkpoints" / "notes.txt").read_text() == "mine" and checkpoints.present(run.checkpoints) == old
         runs.create(path, "policy", NEW, overwrite=True)
         assert entries(place) == ["run"] and not checkpoints.present(run.checkpoints)
@@ -275,7 +276,7 @@ def test_a_page_in_markdown_never_shows_a_picture_that_is_gone(kind: str, tmp_pa
 
     pictures, run = iter(range(1, 200)), run_of("rl", 0, 0.9)
     for room in (grid_report, sweep_report):
-        monkeypatch.setattr(room, "draw_curves", lambda *given, **more: picture(next(pictures)))
+        monkeypatch.setattr(room, "draw_panels", lambda *given, **more: picture(next(pictures)))
 
     def write(name: str, drawn: bool) -> None:
         if kind == "sweep":

@@ -17,13 +17,14 @@ from typer.testing import CliRunner
 
 from hsal_cli.commands.report import report
 from hsal_cli.errors import FileError, UsageError
+from hsal_cli.evaluation.metrics import scores_by_count
 from hsal_cli.models.load import load_policy
-from hsal_cli.pictures.charts.curves import DPI, HEIGHT, WIDTH
+from hsal_cli.pictures.charts.panels import DPI, HEIGHT, WIDTH
 from hsal_cli.policy.episode import greedy
 from hsal_cli.policy.variant import DEFAULT
-from hsal_cli.report.detail import Detail, choose, confusion, detail, exact_by_count
 from hsal_cli.report.report_figures import count_figure, curve_figures, curve_name
 from hsal_cli.report.report_page import Page, PageFigure, PageFinding, Section, render, spark
+from hsal_cli.report.tested import Detail, choose, confusion, detail
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.settings import as_dict
 
@@ -112,7 +113,6 @@ def test_images_are_chosen_by_their_rule():
     named = np.array([[1, 0], [1, 1], [0, 1], [0, 0], [1, 1], [0, 2]])
     found = Detail(true, named, np.array([0.9, 0.6, 0.5, 0.4, 0.8, 0.7]))
     assert choose(found, 2) == {"best": [4, 5], "worst": [2, 3], "repeats": [2, 5], "uncertain": [3, 2]}
-    assert exact_by_count(found) == {1: (2, 0.5), 2: (4, 0.75)}
     perfect = Detail(true[:2], true[:2], np.ones(2))
     assert choose(perfect) == {"best": [1, 0], "uncertain": [0, 1]}  # nothing wrong, no repeat
 
@@ -169,7 +169,7 @@ def test_a_report_of_two_seeds_is_one_page_with_everything_in_it(place, tmp_path
         own = detail(loaded, table)
         assert run["test"]["examples"] == 12 and run["test"]["exact_match"] == pytest.approx(own.exact.mean())
         assert {count: part["examples"] for count, part in run["test"]["by_count"].items()} == {
-            str(count): images for count, (images, _) in exact_by_count(own).items()
+            count: part["examples"] for count, part in scores_by_count(own.true, own.named).items()
         }
 
 

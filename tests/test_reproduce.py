@@ -18,10 +18,10 @@ from hsal_cli.commands.options import recipe_for, settings_for
 from hsal_cli.commands.reproduce import parse_names, parse_own_seeds, parse_seeds, reproduce
 from hsal_cli.errors import FileError, Interrupted, TrainingError, UsageError
 from hsal_cli.evaluation.settings import EvalSettings
-from hsal_cli.experiments import grid_run
-from hsal_cli.experiments.grid import Grid, evaluated, plan, read_record
+from hsal_cli.experiments import grid_run, pipeline
+from hsal_cli.experiments.grid import Grid, GridRun, plan
+from hsal_cli.experiments.grid_report import table_rows
 from hsal_cli.experiments.grid_run import AGAIN, run_grid
-from hsal_cli.experiments.summary import GridRun, table_rows
 from hsal_cli.progress import SILENT
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import write_json, write_sealed
@@ -144,8 +144,8 @@ def test_a_finished_grid_is_left_alone(here, monkeypatch) -> None:
     def refuse(*_, **__):
         raise AssertionError("done before, done again")
 
-    for name in ("finetune", "train", "resume", "evaluate_file"):
-        monkeypatch.setattr(grid_run, name, refuse)
+    for room, name in ((grid_run, "finetune"), (grid_run, "evaluate_file"), (pipeline, "train"), (pipeline, "resume")):
+        monkeypatch.setattr(room, name, refuse)
     record, data = here / "runs/reproduce/grid.json", here / "data"
     before, spent = files_of(data, here / "runs/reproduce/runs", here / "runs/reproduce/backbone"), json.loads(record.read_text())
     run_grid(grid_of(), CPU, SILENT)
@@ -226,10 +226,10 @@ def test_an_evaluation_on_other_data_does_not_count(here) -> None:
     cell = grid.cells[0]
     path = grid.run_path(cell) / "eval.json"
     before = path.read_text()
-    assert evaluated(grid, cell) == json.loads(before)
+    assert grid.evaluated(cell) == json.loads(before)
     for change in ({"features": "data/other.features.h5"}, {"split": "train"}, {"sample": 3}):
         path.write_text(json.dumps({**json.loads(before), **change}))
-        assert evaluated(grid, cell) is None
+        assert grid.evaluated(cell) is None
     path.write_text(before)
 
 
@@ -258,7 +258,7 @@ def test_the_last_epoch_is_evaluated_where_another_is_the_best(here, tmp_path) -
 
 
 def test_a_policy_that_collapses_is_passed_over_and_tried_again(here, monkeypatch) -> None:
-    real, tried = grid_run.train, []
+    real, tried = pipeline.train, []
 
     def collapse(features, out, policy, settings, *rest, **more):
         tried.append((settings.objective, settings.seed))
@@ -266,7 +266,7 @@ def test_a_policy_that_collapses_is_passed_over_and_tried_again(here, monkeypatc
             raise TrainingError("the policy has collapsed", "take a lower --learning-rate")
         return real(features, out, policy, settings, *rest, **more)
 
-    monkeypatch.setattr(grid_run, "train", collapse)
+    monkeypatch.setattr(pipeline, "train", collapse)
     found = {run.name: run for run in run_grid(grid_of(seeds=(0, 5)), CPU, SILENT)}
     assert tried == [("rl", 5), ("cross-entropy", 5)]
     lost = found["mnist-multiset.cross-entropy.seed5"]
@@ -279,7 +279,7 @@ def test_a_policy_that_collapses_is_passed_over_and_tried_again(here, monkeypatc
 
 def test_a_classifier_without_steps_has_its_place_in_the_grid(here) -> None:
     [run] = run_grid(grid_of(objectives=("count",)), CPU, SILENT)
-    assert run.evaluation["max_steps"] is None and 0 <= run.scores["exact_match"] <= 1 and "glimpse_hit" not in run.scores
+    assert run.evaluation["max_steps"] is None and 0 <= run.evaluation["exact_match"] <= 1 and "localization" not in run.evaluation
     summary = json.loads(
         call("--datasets", "mnist-multiset", "--objectives", "count", "--seeds", 0, "--config", "toy.toml", "--json").stdout
     )
@@ -387,20 +387,20 @@ def test_with_one_seed_the_interval_is_that_over_images() -> None:
 
 def test_seconds_of_an_interrupted_step_are_added_up(here) -> None:
     grid = grid_of()
-    before = read_record(grid).seconds["backbone"]
+    before = grid.read_record().seconds["backbone"]
     with pytest.raises(RuntimeError), grid_run._timed(grid, "backbone"):
         raise RuntimeError
-    assert read_record(grid).seconds["backbone"] >= before and set(read_record(grid).raw) == {
+    assert grid.read_record().seconds["backbone"] >= before and set(grid.read_record().raw) == {
         *("format", "options", "settings", "backbone", "seconds")
     }
 
 
 def test_the_time_of_a_run_trained_outside_the_grid_is_that_of_its_epochs(here) -> None:
     grid = grid_of()
-    before = read_record(grid).seconds
-    grid_run.record(grid, seconds={})
+    before = grid.read_record().seconds
+    grid.record(seconds={})
     try:
         for run in run_grid(grid, CPU, SILENT):
             assert run.seconds == sum(row["seconds"] for row in run.rows) > 0
     finally:
-        grid_run.record(grid, seconds=before)
+        grid.record(seconds=before)

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from picture_parts import drawn
 
 from hsal_cli.errors import UsageError
 from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
@@ -19,7 +20,6 @@ from hsal_cli.features.table import dataset_of, features_path, open_features
 from hsal_cli.finetuning.finetune import finetune
 from hsal_cli.models.load import find_backbone, load_policy
 from hsal_cli.models.look import look_at_scenes
-from hsal_cli.pictures.trajectory import draw_trajectory
 from hsal_cli.policy.variant import DEFAULT, FIXED_MASK, Variant
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.storage.hdf5 import attribute, put_text, seal
@@ -81,7 +81,7 @@ def test_the_whole_pipeline_works_on_finer_maps(side, tmp_path):
     rows, columns = np.indices((side, side))
     wanted = np.exp(-0.3 * (7 / side) ** 2 * ((rows - row) ** 2 + (columns - column) ** 2))
     np.testing.assert_allclose(shown.steps[0].mask, wanted, atol=1e-5)
-    assert draw_trajectory(shown, truth).width > 2 * 168
+    assert drawn(shown, truth).width > 2 * 168
 
 
 @pytest.mark.parametrize(("input_size", "dilate", "more"), [(56, False, 14), (112, False, 28), (224, True, 14), (112, True, 14)])

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 from PIL import Image
 
-from hsal_cli.pictures.marks import cell_box
+from hsal_cli.pictures.marks import cell_box, panel_size
 from hsal_cli.pictures.palette import ORANGE
-from hsal_cli.pictures.saliency_maps import BLACK, COVER, SaliencyView, draw_saliency, overlay, panel_boxes, panel_size
+from hsal_cli.pictures.saliency_maps import BLACK, COVER, SIDE, SaliencyView, draw_saliency, overlay, panel_boxes
 
 IMAGE = np.zeros((60, 90, 3), np.uint8)
 MAP = np.zeros((7, 7))
@@ -21,7 +21,7 @@ def near(pixel, colour, by=3) -> bool:
 def test_panels_keep_the_images_proportions_and_do_not_overlap():
     for height, width in ((60, 90), (100, 100), (20, 300), (300, 20), (1, 1)):
         image = np.zeros((height, width, 3), np.uint8)
-        across, down = panel_size(image)
+        across, down = panel_size(image, SIDE)
         if max(height, width) < 5 * min(height, width):
             assert abs(across / down - width / height) < 0.02
         boxes = panel_boxes(image, 6)

@@ -141,9 +141,10 @@ def test_parse_gives_a_pair_for_one_number() -> None:
 def test_every_preset_holds_settings_that_exist(name: str) -> None:
     tables = read_tables(name, None)
     check_tables(tables, known_tables())
-    for table, kinds in known_tables().items():
-        for kind in kinds:
-            build(kind, tables.get(table, {}))
+    built = {table: [as_dict(build(kind, tables.get(table, {}))) for kind in kinds] for table, kinds in known_tables().items()}
+    for table, values in tables.items():
+        for key, value in values.items():
+            assert value in [settings[key] for settings in built[table] if key in settings], f"{table}.{key}"
 
 
 def test_every_setting_has_its_sentence_and_a_default_inside_its_range() -> None:

@@ -38,7 +38,7 @@ def labels_file(tmp_path) -> Path:
 
 def test_images_show_the_numbers_of_the_labels_file_in_the_order_of_its_names(labels_file, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["hsal_cli.scenes.make"], "PART", 3)
-    settings = StreetSettings(train=5, test=2, image_size=48, svhn_labels=str(labels_file), typefaces="bundled")
+    settings = StreetSettings(train=5, test=2, image_size=48, svhn_labels=str(labels_file), typefaces="bundled", frame="image")
     with open_scenes(make_street_numbers(settings, tmp_path / "a.h5", workers=1)) as scenes:
         train = scenes.split("train")
         assert train.images.shape == (5, 48, 48, 3) and train.labels.shape == (5, 3)

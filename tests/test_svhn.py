@@ -40,7 +40,7 @@ def test_the_structure_gives_digits_and_boxes_in_the_order_of_the_numbers(unpack
 
 
 def test_images_are_squashed_and_boxes_go_along(unpacked, tmp_path):
-    with open_scenes(made(unpacked, tmp_path / "a.h5")) as scenes:
+    with open_scenes(made(unpacked, tmp_path / "a.h5", frame="image")) as scenes:
         assert scenes.classes == [str(digit) for digit in range(10)] and scenes.splits == ["train", "test"]
         train = scenes.split("train")
         assert train.images.shape == (4, 64, 64, 3) and train.labels.tolist() == [[1, 0, -1], [5, -1, -1], [7, 7, 3], [0, -1, -1]]
@@ -54,7 +54,7 @@ def test_images_are_squashed_and_boxes_go_along(unpacked, tmp_path):
 
 
 def test_padding_keeps_the_shape_and_the_digit_under_its_box(unpacked, tmp_path):
-    with open_scenes(made(unpacked, tmp_path / "a.h5", fit="pad")) as scenes:
+    with open_scenes(made(unpacked, tmp_path / "a.h5", fit="pad", frame="image")) as scenes:
         train = scenes.split("train")
         image, (x0, y0, x1, y1) = train.read(0, 1)[0], train.boxes[0][0]
         assert (x1 - x0, y1 - y0) == pytest.approx((10 * 64 / 60, 20 * 64 / 60), abs=2)

@@ -4,13 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+from picture_parts import drawn
 from PIL import Image
 
 from hsal_cli.models.look import Look, LookStep
 from hsal_cli.pictures import writing
 from hsal_cli.pictures.marks import cell_box
 from hsal_cli.pictures.palette import GREEN, ORANGE, RED, heat
-from hsal_cli.pictures.trajectory import MARGIN, WIDEST, draw_trajectory, hits, layout_of, trajectories
+from hsal_cli.pictures.trajectory import MARGIN, WIDEST, hits, layout_of, trajectories
 from hsal_cli.pictures.writing import write_picture
 from hsal_cli.storage.files import bears_mark
 
@@ -56,7 +57,7 @@ def test_panels_keep_the_proportions_of_the_image_and_stand_in_a_grid(size, wide
         for x0, y0, x1, y1 in boxes[row]:
             assert (x1 - x0, y1 - y0) == layout.panel
             assert x0 >= 0 and y0 >= 0 and x1 <= layout.size[0] and y1 <= layout.size[1]
-    picture = draw_trajectory(a_look(size=size))
+    picture = drawn(a_look(size=size))
     assert picture.width >= layout.size[0] + 2 * MARGIN and picture.height > layout.size[1] + 2 * MARGIN
 
 
@@ -71,7 +72,7 @@ def test_cells_tile_a_panel():
 
 def test_glimpsed_cells_are_outlined_on_image_and_priority_map_and_no_others():
     look = a_look()
-    picture, layout = draw_trajectory(look), layout_of(look)
+    picture, layout = drawn(look), layout_of(look)
     for row, marked in ((0, True), (1, False), (2, False), (3, True)):
         for cell in ((0, 1), (2, 0), (1, 3)):
             x0, _, x1, y1 = cell_box(layout.box(row, 1), cell, (3, 4))
@@ -81,7 +82,7 @@ def test_glimpsed_cells_are_outlined_on_image_and_priority_map_and_no_others():
 
 def test_maps_are_drawn_cell_by_cell_on_their_scale():
     look = a_look(glimpses=())
-    picture, layout = draw_trajectory(look), layout_of(look)
+    picture, layout = drawn(look), layout_of(look)
     step = look.steps[0]
     for row, values in ((1, step.saliency), (2, step.mask / step.mask.max()), (3, step.priority)):
         for cell in np.ndindex(3, 4):
@@ -92,7 +93,7 @@ def test_maps_are_drawn_cell_by_cell_on_their_scale():
 
 def test_the_outline_lies_where_the_mask_has_half_its_maximum():
     look = a_look(glimpses=())
-    picture, box = draw_trajectory(look), layout_of(look).box(0, 0)
+    picture, box = drawn(look), layout_of(look).box(0, 0)
     pixels = pixels_of(picture, box)
     marked = np.argwhere(np.abs(pixels - 90).sum(-1) > 20)
     height, width = pixels.shape[:2]
@@ -115,7 +116,7 @@ def test_labels_are_marked_where_the_truth_is_known():
         x0, _, x1, y1 = layout.box(3, step)
         return pixels_of(picture, (x0, y1 + 4, x1, layout.size[1]))
 
-    known, unknown = draw_trajectory(look, ["3", "3"]), draw_trajectory(look)
+    known, unknown = drawn(look, ["3", "3"]), drawn(look)
     assert has(named(known, 0), GREEN) and not has(named(known, 0), RED)
     assert has(named(known, 1), RED) and not has(named(known, 1), GREEN)
     assert not has(named(unknown, 0), GREEN) and not has(named(unknown, 0), RED)
@@ -123,13 +124,15 @@ def test_labels_are_marked_where_the_truth_is_known():
 
 @pytest.mark.parametrize("look", [a_look(labels=()), a_look(labels=("a very long name of a class",)), a_look(glimpses=((1, 1), (1, 1)))])
 def test_unusual_looks_are_drawn(look):
-    draw_trajectory(look, ["3"])
+    """A picture as large as its layout, and not the same as that of another truth."""
+    picture, other = drawn(look, ["3"]), drawn(look, ["4", "4"])
+    assert picture.width >= layout_of(look).size[0] and picture.tobytes() != other.tobytes()
 
 
 @pytest.mark.parametrize(("steps", "beside"), [(1, 1), (5, 5), (6, 3), (8, 4), (64, 5)])
 def test_long_episodes_go_on_below_and_no_picture_is_wider_than_a_page(steps, beside):
     look = a_look(labels=("3",) * steps, size=(100, 100))
-    layout, picture = layout_of(look), draw_trajectory(look)
+    layout, picture = layout_of(look), drawn(look)
     corners = [layout.box(0, step)[:2] for step in range(steps)]
     assert len({x for x, _ in corners}) == beside and len({y for _, y in corners}) == -(-steps // beside)
     assert corners == sorted(corners, key=lambda corner: corner[::-1])  # row by row
@@ -139,21 +142,21 @@ def test_long_episodes_go_on_below_and_no_picture_is_wider_than_a_page(steps, be
 
 @pytest.mark.parametrize("size", [(1500, 3000), (3000, 1500), (100, 2000)])
 def test_large_and_long_photos_are_drawn_in_their_proportions_within_a_page(size):
-    picture = draw_trajectory(a_look(labels=("3",) * 8, size=size))
+    picture = drawn(a_look(labels=("3",) * 8, size=size))
     assert picture.width <= WIDEST + 2 * MARGIN
 
 
 def test_where_nothing_is_named_the_meta_step_that_named_stop_is_shown():
     stop = a_look(labels=("stop",))
     look = dataclasses.replace(stop, steps=[], end=stop.steps[0])
-    shown, blank = draw_trajectory(look), draw_trajectory(dataclasses.replace(look, end=None))
+    shown, blank = drawn(look), drawn(dataclasses.replace(look, end=None))
     box = layout_of(look).box(3, 0)
     assert has(pixels_of(shown, box), ORANGE) and (pixels_of(blank, box) == 255).all()
 
 
 def test_long_titles_are_set_smaller_and_then_cut():
     look = a_look(labels=("a very long name of a class",) * 3, name="x" * 200 + ".png")
-    assert draw_trajectory(look, ["another long name of a class"] * 3).width <= layout_of(look).size[0] + 2 * MARGIN
+    assert drawn(look, ["another long name of a class"] * 3).width <= layout_of(look).size[0] + 2 * MARGIN
 
 
 def test_several_trajectories_share_one_picture():

@@ -13,6 +13,7 @@ from test_faults_resume import FINETUNE, NAMES, TRAIN, data, one_layer  # noqa: 
 from hsal_cli.errors import FileError, HsalError
 from hsal_cli.finetuning.finetune import FinetuneTask, finetune
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.start import differences
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import write_sealed
 from hsal_cli.training.train import PolicyTask, resume, train
@@ -123,8 +124,8 @@ def test_check_tells_a_checkpoint_of_another_seed_by_its_score(data, tmp_path) -
 def test_what_a_version_left_open_is_no_difference() -> None:
     config = {"variant": {"beta": None, "mask": "learned", "gone": 3}, "finetune": {"resolution": "7"}, "train": {"objective": "rl"}}
     meta = {"variant": {"beta": [1, 2], "mask": "learned", "new": 1}, "resolution": 7, "classes": ["a"]}
-    assert runs.differences(config, meta) == []
-    assert runs.differences(config, {"variant": {"mask": "free"}, "resolution": 14}) == [
+    assert differences(config, meta) == []
+    assert differences(config, {"variant": {"mask": "free"}, "resolution": 14}) == [
         "variant.mask is free, not learned",
         "resolution is 14, not 7",
     ]
@@ -135,7 +136,7 @@ def test_a_grid_that_is_refused_keeps_its_record(tmp_path, monkeypatch) -> None:
     from shipped_parts import use_tiny_backbone, write_backbone
 
     from hsal_cli.evaluation.settings import EvalSettings
-    from hsal_cli.experiments.grid import Grid, record
+    from hsal_cli.experiments.grid import Grid
     from hsal_cli.experiments.grid_run import run_grid
     from hsal_cli.experiments.pipeline import Recipe
     from hsal_cli.features.settings import PrecomputeSettings
@@ -152,7 +153,7 @@ def test_a_grid_that_is_refused_keeps_its_record(tmp_path, monkeypatch) -> None:
     recipe = Recipe(SceneSettings(), FinetuneSettings(), PrecomputeSettings(), SMALL, TRAIN)
     grid = Grid(("mnist-set",), ("rl",), (0,), Path("out"), recipe, EvalSettings(), backbone=Path("runs/second"))
     Path("out").mkdir()
-    record(grid, backbone="runs/first")
+    grid.record(backbone="runs/first")
     before = Path("out/grid.json").read_bytes()
     with pytest.raises(FileError, match="another backbone"):
         run_grid(grid, CPU, SILENT)

@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from picture_parts import a_look
+from picture_parts import a_look, drawn
 from shipped_parts import use_tiny_backbone, write_backbone, write_policy, write_scenes
 from typer.testing import CliRunner
 
@@ -19,12 +19,10 @@ from hsal_cli import console
 from hsal_cli.errors import HsalError
 from hsal_cli.main import app
 from hsal_cli.models.export import export
-from hsal_cli.pictures.charts.curves import Panel, draw_curves
-from hsal_cli.pictures.charts.panels import Bars, Heat, draw_panels
+from hsal_cli.pictures.charts.panels import Bars, Curves, Heat, draw_panels
 from hsal_cli.pictures.contact_sheet import contact_sheet
 from hsal_cli.pictures.film import film
 from hsal_cli.pictures.replay import replay_page
-from hsal_cli.pictures.trajectory import draw_trajectory
 from hsal_cli.report.markdown import markdown_table
 from hsal_cli.report.report_page import Page, PageFinding, render
 from hsal_cli.runs import run as runs
@@ -104,13 +102,13 @@ LONG = {"latin": "x" * 5000, "wide": "ȟ" * 5000, "words": "word " * 1000, "empt
 def test_any_name_is_drawn_in_seconds(name) -> None:
     start = time.process_time()
     look = a_look(labels=(name, "5", name), classes=(name, "5", "stop"), name=f"folder/{name}.png")
-    picture = draw_trajectory(look, [name, name])
+    picture = drawn(look, [name, name])
     film([look], [[name]])
     assert len(replay_page([look], [[name, name]])) < 100_000
     contact_sheet(np.zeros((2, 20, 20), np.uint8), np.array([[0, 1], [0, 0]]), None, [name, "b"])
     heat = Heat(name, "x", "y", np.ones((2, 2)), "c", x_names=[name, "b"], y_names=[name, "b"], percent=True)
     draw_panels([Bars(name, "x", "y", [name, "b"], {name: [1, 2], "s": [1, 2]}), heat])
-    draw_curves([Panel(name, "y", {name: [[(1, 0.5), (2, 0.6)]], "k": [[(1, 0.5), (2, 0.6)]]})])
+    draw_panels([Curves(name, "epoch", "y", {name: [[(1, 0.5), (2, 0.6)]], "k": [[(1, 0.5), (2, 0.6)]]})])
     assert picture.width < 3000 and time.process_time() - start < 30
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hsal_cli.bench.pairs import measure
 from hsal_cli.bench.settings import BenchSettings
 from hsal_cli.bench.shop import Shop
 from hsal_cli.bench.stages import MAKERS
-from hsal_cli.bench.timing import STOPPED_HINT
+from hsal_cli.bench.timing import STOPPED_HINT, measure
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments.pipeline import Recipe
 from hsal_cli.progress import SILENT, Reporter
@@ -49,31 +49,18 @@ def bench(
         "stages": [],
     }
 
-    def check_stop() -> None:
-        reporter.check_stop(STOPPED_HINT)
-
     names = settings.stage_names
     with tempfile.TemporaryDirectory(prefix="hsal-bench-") as folder:
         shop = Shop(recipe, Path(folder), device, reporter)
         with reporter.track("bench", 2 * settings.laps * len(names), "laps") as advance:
             for name in names:
-                check_stop()
+                reporter.check_stop(STOPPED_HINT)
                 stage = MAKERS[name](shop, settings.seconds, evaluation)
-                found = measure(stage, settings.seconds, settings.laps, check_stop, lambda n, name=name: advance(n, name))
-                document["stages"].append(
-                    {
-                        "stage": name,
-                        "rate": found.rate,
-                        "unit": stage.unit,
-                        "floor": found.floor,
-                        "ratio": found.ratio,
-                        "floor_is": stage.floor_is,
-                        "goal": stage.goal,
-                        "reached": stage.reached(found.rate, found.floor),
-                        "rates": found.rates,
-                        "floors": found.floors,
-                    }
-                )
+                rates, floors = measure(stage, settings.seconds, settings.laps, reporter, lambda n, name=name: advance(n, name))
+                rate, floor = statistics.median(rates), statistics.median(floors)
+                found = {"stage": name, "rate": rate, "unit": stage.unit, "floor": floor, "ratio": rate / floor, "floor_is": stage.floor_is}
+                found |= {"goal": stage.goal, "reached": stage.reached(rate, floor), "rates": rates, "floors": floors}
+                document["stages"].append(found)
                 del stage
                 gc.collect()  # networks and batches that closures hold in circles, before the next stage is timed
     return document

@@ -13,21 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hsal_cli.bench.timing import wait_for
 
 # operator -> where its two matrices stand among its arguments
-OPERANDS = {
-    torch.ops.aten.mm.default: 0,
-    torch.ops.aten.bmm.default: 0,
-    torch.ops.aten.addmm.default: 1,
-    torch.ops.aten.baddbmm.default: 1,
-}
+OPERANDS = {torch.ops.aten.mm.default: 0, torch.ops.aten.bmm.default: 0, torch.ops.aten.addmm.default: 1, torch.ops.aten.baddbmm.default: 1}
 Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]  # shape, strides and type of a matrix, or of a batch of them
 
 
 class MatrixProducts(TorchDispatchMode):
-    """While its block runs, notes every matrix product, those of backward passes included.
-
-    Attributes:
-        found: the layouts of both factors -> how often they were multiplied.
-    """
+    """While its block runs, notes every matrix product, backward passes included, in `found`: layouts of both factors -> how often."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,22 +37,14 @@ class MatrixProducts(TorchDispatchMode):
     @property
     def flops(self) -> int:
         """Floating-point operations of all products: 2 for each multiplication and addition."""
-        return sum(times * flops_of(*pair) for pair, times in self.found.items())
-
-
-def flops_of(left: Layout, right: Layout) -> int:
-    """2 m n p FLOPs for the product of (m, n) and (n, p), and as many times that as there are in a batch."""
-    *batch, rows, inner = left[0]
-    flops = 2 * rows * inner * right[0][-1]
-    return flops * batch[0] if batch else flops
+        total = 0
+        for (((*batch, rows, inner), *_), (right, *_)), times in self.found.items():  # (rows, inner) times (inner, columns)
+            total += times * 2 * rows * inner * right[-1] * (batch[0] if batch else 1)
+        return total
 
 
 def replay(products: MatrixProducts, device: torch.device) -> Callable[[], None]:
-    """The products alone, on resident matrices of the same shapes and strides.
-
-    Returns:
-        run(): takes them all, as often as they were found, and waits for the device.
-    """
+    """The products alone, on resident matrices of the same shapes and strides: run() takes all, as often as found, and waits."""
     prepared: list[tuple[Callable[..., Tensor], Tensor, Tensor, Tensor, int]] = []
     for (left, right), times in products.found.items():
         a, b = _filled(left, device), _filled(right, device)

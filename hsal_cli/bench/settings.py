@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from hsal_cli.errors import UsageError
-from hsal_cli.settings import check, setting
+from hsal_cli.settings import check, names_in, setting
 
 STAGES = ("make-data", "finetune", "precompute", "train", "eval", "help", "visualize")
 
@@ -14,22 +13,15 @@ STAGES = ("make-data", "finetune", "precompute", "train", "eval", "help", "visua
 class BenchSettings:
     """Which stages are timed, and for how long."""
 
-    stages: str = setting(
-        ",".join(STAGES),
-        "What is timed: commands, help (the start of hsal --help), with commas between them.",
-    )
+    stages: str = setting(",".join(STAGES), "What is timed: commands, help (the start of hsal --help), with commas between them.")
     seconds: float = setting(2.0, "How long a lap of a stage, and of its floor, lasts at least, seconds.", above=0, high=3600)
     laps: int = setting(5, "Laps of each; stage and floor take turns, and medians are shown.", low=1, high=1000)
 
     def __post_init__(self) -> None:
         check(self)
-        wrong = [name for name in self.stage_names if name not in STAGES]
-        if wrong or not self.stage_names:
-            raise UsageError(
-                f"stages = {self.stages}: there is no stage {wrong[0] if wrong else self.stages!r}", f"take of: {','.join(STAGES)}"
-            )
+        _ = self.stage_names
 
     @property
     def stage_names(self) -> list[str]:
         """The stages, one by one."""
-        return list(dict.fromkeys(name.strip() for name in self.stages.split(",") if name.strip()))
+        return names_in(self.stages, STAGES, "stage")

@@ -27,7 +27,7 @@ from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.settings import as_dict
 from hsal_cli.storage.checkpoints import write_checkpoint
 from hsal_cli.storage.files import digest_of_file
-from hsal_cli.vision.backbone import CHANNELS, ActivationModel
+from hsal_cli.vision.backbone import ActivationModel
 
 ROWS = 4096  # of features, 200 MB at 7 x 7 cells: far more than a cache holds
 PATTERNS = 256  # of them differ
@@ -37,14 +37,7 @@ NEVER = -100.0  # a bias with which a label is never named
 
 
 class Shop:
-    """Makes what the stages need, each thing once.
-
-    Args:
-        recipe: the settings of every step.
-        folder: a temporary one.
-        device: where to compute.
-        reporter: told where digits come from if that needs saying.
-    """
+    """Makes what the stages need, each thing once, in a temporary folder, by a recipe; says where digits come from if that needs saying."""
 
     def __init__(self, recipe: Recipe, folder: Path, device: torch.device, reporter: Reporter):
         self.recipe, self.folder, self.device, self.reporter = recipe, folder, device, reporter
@@ -73,7 +66,7 @@ class Shop:
         """An activation model of random weights, on the CPU."""
         torch.manual_seed(0)
         settings = self.finetune
-        return ActivationModel(settings.arch, len(CLASSES), settings.input_size, self.resolution, settings.dilate)
+        return ActivationModel(settings.arch, len(CLASSES), settings.input_size, self.resolution, settings.dilate, settings.channels)
 
     @functools.cached_property
     def backbone(self) -> Path:
@@ -85,6 +78,7 @@ class Shop:
             "input_size": settings.input_size,
             "resolution": self.resolution,
             "dilate": settings.dilate,
+            "channels": settings.channels,
             "classes": CLASSES,
             "weights": "random",
         }
@@ -100,7 +94,7 @@ class Shop:
         """An untrained policy, on the device."""
         torch.manual_seed(0)
         side = self.resolution
-        return HSAL(self.recipe.variant, len(CLASSES), (CHANNELS, side, side)).to(self.device)
+        return HSAL(self.recipe.variant, len(CLASSES), (self.finetune.channels, side, side)).to(self.device)
 
     @property
     def most_labels(self) -> int:
@@ -112,7 +106,7 @@ class Shop:
         """Random features, with as many labels an image as the recipe says."""
         rows, side = min(ROWS, max(self.recipe.scenes.train, 2)), self.resolution
         draw = torch.Generator().manual_seed(0)
-        volumes = torch.rand(min(PATTERNS, rows), CHANNELS, side, side, generator=draw).half()
+        volumes = torch.rand(min(PATTERNS, rows), self.finetune.channels, side, side, generator=draw).half()
         volumes = volumes.repeat(-(-rows // len(volumes)), 1, 1, 1)[:rows]
         low, high = self.recipe.scenes.count
         labels = torch.randint(len(CLASSES), (rows, high), generator=draw)

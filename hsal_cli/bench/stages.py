@@ -9,15 +9,14 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from hsal_cli.bench.pairs import Piece, Stage
 from hsal_cli.bench.products import MatrixProducts, replay
 from hsal_cli.bench.shop import CLASSES, Shop
-from hsal_cli.bench.timing import Clock, call, timed
+from hsal_cli.bench.timing import Clock, Piece, Stage, call, timed
 from hsal_cli.evaluation.evaluate import evaluate, roll_outs
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.precompute import precompute
 from hsal_cli.finetuning.finetune import FinetuneTask
-from hsal_cli.finetuning.single_objects import read_single_objects
+from hsal_cli.finetuning.objects import read_objects
 from hsal_cli.runs.loop import CHECK_EVERY
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.scenes.compose import Composer
@@ -39,10 +38,15 @@ LOOK_STEPS = 4  # meta-steps that a picture shows
 BARE_FORWARD = """
 import sys
 import torch
-import torchvision.models.resnet as resnet
 arch, side, device = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+if arch.startswith("timm:"):
+    import timm
+    make = lambda: timm.create_model(arch[5:])
+else:
+    import torchvision.models.resnet as resnet
+    make = getattr(resnet, arch)
 with torch.device("meta"):
-    model = getattr(resnet, arch)()
+    model = make()
 model = model.to_empty(device=device).eval()
 with torch.inference_mode():
     for tensor in model.state_dict().values():
@@ -79,8 +83,6 @@ def make_data(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
         return clock.units, clock.work_s
 
     return Stage(
-        "make-data",
-        "images/s",
         whole,
         floor,
         "the same images composed in one thread, nothing written",
@@ -92,7 +94,7 @@ def make_data(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
 def finetune(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
     """A step of `hsal finetune` on full images, beside forward and backward of the bare network on a resident batch."""
     settings, device = shop.finetune, shop.device
-    data = read_single_objects(shop.compose("mnist-single", min(SINGLES, max(shop.scenes.train, 4))), "train")
+    data = read_objects(shop.compose("mnist-single", min(SINGLES, max(shop.scenes.train, 4))), "train", "single")
     model = shop.model().to(device, memory_format=torch.channels_last)
     task = FinetuneTask(model, data, settings, device, {})
     task.start_epoch(0)
@@ -111,13 +113,10 @@ def finetune(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
         return len(images)
 
     return Stage(
-        "finetune",
-        "images/s",
         timed(_steps(task, device), device),
         timed(bare, device),
         f"forward and backward of the bare {settings.arch} at {model.input_size} px on a resident batch",
-        "0.93",
-        _at_least(0.93),
+        *_at_least(0.93),
     )
 
 
@@ -146,7 +145,7 @@ def precomputing(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
         return clock.units, clock.work_s
 
     what = f"forward pass of the bare {model.arch} at {side} px on a resident batch"
-    return Stage("precompute", "images/s", whole, floor, what, "0.95", _at_least(0.95))
+    return Stage(whole, floor, what, *_at_least(0.95))
 
 
 def train(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
@@ -160,15 +159,12 @@ def train(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
     step = _steps(task, device, look_every=1)
     with MatrixProducts() as products:
         images = sum(step() for _ in range(RECORDED))
-    cuda = device.type == "cuda"
+    on_gpu = (f"{EPOCH:,} images in {EPOCH_S:g} s", lambda rate, floor: rate >= EPOCH / EPOCH_S)
     return Stage(
-        "train",
-        "images/s",
         timed(_steps(task, device), device),
         _products_alone(products, images, device),
         f"the roll-out's matrix products alone, forward and backward, {products.flops / images / 1e6:,.1f} MFLOP an image",
-        f"{EPOCH:,} images in {EPOCH_S:g} s" if cuda else "0.6",
-        (lambda rate, floor: rate >= EPOCH / EPOCH_S) if cuda else _at_least(0.6),
+        *(on_gpu if device.type == "cuda" else _at_least(0.6)),
     )
 
 
@@ -189,13 +185,10 @@ def evaluating(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
         return len(table)
 
     return Stage(
-        "eval",
-        "images/s",
         timed(whole, device),
         floor,
         f"the policy's matrix products alone, forward, {products.flops / images / 1e6:,.1f} MFLOP an image",
-        "0.6",
-        _at_least(0.6),
+        *_at_least(0.6),
     )
 
 
@@ -203,7 +196,7 @@ def help_(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
     """`hsal --help`, beside the start of the interpreter."""
     work = call(["-m", "hsal_cli", "--help"], shop.folder, shop.reporter)
     floor = call(["-c", "pass"], shop.folder, shop.reporter)
-    return Stage("help", "calls/s", work, floor, "the interpreter's start", f"{HELP_S:g} s", lambda rate, floor: 1 / rate <= HELP_S)
+    return Stage(work, floor, "the interpreter's start", f"{HELP_S:g} s", lambda rate, floor: 1 / rate <= HELP_S, "calls/s")
 
 
 def visualize(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
@@ -212,18 +205,16 @@ def visualize(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
     words += ["--device", str(shop.device), "--max-steps", str(LOOK_STEPS)]
     floor = ["-c", BARE_FORWARD, shop.finetune.arch, str(shop.finetune.input_size), str(shop.device)]
     return Stage(
-        "visualize",
-        "calls/s",
         call(words, shop.folder, shop.reporter),
         call(floor, shop.folder, shop.reporter),
         f"import torch and torchvision, and one forward pass of the bare {shop.finetune.arch}",
         f"floor + {VISUALIZE_S:g} s",
         lambda rate, floor: 1 / rate <= 1 / floor + VISUALIZE_S,
+        "calls/s",
     )
 
 
-Maker = Callable[[Shop, float, EvalSettings], Stage]
-MAKERS: dict[str, Maker] = {
+MAKERS: dict[str, Callable[[Shop, float, EvalSettings], Stage]] = {
     "make-data": make_data,
     "finetune": finetune,
     "precompute": precomputing,
@@ -262,8 +253,9 @@ def _products_alone(products: MatrixProducts, images: float, device: torch.devic
     return timed(alone, device)
 
 
-def _at_least(goal: float) -> Callable[[float, float], bool]:
-    return lambda rate, floor: rate >= goal * floor
+def _at_least(goal: float) -> tuple[str, Callable[[float, float], bool]]:
+    """A share of the floor as a goal: in words, and whether it is reached."""
+    return f"{goal:g}", lambda rate, floor: rate >= goal * floor
 
 
 def _speed(piece: Piece) -> float:

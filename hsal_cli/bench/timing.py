@@ -1,8 +1,10 @@
-"""Clocks: of work on a device, of a room's own progress, of a process."""
+"""Timing a stage and its floor in turns, so that whatever else the machine does slows both alike; and clocks: of work on a device, of a
+room's own progress, of a process."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,11 +15,61 @@ from pathlib import Path
 import torch
 
 import hsal_cli
-from hsal_cli.bench.pairs import Piece
 from hsal_cli.errors import HsalError
 from hsal_cli.progress import Reporter
 
 STOPPED_HINT = "run the same command again"
+Piece = Callable[[], tuple[float, float]]
+"""piece() does a part of some work, and times it -> (units of work done, seconds they took)"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What is measured.
+
+    Attributes:
+        work, floor: do a part of the stage, and of what sets its limit, in the same units.
+        floor_is: what the floor is, in words.
+        goal: the goal, in words.
+        reached: (rate, floor) -> whether the goal is reached.
+        unit: of the rates.
+    """
+
+    work: Piece
+    floor: Piece
+    floor_is: str
+    goal: str
+    reached: Callable[[float, float], bool]
+    unit: str = "images/s"
+
+
+def lap(piece: Piece, seconds: float, reporter: Reporter) -> float:
+    """Units a second over at least so many seconds, and at least one piece; a signal stops it between pieces."""
+    units = spent = 0.0
+    while not units or spent < seconds:
+        reporter.check_stop(STOPPED_HINT)
+        done, took = piece()
+        units, spent = units + done, spent + took
+    return units / spent
+
+
+def measure(stage: Stage, seconds: float, laps: int, reporter: Reporter, advance: Callable[[int], None]) -> tuple[list[float], list[float]]:
+    """Times a stage and its floor, in so many laps of at least so many seconds each; `advance` is told of each lap.
+
+    Returns:
+        Units a second of each lap of the stage, and of its floor, in the order in which they were taken.
+    """
+    pieces = (stage.work, stage.floor)
+    for piece in pieces:  # the first of all is slower: caches, compiled kernels, memory not yet allocated
+        reporter.check_stop(STOPPED_HINT)
+        piece()
+    found: dict[Piece, list[float]] = {piece: [] for piece in pieces}
+    for number in range(laps):
+        # Each goes first every other time, so that a machine that gets slower favours neither.
+        for piece in pieces if number % 2 == 0 else reversed(pieces):
+            found[piece].append(lap(piece, seconds, reporter))
+            advance(1)
+    return found[stage.work], found[stage.floor]
 
 
 def wait_for(device: torch.device) -> None:
@@ -44,14 +96,10 @@ def timed(work: Callable[[], float], device: torch.device) -> Piece:
 class Clock(Reporter):
     """Times the work that a room tracks: from when it says how much there is, to when the block ends.
 
-    Reading inputs and starting processes is done once, however much work there is, and is timed apart.
-
-    Args:
-        parent: is asked whether to stop; hears nothing else.
+    Reading inputs and starting processes is done once, however much work there is, and is timed apart. Hears nothing but whether to stop.
 
     Attributes:
-        start_s: seconds before the tracked work began.
-        work_s: seconds from then to the end of the block.
+        start_s, work_s: seconds before the tracked work began, and from then to the end of the block.
         units: what was tracked.
     """
 
@@ -76,15 +124,10 @@ class Clock(Reporter):
 
 
 def call(words: Sequence[str], folder: Path, reporter: Reporter) -> Piece:
-    """A piece that runs Python with these arguments in a process of its own; the unit is a call.
-
-    Args:
-        words: what stands behind `python`.
-        folder: where it runs.
-        reporter: is asked whether to stop where the process fails, for Ctrl-C reaches that too.
+    """A piece that runs `python WORDS` in a folder, in a process of its own; the unit is a call.
 
     Raises:
-        HsalError: when called, the process fails.
+        HsalError: when called, the process fails; Interrupted where Ctrl-C, which reaches it too, was why.
     """
     # The package may not be installed, but lie in the folder that the benchmark was started from.
     paths = [str(Path(hsal_cli.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]

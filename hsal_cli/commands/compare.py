@@ -11,7 +11,7 @@ from hsal_cli import console
 from hsal_cli.commands.options import Json
 
 if TYPE_CHECKING:
-    from hsal_cli.runs.scores import Evaluation
+    from hsal_cli.runs.documents import Evaluation
 
 
 def compare(

@@ -48,8 +48,8 @@ def eval_(
     With --pretrained a scene file is enough: its features are computed on the way and not kept.
     """
     from hsal_cli.evaluation.evaluate import evaluate_file
+    from hsal_cli.runs.documents import Evaluation
     from hsal_cli.runs.run import Run
-    from hsal_cli.runs.scores import Evaluation
     from hsal_cli.storage.atomic import write_sealed
     from hsal_cli.storage.documents import refuse_foreign_results
     from hsal_cli.typed import checked
@@ -67,7 +67,7 @@ def eval_(
         else:
             place = policy_run(run, chosen, reporter, preset, config, counts=True)
             loaded = load(place, chosen, reporter, counts=True)
-            features = _features(data, loaded, chosen, reporter)
+            features = _features(data, settings.split, loaded, chosen, reporter)
             own = Run(place) if out is None and (place / "status.json").is_file() else None
             if own is not None:
                 _ = own.config  # a config.json that cannot be read is said before the work, not after it
@@ -129,7 +129,7 @@ def _stated(found: dict[str, Any], stated: Result | None) -> str:
     return f"{found['pretrained']}: stated for {where}: {'; '.join(figures)}"
 
 
-def _features(data: Path | None, loaded: LoadedPolicy, device: Any, reporter: console.Reporter) -> Path:
+def _features(data: Path | None, split: str, loaded: LoadedPolicy, device: Any, reporter: console.Reporter) -> Path:
     """The feature file that is meant; for a scene file its features by the policy's own backbone, computed if missing."""
     meta = loaded.meta
     if data is None:
@@ -139,10 +139,12 @@ def _features(data: Path | None, loaded: LoadedPolicy, device: Any, reporter: co
         return recorded
     if not _is_scene_file(data):
         return data
+    from hsal_cli.evaluation.evaluate import check_scenes
     from hsal_cli.experiments.pipeline import ensure_features
     from hsal_cli.features.table import features_path
     from hsal_cli.models.load import find_backbone
 
+    check_scenes(data, loaded, split)
     saliency = meta.saliency
     if kind_in(saliency) == "file":  # the maps of other scenes are not where those of the training scenes are
         found = features_path(data, saliency)

@@ -35,7 +35,7 @@ def finetune(
     config: Config = None,
     given: Given,
 ) -> None:
-    """Fine-tune the ResNet-34 activation model, on single objects where there are such images."""
+    """Fine-tune the activation model, a ResNet-34 or what --arch names, on single objects where there are such images."""
     from hsal_cli.experiments.pipeline import SINGLE, ensure_scenes
     from hsal_cli.finetuning.finetune import finetune as finetune_run
     from hsal_cli.runs import run as runs

@@ -205,7 +205,7 @@ def _make(
             "out": str(out),
             "images": counts,
             "classes": scenes.classes,
-            **{key: scenes.config[key] for key in ("digits", "mnist_dir", "svhn_labels", "svhn_dir") if key in scenes.config},
+            **{key: scenes.config[key] for key in ("digits", "mnist_dir", "svhn_labels", "svhn_dir", "frame") if key in scenes.config},
             "boxes": all(scenes.split(split).boxes is not None for split in scenes.splits),
             "digest": scenes.digest,
             "bytes": out.stat().st_size,

@@ -46,9 +46,10 @@ def known_tables() -> dict[str, list[type]]:
     """TOML table -> the settings dataclasses it may hold; none of these imports torch."""
     from hsal_cli.bench.settings import BenchSettings
     from hsal_cli.evaluation.settings import EvalSettings
+    from hsal_cli.experiments.settings import SweepSettings
     from hsal_cli.features.settings import PrecomputeSettings
     from hsal_cli.policy.variant import Variant, VariantName
-    from hsal_cli.runs.settings import FinetuneSettings, SweepSettings, TrainSettings
+    from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
     from hsal_cli.scenes.settings import FolderSettings, SceneSettings, StreetSettings, SvhnSettings
 
     return {

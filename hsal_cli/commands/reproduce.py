@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from hsal_cli.evaluation.examples import ChosenExample
-    from hsal_cli.experiments.grid import Grid, Step
-    from hsal_cli.experiments.summary import GridRun
+    from hsal_cli.experiments.grid import Grid, GridRun, Step
 
 MOST_SEEDS = 100
 WORDS = {"done": "there", "resume": "begun: would go on", "missing": "would be made", "odd": "cannot be read: passed over"}

@@ -11,7 +11,7 @@ import typer
 from hsal_cli import console
 from hsal_cli.commands.options import Device, DryRun, Json, options
 from hsal_cli.commands.policies import RunOption, load, policy_run
-from hsal_cli.runs.settings import SweepSettings
+from hsal_cli.experiments.settings import SweepSettings
 from hsal_cli.settings import as_dict
 
 if TYPE_CHECKING:

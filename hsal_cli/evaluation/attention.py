@@ -113,8 +113,7 @@ def cells_inside(boxes: np.ndarray, image_size: tuple[int, int], grid: tuple[int
 
     Args:
         boxes: (..., 4) x0, y0, x1, y1 in px, half-open.
-        image_size: (H, W) in px.
-        grid: (h, w) in cells.
+        image_size, grid: (H, W) in px, and (h, w) in cells.
 
     Returns:
         (..., h*w) bool.

@@ -1,8 +1,8 @@
-"""Evaluation of a policy on a feature table (section 5): the roll-outs, and every score of the contract."""
+"""Evaluation of a policy, or of the direct baseline, on a feature table (section 5): the roll-outs, and every score of the contract."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,31 +10,30 @@ import numpy as np
 import torch
 
 from hsal_cli import distributed
-from hsal_cli.errors import FileError
+from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.attention import Tally, add_attn_saliency, add_localization
-from hsal_cli.evaluation.baselines import trivial_baselines
-from hsal_cli.evaluation.evaluate_counts import evaluate_counts
 from hsal_cli.evaluation.looking import Looking
-from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, multiset_metrics
+from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, multiset_metrics, trivial_baselines
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.settings import kind_in
 from hsal_cli.models.load import LoadedPolicy
+from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.episode import Episode, greedy, sampling
 from hsal_cli.policy.hsal import HSAL
+from hsal_cli.policy.set_predictor import SetPredictor
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.settings import as_dict
 
 if TYPE_CHECKING:
-    from hsal_cli.features.scene_features import SceneFeatures
-    from hsal_cli.features.table import FeatureTable
+    from hsal_cli.features.table import FeatureRows, FeatureTable
     from hsal_cli.vision.backbone import LoadedBackbone
 
 STOPPED_HINT = "run the same command again"
 
 
 def evaluate(
-    policy: HSAL,
-    table: FeatureTable,
+    policy: HSAL | CountClassifier | SetPredictor,
+    table: FeatureRows,
     class_names: list[str],
     settings: EvalSettings,
     max_steps: int,
@@ -42,10 +41,10 @@ def evaluate(
     reporter: Reporter = SILENT,
     train_labels: torch.Tensor | None = None,
 ) -> dict[str, Any]:
-    """Rolls a policy out over a table and scores it.
+    """Shows a table to a policy, which is rolled out over it, or to a direct baseline, and scores what is named.
 
     Args:
-        policy: on `device`.
+        policy: on `device`, in evaluation mode.
         table: at least one image.
         class_names: K names.
         settings: `sample`: 0 for one greedy roll-out an image, else that many sampled ones, whose metrics are averaged.
@@ -57,46 +56,48 @@ def evaluate(
         Plain JSON types: all of `metrics.multiset_metrics`; `attn_saliency` (`raw`, `normalized`, `random`, `best`); where boxes are
         known `localization` (`glimpse_hit`, `mask_mass`, controls `random`, `area`, `center`, `saliency`, `reachable`, and `digits_once`,
         `repeat_visits`; see `attention`); `looking` of greedy roll-outs (see `Looking.scores`); `baselines`, with
-        train_labels (see `baselines`); `sample` and `max_steps` as used.
-        A score of which there is no case, such as `glimpse_hit` of a policy without glimpses, is None.
+        train_labels (see `metrics`); `sample` and `max_steps` as used.
+        A score of which there is no case, such as `glimpse_hit` of a policy without glimpses, is None; a direct baseline has no
+        `localization` or `looking`, and its `attn_saliency` and `max_steps` are None.
 
     Raises:
+        UsageError: sampled roll-outs are asked of a direct baseline.
         Interrupted: a signal asked to stop.
     """
-    max_steps = settings.max_steps or max_steps
-    true = label_counts(table.labels, policy.classes)
-    results = []
-    stretch = distributed.stretch(len(table), settings.batch_size)
-    looking = Looking(policy, max_steps, settings.seed, settings.resamples, stretch.start)
-    rows = len(stretch)
-    with reporter.track("evaluating", rows * max(settings.sample, 1), "images") as advance:
-        for number in range(max(settings.sample, 1)):
-            own = _Found(policy.classes)
+    looks = isinstance(policy, HSAL)
+    if not looks and (settings.sample or settings.max_steps):
+        raise UsageError("a direct baseline takes no steps, so there are none to sample or to cap", "leave --sample and --max-steps out")
+    max_steps, times = settings.max_steps or max_steps, max(settings.sample, 1)
+    true, results, stretch = label_counts(table.labels, policy.classes), [], distributed.stretch(len(table), settings.batch_size)
+    looking = Looking(policy, max_steps, settings.seed, settings.resamples, stretch.start) if looks and not settings.sample else None
+    with reporter.track("evaluating", len(stretch) * times, "images") as advance:
+
+        def seen(part: FeatureTable, episode: Episode | None) -> None:
+            if looking is not None:
+                looking.add(part.volumes.to(device), part.saliency.to(device), part.labels, episode.labels)
+            advance(len(part))
+            reporter.check_stop(STOPPED_HINT)
+
+        for number in range(times):
             seed = settings.seed + number if settings.sample else None
-            for part, episode in roll_outs(policy, table, max_steps, settings.batch_size, device, seed):
-                own.add(part, episode)
-                if seed is None:
-                    looking.add(part.volumes.to(device), part.saliency.to(device), part.labels, episode.labels)
-                advance(len(part))
-                reporter.check_stop(STOPPED_HINT)
-            whole = own.together()
-            scores = multiset_metrics(true, whole.predicted, class_names, settings.resamples, settings.seed)
-            scores["attn_saliency"] = whole.attention.means()
-            if table.boxes is not None:
-                scores["localization"] = whole.localization.means()
+            named, attention, localization = _answers(policy, table, max_steps, settings.batch_size, device, seed, seen)
+            scores = multiset_metrics(true, named, class_names, settings.resamples, settings.seed)
+            scores["attn_saliency"] = dict.fromkeys(("raw", "normalized", "random", "best")) | attention.means()
+            if table.boxes is not None and looks:
+                scores["localization"] = localization.means()
             results.append(scores)
     found = mean_of(results)
-    if not settings.sample:
+    if looking is not None:
         found["looking"] = looking.scores()
     if train_labels is not None and len(train_labels):
         found["baselines"] = trivial_baselines(label_counts(train_labels, policy.classes), true)
-    return {**found, "sample": settings.sample, "max_steps": max_steps}
+    return {**found, "sample": settings.sample, "max_steps": max_steps if looks else None}
 
 
 def evaluate_file(
     loaded: LoadedPolicy, features: Path, settings: EvalSettings, device: torch.device | str = "cpu", reporter: Reporter = SILENT
 ) -> dict[str, Any]:
-    """Evaluates a loaded policy, or count classifier, on a split of a feature file.
+    """Evaluates a loaded policy, or direct baseline, on a split of a feature file.
 
     Returns:
         What `evaluate` gives, with baselines if the file has a training split, and `dataset` (the file's name without endings),
@@ -117,10 +118,10 @@ def evaluate_file(
             raise FileError(f"split {settings.split} of {features} holds no image", "name another one with --split")
         train_labels = file.labels("train") if "train" in file.splits else None
         made_from = {"features": str(features), "scenes_digest": file.scenes_digest}
-        compared = {"features_digest": file.digest, "scenes_digest": file.scenes_digest, "weights": loaded.checkpoint.digest}
-    distributed.agree(**compared, eval=as_dict(settings))
-    found = _evaluate(loaded, table, settings, device, reporter, train_labels)
-    return _documented(loaded, features, settings.split, found, made_from)
+        distributed.agree(
+            features_digest=file.digest, scenes_digest=file.scenes_digest, weights=loaded.checkpoint.digest, eval=as_dict(settings)
+        )
+    return _document(loaded, table, features, made_from, settings, device, reporter, train_labels)
 
 
 def evaluate_scenes(
@@ -131,7 +132,7 @@ def evaluate_scenes(
     device: torch.device | str = "cpu",
     reporter: Reporter = SILENT,
 ) -> dict[str, Any]:
-    """Evaluates a loaded policy, or count classifier, on a split of a scene file, whose features are computed on the way and not kept.
+    """Evaluates a loaded policy, or direct baseline, on a split of a scene file, whose features are computed on the way and not kept.
 
     Memory is bounded by one batch; sampled roll-outs take the images several times, so their features are held in memory, in float16.
 
@@ -148,46 +149,52 @@ def evaluate_scenes(
     from hsal_cli.features.saliency.models import saliency_model
     from hsal_cli.features.scene_features import SceneFeatures
     from hsal_cli.scenes.scene_file import open_scenes
-    from hsal_cli.vision.backbone import CHANNELS
 
     side = backbone.model.resolution
     with open_scenes(scenes) as file:
         saliency = loaded.meta.saliency
-        _check_fits(scenes, loaded, file.classes, (CHANNELS, side, side), saliency)
-        table = SceneFeatures(file.split(settings.split), settings.split, backbone, saliency_model(saliency))
+        _check_fits(scenes, loaded, file.classes, (backbone.model.channels, side, side), saliency)
+        table = SceneFeatures(file.split(settings.split), backbone, saliency_model(saliency))
         train_labels = torch.from_numpy(file.split("train").labels) if "train" in file.splits else None
         if settings.sample > 1:
             table = table.in_memory(settings.batch_size, reporter)
         made_from = {"scenes": str(scenes), "scenes_digest": file.digest}
         distributed.agree(scenes_digest=file.digest, weights=loaded.checkpoint.digest, backbone=backbone.digest, eval=as_dict(settings))
-        found = _evaluate(loaded, table, settings, device, reporter, train_labels)
-    return _documented(loaded, scenes, settings.split, found, made_from)
+        return _document(loaded, table, scenes, made_from, settings, device, reporter, train_labels)
 
 
-def _evaluate(
+def check_scenes(scenes: Path, loaded: LoadedPolicy, split: str) -> None:
+    """Refuses scenes that a policy cannot be evaluated on, before an hour of features is computed for it.
+
+    Raises:
+        FileError: other classes than the policy's, or no such split.
+    """
+    from hsal_cli.scenes.scene_file import open_scenes
+
+    with open_scenes(scenes) as file:
+        _check_fits(scenes, loaded, file.classes, loaded.policy.volume_shape, loaded.meta.saliency)
+        file.split(split)
+
+
+def _document(
     loaded: LoadedPolicy,
-    table: FeatureTable | SceneFeatures,
+    table: FeatureRows,
+    source: Path,
+    made_from: dict[str, str],
     settings: EvalSettings,
     device: torch.device | str,
     reporter: Reporter,
     train_labels: torch.Tensor | None,
 ) -> dict[str, Any]:
-    from hsal_cli.vision.devices import fitting
-
-    model = loaded.policy
-    with fitting(device, settings.batch_size):
-        if not isinstance(model, HSAL):
-            return evaluate_counts(model, table, loaded.classes, settings, device, reporter, train_labels)
-        return evaluate(model, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels)
-
-
-def _documented(loaded: LoadedPolicy, source: Path, split: str, found: dict[str, Any], made_from: dict[str, str]) -> dict[str, Any]:
     """Scores, and what they are scores of."""
     from hsal_cli.features.table import dataset_of
+    from hsal_cli.vision.devices import fitting
 
+    with fitting(device, settings.batch_size):
+        found = evaluate(loaded.policy, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels)
     return {
         "dataset": dataset_of(source, loaded.meta.saliency),
-        "split": split,
+        "split": settings.split,
         **found,
         **made_from,
         "checkpoint": str(loaded.checkpoint.path),
@@ -208,20 +215,21 @@ def _check_fits(source: Path, loaded: LoadedPolicy, classes: list[str], shape: t
 
 
 def quick_scores(
-    policy: HSAL, table: FeatureTable, max_steps: int, batch_size: int = 256, device: torch.device | str = "cpu"
+    policy: HSAL | CountClassifier | SetPredictor,
+    table: FeatureRows,
+    max_steps: int,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
 ) -> dict[str, float]:
     """Greedy scores for the validation at the end of each epoch, without intervals.
 
     Returns:
-        `exact_match`, `macro_f1`, `attn_saliency` (raw scale, as in the paper's figure 5), `attn_saliency_normalized`, and where boxes
-        are known `glimpse_hit`, `mask_mass`, `area`, `digits_once` and `repeat_visits`. Those of which there is no case are left out.
+        `exact_match`, `macro_f1`; of a policy also `attn_saliency` (raw scale, as in the paper's figure 5), `attn_saliency_normalized`, and
+        where boxes are known `glimpse_hit`, `mask_mass`, `area`, `digits_once` and `repeat_visits`. Those without a case are left out.
     """
-    own = _Found(policy.classes)
-    for part, episode in roll_outs(policy, table, max_steps, batch_size, device):
-        own.add(part, episode)
-    whole = own.together()
-    exact, macro_f1 = exact_match_and_f1(label_counts(table.labels, policy.classes), whole.predicted)
-    salient, local = whole.attention.means(), whole.localization.means()
+    named, attention, localization = _answers(policy, table, max_steps, batch_size, device)
+    exact, macro_f1 = exact_match_and_f1(label_counts(table.labels, policy.classes), named)
+    salient, local = attention.means(), localization.means()
     found = {
         "attn_saliency": salient.get("raw"),
         "attn_saliency_normalized": salient.get("normalized"),
@@ -231,12 +239,7 @@ def quick_scores(
 
 
 def roll_outs(
-    policy: HSAL,
-    table: FeatureTable,
-    max_steps: int,
-    batch_size: int,
-    device: torch.device | str = "cpu",
-    seed: int | None = None,
+    policy: HSAL, table: FeatureRows, max_steps: int, batch_size: int, device: torch.device | str = "cpu", seed: int | None = None
 ) -> Iterator[tuple[FeatureTable, Episode]]:
     """Rolls a policy out over a table, or over this worker's stretch of it, batch by batch and without gradients.
 
@@ -248,9 +251,8 @@ def roll_outs(
     """
     from hsal_cli.vision.devices import moved
 
-    own, device = distributed.stretch(len(table), batch_size), torch.device(device)
-    for start in own[::batch_size]:
-        part = table.select(slice(start, min(start + batch_size, own.stop)))
+    device = torch.device(device)
+    for start, part in _batches(table, batch_size):
         generator = None if seed is None else torch.Generator().manual_seed((seed * 1_000_003 + start) % 2**63)
         with torch.inference_mode():
             episode = policy(
@@ -264,35 +266,37 @@ def roll_outs(
         yield part, episode
 
 
-class _Found:
-    """What roll-outs over a table give; `attention` and `localization` are the tallies.
+def _batches(table: FeatureRows, batch_size: int) -> Iterator[tuple[int, FeatureTable]]:
+    """(first row, rows) of each batch of this worker's stretch of a table."""
+    own = distributed.stretch(len(table), batch_size)
+    for start in own[::batch_size]:
+        yield start, table.select(slice(start, min(start + batch_size, own.stop)))
 
-    Args:
-        classes: K.
-    """
 
-    def __init__(self, classes: int):
-        self._classes, self._parts = classes, [np.zeros((0, classes), dtype=np.int64)]
-        self.attention, self.localization = Tally(), Tally()
-
-    @property
-    def predicted(self) -> np.ndarray:
-        """(N, K) int64 counts, in the order of the rows."""
-        return np.concatenate(self._parts)
-
-    def add(self, part: FeatureTable, episode: Episode) -> None:
-        """Adds a batch, the one behind those before."""
-        self._parts.append(label_counts(episode.labels.T, self._classes))
-        add_attn_saliency(self.attention, episode, part.saliency)
-        if part.boxes is not None:
-            add_localization(self.localization, episode, part.labels, part.boxes, part.image_size)
-
-    def together(self) -> _Found:
-        """What all workers have found."""
-        whole = _Found(self._classes)
-        whole._parts = distributed.all_gather(self.predicted)
-        whole.attention, whole.localization = self.attention.together(), self.localization.together()
-        return whole
+def _answers(
+    policy: HSAL | CountClassifier | SetPredictor,
+    table: FeatureRows,
+    max_steps: int,
+    batch_size: int,
+    device: torch.device | str,
+    seed: int | None = None,
+    seen: Callable[[FeatureTable, Episode | None], None] = lambda part, episode: None,
+) -> tuple[np.ndarray, Tally, Tally]:
+    """What a table's images are named, by all workers: (N, K) int64 counts, and the tallies of attention and localization of a policy."""
+    counts, attention, localization = [np.zeros((0, policy.classes), dtype=np.int64)], Tally(), Tally()
+    if not isinstance(policy, HSAL):
+        for _, part in _batches(table, batch_size):
+            with torch.inference_mode():
+                counts.append(policy.predict(part.volumes.to(device)).cpu().numpy())
+            seen(part, None)
+    else:
+        for part, episode in roll_outs(policy, table, max_steps, batch_size, device, seed):
+            counts.append(label_counts(episode.labels.T, policy.classes))
+            add_attn_saliency(attention, episode, part.saliency)
+            if part.boxes is not None:
+                add_localization(localization, episode, part.labels, part.boxes, part.image_size)
+            seen(part, episode)
+    return np.concatenate(distributed.all_gather(np.concatenate(counts))), attention.together(), localization.together()
 
 
 def mean_of(documents: list[Any]) -> Any:

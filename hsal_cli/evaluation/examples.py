@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,13 @@ from hsal_cli.evaluation.metrics import label_counts
 from hsal_cli.features.table import check_match, open_features
 from hsal_cli.models.load import LoadedPolicy
 from hsal_cli.models.look import Look, as_rgb, look_at
-from hsal_cli.policy.episode import Episode
 from hsal_cli.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from hsal_cli.features.table import FeatureFile
+    from hsal_cli.scenes.scene_file import SceneFile
 
 REPEAT, MANY, FAILURE = "first with a repeated label, predicted right", "first other with four objects, predicted right", "first failure"
 RIGHT = "first predicted right"  # where no label repeats
@@ -27,14 +30,7 @@ READ = 1024  # rows of features in memory at a time
 
 @dataclasses.dataclass(frozen=True)
 class ChosenExample:
-    """A test image and what a policy did with it.
-
-    Attributes:
-        rule: by which it was chosen, in words.
-        row: its row in the split, from 0.
-        look: the roll-out.
-        truth: names of its labels.
-    """
+    """A test image, by its row in the split, the rule by which it was chosen, what a policy did with it, and names of its labels."""
 
     rule: str
     row: int
@@ -55,12 +51,7 @@ def choose_examples(
     failure, by greedy roll-outs on the stored features, which is how the policy is evaluated.
 
     Args:
-        loaded: the policy.
         features, scenes: the features it was trained on, and the images they come from.
-        split: the split to look through.
-        batch_size: images rolled out together.
-        device: where the policy is.
-        reporter: may ask to stop.
 
     Returns:
         Those of the three that there are, in that order; where no label repeats, the first image predicted right in place of the first.
@@ -71,48 +62,52 @@ def choose_examples(
     """
     from hsal_cli.scenes.scene_file import open_scenes
 
-    found: dict[str, tuple[int, Episode, int]] = {}
+    found: dict[str, int] = {}
     with open_scenes(scenes) as scene_file, open_features(features) as file:
         check_match(file, scenes_digest=scene_file.digest, backbone_digest=loaded.meta.backbone_digest)
-        counts = label_counts(file.labels(split), len(file.classes))
-        repeats = bool((counts > 1).any())
-        wanted = [REPEAT if repeats else RIGHT, MANY, FAILURE]
-        for start in range(0, len(counts), READ):
-            table, row = file.table(split, slice(start, start + READ)), start
-            for part, episode in roll_outs(loaded.policy, table, loaded.max_steps, batch_size, device):
-                predicted = label_counts(episode.labels.T, len(file.classes))
-                _look_through(counts[row : row + len(part)], predicted, row, episode, found, wanted)
-                row += len(part)
-                reporter.check_stop(STOPPED_HINT)
-                if len(found) == len(wanted):
-                    break
+        true = label_counts(file.labels(split), len(file.classes))
+        wanted = [REPEAT if (true > 1).any() else RIGHT, MANY, FAILURE]
+        for row, (counts, right) in enumerate(zip(true, _right(loaded, file, split, true, batch_size, device, reporter), strict=True)):
+            passing = {REPEAT: right and (counts > 1).any(), RIGHT: right, MANY: right and counts.sum() == OBJECTS, FAILURE: not right}
+            # An image that a rule before has taken is not shown twice.
+            rule = next((rule for rule in wanted if rule not in found and passing[rule]), None)
+            if rule is not None:
+                found[rule] = row
             if len(found) == len(wanted):
                 break
-        pictures = scene_file.split(split)
-        examples = []
-        for rule in wanted:
-            if rule in found:
-                row, episode, place = found[rule]
-                image = as_rgb(torch.from_numpy(pictures.read(row, row + 1)[0])).numpy()
-                look = look_at(episode, place, f"{split} image {row}, {rule.split(',')[0]}", image, loaded.classes)
-                truth = [loaded.classes[label] for label in pictures.labels[row] if label >= 0]
-                examples.append(ChosenExample(rule, row, look, truth))
-    return examples
+        rules = [rule for rule in wanted if rule in found]
+        names = [f"{split} image {found[rule]}, {rule.split(',')[0]}" for rule in rules]
+        looks = look_at_rows(loaded, file, scene_file, split, [found[rule] for rule in rules], names, device)
+    return [ChosenExample(rule, found[rule], look, truth) for rule, (look, truth) in zip(rules, looks, strict=True)]
 
 
-def _look_through(
-    true: np.ndarray, predicted: np.ndarray, first: int, episode: Episode, found: dict[str, tuple[int, Episode, int]], wanted: list[str]
-) -> None:
-    """Adds what a batch, whose first row is `first`, has of what is still wanted."""
-    right = (true == predicted).all(1)
-    for place, is_right in enumerate(right):
-        passing = {
-            REPEAT: is_right and (true[place] > 1).any(),
-            RIGHT: is_right,
-            MANY: is_right and true[place].sum() == OBJECTS,
-            FAILURE: not is_right,
-        }
-        # An image that a rule before has taken is not shown twice.
-        rule = next((rule for rule in wanted if rule not in found and passing[rule]), None)
-        if rule is not None:
-            found[rule] = (first + place, episode, place)
+def _right(
+    loaded: LoadedPolicy, file: FeatureFile, split: str, true: np.ndarray, batch_size: int, device: torch.device | str, reporter: Reporter
+) -> Iterator[bool]:
+    """Whether each image of a split is named rightly, in order."""
+    for start in range(0, len(true), READ):
+        table = file.table(split, slice(start, start + READ))
+        for part, episode in roll_outs(loaded.policy, table, loaded.max_steps, batch_size, device):
+            yield from (true[start : start + len(part)] == label_counts(episode.labels.T, len(file.classes))).all(1)
+            start += len(part)
+            reporter.check_stop(STOPPED_HINT)
+
+
+def look_at_rows(
+    loaded: LoadedPolicy,
+    features: FeatureFile,
+    scenes: SceneFile,
+    split: str,
+    rows: Sequence[int],
+    names: Sequence[str],
+    device: torch.device | str = "cpu",
+) -> list[tuple[Look, list[str]]]:
+    """Trajectories of chosen rows of a split, at least one, called by these names, with the names of their true labels."""
+    pictures, table = scenes.split(split), features.table(split, torch.tensor(rows))
+    episode = next(roll_outs(loaded.policy, table, loaded.max_steps, len(rows), device))[1]
+    found = []
+    for place, (row, name) in enumerate(zip(rows, names, strict=True)):
+        image = as_rgb(torch.from_numpy(pictures.read(row, row + 1)[0])).numpy()
+        truth = [loaded.classes[label] for label in table.labels[place].tolist() if label >= 0]
+        found.append((look_at(episode, place, name, image, loaded.classes), truth))
+    return found

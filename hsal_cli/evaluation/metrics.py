@@ -1,4 +1,5 @@
-"""Multiset metrics (section 5, "Evaluation Metrics"): exact match, precision, recall and F1 on counts, with bootstrap intervals.
+"""Multiset metrics (section 5, "Evaluation Metrics"): exact match, precision, recall and F1 on counts, with bootstrap intervals; means over
+seeds; and what is reached without looking.
 
 With n_ic the true and p_ic the predicted count of class c in image i, hits_ic = min(n_ic, p_ic). On sets, where every count is 0
 or 1, all of these are the usual multi-label metrics. A ratio 0/0 counts as 0, but where nothing is there and nothing is named, all is
@@ -7,6 +8,9 @@ right and every score is 1: so it is for the example F1 of an image without an o
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,14 +36,7 @@ def label_counts(labels: Any, classes: int) -> np.ndarray:
 
 
 def exact_match_and_f1(true: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
-    """Exact match (0-1) and macro-F1 alone: cheap enough for every epoch.
-
-    Args:
-        true, predicted: (N, K) counts.
-
-    Returns:
-        both in [0, 1]; 0 for no examples.
-    """
+    """Exact match (0-1) and macro-F1 of true and predicted counts (N, K), in [0, 1], 0 for no examples; cheap enough for every epoch."""
     if not len(true):
         return 0.0, 0.0
     hits = np.minimum(true, predicted).sum(0)
@@ -89,7 +86,7 @@ def multiset_metrics(
         "example_f1": float(example_f1.mean()),
         "cardinality_error": float(np.abs(cardinality - named).mean()),
         "ci95": _intervals(true, predicted, resamples, seed),
-        "by_count": {str(count): _of_count(true, predicted, cardinality == count) for count in np.unique(cardinality).tolist()},
+        "by_count": scores_by_count(true, predicted),
         "by_class": {
             name: {"precision": float(precision[c]), "recall": float(recall[c]), "f1": float(f1[c]), "support": int(n[c])}
             for c, name in enumerate(class_names)
@@ -97,9 +94,62 @@ def multiset_metrics(
     }
 
 
-def _of_count(true: np.ndarray, predicted: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
-    exact, macro_f1 = exact_match_and_f1(true[rows], predicted[rows])
-    return {"examples": int(rows.sum()), "exact_match": exact, "macro_f1": macro_f1}
+def scores_by_count(true: np.ndarray, predicted: np.ndarray) -> dict[str, dict[str, Any]]:
+    """True number of objects, as text -> `examples`, `exact_match`, `macro_f1` of the images (N, K) that have so many."""
+    found, sizes = {}, true.sum(1)
+    for size in np.unique(sizes).tolist():
+        exact, macro_f1 = exact_match_and_f1(true[sizes == size], predicted[sizes == size])
+        found[str(size)] = {"examples": int((sizes == size).sum()), "exact_match": exact, "macro_f1": macro_f1}
+    return found
+
+
+def trivial_baselines(train: np.ndarray, true: np.ndarray) -> dict[str, dict[str, float]]:
+    """Scores two predictors that never see an image.
+
+    Args:
+        train: (N, K) label counts of the training split, N >= 1.
+        true: (M, K) label counts of the split that is evaluated.
+
+    Returns:
+        name -> `exact_match`, `macro_f1`, in [0, 1], of
+        `most_frequent_multiset`: always the multiset that most training images have;
+        `count_only`: the one that most training images with the true number of objects have (of all training images where none
+        has that number): as far as counting alone can get. Of multisets equally frequent, the first in lexicographic order of counts.
+    """
+    overall = _most_frequent(train)
+    sizes, wanted = train.sum(1), true.sum(1)
+    counted = np.tile(overall, (len(true), 1))
+    for size in np.unique(wanted):
+        if (sizes == size).any():
+            counted[wanted == size] = _most_frequent(train[sizes == size])
+    guesses = {"most_frequent_multiset": np.tile(overall, (len(true), 1)), "count_only": counted}
+    return {name: dict(zip(("exact_match", "macro_f1"), exact_match_and_f1(true, guess), strict=True)) for name, guess in guesses.items()}
+
+
+def _most_frequent(counts: np.ndarray) -> np.ndarray:
+    multisets, times = np.unique(counts, axis=0, return_counts=True)
+    return np.asarray(multisets[times.argmax()])
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanOfRuns:
+    """The mean of independent runs; `half`: half the width of its 95% interval, None with one run, which says nothing of its spread."""
+
+    mean: float
+    half: float | None
+    runs: int
+
+
+def mean_of_runs(values: Sequence[float]) -> MeanOfRuns:
+    """Mean and 95% interval (Student's t, which holds for few runs) of values, one a run, at least one; the runs differ by their seed."""
+    from scipy.stats import t  # type: ignore[import-untyped,unused-ignore]  # half a second to import
+
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count == 1:
+        return MeanOfRuns(mean, None, 1)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    return MeanOfRuns(mean, float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count), count)
 
 
 def _intervals(true: np.ndarray, predicted: np.ndarray, resamples: int, seed: int) -> dict[str, list[float]]:

@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.settings import EvalSettings
-from hsal_cli.experiments.pipeline import SINGLE, Recipe, features_path
+from hsal_cli.experiments.pipeline import SINGLE, Recipe, State, features_path, state_of_run
 from hsal_cli.features.writer import partial_of
 from hsal_cli.policy.variant import with_variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.documents import read_evaluation
 from hsal_cli.runs.places import with_found, with_stored
-from hsal_cli.runs.scores import read_evaluation
 from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.settings import as_dict, build
 from hsal_cli.storage import checkpoints
@@ -30,19 +30,11 @@ from hsal_cli.storage.documents import read_document
 from hsal_cli.typed import Document
 
 FORMAT = "hsal-grid"
-State = Literal["done", "resume", "missing", "odd"]
 
 
 @dataclasses.dataclass(frozen=True)
 class GridRecord(Document):
-    """grid.json.
-
-    Attributes:
-        backbone: the run or checkpoint that all policies share, once it is settled.
-        settings: table -> settings that all scores share.
-        seconds: step -> what was spent on it.
-        options: of the command line.
-    """
+    """grid.json: the `backbone` that all share, once settled; `settings` of all scores; `seconds` of each step; `options` as typed."""
 
     format: Literal["hsal-grid"] = "hsal-grid"
     backbone: str | None = None
@@ -123,6 +115,78 @@ class Grid:
             own["epochs"] = self.epochs[cell.objective]
         return build(TrainSettings, {**as_dict(self.recipe.train), **own})
 
+    def evaluation_place(self, cell: Cell, which: str = "best") -> Path:
+        """Where the scores of a run's checkpoint are kept: those of the test split where every reader of a run looks for them."""
+        name, split = runs.EVALUATIONS[which], self.evaluation.split
+        return self.run_path(cell) / (name if split == "test" else f"{name.removesuffix('.json')}.{cell.dataset}.{split}.json")
+
+    def evaluated(self, cell: Cell, which: str = "best") -> dict[str, Any] | None:
+        """The evaluation of a run's checkpoint, if it has one of this data set by these settings."""
+        path = self.run_path(cell)
+        try:
+            found = read_evaluation(self.evaluation_place(cell, which), "hsal eval")
+            if self.evaluation.split == "test" and runs.Run(path).other_data(found):
+                return None
+        except FileError:
+            return None
+        same = (found.split, found.sample) == (self.evaluation.split, self.evaluation.sample)
+        same = same and Path(found.checkpoint).name == getattr(checkpoints.index_of(path / "checkpoints"), which)
+        return found.raw if same and found.features == str(self.features(cell.dataset)) else None
+
+    def backbone_place(self, reporter: Reporter = SILENT) -> tuple[Path, bool]:
+        """(the backbone to share, whether it is one that this grid makes)."""
+        own = self.out / "backbone"
+        if self.backbone is not None:
+            return self.backbone, False
+        recorded = self.read_record().backbone
+        if recorded is not None:
+            return Path(recorded), Path(recorded).absolute() == own.absolute()
+        if not own.exists():
+            newest = runs.newest("backbone", reporter=reporter)
+            if newest is not None:
+                return newest.path, False
+        return own, True
+
+    def shared_settings(self) -> dict[str, dict[str, Any]]:
+        """The settings that all scores of a grid must share."""
+        train = {key: value for key, value in as_dict(self.recipe.train).items() if key not in ("objective", "seed")}
+        evaluation = {key: value for key, value in as_dict(self.evaluation).items() if key != "batch_size"}
+        return {"train": train, "epochs": dict(self.epochs), "variant": as_dict(self.recipe.variant), "eval": evaluation}
+
+    def read_record(self) -> GridRecord:
+        """What grid.json holds; nothing where the grid was never run.
+
+        Raises:
+            FileError: it is not the record of a grid.
+        """
+        path = self.out / "grid.json"
+        if not path.exists():
+            return GridRecord()
+        try:
+            return read_document(path, GridRecord, "hsal reproduce", lambda found: with_found(found, self.out))
+        except FileError as error:
+            raise FileError(f"{path} is not the record of a grid: {error.message}", "name another folder with --out") from error
+
+    def record(self, **more: Any) -> None:
+        """Adds to grid.json."""
+        write_json(self.out / "grid.json", with_stored({**self.read_record().raw, "format": FORMAT, **more}, self.out))
+
+    def cell_commands(self, cell: Cell, backbone: Path) -> tuple[str, str]:
+        """What trains a policy of the grid, and what evaluates it."""
+        path = self.run_path(cell)
+        chosen = {"objective": cell.objective, "seed": cell.seed}
+        if cell.objective in self.epochs:
+            chosen["epochs"] = self.epochs[cell.objective]
+        train = self.command("train", data=self.scenes(cell.dataset), backbone=backbone, **chosen, out=path)
+        return train, self.command("eval", run=path)
+
+    def command(self, words: str, **options: Any) -> str:
+        """A command line with the options of the grid."""
+        parts = ["hsal", *words.split(" ", 1)]
+        for name, value in options.items():
+            parts += [f"--{name}", str(value)]
+        return shlex.join([*parts, *self.options])
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
@@ -140,19 +204,43 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One thing to do.
-
-    Attributes:
-        what: in a few words; the key of its seconds in grid.json.
-        path: the file or run that it makes.
-        state: done, resume (begun), or missing.
-        command: what does this step alone.
-    """
+    """One thing to do: `what`, the key of its seconds in grid.json; the file or run that it makes; the command that does it alone."""
 
     what: str
     path: Path
     state: State
     command: str
+
+
+@dataclasses.dataclass(frozen=True)
+class GridRun:
+    """One run of a grid.
+
+    Attributes:
+        name: the run's.
+        dataset, objective, seed: its place in the grid.
+        path: its directory.
+        evaluation: what `evaluate_file` gave; None where the run failed.
+        rows: its metrics, one row an epoch.
+        seconds: of training and evaluation, as far as they are known.
+        digest: sha256 of the weights that were evaluated.
+        commands: what makes the run and its scores alone.
+        failure: why there is no evaluation, else "".
+        last: what `evaluate_file` gave of the last epoch, where `evaluation` is of another one, the best; else None.
+    """
+
+    name: str
+    dataset: str
+    objective: str
+    seed: int
+    path: str
+    evaluation: dict[str, Any] | None
+    rows: list[dict[str, Any]]
+    seconds: float | None
+    digest: str
+    commands: list[str]
+    failure: str = ""
+    last: dict[str, Any] | None = None
 
 
 def plan(grid: Grid) -> list[Step]:
@@ -162,31 +250,28 @@ def plan(grid: Grid) -> list[Step]:
         UsageError: the settings are not those that the grid was begun with, or an objective is unknown.
     """
     _check_settings(grid)
-    backbone, made_here = backbone_place(grid)
-    steps = []
-    for dataset in grid.datasets:
-        scenes = grid.scenes(dataset)
-        steps.append(Step(f"data {dataset}", scenes, _state_of_file(scenes), _command(grid, f"make-data {dataset}", out=scenes)))
+    backbone, made_here = grid.backbone_place()
+    state, single = state_of_run(backbone), grid.single_objects
+    composed = [*map(grid.scenes, grid.datasets), *([single] if made_here and state != "done" else [])]
+    steps = [
+        Step(f"data {scenes.stem}", scenes, _state_of_file(scenes), grid.command(f"make-data {scenes.stem}", out=scenes))
+        for scenes in dict.fromkeys(composed)
+    ]
     if made_here:
-        single, state = grid.single_objects, state_of_run(backbone)
-        if state != "done" and single.stem not in grid.datasets:
-            steps.append(
-                Step(f"data {single.stem}", single, _state_of_file(single), _command(grid, f"make-data {single.stem}", out=single))
-            )
-        steps.append(Step("backbone", backbone, state, _command(grid, "finetune", data=single, out=backbone)))
+        steps.append(Step("backbone", backbone, state, grid.command("finetune", data=single, out=backbone)))
     for dataset in grid.datasets:
         features = grid.features(dataset)
-        command = _command(grid, "precompute", data=grid.scenes(dataset), backbone=backbone, out=features)
+        command = grid.command("precompute", data=grid.scenes(dataset), backbone=backbone, out=features)
         begun = partial_of(features).exists() and not features.exists()
         steps.append(Step(f"features {dataset}", features, "resume" if begun else _state_of_file(features), command))
     for cell in grid.cells:
         grid.train_settings(cell)
         path = grid.run_path(cell)
         state = state_of_run(path)
-        train, evaluate = cell_commands(grid, cell, backbone)
+        train, evaluate = grid.cell_commands(cell, backbone)
         steps.append(Step(f"train {cell.name}", path, state, train))
-        is_scored = state == "done" and all(evaluated(grid, cell, which) is not None for which in to_evaluate(path))
-        steps.append(Step(f"eval {cell.name}", evaluation_place(grid, cell), "done" if is_scored else "missing", evaluate))
+        is_scored = state == "done" and all(grid.evaluated(cell, which) is not None for which in to_evaluate(path))
+        steps.append(Step(f"eval {cell.name}", grid.evaluation_place(cell), "done" if is_scored else "missing", evaluate))
     return steps
 
 
@@ -196,71 +281,16 @@ def to_evaluate(path: Path) -> list[str]:
     return ["best"] if index.last == index.best else ["best", "last"]
 
 
-def evaluation_place(grid: Grid, cell: Cell, which: str = "best") -> Path:
-    """Where the scores of a run's checkpoint are kept: those of the test split where every reader of a run looks for them."""
-    name, split = runs.EVALUATIONS[which], grid.evaluation.split
-    return grid.run_path(cell) / (name if split == "test" else f"{name.removesuffix('.json')}.{cell.dataset}.{split}.json")
-
-
-def evaluated(grid: Grid, cell: Cell, which: str = "best") -> dict[str, Any] | None:
-    """The evaluation of a run's checkpoint, if it has one of this data set by these settings."""
-    path = grid.run_path(cell)
-    try:
-        found = read_evaluation(evaluation_place(grid, cell, which), "hsal eval")
-        if grid.evaluation.split == "test" and runs.Run(path).other_data(found):
-            return None
-    except FileError:
-        return None
-    same = (found.split, found.sample) == (grid.evaluation.split, grid.evaluation.sample)
-    same = same and Path(found.checkpoint).name == getattr(checkpoints.index_of(path / "checkpoints"), which)
-    return found.raw if same and found.features == str(grid.features(cell.dataset)) else None
-
-
-def backbone_place(grid: Grid, reporter: Reporter = SILENT) -> tuple[Path, bool]:
-    """(the backbone to share, whether it is one that this grid makes)."""
-    own = grid.out / "backbone"
-    if grid.backbone is not None:
-        return grid.backbone, False
-    recorded = read_record(grid).backbone
-    if recorded is not None:
-        return Path(recorded), Path(recorded).absolute() == own.absolute()
-    if not own.exists():
-        newest = runs.newest("backbone", reporter=reporter)
-        if newest is not None:
-            return newest.path, False
-    return own, True
-
-
 def _state_of_file(path: Path) -> State:
     return "done" if path.exists() else "missing"
 
 
-def state_of_run(path: Path) -> State:
-    """A run that was killed before its first checkpoint is missing: there is nothing to go on with. One that cannot be read is odd."""
-    if not (path / "status.json").exists():
-        return "missing"
-    try:
-        status, _ = runs.Run(path).status, runs.Run(path).config
-    except FileError:
-        return "odd"
-    if status.state == "finished":
-        return "done"
-    return "resume" if any((path / "checkpoints").glob("*/manifest.json")) else "missing"
-
-
-def shared_settings(grid: Grid) -> dict[str, dict[str, Any]]:
-    """The settings that all scores of a grid must share."""
-    train = {key: value for key, value in as_dict(grid.recipe.train).items() if key not in ("objective", "seed")}
-    evaluation = {key: value for key, value in as_dict(grid.evaluation).items() if key != "batch_size"}
-    return {"train": train, "epochs": dict(grid.epochs), "variant": as_dict(grid.recipe.variant), "eval": evaluation}
-
-
 def _check_settings(grid: Grid) -> None:
     """Refuses to mix runs of different settings in one table."""
-    before = with_variant(read_record(grid).settings)  # begun by hsal 0.1, it holds what that left open
+    before = with_variant(grid.read_record().settings)  # begun by hsal 0.1, it holds what that left open
     differing = [
         f"{table}.{key} is {before[table][key]}, not {value}"
-        for table, values in shared_settings(grid).items()
+        for table, values in grid.shared_settings().items()
         for key, value in values.items()
         if table != "epochs" and key in before.get(table, {}) and before[table][key] != value
     ]
@@ -270,55 +300,11 @@ def _check_settings(grid: Grid) -> None:
             "give the same --preset and --config as before, or name another folder with --out",
         )
     for cell in grid.cells:
-        _check_epochs(grid, cell)
-
-
-def _check_epochs(grid: Grid, cell: Cell) -> None:
-    """Refuses a run that was begun for another number of epochs than the table would say: its learning rate followed another schedule."""
-    path, asked = grid.run_path(cell), grid.train_settings(cell).epochs
-    if state_of_run(path) in ("missing", "odd"):
-        return
-    has = runs.open_run(path, runs.EVALUATED).config.train.epochs
-    if has != asked:
-        raise UsageError(
-            f"{path} was begun for {has} epochs, not {asked}",
-            f"give --epochs {cell.objective}={has} as before, or name another folder with --out",
-        )
-
-
-def read_record(grid: Grid) -> GridRecord:
-    """What grid.json holds; nothing where the grid was never run.
-
-    Raises:
-        FileError: it is not the record of a grid.
-    """
-    path = grid.out / "grid.json"
-    if not path.exists():
-        return GridRecord()
-    try:
-        return read_document(path, GridRecord, "hsal reproduce", lambda found: with_found(found, grid.out))
-    except FileError as error:
-        raise FileError(f"{path} is not the record of a grid: {error.message}", "name another folder with --out") from error
-
-
-def record(grid: Grid, **more: Any) -> None:
-    """Adds to grid.json."""
-    write_json(grid.out / "grid.json", with_stored({**read_record(grid).raw, "format": FORMAT, **more}, grid.out))
-
-
-def cell_commands(grid: Grid, cell: Cell, backbone: Path) -> tuple[str, str]:
-    """What trains a policy of the grid, and what evaluates it."""
-    path = grid.run_path(cell)
-    chosen = {"objective": cell.objective, "seed": cell.seed}
-    if cell.objective in grid.epochs:
-        chosen["epochs"] = grid.epochs[cell.objective]
-    train = _command(grid, "train", data=grid.scenes(cell.dataset), backbone=backbone, **chosen, out=path)
-    return train, _command(grid, "eval", run=path)
-
-
-def _command(grid: Grid, words: str, **options: Any) -> str:
-    """A command line with the options of the grid."""
-    parts = ["hsal", *words.split(" ", 1)]
-    for name, value in options.items():
-        parts += [f"--{name}", str(value)]
-    return shlex.join([*parts, *grid.options])
+        path, asked = grid.run_path(cell), grid.train_settings(cell).epochs
+        # One that was begun for another number of epochs followed another schedule of its learning rate.
+        has = asked if state_of_run(path) in ("missing", "odd") else runs.open_run(path, runs.EVALUATED).config.train.epochs
+        if has != asked:
+            raise UsageError(
+                f"{path} was begun for {has} epochs, not {asked}",
+                f"give --epochs {cell.objective}={has} as before, or name another folder with --out",
+            )

@@ -16,14 +16,43 @@ from typing import Any
 
 from hsal_cli import __version__
 from hsal_cli.evaluation.examples import ChosenExample
-from hsal_cli.experiments.summary import GridRun, curve_of, scores_of, table_rows
-from hsal_cli.pictures.charts.curves import Panel, draw_curves
+from hsal_cli.evaluation.metrics import mean_of_runs
+from hsal_cli.experiments.grid import GridRun
+from hsal_cli.pictures.charts.panels import Curves, draw_panels
 from hsal_cli.pictures.trajectory import trajectories
 from hsal_cli.pictures.writing import encoded
 from hsal_cli.progress import clock
-from hsal_cli.report.markdown import markdown_table
+from hsal_cli.report.markdown import cell, rendered
 from hsal_cli.storage.atomic import json_bytes, write_together
 from hsal_cli.storage.files import remove_pictures
+
+# Table 1 of the paper: (data set, objective) -> macro-F1 and exact match on the test set.
+PAPER = {
+    ("mnist-set", "rl"): {"macro_f1": 0.990, "exact_match": 0.960},
+    ("mnist-set", "cross-entropy"): {"macro_f1": 0.735, "exact_match": 0.478},
+    ("mnist-multiset", "rl"): {"macro_f1": 0.978, "exact_match": 0.935},
+    ("mnist-multiset", "cross-entropy"): {"macro_f1": 0.726, "exact_match": 0.477},
+    ("svhn-multiset", "rl"): {"macro_f1": 0.973, "exact_match": 0.947},
+    ("svhn-multiset", "cross-entropy"): {"macro_f1": 0.589, "exact_match": 0.307},
+}
+
+# Where the scores of the summary stand in an evaluation.
+SCORES = {
+    "macro_f1": ("macro_f1",),
+    "exact_match": ("exact_match",),
+    "glimpse_hit": ("localization", "glimpse_hit"),
+    "mask_mass": ("localization", "mask_mass"),
+    "digits_once": ("localization", "digits_once"),
+    "repeat_visits": ("localization", "repeat_visits"),
+    "random": ("localization", "random"),
+    "center": ("localization", "center"),
+    "saliency": ("localization", "saliency"),
+    "area": ("localization", "area"),
+    "attn_saliency": ("attn_saliency", "raw"),
+    "attn_saliency_normalized": ("attn_saliency", "normalized"),
+    "attn_saliency_random": ("attn_saliency", "random"),
+    "attn_saliency_best": ("attn_saliency", "best"),
+}
 
 DATASETS = {"mnist-set": "MNIST Set", "mnist-multiset": "MNIST Multiset", "svhn-multiset": "SVHN Multiset"}
 DATASETS["street-numbers"] = "Street numbers (synthetic)"
@@ -44,6 +73,12 @@ LABELS = {  # score -> what its axis says, and whether it is a share
     "digits_once": ("digits visited exactly once", True),
     "repeat_visits": ("meta-steps that visit a digit again", True),
 }
+SAID = {
+    "macro-f1.png": "Macro-F1 over training, on held-out training images (figure 6)",
+    "attn-saliency.png": "attn_saliency over training, raw scale (figure 5)",
+    "attention.png": "Attention over training",
+}
+CONTROLS = ("random", "center", "saliency", "area", "attn_saliency_normalized", "attn_saliency_random", "attn_saliency_best")
 SIDE, ACROSS = 120, 2  # px of a trajectory's panels; trajectories beside each other
 LEARNED = 0.9  # the exact match whose epoch is reported
 
@@ -51,17 +86,13 @@ LEARNED = 0.9  # the exact match whose epoch is reported
 def write_report(
     folder: Path, runs: Sequence[GridRun], provenance: dict[str, Any], examples: Mapping[str, Sequence[ChosenExample]], command: str
 ) -> dict[str, Any]:
-    """Writes the report folder; what an earlier report left there is replaced, and its pictures that are not drawn again are removed last.
+    """Writes the report folder, and returns what summary.json holds; of an earlier report, pictures that are not drawn again go last.
 
     Args:
-        folder: where; made if missing.
         runs: every policy of the grid.
         provenance: what the scores rest on, in plain JSON types (see `grid_run.provenance`).
         examples: name of a run, one a data set -> test images chosen by rule.
         command: what makes the report again.
-
-    Returns:
-        What summary.json holds.
 
     Raises:
         FileError: the folder cannot be written.
@@ -70,7 +101,7 @@ def write_report(
     for name, scores in FIGURES.items():
         panels = curve_panels(runs, scores)
         if panels:
-            pictures[name] = draw_curves(panels)
+            pictures[name] = draw_panels(panels)
     dataset_of = {run.name: run.dataset for run in runs}
     for run_name, chosen in examples.items():
         if chosen:
@@ -104,7 +135,7 @@ def write_report(
     return summary
 
 
-def curve_panels(runs: Sequence[GridRun], scores: Sequence[str]) -> list[Panel]:
+def curve_panels(runs: Sequence[GridRun], scores: Sequence[str]) -> list[Curves]:
     """One panel a score and data set, with a series an objective; objectives and panels that have no such score are left out."""
     panels = []
     for score in scores:
@@ -112,136 +143,59 @@ def curve_panels(runs: Sequence[GridRun], scores: Sequence[str]) -> list[Panel]:
         for dataset in dict.fromkeys(run.dataset for run in runs):
             series: dict[str, list[list[tuple[float, float]]]] = {}
             for run in runs:
-                curve = curve_of(run, score)
+                curve = [(float(row["epoch"]), float(row[score])) for row in run.rows if isinstance(row.get(score), (int, float))]
                 if run.dataset == dataset and curve:
                     series.setdefault(OBJECTIVES.get(run.objective, run.objective), []).append(curve)
             if series:
                 low, high = (0.0, 1.0) if is_share else (0.0, None)
-                panels.append(Panel(DATASETS.get(dataset, dataset), label, series, low=low, high=high))
+                panels.append(Curves(DATASETS.get(dataset, dataset), "epoch", label, series, low, high))
     return panels
 
 
 def markdown(summary: dict[str, Any], runs: Sequence[GridRun]) -> str:
-    """summary.md, from what summary.json holds and the runs' evaluations."""
-    lines = ["# Table 1, reproduced", "", f"Made by `{summary['command']}` with hsal {summary['hsal']}.", ""]
-    lines += [*_table_1(summary), *_last_epochs(summary), *_baselines(runs), *_attention(summary), *_controls(summary), *_pictures(summary)]
-    lines += [*_runs(summary), *_made_from(summary), *_commands(summary)]
-    return "\n".join(lines).rstrip() + "\n"
+    """summary.md (see summary.md.jinja), from what summary.json holds and the runs' evaluations."""
+    table, backbone = summary["table"], summary["backbone"]
+    kinds = {score["interval"] for row in table for score in row["scores"].values()}
+    said = ["After ± stands half the 95% interval of the mean over seeds (Student's t)."] if "seeds" in kinds else []
+    said += ["In brackets stands the 95% interval over test images (bootstrap), for a single seed."] if "images" in kinds else []
+    said += ["Seeds differ in the policy alone: data, backbone and features are shared."]
+    baselines: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        if run.evaluation is not None and run.evaluation.get("baselines"):
+            baselines.setdefault(run.dataset, run.evaluation["baselines"])
+    filters = {
+        "dataset": lambda name: cell(DATASETS.get(name, name)),
+        "objective": lambda name: cell(OBJECTIVES.get(name, name)),
+        "score": shown_score,
+        "number": lambda value, without="-": f"{value:.3f}" if value or value == 0 else without,
+        "clock": lambda seconds: clock(seconds) if seconds or seconds == 0 else "-",
+        "span": lambda epochs: "-".join(str(count) for count in dict.fromkeys((min(epochs), max(epochs)))) if epochs else "-",
+    }
+    known = [f"{backbone[name]:.2%} of {text}" for name, text in (("accuracy", "held-out"), ("test_accuracy", "test")) if name in backbone]
+    return rendered(
+        "experiments",
+        "summary.md.jinja",
+        filters,
+        **summary,
+        said=" ".join(said),
+        fell=any(row["last_scores"] != row["scores"] for row in table),
+        baselines=baselines,
+        looking=[row for row in table if row["scores"].keys() & {*FIGURES["attention.png"], "attn_saliency"}],
+        controls=CONTROLS,
+        controlled=[row for row in table if row["scores"].keys() & set(CONTROLS)],
+        figures=SAID,
+        known=known,
+    )
 
 
 def shown_score(score: dict[str, Any] | None, decimals: int = 3) -> str:
     """A score of the table: mean ± half the interval over seeds, or with one seed the interval over test images in brackets."""
-    if score is None:
+    if not score:
         return "-"
     mean = f"{score['mean']:,.{decimals}f}"
     if score["interval"] == "seeds":
         return f"{mean} ± {score['high'] - score['mean']:,.{decimals}f}"
     return f"{mean} ({score['low']:,.{decimals}f} to {score['high']:,.{decimals}f})" if score["interval"] else mean
-
-
-def _names(row: dict[str, Any]) -> list[str]:
-    return [DATASETS.get(row["dataset"], row["dataset"]), OBJECTIVES.get(row["objective"], row["objective"])]
-
-
-def _table_1(summary: dict[str, Any]) -> list[str]:
-    rows = []
-    for row in summary["table"]:
-        paper = row["paper"] or {}
-        stated = [f"{paper[name]:.3f}" if name in paper else "-" for name in ("macro_f1", "exact_match")]
-        ours = [shown_score(row["scores"].get(name)) for name in ("macro_f1", "exact_match")]
-        seeds = [", ".join(map(str, row["seeds"]))] if row["seeds"] else []
-        seeds += [f"failed: {', '.join(map(str, row['failed']))}"] if row["failed"] else []
-        trained = "-".join(str(count) for count in dict.fromkeys((min(row["epochs"]), max(row["epochs"])))) if row["epochs"] else "-"
-        rows.append([*_names(row), ours[0], stated[0], ours[1], stated[1], trained, "; ".join(seeds)])
-    kinds = {score["interval"] for row in summary["table"] for score in row["scores"].values()}
-    said = ["After ± stands half the 95% interval of the mean over seeds (Student's t)."] if "seeds" in kinds else []
-    said += ["In brackets stands the 95% interval over test images (bootstrap), for a single seed."] if "images" in kinds else []
-    columns = ["data set", "objective", "macro-F1", "paper", "0-1 (exact match)", "paper", "epochs", "seeds"]
-    shared = "Seeds differ in the policy alone: data, backbone and features are shared."
-    return ["## Results on the test split", "", *markdown_table(columns, rows), " ".join([*said, shared]), ""]
-
-
-def _last_epochs(summary: dict[str, Any]) -> list[str]:
-    names = ("macro_f1", "exact_match", "glimpse_hit", "mask_mass")
-    rows = [[*_names(row), *(shown_score(row["last_scores"].get(name)) for name in names)] for row in summary["table"] if row["seeds"]]
-    if all(row["last_scores"] == row["scores"] for row in summary["table"]):
-        return []
-    columns = ["data set", "objective", "macro-F1", "0-1 (exact match)", "glimpse_hit", "mask_mass"]
-    said = "These are scores after the epoch that was best on held-out images. After the last epoch:"
-    return [said, "", *markdown_table(columns, rows)]
-
-
-def _baselines(runs: Sequence[GridRun]) -> list[str]:
-    found: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        if run.evaluation is not None:
-            found.setdefault(run.dataset, run.evaluation.get("baselines", {}))
-    rows = [
-        [DATASETS.get(dataset, dataset), name.replace("_", " "), f"{scores['macro_f1']:.3f}", f"{scores['exact_match']:.3f}"]
-        for dataset, predictors in found.items()
-        for name, scores in predictors.items()
-    ]
-    return ["Predictors that never look:", "", *markdown_table(["data set", "predictor", "macro-F1", "0-1"], rows)] if rows else []
-
-
-def _attention(summary: dict[str, Any]) -> list[str]:
-    names = ("glimpse_hit", "mask_mass", "digits_once", "repeat_visits")
-    rows = []
-    for row in summary["table"]:
-        scores = [row["scores"].get(name) for name in names]
-        if any(scores) or row["scores"].get("attn_saliency"):
-            rows.append([*_names(row), *map(shown_score, scores), shown_score(row["scores"].get("attn_saliency"), 0)])
-    if not rows:
-        return []
-    columns = ["data set", "objective", "glimpse_hit", "mask_mass", "digits visited once", "repeat visits", "attn_saliency"]
-    return [
-        "## Where it looks",
-        "",
-        *markdown_table(columns, rows),
-        "glimpse_hit, mask_mass: share of the glimpses, and of the covert mask, on the digit that is named rightly. Digits visited once: "
-        "share of all digits at which exactly one meta-step looked; repeat visits: share of meta-steps that look at a digit again. "
-        "attn_saliency as in figure 5, on the raw scale of this backbone's volumes.",
-        "",
-    ]
-
-
-def _controls(summary: dict[str, Any]) -> list[str]:
-    names = ("random", "center", "saliency", "area", "attn_saliency_normalized", "attn_saliency_random", "attn_saliency_best")
-    rows = [
-        [*_names(row), *(shown_score(row["scores"].get(name)) for name in names)]
-        for row in summary["table"]
-        if row["scores"].keys() & set(names)
-    ]
-    columns = ["data set", "objective", "random cell", "middle cell", "saliency maximum", "area", "glimpses", "random cells", "best cells"]
-    said = (
-        "Controls at the same meta-steps. Glimpse_hit of one glimpse at a random cell, at the middle of the image, and at the maximum of "
-        "S_t (looking by saliency alone); for mask_mass the digit's share of the image's area. Then attn_saliency on the map scaled to "
-        "[0, 1]: of the glimpses, of random cells, and the largest possible."
-    )
-    return [said, "", *markdown_table(columns, rows)] if rows else []
-
-
-def _pictures(summary: dict[str, Any]) -> list[str]:
-    said = {
-        "macro-f1.png": "Macro-F1 over training, on held-out training images (figure 6)",
-        "attn-saliency.png": "attn_saliency over training, raw scale (figure 5)",
-        "attention.png": "Attention over training",
-    }
-    lines = ["## Over training", ""]
-    for name in summary["pictures"]:
-        if name in said:
-            lines += [f"{said[name]}:", "", f"![{said[name]}]({name})", ""]
-    if summary["examples"]:
-        lines += ["## Test images chosen by rule (figures 2 and 12)", ""]
-    for name in summary["pictures"]:
-        if name.startswith("trajectories."):
-            dataset = name.split(".")[1]
-            title = DATASETS.get(dataset, dataset)
-            chosen = [example for example in summary["examples"] if example["dataset"] == dataset]
-            rules = "; ".join(f"{example['rule']}: image {example['row']}" for example in chosen)
-            lines += [f"{title}, run {chosen[0]['run']}. Of the test split: {rules}.", ""]
-            lines += [f"![Trajectories on {title}]({name})", ""]
-    return lines
 
 
 def _run_document(run: GridRun) -> dict[str, Any]:
@@ -262,56 +216,73 @@ def _run_document(run: GridRun) -> dict[str, Any]:
         "weights_digest": run.digest,
         "parameters": evaluation.get("parameters"),
         "examples": evaluation.get("examples"),
-        "scores": run.scores,
+        "scores": scores_of(run.evaluation),
         "last_scores": None if run.last is None else scores_of(run.last),
         "ci95": evaluation.get("ci95"),
         "commands": run.commands,
     }
 
 
-def _runs(summary: dict[str, Any]) -> list[str]:
+def scores_of(evaluation: dict[str, Any] | None) -> dict[str, float]:
+    """The scores of the summary that an evaluation has."""
+    found = {}
+    for name, path in SCORES.items():
+        value: Any = evaluation
+        for part in path:
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, (int, float)):
+            found[name] = float(value)
+    return found
+
+
+def table_rows(runs: Sequence[GridRun]) -> list[dict[str, Any]]:
+    """One row for each data set and objective, in the order of the runs.
+
+    Returns:
+        Rows of `dataset`, `objective`, `seeds`, `failed` (seeds of runs without scores), `epochs` (of each run that has scores), `paper`
+        (its figures, or None), and `scores`: name -> `mean`, `values` (one a seed), `low`, `high` and `interval`; `last_scores`: the same
+        after the last epoch, where `scores` are of the best. The interval is Student's over seeds ("seeds"); with one seed that of the
+        bootstrap over test images ("images") where the evaluation has one, else `low`, `high` and `interval` are None.
+    """
+    groups: dict[tuple[str, str], list[GridRun]] = {}
+    for run in runs:
+        groups.setdefault((run.dataset, run.objective), []).append(run)
     rows = []
-    for run in summary["runs"]:
-        scores = [f"{run['scores'][name]:.3f}" if name in run["scores"] else "failed" for name in ("macro_f1", "exact_match")]
-        spent = "-" if run["seconds"] is None else clock(run["seconds"])
-        reached = run["epochs_to_0.9"]
-        held_out = run["held_out_exact_match"]
-        kept = ["-", "-"] if held_out is None else [f"{held_out[which]:.3f}" for which in ("best", "last")]
-        rows.append([run["name"], *scores, str(run["epochs"]), str(reached or "-"), *kept, spent, f"`{run['weights_digest'][:12]}`"])
-    failures = [f"- {run['name']}: {run['failure']}" for run in summary["runs"] if run["failure"]]
-    columns = ["run", "macro-F1", "0-1", "epochs", "epochs to 0.9", "held-out, best", "last", "time", "weights (sha256)"]
-    said = "Held-out: exact match on held-out training images after the best epoch, whose weights are what all tables evaluate, and after "
-    said += "the last; epochs to 0.9: the first at which it is at least 0.9. "
-    said += "Time: training and evaluation; of a run trained by itself, by hsal train, its epochs alone."
-    return ["## Runs", "", *markdown_table(columns, rows, left=1), said, "", *failures, *([""] if failures else [])]
+    for (dataset, objective), members in groups.items():
+        done = [run for run in members if run.evaluation is not None]
+        best = [run.evaluation for run in done]
+        last = [run.last or run.evaluation for run in done]
+        rows.append(
+            {
+                "dataset": dataset,
+                "objective": objective,
+                "seeds": [run.seed for run in done],
+                "failed": [run.seed for run in members if run.evaluation is None],
+                "epochs": [len(run.rows) for run in done],
+                "paper": PAPER.get((dataset, objective)),
+                "scores": _scores(best),
+                "last_scores": _scores(last),
+            }
+        )
+    return rows
 
 
-def _made_from(summary: dict[str, Any]) -> list[str]:
-    backbone, seconds = summary["backbone"], summary["seconds"]
-    rows = []
-    for dataset, made in summary["data"].items():
-        images = " + ".join(f"{count:,} {split}" for split, count in made["images"].items())
-        for what, file, digest in (("data", "scenes", "scenes_digest"), ("features", "features", "features_digest")):
-            rows.append([made[file], images, f"`{made[digest][:12]}`", _spent(seconds, f"{what} {dataset}")])
-    known = [f"{backbone[name]:.2%} of {text}" for name, text in (("accuracy", "held-out"), ("test_accuracy", "test")) if name in backbone]
-    right = f", names {' and '.join(known)} images of one object rightly" if known else ""
-    built = f"{backbone['arch']} at {backbone['input_size']} px{right}"
-    rows.append([backbone["run"], built, f"`{backbone['digest'][:12]}`", _spent(seconds, "backbone")])
-    environment = ", ".join(f"{key} {value}" for key, value in summary["environment"].items() if value is not None)
-    said = f"A dash for the time: it was there before. All steps together: {clock(sum(seconds.values()))}. Full digests: summary.json."
-    return ["## Made from", "", *markdown_table(["file", "holds", "digest", "time"], rows), said, "", f"Environment: {environment}.", ""]
+def _scores(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
+    found = [scores_of(evaluation) for evaluation in evaluations]
+    return {
+        name: _score(name, [scores[name] for scores in found if name in scores], evaluations)
+        for name in SCORES
+        if any(name in scores for scores in found)
+    }
 
 
-def _spent(seconds: dict[str, float], what: str) -> str:
-    return clock(seconds[what]) if what in seconds else "-"
-
-
-def _commands(summary: dict[str, Any]) -> list[str]:
-    steps = [*summary.get("commands", []), *(command for run in summary["runs"] for command in run["commands"])]
-    return [
-        "## Commands",
-        "",
-        "Each number alone, by the commands that `hsal reproduce` stands for:",
-        "",
-        *(f"    {step}" for step in steps),
-    ]
+def _score(name: str, values: list[float], evaluations: list[dict[str, Any]]) -> dict[str, Any]:
+    found = mean_of_runs(values)
+    low = high = interval = None
+    if found.half is not None:
+        low, high, interval = found.mean - found.half, found.mean + found.half, "seeds"
+    else:
+        over_images = evaluations[0].get("ci95", {}).get(name)
+        if over_images is not None:
+            (low, high), interval = over_images, "images"
+    return {"mean": found.mean, "low": low, "high": high, "interval": interval, "values": values}

@@ -7,6 +7,7 @@ features from their last whole block.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shlex
 import time
 from collections.abc import Iterator
@@ -17,22 +18,8 @@ import torch
 
 from hsal_cli.errors import FileError, HsalError, Interrupted, TrainingError
 from hsal_cli.evaluation.evaluate import evaluate_file
-from hsal_cli.experiments.grid import (
-    Cell,
-    Grid,
-    backbone_place,
-    cell_commands,
-    evaluated,
-    evaluation_place,
-    plan,
-    read_record,
-    record,
-    shared_settings,
-    state_of_run,
-    to_evaluate,
-)
-from hsal_cli.experiments.pipeline import ensure_features, ensure_scenes
-from hsal_cli.experiments.summary import GridRun
+from hsal_cli.experiments.grid import Cell, Grid, GridRun, plan, to_evaluate
+from hsal_cli.experiments.pipeline import ensure_features, ensure_run, ensure_scenes, state_of_run
 from hsal_cli.features.table import check_match, open_features
 from hsal_cli.finetuning.finetune import finetune
 from hsal_cli.models.load import load_model
@@ -40,36 +27,31 @@ from hsal_cli.progress import Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import only_writer, write_json
-from hsal_cli.training.train import resume, train
 from hsal_cli.vision.backbone import load_backbone
 
 AGAIN = "type the same command again: it goes on from here"
 
 
 def run_grid(grid: Grid, device: torch.device, reporter: Reporter) -> list[GridRun]:
-    """Makes whatever is missing of a grid.
+    """Makes whatever is missing of a grid, and returns every policy of it with its scores.
 
     A policy whose training fails (a collapse, say) is reported and passed over; the next call tries it again.
 
-    Returns:
-        Every policy of the grid with its scores.
-
     Raises:
         UsageError: the settings are not those that the grid was begun with.
-        FileError: another process works on it.
-        FileError: data, features and backbone do not belong together.
+        FileError: another process works on it; or data, features and backbone do not belong together.
         Interrupted: a signal asked to stop; the same call goes on from there.
     """
     plan(grid)
     with only_writer(grid.out), _told_how_to_go_on():
         _verify(grid)
-        record(grid, options=list(grid.options), settings=shared_settings(grid))
+        grid.record(options=list(grid.options), settings=grid.shared_settings())
         for dataset in grid.datasets:
             with _timed(grid, f"data {dataset}", grid.scenes(dataset).exists()):
                 ensure_scenes(grid.scenes(dataset), grid.recipe.scenes, reporter)
             reporter.check_stop(AGAIN)
         backbone = _ensure_backbone(grid, device, reporter)
-        record(grid, backbone=str(backbone))
+        grid.record(backbone=str(backbone))
         for dataset in grid.datasets:
             with _timed(grid, f"features {dataset}", grid.features(dataset).exists()):
                 ensure_features(grid.scenes(dataset), backbone, reporter, device, grid.recipe.precompute)
@@ -83,12 +65,8 @@ def run_grid(grid: Grid, device: torch.device, reporter: Reporter) -> list[GridR
 
 
 def _verify(grid: Grid) -> None:
-    """Looks whether what is there of a grid fits together, before anything of it is changed.
-
-    Raises:
-        FileError: features of another backbone or scene file, or a run on other features.
-    """
-    place, _ = backbone_place(grid)
+    """Refuses a grid whose features are of another backbone or scene file, or a run on other features, before anything is changed."""
+    place, _ = grid.backbone_place()
     digest = load_backbone(place).digest if state_of_run(place) == "done" or (place / checkpoints.MANIFEST).is_file() else None
     for dataset in grid.datasets:
         features = grid.features(dataset)
@@ -103,7 +81,7 @@ def _verify(grid: Grid) -> None:
 def provenance(grid: Grid) -> dict[str, Any]:
     """What the scores of a finished grid rest on: `backbone` (run, digest, accuracies), `data` (a data set each: files, digests, numbers of
     images, the recipe), `seconds` of each step that this grid ran, `settings`, `environment`."""
-    known = read_record(grid)
+    known = grid.read_record()
     loaded = load_backbone(Path(known.backbone))
     accuracies: dict[str, float] = {}
     with contextlib.suppress(HsalError):  # a checkpoint folder given as backbone has no status of its own
@@ -129,92 +107,61 @@ def provenance(grid: Grid) -> dict[str, Any]:
         },
         "data": data,
         "seconds": known.seconds,
-        "settings": shared_settings(grid),
+        "settings": grid.shared_settings(),
         "environment": runs.environment(),
     }
 
 
 def _run_cell(grid: Grid, cell: Cell, backbone: Path, device: torch.device, reporter: Reporter) -> GridRun:
-    path, features = grid.run_path(cell), grid.features(cell.dataset)
-    if state_of_run(path) == "odd":
-        return _passed_over(grid, cell, backbone, reporter)
-    failure = ""
+    path, features, commands = grid.run_path(cell), grid.features(cell.dataset), list(grid.cell_commands(cell, backbone))
+    found = GridRun(cell.name, cell.dataset, cell.objective, cell.seed, str(path), None, [], None, "", commands)
+    if state_of_run(path) == "odd":  # it is named, and neither trained nor replaced
+        try:
+            _ = runs.Run(path).config
+        except FileError as error:
+            found = dataclasses.replace(found, failure=error.message)
+        reporter.warn(f"{cell.name} is passed over: {found.failure}")
+        return found
     try:
-        _train(grid, cell, features, backbone, device, reporter)
+        _check_features(grid, cell)
+        with _timed(grid, f"train {cell.name}", state_of_run(path) == "done"):
+            ensure_run(path, features, grid.recipe.variant, grid.train_settings(cell), backbone, device, reporter)
+        scores = {which: _evaluate(grid, cell, which, features, device, reporter) for which in to_evaluate(path)}
+        found = dataclasses.replace(
+            found, evaluation=scores["best"], last=scores.get("last"), digest=checkpoints.load(path / "checkpoints", "best").digest
+        )
     except TrainingError as error:
         reporter.warn(f"{cell.name} failed: {error.message}")
-        failure = error.message
-    digest, scores = "", {}
-    commands = list(cell_commands(grid, cell, backbone))
-    if not failure:
-        scores = {which: _evaluate(grid, cell, which, features, device, reporter) for which in to_evaluate(path)}
-        digest = checkpoints.load(path / "checkpoints", "best").digest
-    if "last" in scores:
+        found = dataclasses.replace(found, failure=error.message)
+    if found.last is not None:
         last = path / "checkpoints" / checkpoints.index_of(path / "checkpoints").last
-        commands.append(shlex.join(["hsal", "eval", "--run", str(last), "--out", str(evaluation_place(grid, cell, "last")), *grid.options]))
+        commands.append(shlex.join(["hsal", "eval", "--run", str(last), "--out", str(grid.evaluation_place(cell, "last")), *grid.options]))
     rows = runs.Run(path).rows()
-    return GridRun(
-        cell.name,
-        cell.dataset,
-        cell.objective,
-        cell.seed,
-        str(path),
-        scores.get("best"),
-        rows,
-        _seconds_of(grid, cell, rows),
-        digest,
-        commands,
-        failure,
-        scores.get("last"),
-    )
-
-
-def _passed_over(grid: Grid, cell: Cell, backbone: Path, reporter: Reporter) -> GridRun:
-    """A run of the grid whose documents cannot be read: it is named, and neither trained nor replaced."""
-    path = grid.run_path(cell)
-    try:
-        failure = f"cannot be read: {runs.Run(path).config}"
-    except FileError as error:
-        failure = error.message
-    reporter.warn(f"{cell.name} is passed over: {failure}")
-    commands = list(cell_commands(grid, cell, backbone))
-    return GridRun(cell.name, cell.dataset, cell.objective, cell.seed, str(path), None, [], None, "", commands, failure)
+    return dataclasses.replace(found, rows=rows, seconds=_seconds_of(grid, cell, rows))
 
 
 def _evaluate(grid: Grid, cell: Cell, which: str, features: Path, device: torch.device, reporter: Reporter) -> dict[str, Any]:
     """The scores of a finished run's best or last checkpoint: those that are there, else new ones, which are kept."""
-    found = evaluated(grid, cell, which)
+    found = grid.evaluated(cell, which)
     if found is None:
         path = grid.run_path(cell)
         with _timed(grid, f"eval {cell.name}"):
             found = evaluate_file(load_model(path, which, device), features, grid.evaluation, device, reporter)
-            write_json(evaluation_place(grid, cell, which), found)
+            write_json(grid.evaluation_place(cell, which), found)
     return found
 
 
 def _seconds_of(grid: Grid, cell: Cell, rows: list[dict[str, Any]]) -> float | None:
     """What training and evaluation took; of a run that was trained outside the grid, what its epochs took."""
-    spent = read_record(grid).seconds
+    spent = grid.read_record().seconds
     parts = [spent[key] for key in (f"train {cell.name}", f"eval {cell.name}") if key in spent]
     if f"train {cell.name}" not in spent:
         parts += [row["seconds"] for row in rows if "seconds" in row]
     return sum(parts) if parts else None
 
 
-def _train(grid: Grid, cell: Cell, features: Path, backbone: Path, device: torch.device, reporter: Reporter) -> None:
-    path = grid.run_path(cell)
-    state = state_of_run(path)
-    _check_features(grid, cell)
-    if state != "done":
-        begun, settings = state == "resume", grid.train_settings(cell)
-        with _timed(grid, f"train {cell.name}"):
-            if begun:
-                resume(path, device, reporter)
-            else:
-                train(features, path, grid.recipe.variant, settings, device, reporter, overwrite=path.exists(), backbone=backbone)
-
-
 def _check_features(grid: Grid, cell: Cell) -> None:
+    """Refuses a run that was trained on other features than are there now."""
     path, features = grid.run_path(cell), grid.features(cell.dataset)
     if state_of_run(path) == "missing":
         return
@@ -227,7 +174,7 @@ def _check_features(grid: Grid, cell: Cell) -> None:
 
 
 def _ensure_backbone(grid: Grid, device: torch.device, reporter: Reporter) -> Path:
-    place, made_here = backbone_place(grid, reporter)
+    place, made_here = grid.backbone_place(reporter)
     state = state_of_run(place)
     if made_here and state == "odd":
         runs.open_run(place, "backbone")
@@ -249,9 +196,9 @@ def _timed(grid: Grid, what: str, is_done: bool = False) -> Iterator[None]:
         yield
     finally:
         if not is_done:
-            seconds = dict(read_record(grid).seconds)
+            seconds = dict(grid.read_record().seconds)
             seconds[what] = round(seconds.get(what, 0.0) + time.monotonic() - start, 2)
-            record(grid, seconds=seconds)
+            grid.record(seconds=seconds)
 
 
 @contextlib.contextmanager

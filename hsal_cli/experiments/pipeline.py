@@ -1,9 +1,11 @@
-"""The steps before training: each finds what an earlier command made, and makes it if it is missing, saying so in one line."""
+"""Steps: each finds what an earlier command made, goes on with what was interrupted, and makes what is missing."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -18,16 +20,19 @@ from hsal_cli.models.load import RUNS, backbone_folder
 from hsal_cli.policy.variant import Variant
 from hsal_cli.progress import Reporter
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.documents import Evaluation, read_evaluation
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings
-from hsal_cli.training.train import train
+from hsal_cli.storage.atomic import write_json
+from hsal_cli.training.train import resume, train
 from hsal_cli.vision.backbone import load_backbone
 
 DATA = Path("data")
 DEFAULT_SCENES = DATA / "mnist-multiset.h5"
 SINGLE = DATA / "mnist-single.h5"
+State = Literal["done", "resume", "missing", "odd"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,16 +52,16 @@ def ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> 
     Raises:
         FileError: it is missing and its name is not one that hsal knows how to make.
     """
-    return distributed.broadcast(lambda: _ensure_scenes(scenes, settings, reporter))
 
+    def made() -> Path:
+        if scenes.exists():
+            return scenes
+        if scenes.stem not in ("mnist-multiset", "mnist-set", "mnist-single"):
+            raise FileError(f"{scenes} is missing", "make it with: hsal make-data")
+        reporter.say(f"{scenes} is missing: making it (hsal make-data {scenes.stem})")
+        return make_dataset(scenes.stem, settings, scenes, None, reporter)
 
-def _ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> Path:
-    if scenes.exists():
-        return scenes
-    if scenes.stem not in ("mnist-multiset", "mnist-set", "mnist-single"):
-        raise FileError(f"{scenes} is missing", "make it with: hsal make-data")
-    reporter.say(f"{scenes} is missing: making it (hsal make-data {scenes.stem})")
-    return make_dataset(scenes.stem, settings, scenes, None, reporter)
+    return distributed.broadcast(made)
 
 
 def ensure_backbone(recipe: Recipe, device: torch.device, reporter: Reporter, scenes: Path = DEFAULT_SCENES) -> Path:
@@ -100,9 +105,6 @@ def ensure_policy_data(
     Args:
         data: a scene file, or a feature file, which is taken as it is.
         backbone: the fine-tuned run; None takes the newest one.
-        recipe: settings for what has to be made.
-        device: where to compute.
-        reporter: progress.
         saliency: the saliency model that was asked for; None: the recipe's, or whatever a feature file has.
 
     Returns:
@@ -119,6 +121,48 @@ def ensure_policy_data(
     scenes = ensure_scenes(data, recipe.scenes, reporter)
     backbone = backbone or ensure_backbone(recipe, device, reporter, scenes)
     return ensure_features(scenes, backbone, reporter, device, recipe.precompute), backbone
+
+
+def state_of_run(path: Path) -> State:
+    """A run that was killed before its first checkpoint is missing: there is nothing to go on with. One that cannot be read is odd."""
+    if not (path / "status.json").exists():
+        return "missing"
+    try:
+        status, _ = runs.Run(path).status, runs.Run(path).config
+    except FileError:
+        return "odd"
+    if status.state == "finished":
+        return "done"
+    return "resume" if any((path / "checkpoints").glob("*/manifest.json")) else "missing"
+
+
+def ensure_run(
+    path: Path,
+    features: Path,
+    variant: Variant,
+    settings: TrainSettings,
+    backbone: Path,
+    device: torch.device,
+    reporter: Reporter,
+    anew: bool = False,
+) -> None:
+    """A finished run: one that is finished is left alone, and an interrupted one goes on, unless it is to be trained `anew`."""
+    state = "missing" if anew else state_of_run(path)
+    if state == "resume":
+        resume(path, device, reporter, features=features)
+    elif state != "done":
+        train(features, path, variant, settings, device, reporter, overwrite=path.exists(), backbone=backbone)
+
+
+def ensure_scores(place: Path, reporter: Reporter, evaluate: Callable[[], dict[str, Any]]) -> Evaluation:
+    """The scores kept at a place; where there are none, or they cannot be read, which is said, new ones, kept there."""
+    if place.exists():
+        try:
+            return read_evaluation(place, "hsal sweep")
+        except FileError as error:
+            reporter.warn(f"measured anew: {error.message}")
+    write_json(place, evaluate())
+    return read_evaluation(place, "hsal sweep")
 
 
 def ensure_policy(recipe: Recipe, device: torch.device, reporter: Reporter) -> Path:

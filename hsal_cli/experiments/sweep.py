@@ -1,6 +1,6 @@
 """The generalisation sweep: a trained policy on scenes unlike those it was trained on, composed for the purpose.
 
-OUT/sweep.*         every score: JSON, tables, curves (see pictures/sweep_report.py)
+OUT/sweep.*         every score: JSON, tables, curves (see sweep_report.py)
 OUT/parts/*.json    one file a condition, so that a sweep goes on where it stopped
 OUT/runs/           short trainings of the parts "glimpses" and "saliency" (see sweep_trained.py)
 OUT/cache/          scenes and features of the condition in work; removed when it is done
@@ -19,19 +19,19 @@ import torch
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.evaluate import evaluate_file
 from hsal_cli.evaluation.settings import EvalSettings
+from hsal_cli.experiments.pipeline import ensure_scores
+from hsal_cli.experiments.settings import SweepSettings
 from hsal_cli.features.precompute import precompute
 from hsal_cli.features.settings import PrecomputeSettings, kind_in
 from hsal_cli.features.table import open_features
 from hsal_cli.models.load import LoadedPolicy
 from hsal_cli.progress import SILENT, Reporter
-from hsal_cli.runs.scores import Evaluation, read_evaluation
-from hsal_cli.runs.settings import SweepSettings
+from hsal_cli.runs.documents import Evaluation
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes, write_scenes
 from hsal_cli.scenes.settings import DATASETS, SceneSettings
 from hsal_cli.settings import as_dict
-from hsal_cli.storage.atomic import write_json
 from hsal_cli.storage.files import digest_of, refuse_link
 from hsal_cli.storage.hdf5 import format_of
 from hsal_cli.typed import Odd, checked
@@ -66,13 +66,7 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True)
 class SceneRecipe:
-    """What a policy was trained on, as its scene or feature file tells.
-
-    Attributes:
-        dataset: such as mnist-multiset.
-        scenes: how its images were composed.
-        file: the file that told.
-    """
+    """What a policy was trained on, as its scene or feature file tells: such as mnist-multiset, and how its images were composed."""
 
     dataset: str
     scenes: SceneSettings
@@ -144,13 +138,10 @@ def shifts(
     """Evaluates a policy under every condition.
 
     Args:
-        loaded: the policy, on `device`.
-        backbone: the one it was trained with.
+        loaded, backbone: the policy, on `device`, and the backbone it was trained with.
         recipe: how the images it was trained on were composed.
         settings: which parts, and how many images each.
         out: the sweep's folder; what an earlier call finished there is taken over.
-        device: where to compute.
-        reporter: progress.
 
     Returns:
         "trained" and each part -> a row a condition (see `row_of`).
@@ -159,42 +150,24 @@ def shifts(
         UsageError: the policy takes its saliency maps from files, which new scenes have none of.
         Interrupted: a signal asked to stop; finished conditions are kept.
     """
-    saliency = loaded.meta.saliency
-    if kind_in(saliency) == "file":
-        raise UsageError(f"the policy takes its maps from {saliency}, and new scenes have none", "sweep a policy with a saliency model")
+    if kind_in(loaded.meta.saliency) == "file":
+        raise UsageError(
+            f"the policy takes its maps from {loaded.meta.saliency}, and new scenes have none", "sweep a policy with a saliency model"
+        )
     todo = list(conditions(recipe, settings.part_names, reporter))
     found: dict[str, list[dict[str, Any]]] = {}
     for number, condition in enumerate(todo):
         reporter.check_stop(AGAIN)
-        key = digest_of(
-            {
-                "dataset": recipe.dataset,
-                "scenes": as_dict(condition.scenes),
-                "contrast": condition.contrast,
-                "policy": loaded.checkpoint.digest,
-                "backbone": backbone.digest,
-            }
-        )[:16]
-        place = out / "parts" / f"{key}.json"
-        kept = kept_scores(place, reporter)
-        if kept is None:
+        composed = {"dataset": recipe.dataset, "scenes": as_dict(condition.scenes), "contrast": condition.contrast}
+        key = digest_of({**composed, "policy": loaded.checkpoint.digest, "backbone": backbone.digest})[:16]
+
+        def evaluate(condition=condition, key=key, number=number) -> dict[str, Any]:
             reporter.say(f"{number + 1} of {len(todo)}: {condition.part} {condition.value}")
-            scores = _evaluate(condition, key, loaded, backbone, recipe.dataset, saliency, out / "cache", device, reporter)
-            write_json(place, scores)
-            kept = read_evaluation(place, "hsal sweep")
-        found.setdefault(condition.part, []).append(row_of(condition.value, condition.x, kept))
+            return _evaluate(condition, out / "cache" / f"{key}.h5", loaded, backbone, recipe.dataset, device, reporter)
+
+        scores = ensure_scores(out / "parts" / f"{key}.json", reporter, evaluate)
+        found.setdefault(condition.part, []).append(row_of(condition.value, condition.x, scores))
     return found
-
-
-def kept_scores(place: Path, reporter: Reporter) -> Evaluation | None:
-    """What an earlier sweep found; None where there is nothing, or where it cannot be read, which is said."""
-    if not place.exists():
-        return None
-    try:
-        return read_evaluation(place, "hsal sweep")
-    except FileError as error:
-        reporter.warn(f"measured anew: {error.message}")
-        return None
 
 
 def row_of(value: str, x: float, scores: Evaluation) -> dict[str, Any]:
@@ -216,22 +189,22 @@ def row_of(value: str, x: float, scores: Evaluation) -> dict[str, Any]:
 
 def _evaluate(
     condition: Condition,
-    key: str,
+    scenes: Path,
     loaded: LoadedPolicy,
     backbone: LoadedBackbone,
     dataset: str,
-    saliency: str,
-    cache: Path,
     device: torch.device,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    refuse_link(cache)
-    scenes, features = cache / f"{key}.h5", cache / f"{key}.features.h5"
+    """Composes scenes, computes their features, evaluates the policy on them, and removes both."""
+    refuse_link(scenes.parent)
+    features = scenes.with_suffix(".features.h5")
     if not scenes.is_file():
         make_dataset(dataset, condition.scenes, scenes, None, reporter)
         if condition.contrast != 1:
             dim(scenes, condition.contrast)
-    precompute(scenes, backbone.path, features, PrecomputeSettings(saliency=saliency, resolution=backbone.refined), device, reporter)
+    settings = PrecomputeSettings(saliency=loaded.meta.saliency, resolution=backbone.refined)
+    precompute(scenes, backbone.path, features, settings, device, reporter)
     # A policy trained on 1 to 4 objects is given the meta-steps that more objects take.
     most = max(loaded.max_steps, condition.scenes.count[1] + 2)
     scores = evaluate_file(loaded, features, EvalSettings(max_steps=most), device, reporter)

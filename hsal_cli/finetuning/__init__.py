@@ -9,9 +9,5 @@ if TYPE_CHECKING:
     from hsal_cli.runs.settings import FinetuneSettings as FinetuneSettings
 
 __all__ = show(
-    __name__,
-    {
-        "finetune": "hsal_cli.finetuning.finetune:finetune",
-        "FinetuneSettings": "hsal_cli.runs.settings:FinetuneSettings",
-    },
+    __name__, {"finetune": "hsal_cli.finetuning.finetune:finetune", "FinetuneSettings": "hsal_cli.runs.settings:FinetuneSettings"}
 )

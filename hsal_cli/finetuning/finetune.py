@@ -12,16 +12,16 @@ from torch import Tensor
 
 from hsal_cli import distributed
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.finetuning.many_objects import BoxedObjects, WholeImages, read_scenes, way_of
-from hsal_cli.finetuning.single_objects import SingleObjects, read_single_objects
+from hsal_cli.finetuning.objects import Objects, read_objects, way_of
 from hsal_cli.finetuning.views import crop_sides
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.loop import ModelTask, one_cycle, progress_of, restored, train
 from hsal_cli.runs.replica import Replica
-from hsal_cli.runs.run import Run, resume_from
+from hsal_cli.runs.run import Run
 from hsal_cli.runs.seeds import Draws, seeded
 from hsal_cli.runs.settings import FinetuneSettings
+from hsal_cli.runs.start import being_trained, resume_from, say_changes, say_missing_classes
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
@@ -40,44 +40,17 @@ MEANING = {
 TEST_IMAGES = 2_000  # of the test split, scored once at the end
 
 
-def read_objects(scenes: Path, split: str, way: str, most: int | None = None) -> SingleObjects | BoxedObjects | WholeImages:
-    """Reads a split of a scene file, to be learned from in one of the ways of `way_of`.
-
-    Raises:
-        FileError: there is no such split, or it does not fit the way.
-    """
-    if way == "single":
-        return read_single_objects(scenes, split, most)
-    found = read_scenes(scenes, split, most)
-    if way != "crops":
-        return WholeImages.of(found, counts=way == "counts")
-    if found.corners is None:
-        raise FileError(f"{scenes}: {split} has no boxes", "take --objects counts")
-    return BoxedObjects.of(found)
-
-
 class FinetuneTask(ModelTask):
     """Fine-tuning as a task of the loop: crops first, full images last, of one object or several, validated on full images.
 
-    Args:
-        model: the network, on `device`.
-        data: the training images.
-        settings: how, with nothing left open (see `settle`).
-        device: where to compute.
+    The settings leave nothing open (see `settle`), and the model is on `device`.
     """
 
     command = "hsal finetune"
     score_name = "accuracy"
     headline = ("loss", "train_accuracy", "background_share", "accuracy")
 
-    def __init__(
-        self,
-        model: ActivationModel,
-        data: SingleObjects | BoxedObjects | WholeImages,
-        settings: FinetuneSettings,
-        device: torch.device,
-        meta: dict[str, Any],
-    ):
+    def __init__(self, model: ActivationModel, data: Objects, settings: FinetuneSettings, device: torch.device, meta: dict[str, Any]):
         self.model, self.settings, self.device = model, settings, device
         self._meta = meta
         self.held_out, self.data = data.hold_out(settings.validation, settings.seed)
@@ -97,8 +70,7 @@ class FinetuneTask(ModelTask):
         rows = torch.cat([torch.randperm(len(self.data.labels), generator=draw) for _ in range(-(-count // len(self.data.labels)))])[:count]
         sides = torch.full((count,), self.model.input_size)
         if kind == "crops":
-            size = tuple(self.data.images.shape[1:3])
-            sides = crop_sides(self.data.boxes[rows], size, self.model.input_size, self.model.stride)
+            sides = crop_sides(self.data.boxes[rows], self.data.size, self.model.input_size, self.model.stride)
             # Objects of a size go together, in random order within it; a batch's views share the largest side it needs.
             rows, sides = (values[torch.argsort(sides, stable=True)] for values in (rows, sides))
         step = self.settings.batch_size
@@ -145,15 +117,7 @@ class FinetuneTask(ModelTask):
 
 
 def background_share(volumes: Tensor, objects: Tensor) -> Tensor:
-    """Share of each image's saliency, sum_c V_c^2, that lies off the objects.
-
-    Args:
-        volumes: (B, C, h, w).
-        objects: (B, h, w), 1 for cells on an object, 0 for background.
-
-    Returns:
-        (B,) in [0, 1].
-    """
+    """Share (B,) in [0, 1] of the saliency, sum_c V_c^2 of volumes (B, C, h, w), off the objects (B, h, w), 1 for cells on one."""
     saliency = volumes.square().sum(1)
     return (saliency * (1 - objects)).sum((1, 2)) / saliency.sum((1, 2)).clamp(min=torch.finfo(saliency.dtype).tiny)
 
@@ -261,14 +225,14 @@ def finetune(
             return run
         before = resume_from(run, reporter)
         settings = _lengthened(settings, longer, before, out, reporter)
-        runs.say_changes(run, str(device), reporter)
+        say_changes(run, str(device), reporter)
     way = way_of(scenes, settings.objects)
     data = read_objects(scenes, "train", way)
     with open_scenes(scenes) as file:
         classes, digest, labels = file.classes, file.digest, torch.from_numpy(file.split("train").labels)
     if resume and config.scenes_digest != digest:
         raise FileError(f"{scenes} is not the scene file that {out} was trained on", "train a new run: hsal finetune")
-    runs.say_missing_classes(labels, classes, scenes, reporter)
+    say_missing_classes(labels, classes, scenes, reporter)
     empty = int((labels < 0).all(1).sum())
     if empty and way in ("crops", "random-label"):
         reporter.say(f"{empty:,} training images have no object: they are left out (--objects counts learns from them)")
@@ -281,7 +245,7 @@ def finetune(
         reporter.warn(f"{scenes} has no boxes to crop by: full images only, which is slow on a CPU")
     settings = settle(settings, device, has_boxes=data.boxes is not None)
     torch.manual_seed(settings.seed)
-    model = ActivationModel(settings.arch, len(classes), settings.input_size, int(settings.resolution), settings.dilate)
+    model = ActivationModel(settings.arch, len(classes), settings.input_size, int(settings.resolution), settings.dilate, settings.channels)
     used = backbone_meta(before).weights if before else initial_weights(model, settings.weights, reporter)
     model.to(device, memory_format=torch.channels_last)
     meta = {
@@ -290,6 +254,7 @@ def finetune(
         "input_size": settings.input_size,
         "resolution": int(settings.resolution),
         "dilate": settings.dilate,
+        "channels": settings.channels,
         "classes": classes,
         "weights": used,
         "scenes_digest": digest,
@@ -298,13 +263,7 @@ def finetune(
     task = FinetuneTask(model, data, settings, device, meta)
     del data  # the task has its parts, and images are what takes the memory
     if not resume:
-        written = {
-            "scenes": str(scenes),
-            "scenes_digest": digest,
-            "finetune": as_dict(settings),
-            "weights_used": used,
-            "classes": classes,
-        }
+        written = {"scenes": str(scenes), "scenes_digest": digest, "finetune": as_dict(settings), "weights_used": used, "classes": classes}
     elif used != config.weights_used:
         raise FileError(f"{out} started from {config.weights_used} weights, now there are {used}", "train a new run: hsal finetune")
     else:
@@ -314,7 +273,7 @@ def finetune(
         run = runs.create(out, "backbone", written, overwrite)
     shown = ", ".join(f"{sum(n for kind, n in task.plan if kind == part):,} {part}" for part in ("crops", "full"))
     reporter.say(f"fine-tuning {settings.arch} at {settings.input_size} px on {scenes}: {shown} images, starting from {used} weights")
-    with runs.being_trained(run, written, str(device)), fitting(device, settings.batch_size):
+    with being_trained(run, written, str(device)), fitting(device, settings.batch_size):
         rows = train(task, run, reporter, progress)
     distributed.barrier()  # the last checkpoint is written
     best = checkpoints.load(run.checkpoints, "best")

@@ -1,11 +1,13 @@
-"""What the network sees of a single-object image while it is fine-tuned: crops that just contain the object, or the full image, augmented.
+"""What the network sees while it is fine-tuned: crops that just contain an object, or full images, augmented; and crowds pasted for it.
 
 Crops keep the scale that the object has in the full image: at an input size of 224 px an object of up to 97 px is seen in a crop of
-112 px, a quarter of the work.
+112 px, a quarter of the work. Crowds are single objects cut out of their images and pasted beside others, each with a region of its own: a
+network that has only seen one object alone lets the evidence of two neighbours run together, and then no glimpse can tell them apart.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -21,6 +23,9 @@ STRETCH, SHEAR = 0.12, 0.25  # likewise: width over height, sideways shift over 
 POINTS = 8  # a side of the grid of points by which an object is in view
 # Elastic distortion (Simard, Steinkraus and Platt, "Best Practices for Convolutional Neural Networks", 2003): smooth, random displacements.
 WAVES, BEND = 9, 0.025  # nodes of the field along a side of the full input; largest standard deviation, share of that side
+
+MARGIN = 1  # px kept around an object's box when it is cut out, for the soft edge of its ink
+TRIES = 30  # places tried before an object is left out of a crowd, as small images hold few large ones
 
 
 def crop_sides(boxes: Tensor, image_size: tuple[int, int], input_size: int, stride: int) -> Tensor:
@@ -153,3 +158,105 @@ def _centres(low: Tensor, high: Tensor, share: Tensor, draws: Draws) -> Tensor:
     """Random crop centres along one axis, in [-1, 1], such that the object from `low` to `high` (0..1) lies inside."""
     slack = (share - (high - low)).clamp(min=0) / 2
     return ((low + high) / 2 + (draws.rand() * 2 - 1) * slack) * 2 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Crowd:
+    """Images of one or more objects.
+
+    Attributes:
+        images: uint8 (B, H, W) or (B, H, W, 3).
+        boxes: float (B, M, 4) x0, y0, x1, y1 in px; -1 where an image holds fewer than M objects.
+        labels: int64 (B, M), -1 likewise.
+    """
+
+    images: Tensor
+    boxes: Tensor
+    labels: Tensor
+
+
+def crowd(images: Tensor, rows: Tensor, boxes: Tensor, labels: Tensor, first: Tensor, most: int, draws: Draws) -> Crowd:
+    """Pastes up to `most - 1` objects of other images beside the object of each image, at places where no boxes overlap.
+
+    Args:
+        images: uint8 (N, H, W) or (N, H, W, 3), one object each.
+        rows: (M,) those of them that objects are taken from.
+        boxes: (M, 4) in px.
+        labels: (M,).
+        first: (B,) in 0..M-1, the objects that others are pasted beside.
+        most: largest number of objects in an image, >= 1; each number is as likely as any other, as far as there is room.
+        draws: the source of all that is random, for the B images.
+
+    Returns:
+        The B images with up to `most` objects each.
+    """
+    height, width = images.shape[1:3]
+    pasted = images[rows[first]]
+    all_boxes = torch.full((len(first), most, 4), -1.0)
+    all_labels = torch.full((len(first), most), -1, dtype=torch.int64)
+    all_boxes[:, 0], all_labels[:, 0] = boxes[first].float(), labels[first]
+    others = draws.randint(most)
+    drawn = draws.randint(len(rows), most)
+    spots = draws.rand(most, TRIES, 2)
+    corners = boxes.long()
+    for image in range(len(first)):
+        taken = [corners[first[image]].tolist()]
+        for place in range(1, int(others[image]) + 1):
+            one = drawn[image, place]
+            x0, y0, x1, y1 = corners[one].tolist()
+            x0, y0, x1, y1 = max(x0 - MARGIN, 0), max(y0 - MARGIN, 0), min(x1 + MARGIN, width), min(y1 + MARGIN, height)
+            room = torch.tensor([width - (x1 - x0) + 1, height - (y1 - y0) + 1])
+            for x, y in (spots[image, place] * room).long().tolist():
+                box = [x, y, x + x1 - x0, y + y1 - y0]
+                if all(x >= other[2] or other[0] >= box[2] or y >= other[3] or other[1] >= box[3] for other in taken):
+                    pasted[image, box[1] : box[3], box[0] : box[2]] = images[rows[one], y0:y1, x0:x1]
+                    all_boxes[image, len(taken)], all_labels[image, len(taken)] = torch.tensor(box).float(), labels[one]
+                    taken.append(box)
+                    break
+    return Crowd(pasted, all_boxes, all_labels)
+
+
+def _outside(boxes: Tensor, centres: Tensor) -> Tensor:
+    """How far cells (B, h, w, 2) lie off boxes (B, M, 4) along each axis: (B, M, h, w, 2), >= 0."""
+    corners = boxes[:, :, None, None]  # (B, M, 1, 1, 4)
+    return torch.maximum(corners[..., :2] - centres[:, None], centres[:, None] - corners[..., 2:]).clamp(min=0)
+
+
+def on_objects(boxes: Tensor, centres: Tensor) -> Tensor:
+    """Which cells of an image lie on an object: those that a box reaches into.
+
+    Args:
+        boxes: (B, M, 4) in px, -1 where there is no object.
+        centres: (B, h, w, 2) x and y of each cell's centre, px of the image; h, w >= 2.
+
+    Returns:
+        (B, h, w), 0 or 1.
+    """
+    half = (centres[:, :1, 1:2] - centres[:, :1, :1]).norm(dim=-1)[:, None] / 2  # of a cell's side, (B, 1, 1, 1)
+    reached = (_outside(boxes, centres).amax(-1) < half) & (boxes[:, :, 0] >= 0)[:, :, None, None]
+    return reached.any(1).float()
+
+
+def object_regions(boxes: Tensor, centres: Tensor) -> Tensor:
+    """Shares the cells of an image out among its objects: each cell goes to the object whose box is nearest.
+
+    Args:
+        boxes: (B, M, 4) in px, -1 where there is no object.
+        centres: (B, h, w, 2) x and y of each cell's centre, px of the image.
+
+    Returns:
+        (B, M, h, w), 0 or 1; over the objects of an image each cell adds up to 1. Between boxes at one distance the first wins.
+    """
+    distance = _outside(boxes, centres).square().sum(-1)  # (B, M, h, w)
+    distance = distance.masked_fill((boxes[:, :, 0] < 0)[:, :, None, None], torch.inf)
+    return torch.zeros_like(distance).scatter_(1, distance.argmin(1, keepdim=True), 1.0)
+
+
+def own_cells(corners: Tensor, centres: Tensor) -> Tensor:
+    """Cells of each object, as `object_regions` gives them; but an object between others keeps the cell at its middle, shared or not."""
+    regions = object_regions(corners, centres)
+    middles = (corners[..., :2] + corners[..., 2:]) / 2
+    nearest = (middles[:, :, None, None] - centres[:, None]).square().sum(-1).flatten(2).argmin(2, keepdim=True)
+    without = (regions.flatten(2).sum(2) == 0) & (corners[..., 0] >= 0)
+    middle = torch.zeros_like(regions).flatten(2).scatter_(2, nearest, 1.0).view_as(regions)
+    return torch.where(without[..., None, None], middle, regions)

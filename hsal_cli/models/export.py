@@ -15,8 +15,7 @@ from hsal_cli.models.shipped import BACKBONE, FORMAT, FORMAT_VERSION, exported_f
 from hsal_cli.policy.variant import with_variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
-from hsal_cli.runs.documents import BackboneConfig
-from hsal_cli.runs.scores import Evaluation
+from hsal_cli.runs.documents import BackboneConfig, Evaluation
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import finish_replacing, replacing, write_json
 from hsal_cli.storage.documents import read_text
@@ -31,15 +30,7 @@ LOCAL = ("glimpse_hit", "mask_mass")
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A run to export.
-
-    Attributes:
-        name: what it will be called, DATASET.OBJECTIVE.
-        run: the run.
-        checkpoint: its best one, which is the one that was evaluated.
-        meta: what that says of itself.
-        evaluation: its eval.json.
-    """
+    """A run to export under a name, DATASET.OBJECTIVE, with its best checkpoint, which is the one evaluated, and its eval.json."""
 
     name: str
     run: runs.Run
@@ -68,15 +59,15 @@ def export(
         FileError: a run is unfinished, was not evaluated, or was trained on another backbone than the others; or the backbone is nowhere.
     """
     _check_out(out, overwrite)
-    found = [_source(text) for text in sources]
-    names = [source.name for source in found]
+    exported = [_source(text) for text in sources]
+    names = [source.name for source in exported]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"two of the runs would be called {twice}", "name them: hsal export NAME=RUN NAME=RUN")
     wrong = next((name for name in names if not name.rpartition(".")[0] or PurePath(name).name != name), None)
     if wrong is not None:
         raise UsageError(f"{wrong!r} is not a name of the form DATASET.OBJECTIVE", "name the run, such as mnist-multiset.rl=RUN")
-    place = _backbone_of(found, backbone)
+    place = _backbone_of(exported, backbone)
     model = checkpoints.read_checkpoint(place)
     manifest: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, "hsal_version": __version__}
     with replacing(out, exported_files) as folder:
@@ -84,12 +75,15 @@ def export(
         digest = manifest[BACKBONE]["sha256"]["weights.safetensors"]
         reporter.say(f"{BACKBONE}: {_size(folder / BACKBONE) / 1e6:.1f} MB, from {place}")
         manifest["policies"] = {}
-        for source in found:
+        for source in exported:
             # Of the data, the name says enough; where it lay is nobody else's business.
             meta = _resolved(source.checkpoint.meta, source.run)
             meta |= {"backbone": None, "backbone_digest": digest, "features": PurePath(source.meta.features).name}
             entry = _write(folder / source.name, source.checkpoint.weights, meta, source.checkpoint.digest)
-            manifest["policies"][source.name] = entry | _origin(source.run) | {"result": _result(source.evaluation)}
+            manifest["policies"][source.name] = entry | _origin(source.run)
+            found, local = source.evaluation.raw, source.evaluation.localization or {}
+            result = {key: found[key] for key in RESULT if key in found} | {key: local[key] for key in LOCAL if key in local}
+            manifest["policies"][source.name]["result"] = result
             reporter.say(f"{source.name}: {_size(folder / source.name) / 1e6:.1f} MB, from {source.run.path}")
         write_json(folder / "manifest.json", manifest)
     for name, entry in ((BACKBONE, manifest[BACKBONE]), *manifest["policies"].items()):
@@ -168,12 +162,6 @@ def _origin_of_backbone(place: Path) -> dict[str, Any]:
     except FileError:
         return {"command": None, "seed": None, "result": None}
     return {"command": stated.command, "seed": stated.seed, "result": stated.result and stated.result.raw}
-
-
-def _result(evaluation: Evaluation) -> dict[str, Any]:
-    """The figures of an evaluation that a manifest states."""
-    found, local = evaluation.raw, evaluation.localization or {}
-    return {key: found[key] for key in RESULT if key in found} | {key: local[key] for key in LOCAL if key in local}
 
 
 def tidy(command: str) -> str:

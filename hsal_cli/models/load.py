@@ -90,10 +90,9 @@ class PolicyMeta:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedPolicy:
-    """A trained policy, or the count classifier that it is compared with.
+    """A trained policy, or the count classifier that it is compared with, in evaluation mode, on the device asked for.
 
     Attributes:
-        policy: in evaluation mode, on the device asked for.
         meta: what its checkpoint says of it; the paths in it are from the folder that hsal runs in.
         checkpoint: where it came from; its `note` says if a damaged checkpoint was passed over.
     """
@@ -114,12 +113,7 @@ class LoadedPolicy:
 
 
 def load_policy(path: Path, which: str = "best", device: torch.device | str = "cpu") -> LoadedPolicy:
-    """Loads a policy and verifies that it is what its checkpoint says.
-
-    Args:
-        path: a run, or the folder of one checkpoint.
-        which: "best" or "last", for a run.
-        device: where the policy goes.
+    """Loads a policy from a run's "best" or "last" checkpoint, or a checkpoint's folder, and verifies that it is what the checkpoint says.
 
     Raises:
         FileError: missing, damaged, not a policy, or weights that do not fit the settings; names the first that differ.
@@ -186,8 +180,6 @@ def find_backbone(loaded: LoadedPolicy, device: torch.device | str = "cpu", name
     """Loads the backbone that made the features a policy was trained on, with volumes as fine as those.
 
     Args:
-        loaded: the policy, which knows the digest of the backbone's weights.
-        device: where the backbone goes.
         named: a run or a checkpoint to take it from, and from nowhere else; None: see `backbone_folder`.
 
     Raises:
@@ -209,14 +201,10 @@ def find_backbone(loaded: LoadedPolicy, device: torch.device | str = "cpu", name
 
 
 def backbone_folder(digest: str, *places: Path | str | None) -> Path | None:
-    """The checkpoint folder of the backbone whose weights have this digest: finding a backbone has this one rule.
+    """The first checkpoint folder of the backbone whose weights have this sha256, or None: finding a backbone has this one rule.
 
     Args:
-        digest: sha256 of its weights, by which features and policies know it.
         places: where to look, in this order: a checkpoint, a run, or a folder of either, such as runs/ or what `hsal export` wrote.
-
-    Returns:
-        The first one found, else None.
     """
     for place in (Path(place) for place in places if place is not None):
         within = sorted(place.iterdir()) if place.is_dir() else []

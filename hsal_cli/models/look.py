@@ -15,8 +15,6 @@ from hsal_cli.models.load import LoadedPolicy
 from hsal_cli.policy.episode import Episode, greedy, with_shift
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from hsal_cli.vision.backbone import LoadedBackbone
 
 BATCH = 16  # images a forward pass
@@ -105,7 +103,7 @@ class Look:
 
 
 def look(
-    images: Sequence[torch.Tensor | Image],
+    images: Sequence[torch.Tensor],
     backbone: LoadedBackbone,
     policy: LoadedPolicy,
     max_steps: int | None = None,
@@ -115,7 +113,7 @@ def look(
     """Shows images to a policy.
 
     Args:
-        images: PIL images, or uint8 tensors (H, W), (H, W, 3) or (1, H, W, 3), of any size.
+        images: uint8 tensors (H, W), (H, W, 3) or (1, H, W, 3), of any size.
         backbone: the one the policy was trained with (see `load.find_backbone`), on the same device.
         policy: a loaded policy.
         max_steps: cap on meta-steps; None: the policy's.
@@ -201,15 +199,7 @@ def look_at_scenes(
 
 
 def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes: list[str]) -> Look:
-    """One image's part of an episode.
-
-    Args:
-        episode: a roll-out of a batch.
-        place: the image's place in the batch.
-        name: its name.
-        image: uint8 (H, W, 3).
-        classes: K names.
-    """
+    """The part of an episode that one image (uint8 (H, W, 3)), at a place in the batch, has; `classes`: K names."""
     from hsal_cli.vision.devices import on_host
 
     probabilities = on_host(with_shift(episode.logits[:, place], episode.stop_shift[:, place]).softmax(-1))  # (T, K+1)
@@ -242,10 +232,8 @@ def to_json(look: Look) -> dict[str, Any]:
     return {"image": look.name, "labels": look.labels, "steps": steps, "stop_probability": round(look.stop_probability, DIGITS)}
 
 
-def as_rgb(image: torch.Tensor | Image) -> torch.Tensor:
-    """A picture as uint8 (H, W, 3) on the CPU; grey is repeated, and a batch of one taken out of its batch."""
-    if isinstance(image, torch.Tensor):
-        image = image.cpu()
-        image = image[0] if image.dim() == 4 else image
-        return image.unsqueeze(-1).expand(-1, -1, 3) if image.dim() == 2 else image
-    return torch.from_numpy(np.array(image.convert("RGB")))
+def as_rgb(image: torch.Tensor) -> torch.Tensor:
+    """A picture (H, W), (H, W, 3) or (1, H, W, 3) as (H, W, 3) on the CPU; grey is repeated."""
+    image = image.cpu()
+    image = image[0] if image.dim() == 4 else image
+    return image.unsqueeze(-1).expand(-1, -1, 3) if image.dim() == 2 else image

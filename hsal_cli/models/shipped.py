@@ -58,13 +58,7 @@ class Result(Document):
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What a manifest says of a policy, or of the backbone.
-
-    Attributes:
-        sha256: name of a file in its folder -> checksum.
-        command, seed: what trained it, where that is known.
-        result: its figures, where it has any.
-    """
+    """What a manifest says of a policy, or of the backbone: checksum of each file, and as far as known what trained it and its figures."""
 
     sha256: dict[str, str]
     command: str | None = None
@@ -84,13 +78,7 @@ class ShippedManifest:
 
 @dataclasses.dataclass(frozen=True)
 class Shipped:
-    """A policy that comes with hsal, with its backbone; every file was verified.
-
-    Attributes:
-        name: DATASET.OBJECTIVE.
-        policy, backbone: on the device asked for, in float32.
-        stated: its entry in the manifest.
-    """
+    """A policy that comes with hsal, DATASET.OBJECTIVE, with its backbone, verified, in float32; `stated`: its entry in the manifest."""
 
     name: str
     policy: LoadedPolicy
@@ -205,12 +193,7 @@ def is_export(folder: Path) -> bool:
 
 
 def load_shipped(name: str, device: torch.device | str = "cpu", counts: bool = False) -> Shipped:
-    """Loads a policy that comes with hsal, and its backbone.
-
-    Args:
-        name: as in `find_shipped`.
-        device: where both go.
-        counts: whether a count classifier, which takes no glimpses, will do too.
+    """Loads a policy that comes with hsal, named as in `find_shipped`, and its backbone; `counts`: a count classifier will do too.
 
     Raises:
         UsageError: there is no such policy.
@@ -230,11 +213,7 @@ def load_shipped(name: str, device: torch.device | str = "cpu", counts: bool = F
 
 
 def check_files(folder: Path, sums: dict[str, str]) -> None:
-    """Refuses a checkpoint folder whose files are not those of the manifest above it.
-
-    Raises:
-        FileError: one is missing, damaged, or no plain file.
-    """
+    """Refuses a checkpoint folder one of whose files is missing, no plain file, or not that of the manifest above it."""
     for name, expected in sums.items():
         try:
             found = digest_of_file(named(folder, name))

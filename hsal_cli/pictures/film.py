@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from hsal_cli.pictures.marks import (
     BAR,
@@ -22,6 +22,7 @@ from hsal_cli.pictures.marks import (
     draw_plate,
     fitted,
     outlined,
+    panel_size,
     shortened,
     to_maximum,
 )
@@ -38,7 +39,6 @@ MARGIN, GAP, HEAD, CAPTION, LINE = 14, 12, 48, 20, 30  # px
 NARROW, LEAST = 132, 360  # least width of a small panel's place, and of a frame, px
 CLASSES = 5  # there is room for so many at least
 NAMES = 60  # px that the labels named at a cell may take at least
-LONGEST = 1.6  # a panel's longest side, in sides of the square panel of equal area
 BYTES = 1_000_000  # animations stay below this size
 SIDES = (300, 220, 160)  # of the image, px; smaller ones are taken where an animation grows too large
 MAPS = (("saliency map", "S"), ("covert mask", "M"), ("priority map", "P"))
@@ -100,10 +100,8 @@ class Frame:
 
 def frame_of(look: Look, side: int = SIDES[0]) -> Frame:
     """The frame for an image whose area is a square's of this side, px."""
-    height, width = look.image.shape[:2]
-    scale = min(side / math.sqrt(width * height), LONGEST * side / max(width, height))
     classes = max((min(CLASSES, len(step.classes)) for step in (*look.steps, look.end) if step is not None), default=0)
-    return Frame((max(1, round(width * scale)), max(1, round(height * scale))), classes)
+    return Frame(panel_size(look.image, side), classes)
 
 
 def film(looks: Sequence[Look], truths: Sequence[Sequence[str] | None] | None = None) -> bytes:
@@ -118,7 +116,8 @@ def film(looks: Sequence[Look], truths: Sequence[Sequence[str] | None] | None = 
     for side in SIDES:
         shown = [pair for look, truth in zip(looks, truths, strict=True) for pair in frames(look, truth, side)]
         size = max(picture.width for picture, _ in shown), max(picture.height for picture, _ in shown)
-        encoded = gif([_padded(picture, size) for picture, _ in shown], [duration for _, duration in shown])
+        pages = [ImageOps.expand(page, (0, 0, size[0] - page.width, size[1] - page.height), PAPER) for page, _ in shown]
+        encoded = gif(pages, [duration for _, duration in shown])
         if len(encoded) < BYTES:
             break
     return encoded
@@ -154,7 +153,8 @@ def frames(look: Look, truth: Sequence[str] | None, side: int = SIDES[0]) -> Ite
     for place, step in enumerate(look.steps):
         outline = outlined(photo, step)
         for taken in range(len(step.glimpses) + 1):
-            said = f"glimpse {taken} at {_words(step.glimpses[taken - 1])}" if taken else "the covert mask"
+            row, column = step.glimpses[taken - 1] if taken else (0, 0)
+            said = f"glimpse {taken} at row {row + 1}, column {column + 1}" if taken else "the covert mask"
             picture = page((f"step {place + 1}: {said}", name), outline, step, named[:place])
             _draw_glimpses(picture, frame, step, taken, photo)
             yield picture, GLIMPSE if taken else MASK
@@ -168,13 +168,6 @@ def frames(look: Look, truth: Sequence[str] | None, side: int = SIDES[0]) -> Ite
         _draw_bars(picture, frame, look.end)
     _draw_all(picture, frame, look, photo)
     yield picture, LAST
-
-
-def _padded(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture in the upper left corner of a larger one."""
-    larger = Image.new("RGB", size, PAPER)
-    larger.paste(picture)
-    return larger
 
 
 def _draw_maps(draw: ImageDraw.ImageDraw, frame: Frame, step: LookStep) -> None:
@@ -235,7 +228,3 @@ def _draw_labels(draw: ImageDraw.ImageDraw, corner: tuple[int, int], room: int, 
         start += round(large.getlength(text)) + 2
         draw.text((start, y + 24), verdict, colour, small, anchor="ls")
         start += round(small.getlength(verdict)) + GAP
-
-
-def _words(cell: tuple[int, int]) -> str:
-    return f"row {cell[0] + 1}, column {cell[1] + 1}"

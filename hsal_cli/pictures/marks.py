@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +18,38 @@ if TYPE_CHECKING:
 PLATE = 14  # height of a glimpse's number, px
 BAR = 17  # height of a class probability, px
 SMALL = 13  # of letters beside the panels, px
+LONGEST = 1.6  # a panel's longest side, in sides of the square panel of equal area
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in px, half-open
+
+
+def panel_size(image: np.ndarray, side: int) -> tuple[int, int]:
+    """(width, height) of an image's panel, px: its proportions, the area of a square of this side, no side longer than LONGEST of that."""
+    height, width = image.shape[:2]
+    scale = min(side / math.sqrt(width * height), LONGEST * side / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def draw_ring(draw: ImageDraw.ImageDraw, box: Box, width: int = 2) -> None:
+    """Outlines a box in orange, on a dark line so that it shows on any ground."""
+    x0, y0, x1, y1 = box
+    draw.rectangle((x0 - 1, y0 - 1, x1, y1), outline=INK, width=width + 2)
+    draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=ORANGE, width=width)
+
+
+def draw_legend(parts: Sequence[tuple[Callable[[Image.Image, int], None] | None, int, str]], height: int) -> Image.Image:
+    """What marks mean, on one line.
+
+    Args:
+        parts: for each (draw it into the picture at x, its width in px, the words behind it).
+        height: of the line, px; marks stand 7 to 20 px from its top.
+    """
+    picture, small, x = Image.new("RGB", (1000, height), PAPER), font(SMALL), 0
+    for mark, width, text in parts:
+        if mark is not None:
+            mark(picture, x)
+        ImageDraw.Draw(picture).text((x + width, 18), text, FAINT, small, anchor="ls")
+        x += width + round(small.getlength(text)) + 16
+    return picture.crop((0, 0, x - 14, height))
 
 
 def cell_box(box: Box, cell: tuple[int, int], grid: tuple[int, int]) -> Box:
@@ -48,9 +79,6 @@ def draw_glimpses(draw: ImageDraw.ImageDraw, box: Box, step: LookStep, taken: in
     """Outlines the glimpsed cells and numbers them beside the cell, which may be small; glimpses of one cell share a plate.
 
     Args:
-        draw: of the picture.
-        box: the panel.
-        step: the meta-step.
         taken: only the first so many glimpses; None: all.
         photo: what the panel shows, of its size, so that plates hide little of it; None: nothing that could be hidden.
     """
@@ -58,9 +86,8 @@ def draw_glimpses(draw: ImageDraw.ImageDraw, box: Box, step: LookStep, taken: in
     for number, cell in enumerate(step.glimpses[:taken]):
         numbers.setdefault(tuple(cell), []).append(number + 1)
     places = {cell: cell_box(box, cell, step.mask.shape) for cell in numbers}
-    for x0, y0, x1, y1 in places.values():
-        draw.rectangle((x0 - 1, y0 - 1, x1, y1), outline=INK, width=4)
-        draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=ORANGE, width=2)
+    for place in places.values():
+        draw_ring(draw, place)
     for cell, place in places.items():
         draw_plate(draw, box, place, ",".join(map(str, numbers[cell])), photo)
 
@@ -140,11 +167,7 @@ def draw_classes(draw: ImageDraw.ImageDraw, box: Box, classes: Sequence[tuple[st
 
 
 def fitted(text: str, size: int, room: float) -> tuple[str, int]:
-    """A word in the largest letters that fit into so many px, from a size down to SMALL; where even these do not, its end is cut.
-
-    Returns:
-        (text, size in px).
-    """
+    """A word in the largest letters that fit into so many px, down to SMALL, its end cut where even these do not; and their size, px."""
     text = brief(text, CELL)
     while size > SMALL and font(size).getlength(text) > room:
         size -= 1

@@ -25,14 +25,7 @@ SCALE = np.array([(38, 12, 72), (55, 58, 132), (40, 104, 142), (32, 148, 134), (
 
 
 def heat(values: np.ndarray) -> np.ndarray:
-    """Colours of a map.
-
-    Args:
-        values: (...), clipped to [0, 1].
-
-    Returns:
-        (..., 3) uint8.
-    """
+    """Colours, uint8 (..., 3), of a map (...), clipped to [0, 1]."""
     place = np.clip(values, 0, 1) * (len(SCALE) - 1)
     marks = np.arange(len(SCALE))
     return np.stack([np.interp(place, marks, SCALE[:, channel]) for channel in range(3)], axis=-1).round().astype(np.uint8)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from hsal_cli.pictures.marks import Box, cell_box
-from hsal_cli.pictures.palette import FAINT, INK, ORANGE, PAPER, font, heat
-from hsal_cli.pictures.trajectory import GAP, LONGEST, MARGIN, WIDEST, side_by_side
+from hsal_cli.pictures.marks import Box, cell_box, draw_legend, draw_ring, panel_size
+from hsal_cli.pictures.palette import INK, PAPER, font, heat
+from hsal_cli.pictures.trajectory import GAP, MARGIN, WIDEST, side_by_side
 from hsal_cli.words import brief
 
 SIDE = 232  # side of a square panel, px; others have its area
@@ -25,12 +25,7 @@ DENSE = 9  # px; cells smaller than this get no lines, which would hide what the
 
 @dataclasses.dataclass(frozen=True)
 class SaliencyView:
-    """One model's map of one image.
-
-    Attributes:
-        title: the model, in words.
-        map: (h, w) float, raw, >= 0.
-    """
+    """One model's map of one image; `map`: (h, w) float, raw, >= 0."""
 
     title: str
     map: np.ndarray
@@ -42,16 +37,9 @@ class SaliencyView:
         return None if flat else tuple(int(place) for place in np.unravel_index(self.map.argmax(), self.map.shape))
 
 
-def panel_size(image: np.ndarray) -> tuple[int, int]:
-    """(width, height) of a panel, px: the image's proportions, the area of a square of SIDE, no side longer than LONGEST sides."""
-    height, width = image.shape[:2]
-    scale = min(SIDE / math.sqrt(width * height), LONGEST * SIDE / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
 def panel_boxes(image: np.ndarray, panels: int) -> list[Box]:
     """Where the panels stand, px: x0, y0, x1, y1, half-open."""
-    width, height = panel_size(image)
+    width, height = panel_size(image, SIDE)
     column, row = max(width, 150) + GAP, height + HEAD + GAP
     across = side_by_side(panels, column, WIDEST)
     places = [divmod(place, across) for place in range(panels)]
@@ -60,13 +48,7 @@ def panel_boxes(image: np.ndarray, panels: int) -> list[Box]:
 
 
 def draw_saliency(name: str, image: np.ndarray, views: Sequence[SaliencyView]) -> Image.Image:
-    """Draws an image and its maps.
-
-    Args:
-        name: of the image.
-        image: uint8 (H, W, 3).
-        views: at least one.
-    """
+    """Draws an image, uint8 (H, W, 3), and at least one map of it."""
     boxes = panel_boxes(image, len(views) + 1)
     legend = _legend()
     title = brief(Path(name).name)
@@ -75,13 +57,14 @@ def draw_saliency(name: str, image: np.ndarray, views: Sequence[SaliencyView]) -
     picture = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((MARGIN, MARGIN), title, INK, font(20))
-    photo = Image.fromarray(image).resize(panel_size(image), Image.Resampling.LANCZOS)
+    photo = Image.fromarray(image).resize(panel_size(image, SIDE), Image.Resampling.LANCZOS)
     for box, heading in zip(boxes, ["image", *(view.title for view in views)], strict=True):
         draw.text((box[0], box[1] - 6), heading, INK, font(15), anchor="ls")
     picture.paste(photo, boxes[0][:2])
     for box, view in zip(boxes[1:], views, strict=True):
         picture.paste(overlay(photo, view.map), box[:2])
-        _mark(draw, box, view)
+        if view.maximum is not None:
+            draw_ring(draw, cell_box(box, view.maximum, view.map.shape), 3)
     picture.paste(legend, (MARGIN, boxes[-1][3] + GAP))
     return picture
 
@@ -106,28 +89,13 @@ def overlay(photo: Image.Image, map_: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
-def _mark(draw: ImageDraw.ImageDraw, box: Box, view: SaliencyView) -> None:
-    """Outlines the highest cell."""
-    if view.maximum is None:
-        return
-    x0, y0, x1, y1 = cell_box(box, view.maximum, view.map.shape)
-    draw.rectangle((x0 - 1, y0 - 1, x1, y1), outline=INK, width=5)
-    draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=ORANGE, width=3)
-
-
 def _legend() -> Image.Image:
-    """What the colours and the mark mean, on one line."""
-    small, picture = font(13), Image.new("RGB", (700, LEGEND), PAPER)
-    draw = ImageDraw.Draw(picture)
-    draw.text((0, 20), "lowest", FAINT, small, anchor="ls")
-    x = round(small.getlength("lowest")) + 6
-    bar = heat(np.linspace(0, 1, 120))[None].astype(np.float64)
-    mixed = (1 - COVER) * 120 + COVER * bar  # as over a mid-grey image
-    picture.paste(Image.fromarray(np.repeat(mixed.round().astype(np.uint8), 14, axis=0)), (x, 8))
-    x += 126
-    draw.text((x, 20), "highest saliency of the map", FAINT, small, anchor="ls")
-    x += round(small.getlength("highest saliency of the map")) + 20
-    draw.rectangle((x, 7, x + 15, 22), outline=INK, width=5)
-    draw.rectangle((x + 1, 8, x + 14, 21), outline=ORANGE, width=3)
-    draw.text((x + 22, 20), "its maximum", FAINT, small, anchor="ls")
-    return picture.crop((0, 0, x + 24 + round(small.getlength("its maximum")), LEGEND))
+    """What the colours and the mark mean."""
+    mixed = (1 - COVER) * 120 + COVER * heat(np.linspace(0, 1, 120))[None].astype(np.float64)  # as over a mid-grey image
+    bar = Image.fromarray(np.repeat(mixed.round().astype(np.uint8), 14, axis=0))
+    parts = [
+        (None, 0, "lowest"),
+        (lambda picture, x: picture.paste(bar, (x - 10, 7)), 116, "highest saliency of the map"),
+        (lambda picture, x: draw_ring(ImageDraw.Draw(picture), (x, 7, x + 14, 21), 3), 20, "its maximum"),
+    ]
+    return draw_legend(parts, LEGEND)

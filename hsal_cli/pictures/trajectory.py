@@ -17,8 +17,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hsal_cli.pictures.marks import BAR, Box, draw_centres, draw_classes, draw_glimpses, draw_map, fitted, outlined, shortened, to_maximum
-from hsal_cli.pictures.palette import FAINT, GREEN, INK, ORANGE, PAPER, RED, SKY, Colour, font, heat
+from hsal_cli.pictures.marks import (
+    BAR,
+    Box,
+    draw_centres,
+    draw_classes,
+    draw_glimpses,
+    draw_legend,
+    draw_map,
+    draw_ring,
+    fitted,
+    outlined,
+    panel_size,
+    shortened,
+    to_maximum,
+)
+from hsal_cli.pictures.palette import FAINT, GREEN, INK, PAPER, RED, SKY, Colour, font, heat
 from hsal_cli.words import brief
 
 if TYPE_CHECKING:
@@ -29,7 +43,6 @@ MARGIN, GAP, APART = 16, 10, 30  # px; the last between trajectories
 LEFT = 96  # width of the row labels
 TITLE, STEP, NAMED, LEGEND = 52, 20, 62, 30  # heights of the lines of text
 CLASSES = 5  # at most, in a column
-LONGEST = 1.6  # a panel's longest side, in sides of the square panel of equal area
 WIDEST = 1000  # px; printed across a page of 17 cm, letters of 13 px are then 6 points high
 HEADING, NAME = 480, 270  # px that a title, and the image's name in it, may take where the panels are narrower
 
@@ -84,11 +97,9 @@ class Layout:
 
 def layout_of(look: Look, side: int = 168) -> Layout:
     """The layout of a trajectory whose panels have the area of a square of this side, px."""
-    height, width = look.image.shape[:2]
-    scale = min(side / math.sqrt(width * height), LONGEST * side / max(width, height))
     steps = shown_steps(look)
     classes = min(CLASSES, len(steps[0].classes)) if steps else 0
-    return Layout((max(1, round(width * scale)), max(1, round(height * scale))), max(1, len(steps)), classes)
+    return Layout(panel_size(look.image, side), max(1, len(steps)), classes)
 
 
 def side_by_side(count: int, width: int, room: int) -> int:
@@ -110,16 +121,6 @@ def remaining(labels: Sequence[str], truth: Sequence[str]) -> list[list[str]]:
 def hits(labels: Sequence[str], truth: Sequence[str]) -> list[bool]:
     """Whether each label named was still in the remaining multiset."""
     return [label in left for label, left in zip(labels, remaining(labels, truth), strict=False)]
-
-
-def draw_trajectory(look: Look, truth: Sequence[str] | None = None) -> Image.Image:
-    """Draws one trajectory.
-
-    Args:
-        look: what the policy did.
-        truth: the true multiset, where it is known; labels are then marked as hit or miss.
-    """
-    return trajectories([look], [truth])
 
 
 def trajectories(
@@ -244,15 +245,7 @@ def _draw_step(
 
 
 def _draw_named(draw: ImageDraw.ImageDraw, room: int, top: tuple[int, int], step: LookStep, is_hit: bool | None) -> None:
-    """The label that is named, with its probability, and hit or miss where that is known.
-
-    Args:
-        draw: of the picture.
-        room: width, px.
-        top: middle and upper edge, px; NAMED px are written on.
-        step: the meta-step.
-        is_hit: whether the label was still in the multiset; None: not known.
-    """
+    """The label that is named, with its probability, and hit or miss where that is known, in NAMED px below a point and so much room."""
     x, y = top
     colour = INK if is_hit is None else GREEN if is_hit else RED
     label, size = fitted(step.label, 28, room)
@@ -262,26 +255,18 @@ def _draw_named(draw: ImageDraw.ImageDraw, room: int, top: tuple[int, int], step
 
 
 def _legend() -> Image.Image:
-    """What the marks mean, on one line."""
-    small = font(13)
-    parts: list[tuple[str, Colour | None]] = [("glimpse", ORANGE), ("half of the mask's maximum", SKY), ("Gaussian centres", None)]
-    picture = Image.new("RGB", (700, LEGEND), PAPER)
-    draw = ImageDraw.Draw(picture)
-    x = 0
-    for text, colour in parts:
-        if colour == ORANGE:
-            draw.rectangle((x, 6, x + 13, 19), outline=INK, width=4)
-            draw.rectangle((x + 1, 7, x + 12, 18), outline=ORANGE, width=2)
-        elif colour == SKY:
-            draw.line((x, 13, x + 14, 13), INK, 5)
-            draw.line((x, 13, x + 14, 13), SKY, 3)
-        else:
-            draw.ellipse((x + 1, 7, x + 12, 18), outline=INK, width=3)
-        draw.text((x + 20, 18), text, FAINT, small, anchor="ls")
-        x += 20 + round(small.getlength(text)) + 16
-    draw.text((x, 18), "0", FAINT, small, anchor="ls")
-    x += 12
+    """What the marks mean."""
+
+    def line(picture: Image.Image, x: int) -> None:
+        ImageDraw.Draw(picture).line((x, 13, x + 14, 13), INK, 5)
+        ImageDraw.Draw(picture).line((x, 13, x + 14, 13), SKY, 3)
+
     bar = Image.fromarray(np.repeat(heat(np.linspace(0, 1, 90))[None], 12, axis=0))
-    picture.paste(bar, (x, 7))
-    draw.text((x + 96, 18), "1 (mask: its maximum)", FAINT, small, anchor="ls")
-    return picture.crop((0, 0, x + 96 + round(small.getlength("1 (mask: its maximum)")) + 2, LEGEND))
+    parts = [
+        (lambda picture, x: draw_ring(ImageDraw.Draw(picture), (x + 1, 7, x + 13, 19)), 20, "glimpse"),
+        (line, 20, "half of the mask's maximum"),
+        (lambda picture, x: ImageDraw.Draw(picture).ellipse((x + 1, 7, x + 12, 18), outline=INK, width=3), 20, "Gaussian centres"),
+        (None, 0, "0"),
+        (lambda picture, x: picture.paste(bar, (x - 6, 7)), 90, "1 (mask: its maximum)"),
+    ]
+    return draw_legend(parts, LEGEND)

@@ -47,11 +47,9 @@ def write_bytes(content: bytes, target: Path) -> None:
 
 
 def gif(frames: Sequence[Image.Image], durations: Sequence[int]) -> bytes:
-    """An endless GIF whose frames share one palette, so that what stands still costs nothing and marks have their exact colours.
+    """An endless GIF of at least one RGB frame, all of one size, each shown for so many ms.
 
-    Args:
-        frames: RGB, of one size; at least one.
-        durations: how long each is shown, ms.
+    Frames share one palette, so that what stands still costs nothing and marks have their exact colours.
     """
     # What the fixed colours leave of the palette is taken from frames spread over the whole; undithered, so that still parts stay the same.
     fixed = [*FIXED, *(tuple(colour) for colour in heat(np.linspace(0, 1, HEATS)).tolist())]

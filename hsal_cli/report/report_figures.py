@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hsal_cli.evaluation.intervals import mean_of_runs
-from hsal_cli.pictures.charts.curves import Curve, Panel, draw_curves
-from hsal_cli.pictures.charts.panels import Bars, Heat, draw_panels
+from hsal_cli.evaluation.metrics import MeanOfRuns, mean_of_runs, scores_by_count
+from hsal_cli.pictures.charts.panels import Bars, Curve, Curves, Heat, draw_panels
 from hsal_cli.pictures.trajectory import trajectories
 from hsal_cli.pictures.writing import encoded
-from hsal_cli.report.detail import Detail, confusion, exact_by_count
 from hsal_cli.report.report_page import PageFigure
+from hsal_cli.report.tested import Detail, confusion
 
 if TYPE_CHECKING:
     from hsal_cli.models.look import Look
@@ -92,43 +91,34 @@ def curve_figures(kind: str, curves: Mapping[str, Mapping[str, Sequence[Curve]]]
         series = {group: [run for run in runs if run] for group, runs in curves.get(name, {}).items()}
         series = {group: runs for group, runs in series.items() if runs}
         if series:
-            panel = Panel(metric.title, metric.axis, series, low=metric.low, high=metric.high)
-            figures.append(PageFigure(curve_name(kind, name), metric.title + ".", metric.caption, draw_curves([panel])))
+            panel = Curves(metric.title, "epoch", metric.axis, series, metric.low, metric.high)
+            figures.append(PageFigure(curve_name(kind, name), metric.title + ".", metric.caption, draw_panels([panel])))
     return figures
 
 
 def count_figure(details: Mapping[str, Sequence[Detail]]) -> PageFigure:
     """Exact match by the true number of objects, with 95% intervals: over runs where there are several, else over images."""
-    found = {group: [exact_by_count(one) for one in runs] for group, runs in details.items()}
-    counts = sorted({count for runs in found.values() for run in runs for count in run})
+    found = {group: [scores_by_count(one.true, one.named) for one in runs] for group, runs in details.items()}
+    counts = sorted({count for runs in found.values() for run in runs for count in run}, key=int)
     heights: dict[str, list[float | None]] = {}
     halves: dict[str, list[float | None]] = {}
     for group, runs in found.items():
         cells = [[run[count] for run in runs if count in run] for count in counts]
-        means = [mean_of_runs([share for _, share in cell]) if cell else None for cell in cells]
+        means = [mean_of_runs([part["exact_match"] for part in cell]) if cell else None for cell in cells]
         heights[group] = [mean and mean.mean for mean in means]
-        halves[group] = [
-            None if mean is None else mean.half if mean.half is not None else _binomial(*cell[0])
-            for mean, cell in zip(means, cells, strict=True)
-        ]
-    bars = Bars("Exact match by number of objects", "objects in the image", "exact match", list(map(str, counts)), heights, halves, top=1.0)
+        halves[group] = [mean and _half(mean, cell[0]["examples"]) for mean, cell in zip(means, cells, strict=True)]
+    bars = Bars("Exact match by number of objects", "objects in the image", "exact match", counts, heights, halves, top=1.0)
     caption = "On the test split. Bars: 95% interval, over seeds where there are several runs, else over images."
     return PageFigure("by-count", bars.title + ".", caption, draw_panels([bars], size=BY_COUNT))
 
 
-def _binomial(images: int, share: float) -> float:
-    return NormalDist().inv_cdf(0.975) * (share * (1 - share) / images) ** 0.5
+def _half(mean: MeanOfRuns, images: int) -> float:
+    """Half the 95% interval over runs; of one run over its images."""
+    return NormalDist().inv_cdf(0.975) * (mean.mean * (1 - mean.mean) / images) ** 0.5 if mean.half is None else mean.half
 
 
 def confusion_figure(name: str, group: str, runs: Sequence[Detail], classes: list[str]) -> PageFigure:
-    """Named against true labels, as shares of each class's objects.
-
-    Args:
-        name: of the figure.
-        group: the runs' name, for the title.
-        runs: one or more, added up.
-        classes: K names.
-    """
+    """Named against true labels of one or more runs, added up, as shares of each class's objects."""
     found = np.sum([confusion(one.true, one.named) for one in runs], axis=0)
     objects = found[:-1].sum(axis=1)
     # Labels named for no object are compared with how many objects of that class there are.
@@ -162,12 +152,7 @@ GALLERY = {
 
 
 def gallery_figure(kind: str, looks: Sequence[tuple[Look, list[str]]]) -> PageFigure:
-    """Trajectories of chosen test images (figures 2 and 12).
-
-    Args:
-        kind: a key of `detail.choose`.
-        looks: with their true labels.
-    """
+    """Trajectories of chosen test images (figures 2 and 12) of a kind of `tested.choose`, with their true labels."""
     title, caption = GALLERY[kind]
     picture = trajectories([look for look, _ in looks], [truth for _, truth in looks], columns=min(ACROSS, len(looks)), side=SIDE)
     return PageFigure(f"gallery-{kind}", title, caption, encoded(picture))

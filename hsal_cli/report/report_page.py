@@ -30,13 +30,7 @@ class WrittenReport:
 
 @dataclasses.dataclass(frozen=True)
 class PageFigure:
-    """A picture of the page.
-
-    Attributes:
-        name: of its file, without .png, and of its place in the page.
-        title, caption: in words.
-        png: the bytes.
-    """
+    """A picture of the page; `name`: of its file, without .png, and of its place in the page."""
 
     name: str
     title: str
@@ -81,13 +75,9 @@ class Page:
     """Everything that stands on the page, from top to bottom.
 
     Attributes:
-        title: of the page.
-        lead: a sentence below it.
         columns, rows: the table of runs.
-        findings: run -> its verdicts.
-        sections: the figures.
+        findings, settings: run -> its verdicts, its settings.
         left_out: what is not there, and why.
-        settings: run -> its settings.
     """
 
     title: str
@@ -108,19 +98,16 @@ def check_folder(folder: Path) -> None:
         FileError: it is a link.
     """
     refuse_link(folder)
-    if folder.exists() and (not folder.is_dir() or not (_old_files(folder) or all(map(_is_rest, folder.iterdir())))):
+    # The rest of a report whose writing was killed before report.json stood is ours, too.
+    rest = folder.is_dir() and all(file.name.endswith(".tmp") or file in own_pictures(folder) for file in folder.iterdir())
+    if folder.exists() and not rest and not (folder.is_dir() and _old_files(folder)):
         raise UsageError(f"{folder} exists and is not a report of hsal", "name another folder with --out")
 
 
 def write_report(page: Page, document: dict[str, Any], folder: Path) -> Path:
-    """Writes the page, each of its pictures as a PNG, and report.json; an older report in the folder is replaced.
+    """Writes the page, each of its pictures as a PNG, and report.json with `document`; an older report in the folder is replaced.
 
     The older page stands until the new one takes its place, and only then is what it had and the new one has not removed.
-
-    Args:
-        page: what to show.
-        document: the figures of the report, as plain JSON types.
-        folder: the folder, checked by `check_folder`.
 
     Returns:
         The page's file.
@@ -139,11 +126,6 @@ def write_report(page: Page, document: dict[str, Any], folder: Path) -> Path:
         remove_marked(folder, stale)
         write_json(folder / DOCUMENT, described)
     return folder / PAGE
-
-
-def _is_rest(file: Path) -> bool:
-    """Whether a file may be of a report whose writing was killed before report.json stood."""
-    return file.name.endswith(".tmp") or file in own_pictures(file.parent)
 
 
 def _old_files(folder: Path) -> list[str]:

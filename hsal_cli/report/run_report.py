@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hsal_cli.evaluation.metrics import exact_match_and_f1
+from hsal_cli.evaluation.metrics import exact_match_and_f1, scores_by_count
 from hsal_cli.models.look import Look
-from hsal_cli.report.detail import Detail, exact_by_count
 from hsal_cli.report.report_figures import METRICS, confusion_figure, count_figure, curve_figures, curve_name, gallery_figure
 from hsal_cli.report.report_page import Page, PageFinding, Section
-from hsal_cli.report.tested import Tested
+from hsal_cli.report.tested import Detail, Tested
 from hsal_cli.runs.record import Group, Record
 from hsal_cli.training.verdicts import Verdict, verdicts
 
@@ -91,7 +90,7 @@ def _scores(record: Record, tested: Mapping[Path, Tested]) -> dict[str, Any] | N
     if record.path in tested:
         found: Detail = tested[record.path].detail
         exact, macro_f1 = exact_match_and_f1(found.true, found.named)
-        by_count = {str(count): {"examples": images, "exact_match": share} for count, (images, share) in exact_by_count(found).items()}
+        by_count = scores_by_count(found.true, found.named)
         return {"examples": len(found.true), "exact_match": exact, "macro_f1": macro_f1, "by_count": by_count}
     wanted, said = ("examples", "exact_match", "macro_f1", "by_count"), record.evaluation
     return {key: said.raw[key] for key in wanted} if said and said.split == "test" and said.by_count else None

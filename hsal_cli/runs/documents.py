@@ -1,17 +1,17 @@
-"""What a run's documents hold, as they are read: status.json, config.json, and the lines of metrics.jsonl."""
+"""What a run's documents hold, as they are read: status.json, config.json, the lines of metrics.jsonl, and what `hsal eval` found."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Literal
 
 from hsal_cli.policy.variant import Variant, with_variant
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
+from hsal_cli.storage.documents import read_document
 from hsal_cli.typed import Document
 
 Kind = Literal["backbone", "policy", "count"]
-
-
 State = Literal["running", "stopped", "failed", "finished"]
 
 
@@ -90,13 +90,7 @@ class PolicyConfig(Document):
 
 @dataclasses.dataclass(frozen=True)
 class BackboneConfig(Document):
-    """config.json of a backbone.
-
-    Attributes:
-        scenes, scenes_digest: the scene file that it was trained on.
-        finetune: how.
-        weights_used: what it started from, such as imagenet.
-    """
+    """config.json of a backbone: the scene file and how it was trained on it; `weights_used`: what it started from, such as imagenet."""
 
     scenes: str
     scenes_digest: str
@@ -109,3 +103,69 @@ class Row:
     """What every line of metrics.jsonl has: the `epoch`, counted from 1."""
 
     epoch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Share of images whose multiset is named exactly, and the mean F1 of the classes that occur: all is compared by these two."""
+
+    exact_match: float
+    macro_f1: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """Low and high end of the intervals of the two scores."""
+
+    exact_match: tuple[float, float]
+    macro_f1: tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class PartScores(Scores):
+    """Scores of some of the images; `examples` is how many."""
+
+    examples: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation(PartScores, Document):
+    """An evaluation (see `evaluate.evaluate_file`); what older versions did not write has a default.
+
+    Attributes:
+        dataset, split: what was evaluated on.
+        ci95: 95% intervals over images.
+        baselines: predictor that never looks -> its scores; empty without a training split.
+        by_count: number of objects, as text -> the scores of the images that have so many.
+        localization: score -> value, None where no meta-step counts; None without boxes.
+        attn_saliency: scale -> mean saliency at the glimpses, None for count classifiers.
+        cardinality_error: mean difference of the numbers of objects.
+        objective: what was trained.
+        parameters: how many numbers were learned.
+        checkpoint: path of what was evaluated.
+        features: path of what it was evaluated on; None where a scene file was.
+        scenes_digest: of the scenes that it was evaluated on; None by versions that noted the place alone.
+        sample: sampled roll-outs an image; 0: greedy.
+        max_steps: cap on meta-steps; None for count classifiers.
+    """
+
+    dataset: str
+    split: str
+    ci95: Intervals
+    baselines: dict[str, Scores] = dataclasses.field(default_factory=dict)
+    by_count: dict[str, PartScores] = dataclasses.field(default_factory=dict)
+    localization: dict[str, float | None] | None = None
+    attn_saliency: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    cardinality_error: float | None = None
+    objective: str | None = None
+    parameters: int | None = None
+    checkpoint: str = ""
+    features: str | None = None
+    scenes_digest: str | None = None
+    sample: int = 0
+    max_steps: int | None = None
+
+
+def read_evaluation(source: Path, made_by: str) -> Evaluation:
+    """Reads an evaluation; errors are those of `documents.read_document`."""
+    return read_document(source, Evaluation, made_by)

@@ -85,12 +85,7 @@ class Task(Protocol):
 
 
 class ModelTask:
-    """What a task saves and takes up again where a model and its optimiser are all that training changes.
-
-    Attributes:
-        model: what is trained.
-        optimiser: of its parameters.
-    """
+    """What a task saves and takes up again where a `model` and its `optimiser` are all that training changes."""
 
     model: nn.Module
     optimiser: torch.optim.Optimizer
@@ -115,14 +110,7 @@ class ModelTask:
 
 
 def one_cycle(step: int, steps: int, peak: float, warm_up: float = 0.2) -> float:
-    """Learning rate of a one-cycle schedule: linear warm-up from peak/25, then a cosine down to peak/1000.
-
-    Args:
-        step: the step about to be taken, counted from 0.
-        steps: steps of the whole training.
-        peak: the largest learning rate.
-        warm_up: share of the steps that rise.
-    """
+    """Learning rate before step `step` of `steps`: linear from peak/25 in the `warm_up` share of them, then a cosine down to peak/1000."""
     rising = max(1, round(steps * warm_up))
     if step < rising:
         return peak * (0.04 + 0.96 * step / rising)
@@ -178,10 +166,7 @@ def progress_of(checkpoint: Checkpoint | None) -> dict[str, Any]:
 
 
 def restored(task: Task, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Takes a task up where a checkpoint was saved.
-
-    Returns:
-        The progress to go on from, for `train`.
+    """Takes a task up where a checkpoint was saved, and returns the progress to go on from, for `train`.
 
     Raises:
         FileError: the checkpoint's weights or state are not of such a task.
@@ -204,9 +189,6 @@ def train(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any] | N
     """Trains a task to its end, or until a signal asks to stop.
 
     Args:
-        task: what to train.
-        run: where metrics and checkpoints go.
-        reporter: progress.
         progress: where the task was taken up again (see `restored`); None: from the start.
 
     Returns:
@@ -219,7 +201,7 @@ def train(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any] | N
         WorkerLost: another worker has gone; what this one knows was saved, if it leads and computes on a CPU.
     """
     if progress is None:
-        progress = {"epoch": 0, "step": 0, "sums": {}, "count": 0, "seconds": 0.0, "rows": [], "best": -math.inf}
+        progress = progress_of(None)
     else:
         last = progress.pop("checkpoint")
         run.write_rows(progress["rows"])
@@ -254,12 +236,18 @@ def _epochs(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any]) 
             task.start_epoch(epoch)
             _steps(task, run, reporter, progress, epoch, advance)
             _check_weights(task, run, progress)
-            row = _finish_epoch(task, progress, epoch)
+            row: dict[str, Any] = {"epoch": epoch + 1}
+            row |= {key: float(value) / max(progress["count"], 1) for key, value in progress["sums"].items()}
+            row |= {"examples_per_s": progress["count"] / max(progress["seconds"], 1e-9), "seconds": progress["seconds"]} | task.validate()
             best = row[task.score_name] > progress["best"]
             progress["best"] = max(progress["best"], row[task.score_name])
             progress["rows"] = [*progress["rows"], row]
             progress.update(epoch=epoch + 1, step=0, sums={}, count=0, seconds=0.0)
-            unwritten = _write_rows(run, progress["rows"])
+            try:
+                run.write_rows(progress["rows"])
+                unwritten = None
+            except FileError as error:  # a disk that takes the checkpoint, which holds the metrics too, ends no training
+                unwritten = error
             warning = task.check(progress["rows"])  # before saving: one that has collapsed does not take the place of one that has not
             _plot(task, reporter, progress["rows"])
             _save(task, run, progress, best)
@@ -275,15 +263,6 @@ def _epochs(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any]) 
     if unwritten:
         run.write_rows(progress["rows"])  # there may be room again
     return progress["rows"]
-
-
-def _write_rows(run: Run, rows: list[dict[str, Any]]) -> FileError | None:
-    """Writes the metrics; a disk that takes them no more, but does take the checkpoint, which holds them too, ends no training."""
-    try:
-        run.write_rows(rows)
-    except FileError as error:
-        return error
-    return None
 
 
 def _plot(task: Task, reporter: Reporter, rows: list[dict[str, Any]]) -> None:
@@ -327,14 +306,6 @@ def _add(sums: dict[str, Tensor], metrics: dict[str, Tensor], count: int) -> Non
     for key, value in metrics.items():
         sums[key] = sums[key].to(value.device) if key in sums else torch.zeros_like(value)
     torch._foreach_add_([sums[key] for key in metrics], [value.detach() for value in metrics.values()], alpha=count)
-
-
-def _finish_epoch(task: Task, progress: dict[str, Any], epoch: int) -> dict[str, Any]:
-    row: dict[str, Any] = {"epoch": epoch + 1}
-    row |= {key: float(value) / max(progress["count"], 1) for key, value in progress["sums"].items()}
-    row["examples_per_s"] = progress["count"] / max(progress["seconds"], 1e-9)
-    row["seconds"] = progress["seconds"]
-    return row | task.validate()
 
 
 def _not_finite(what: str, progress: dict[str, Any], run: Run) -> TrainingError:

@@ -6,21 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-PLACES = (
-    "features",
-    "backbone",
-    "scenes",
-)  # in config.json and a checkpoint's meta; what lies there is told by digests
+PLACES = ("features", "backbone", "scenes")  # in config.json and a checkpoint's meta; what lies there is told by digests
 START = "init_from"  # {"path", "digest"} of the checkpoint that a run started from
 
 
 def stored(path: str | Path, run: Path) -> str:
-    """A path as a run holds it: relative to the run's folder where both lie under the current one and may move together, else absolute.
-
-    Args:
-        path: relative to the current folder, or absolute.
-        run: the run's folder, likewise.
-    """
+    """A path as a run holds it: relative to the run's folder where both lie under the current one and may move together, else absolute."""
     here, target, base = os.getcwd(), os.path.abspath(path), os.path.abspath(run)
     together = all(os.path.commonpath([here, place]) == here for place in (target, base))
     return os.path.relpath(target, base) if together else target

@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 from hsal_cli.errors import FileError, HsalError
 from hsal_cli.policy.variant import PAPER_CELLS, Variant, stored_variant
 from hsal_cli.progress import SILENT, Reporter
-from hsal_cli.runs.documents import Status
+from hsal_cli.runs.documents import Evaluation, Status, read_evaluation
 from hsal_cli.runs.places import PLACES
 from hsal_cli.runs.run import EVALUATED, EVALUATIONS, Run, open_run, recover
-from hsal_cli.runs.scores import Evaluation, read_evaluation
 
 T = TypeVar("T")
 TABLE_OF = {"policy": "train", "count": "train", "backbone": "finetune"}  # the table of config.json that holds the seed and the epochs
@@ -85,12 +84,7 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs that differ by their seed alone.
-
-    Attributes:
-        name: what sets them apart from the other groups, in words.
-        records: at least one.
-    """
+    """Runs, at least one, that differ by their seed alone; `name`: what sets them apart from the other groups, in words."""
 
     name: str
     records: list[Record]
@@ -177,11 +171,7 @@ def run_summary(record: Record) -> dict[str, Any]:
 
 
 def read_some(read: Callable[[Path], T], paths: Sequence[Path], reporter: Reporter) -> list[T]:
-    """Reads runs; of several, one that cannot be read is named and passed over.
-
-    Raises:
-        FileError: none can be read.
-    """
+    """Reads runs; of several, one that cannot be read is named and passed over, and FileError raised where none can."""
     found, first = [], None
     for path in paths:
         try:

@@ -28,11 +28,9 @@ class _LossOf(nn.Module):
 
 
 class Replica:
-    """This worker's copy of a model.
+    """This worker's copy of a model on its device, with a loss of it; of several workers, all have the same weights.
 
-    Args:
-        model: on its device; of several workers, all have the same weights. Its BatchNorms are replaced where there are several.
-        loss: uses that model.
+    Its BatchNorms are replaced where there are several.
     """
 
     def __init__(self, model: nn.Module, loss: Loss):
@@ -45,10 +43,7 @@ class Replica:
                 self._loss = nn.parallel.DistributedDataParallel(_LossOf(model, loss), broadcast_buffers=False, find_unused_parameters=True)
 
     def backward(self, *parts: Any) -> dict[str, Tensor]:
-        """Computes the loss of these parts and its gradient, which is added up over the workers.
-
-        Returns:
-            What to log.
+        """Computes the loss of these parts and its gradient, added up over the workers, and returns what to log.
 
         Raises:
             WorkerLost, HsalError: another worker has gone; weights and BatchNorm statistics are as they were before.
@@ -68,10 +63,12 @@ class Replica:
 
 def synchronised(model: nn.Module) -> nn.Module:
     """Has the BatchNorms of a model take their statistics over all workers; parameters and names stay as they are."""
-    if all(parameter.device.type == "cuda" for parameter in model.parameters()):
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    # torch's would lose the activation that timm's norms hold.
+    if all(parameter.device.type == "cuda" for parameter in model.parameters()) and not any(list(norm.children()) for norm in norms):
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for name, child in model.named_children():
-        if type(child) is nn.BatchNorm2d:
+        if isinstance(child, nn.BatchNorm2d):
             setattr(model, name, SharedBatchNorm.of(child))
         else:
             synchronised(child)
@@ -79,25 +76,30 @@ def synchronised(model: nn.Module) -> nn.Module:
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm2d over the batch of all workers, on any device; torch's SyncBatchNorm needs a GPU."""
+    """BatchNorm2d over the batch of all workers, on any device; torch's SyncBatchNorm needs a GPU. What timm put behind it stays."""
 
     @classmethod
     def of(cls, norm: nn.BatchNorm2d) -> SharedBatchNorm:
         """One that takes over the parameters and statistics of another."""
         made = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        made._parameters, made._buffers, made.training = norm._parameters, norm._buffers, norm.training
+        made._parameters, made._buffers, made._modules, made.training = norm._parameters, norm._buffers, norm._modules, norm.training
         return made
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) to the same; B may be 0, as long as another worker has rows."""
         if not self.training:
-            return super().forward(x)
+            return self._behind(super().forward(x))
         out, mean, variance, count = _Normalise.apply(x, self.weight, self.bias, self.eps)
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), self.momentum)
-        return out
+        return self._behind(out)
+
+    def _behind(self, x: Tensor) -> Tensor:
+        for part in self.children():
+            x = part(x)
+        return x
 
 
 class _Normalise(torch.autograd.Function):

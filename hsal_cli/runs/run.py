@@ -23,16 +23,14 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from hsal_cli import __version__, distributed
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import places
-from hsal_cli.runs.documents import BackboneConfig, Kind, PolicyConfig, Row, Status
-from hsal_cli.runs.scores import Evaluation, read_evaluation
+from hsal_cli.runs.documents import BackboneConfig, Evaluation, Kind, PolicyConfig, Row, Status, read_evaluation
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import (
     cannot_write,
@@ -48,27 +46,15 @@ from hsal_cli.storage.documents import read_document, read_text
 from hsal_cli.storage.files import own_pictures, refuse_link
 from hsal_cli.typed import Odd, checked, parsed
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from hsal_cli.storage.checkpoints import Checkpoint
-
-T = TypeVar("T")
 FORMAT = "hsal-run"
 COMMAND_OF = {"backbone": "hsal finetune", "policy": "hsal train", "count": "hsal train --objective count"}
 EVALUATED: tuple[Kind, ...] = ("policy", "count")  # the kinds that `hsal eval` takes
 EVALUATIONS = {"best": "eval.json", "last": "eval.last.json"}  # of a run's checkpoints, on the test split of its own data
 DOCUMENTS = ("config.json", "command.txt", "env.json", "metrics.jsonl", "results.csv")
-# What a checkpoint says of its model and data, and its run's config.json says too.
-SHARED = ("variant", "policy", "count", "classes", "volume_shape", "scenes_digest", "features_digest", "backbone_digest", "saliency")
 
 
 class Run:
-    """One run directory.
-
-    Args:
-        path: the directory; `create` makes it, `open_run` opens an existing one.
-    """
+    """One run directory; `create` makes it, `open_run` opens an existing one."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -234,14 +220,19 @@ def _fill(path: Path, kind: Kind, config: dict[str, Any]) -> None:
     except OSError as error:
         raise cannot_write(path, error) from error
     write_sealed(path / "config.json", config)
-    _note_command(path / "command.txt")
+    note_command(path / "command.txt")
     write_json(path / "env.json", environment())
     write_sealed(path / "status.json", {"format": FORMAT, "kind": kind, "state": "running", "started": _now(), "updated": _now()})
 
 
-def _note_command(file: Path) -> None:
+def note_command(file: Path) -> None:
     """Adds the command line of this process to those that a run was made by."""
-    write_text(file, f"{_content(file)}{shlex.join(sys.argv)}\n")
+    write_text(file, f"{text_of(file)}{shlex.join(sys.argv)}\n")
+
+
+def text_of(file: Path) -> str:
+    """The text of a file; nothing where there is none."""
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
 def files_of(path: Path) -> list[Path]:
@@ -295,124 +286,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def being_trained(run: Run, config: dict[str, Any], device: str) -> Iterator[None]:
-    """Makes this process, for the time of the block, the only one that trains a run, and notes with which settings and where.
-
-    Workers train it together, and the first one writes. A finished run that was to go on, and did not get as far as another checkpoint, is
-    what it was before.
-
-    Raises:
-        FileError: another process is training it.
-    """
-    distributed.barrier()  # the others have read what the run was
-    if not distributed.current().leads:
-        yield
-        return
-    with only_writer(run.path):
-        finish_replacing(run.path, files_of)
-        for place in (run.path, run.checkpoints):
-            checkpoints.clear_temporary(place)
-        held, index = {name: _content(run.path / name) for name in ("config.json", "status.json", "command.txt")}, _index(run)
-        finished = run.status.state == "finished"
-        try:
-            if config != run.config.raw:
-                _note_command(run.path / "command.txt")
-                run.set_config(config)
-            run.set_status("running", device=device, workers=distributed.current().size)
-            yield
-        except BaseException:
-            if finished and _index(run) == index:
-                with contextlib.suppress(FileError):  # the error of the block is the one to tell
-                    for name, content in held.items():
-                        write_text(run.path / name, content)
-            raise
-
-
-def _content(file: Path) -> str:
-    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-
-
-def _index(run: Run) -> checkpoints.Index:
-    return checkpoints.index_of(run.checkpoints)
-
-
-def say_changes(run: Run, device: str, reporter: Reporter) -> None:
-    """Names what differs between where a run was before and where it is resumed, such as "torch 2.6.0 -> 2.7.1"."""
-    try:
-        status = run.status
-        before = {**read_document(run.path / "env.json", dict, "hsal train"), "device": status.device, "workers": status.workers}
-    except FileError:
-        return
-    now = {**environment(), "device": device, "workers": distributed.current().size}
-    names = ("hsal", "python", "torch", "torchvision", "numpy", "h5py", "cuda", "threads", "device", "workers")
-    differing = [f"{name} {before[name]} -> {now[name]}" for name in names if before.get(name) not in (None, now[name])]
-    if differing:
-        reporter.say(f"differs from before: {', '.join(differing)}; so may the last digits of the numbers")
-
-
-def resume_from(run: Run, reporter: Reporter) -> Checkpoint | None:
-    """The checkpoint to go on from; None where training was ended before it saved any. A damaged one that was passed over is said.
-
-    Raises:
-        FileError: there are checkpoints, and none is good, or it is another run's.
-    """
-    if not checkpoints.present(run.checkpoints):
-        reporter.say(f"{run.path} has no checkpoint yet: starting from the beginning")
-        return None
-    found = checkpoints.load(run.checkpoints, "last")
-    if found.note:
-        reporter.warn(found.note)
-    if found.state is None:
-        option = "--weights" if found.kind == "backbone" else "--init-from"
-        raise FileError(f"checkpoint {found.path} holds weights only, nothing to resume from", f"start a new run from it: {option}")
-    differing = differences(run.config.raw, found.meta)
-    if differing:
-        hint = f"bring back the run's own checkpoints, or train a new run: {COMMAND_OF[run.status.kind]}"
-        raise FileError(f"checkpoint {found.path} is of another run: {'; '.join(differing[:3])}", hint)
-    return found
-
-
-def differences(config: dict[str, Any], meta: dict[str, Any]) -> list[str]:
-    """Where a checkpoint's meta says something else of its model and data than its run's config.json: "policy.mask is learned, not free".
-
-    What one of them leaves open, or a version did not note, is no difference.
-    """
-    finetune, train = config.get("finetune") or {}, config.get("train") or {}
-    said = {key: config.get(key) for key in SHARED} | {key: finetune.get(key) for key in ("arch", "input_size", "resolution", "dilate")}
-    said["objective"] = train.get("objective")
-    found = []
-    for key, ours in said.items():
-        theirs = meta.get(key)
-        both = [(key, theirs, ours)]
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            both = [(f"{key}.{name}", theirs.get(name), value) for name, value in ours.items()]
-        # A resolution is a word in the settings, and a number in the meta.
-        found += [f"{name} is {_short(left)}, not {_short(right)}" for name, left, right in both if _differ(left, right)]
-    return found
-
-
-def _differ(left: Any, right: Any) -> bool:
-    return left is not None and right is not None and str(left) != str(right)
-
-
-def _short(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 24 else text[:23] + "…"
-
-
-def say_missing_classes(labels: Tensor, classes: list[str], source: Path, reporter: Reporter) -> None:
-    """Warns of classes that no training image holds: they cannot be learned.
-
-    Args:
-        labels: integers, -1 pads.
-    """
-    missing = sorted(set(range(len(classes))) - set(labels.unique().tolist()))
-    if missing:
-        shown = ", ".join(classes[place] for place in missing[:5]) + (" ..." if len(missing) > 5 else "")
-        reporter.warn(f"no training image of {source} holds {shown}: {'it' if len(missing) == 1 else 'they'} cannot be learned")
-
-
 def open_run(path: Path, kind: Kind | tuple[Kind, ...]) -> Run:
     """Opens an existing run of a kind, or of one of several.
 
@@ -451,10 +324,7 @@ def named_or_newest(path: Path | None, kind: Kind | tuple[Kind, ...], otherwise:
     """The run, or checkpoint, that is named, else the newest finished run of a kind: which run is meant has this one rule.
 
     Args:
-        path: what was named; None: nothing.
-        kind: of the run.
         otherwise: what to do else, for the hint, such as ", or take --saliency itti".
-        reporter: told which runs were passed over.
 
     Raises:
         FileError: nothing is named, and there is no such run.

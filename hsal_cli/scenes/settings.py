@@ -13,9 +13,40 @@ DATASETS = ("mnist-multiset", "mnist-set", "mnist-single")
 RECIPES = {**{name: name for name in DATASETS}, "multiset": "mnist-multiset", "set": "mnist-set", "single": "mnist-single"}
 
 
+FRAME_HELP = (
+    "What is cut out before resizing: image: nothing, the whole image; number: the union of the image's boxes, enlarged by 30% in width "
+    "and in height, as the field does: of test images, too, an oracle there."
+)
+JITTER_HELP = "Frame number: frames of each training image, shifted and scaled at random (boxes stay within); 0: the exact one."
+
+
+def check_frame(settings: StreetSettings | SvhnSettings | FolderSettings) -> None:
+    """Refuses frames that are to be shifted where nothing is cut out.
+
+    Raises:
+        UsageError: there are.
+    """
+    if settings.frame_jitter and settings.frame != "number":
+        raise UsageError(
+            f"frame_jitter = {settings.frame_jitter}, but frame = {settings.frame} cuts nothing out", "add --frame number, or leave it out"
+        )
+
+
 def board_side(cells: int) -> int:
     """Cells along a side of the smallest square board that has so many cells, and one at least."""
     return math.isqrt(max(cells, 1) - 1) + 1
+
+
+def split_names(text: str, what: str) -> list[str]:
+    """Takes a list of names with commas between them apart.
+
+    Raises:
+        UsageError: an empty name, or one that stands twice.
+    """
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise UsageError(f"{what} = {text}: a name is empty or stands twice", f"give --{what.replace('_', '-')} names such as a,b,c")
+    return names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +108,8 @@ class StreetSettings:
     train: int = setting(33_402, "Training images, by default as many as SVHN has.", low=0, high=100_000_000)
     test: int = setting(13_068, "Test images, likewise.", low=0, high=100_000_000)
     image_size: int = setting(112, "Side that the images are squashed to, px.", low=16, high=1024)
+    frame: Literal["image", "number"] = setting("number", FRAME_HELP)
+    frame_jitter: int = setting(0, JITTER_HELP, low=0, high=100)
     svhn_labels: str | None = setting(
         None,
         "A JSON file, gzipped or not, of SVHN's labels, boxes and image sizes: image i shows the number of SVHN's image i at its place; "
@@ -90,6 +123,7 @@ class StreetSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        check_frame(self)
         if self.train + self.test == 0:
             raise UsageError("train = 0 and test = 0: no image to make", "ask for at least one image")
 
@@ -103,12 +137,15 @@ class SvhnSettings:
     test: int | None = setting(None, "Test images, the first ones; unset: all.", low=0, high=100_000_000)
     extra: bool = setting(False, "Add the images of extra to the training split.")
     image_size: int = setting(112, "Side that the images are brought to, px; the paper's network sees 224.", low=16, high=1024)
+    frame: Literal["image", "number"] = setting("number", FRAME_HELP)
+    frame_jitter: int = setting(0, JITTER_HELP, low=0, high=100)
     fit: Literal["squash", "pad"] = setting("squash", "squash: the aspect ratio gives way to the square, as in the paper; pad: it is kept.")
     download: bool = setting(False, "Fetch the archives that are missing into svhn_dir; an interrupted download goes on where it was.")
     url: str = setting("http://ufldl.stanford.edu/housenumbers/", "Where the archives are fetched from.")
 
     def __post_init__(self) -> None:
         check(self)
+        check_frame(self)
         if self.train == 0 and self.test == 0:
             raise UsageError("train = 0 and test = 0: no image to read", "ask for at least one image")
 
@@ -130,12 +167,19 @@ class FolderSettings:
     test_share: float = setting(0.2, "Share of the images that are set apart for testing where nothing else says which.", low=0, high=0.9)
     classes: str | None = setting(None, "The classes to take, with commas between them; unset: all, in the order of the labels' own list.")
     image_size: int = setting(112, "Side that the images are brought to, px.", low=16, high=1024)
+    frame: Literal["image", "number"] = setting("image", FRAME_HELP)
+    frame_jitter: int = setting(0, JITTER_HELP, low=0, high=100)
     fit: Literal["squash", "pad"] = setting("squash", "squash: the aspect ratio gives way to the square; pad: it is kept.")
     boxes: bool = setting(True, "Keep the boxes where every object has one.")
     seed: int = setting(0, "Seed of the choice of test images.", low=0, high=SEED_LIMIT)
 
     def __post_init__(self) -> None:
         check(self)
+        check_frame(self)
+        if self.frame == "number" and not self.boxes:
+            raise UsageError(
+                "frame = number, but the boxes by which it is cut out are not wanted", "leave --no-boxes out, or --frame number"
+            )
 
     def check_named(self) -> None:
         """Refuses to go on without a folder of images and labels.

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hsal_cli import distributed
-from hsal_cli.evaluation.evaluate_counts import all_counts, predicted_counts
-from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts
+from hsal_cli.evaluation.evaluate import quick_scores
 from hsal_cli.policy.count_classifier import DROPOUT
 from hsal_cli.policy.set_predictor import set_loss
 from hsal_cli.runs.seeds import Draws
@@ -42,10 +41,7 @@ class CountTask(FeatureTask):
 
     def validate(self) -> dict[str, float]:
         self.model.eval()
-        size = 2 * self.settings.batch_size
-        found = all_counts(predicted_counts(self.model, self.held_out, size, self.device), self.model.classes)
-        true = label_counts(self.held_out.labels, self.model.classes)
-        return dict(zip(("exact_match", "macro_f1"), exact_match_and_f1(true, found), strict=True))
+        return quick_scores(self.model, self.held_out, 0, 2 * self.settings.batch_size, self.device)
 
     def check(self, rows: list[dict[str, Any]]) -> None:
         """There is no collapse to guard against beyond the loop's check of the loss."""

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from hsal_cli import distributed
 from hsal_cli.errors import FileError, TrainingError, UsageError
 from hsal_cli.evaluation.evaluate import quick_scores
 from hsal_cli.features.stream import FeatureStream, window_rows
-from hsal_cli.features.table import FeatureTable, open_features
+from hsal_cli.features.table import FeatureRows, FeatureTable, open_features
 from hsal_cli.models.load import policy_meta
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.hsal import HSAL
@@ -26,9 +26,10 @@ from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import loop
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.places import with_stored
-from hsal_cli.runs.run import Run, resume_from, say_missing_classes
+from hsal_cli.runs.run import Run
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.runs.settings import TrainSettings
+from hsal_cli.runs.start import being_trained, resume_from, say_changes, say_missing_classes
 from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
 from hsal_cli.training.count_task import CountTask, SetTask
@@ -38,7 +39,6 @@ from hsal_cli.training.rewards import count_labels
 from hsal_cli.training.verdicts import mask_off_objects, supervised_stop
 from hsal_cli.vision.devices import choose_device, fitting
 
-Table = TypeVar("Table", FeatureTable, FeatureStream)
 Model = HSAL | CountClassifier | SetPredictor
 DEFAULTS = TrainSettings()
 VALIDATION_MOST = 2_000  # held-out images; more would only slow the epochs down
@@ -110,7 +110,7 @@ def volume_scale(parts: Iterable[Tensor]) -> float:
     return math.sqrt(max(square / count - (total / count) ** 2, 1e-12))
 
 
-def left_to_right(table: Table) -> Table:
+def left_to_right(table: FeatureRows) -> FeatureRows:
     """Orders the labels of each image by their boxes' left edges, for the list task; unchanged without boxes."""
     if table.boxes is None:
         return table
@@ -134,7 +134,7 @@ class Material:
     """
 
     features: Path
-    table: FeatureTable | FeatureStream
+    table: FeatureRows
     rows: Tensor
     held_out: FeatureTable
     classes: list[str]
@@ -227,7 +227,7 @@ def resume(
     if longer != settings:
         reporter.say(f"epochs {settings.epochs} -> {longer.epochs}; the learning rate follows the longer schedule from here on")
     before = resume_from(run, reporter)
-    runs.say_changes(run, str(device), reporter)
+    say_changes(run, str(device), reporter)
     material = _read(features or Path(config.features), longer, config.window, None, reporter)
     if config.features_digest != material.digests["features_digest"]:
         raise FileError(f"{material.features} is not the feature file that {out} was trained on", "train a new run: hsal train")
@@ -321,7 +321,7 @@ def _run_through(task: FeatureTask, run: Run, config: dict[str, Any], progress: 
         f"training by {settings.objective} on {len(task.rows):,} images, {len(task.held_out):,} held out, {settings.epochs} epochs, "
         f"on {device}"
     )
-    with contextlib.closing(task.data), runs.being_trained(run, config, str(device)), fitting(device, settings.batch_size):
+    with contextlib.closing(task.data), being_trained(run, config, str(device)), fitting(device, settings.batch_size):
         history = loop.train(task, run, reporter, progress)
         run.set_status("finished", exact_match=max(row["exact_match"] for row in history))
     distributed.barrier()  # the others may read it now

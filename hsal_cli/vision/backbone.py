@@ -1,17 +1,18 @@
-"""The activation model: torchvision's ResNet up to layer4, whose output is the volume V (section 3, "Activation Model").
+"""The activation model, whose last feature maps are the volume V (section 3, "Activation Model"): a ResNet, or any network of timm.
 
-The parameters carry torchvision's names, so its weight files load as they are, and ours load there.
+A ResNet's parameters carry torchvision's names, so its weight files load as they are, and ours load there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import importlib.metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +22,14 @@ from hsal_cli.errors import FileError, HsalError, UsageError
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
+from hsal_cli.vision.architectures import CHANNELS, RESNETS, TIMM, check_architecture
 from hsal_cli.vision.devices import forward_context
+from hsal_cli.vision.images import MEAN, STD
+from hsal_cli.vision.timm_networks import LITE0, imagenet_weights, normalisation, trunk_of, trunk_weights
 from hsal_cli.vision.weights import CannotDownload, cached_download, read_weights
 
-ARCHITECTURES = ("resnet34", "resnet18")
-CHANNELS = 512  # of layer4's output, in both
 STRIDES = (32, 16, 8)
+PROBED = 64  # px; the side of an image that a network is tried out on
 MAKE_HINT = "make one with: hsal finetune"
 
 
@@ -54,55 +57,70 @@ def _version(package: str) -> str:
 
 
 class ActivationModel(nn.Module):
-    """A ResNet whose last convolutional activations are the volume.
+    """A network whose last feature maps are the volume.
 
-    Where `input_size / resolution` is below 32, the last stages keep their resolution: their stride becomes 1. Dilated, the convolutions
-    behind it reach as much further, so that every weight sees the image at the scale it was trained for; at every second cell
-    (every fourth at stride 8) the volume is that of the strided network. Not dilated, a cell sees less of its neighbours, which
+    Where `input_size / resolution` is below the network's own stride, the last stages keep their resolution: their stride becomes 1.
+    Dilated, the convolutions behind it reach as much further, so that every weight sees the image at the scale it was trained for: at every
+    second cell (every fourth at stride 8) the volume is that of the strided network. Not dilated, a cell sees less of its neighbours, which
     suits a network that is trained from random weights: objects side by side mix less.
 
     Args:
-        arch: "resnet34" or "resnet18".
+        arch: "resnet34", "resnet18" or "timm:NAME". A network of timm is given images normalised as its weights know them, and a 1x1
+            convolution, norm and ReLU behind it; where it has as many channels as wanted, the ReLU alone.
         classes: outputs of the linear classifier that fine-tuning trains.
         input_size: side of the square input that the model is meant for, px.
         resolution: cells along a side of the volume at that input; input_size / resolution is 32, 16 or 8.
         dilate: whether convolutions behind a removed stride are dilated.
+        channels: of the volume; a ResNet has 512.
 
     Raises:
-        UsageError: no such network, or no such stride.
-        HsalError: torchvision does not fit torch.
+        UsageError: no such network, or it cannot have that stride or those channels.
+        HsalError: torchvision does not fit torch, or timm is not installed.
     """
 
-    def __init__(self, arch: str, classes: int, input_size: int = 224, resolution: int = 7, dilate: bool = True):
+    channels = CHANNELS
+
+    def __init__(self, arch: str, classes: int, input_size: int = 224, resolution: int = 7, dilate: bool = True, channels: int = CHANNELS):
         super().__init__()
-        if arch not in ARCHITECTURES:
-            raise UsageError(f"there is no activation model {arch!r}", f"take one of: {', '.join(ARCHITECTURES)}")
+        check_architecture(arch, channels)
         if input_size not in [stride * resolution for stride in STRIDES]:
             sizes = ", ".join(str(stride * resolution) for stride in STRIDES)
             raise UsageError(
                 f"input_size = {input_size} px cannot give {resolution} x {resolution} cells", f"take an input_size of {sizes}"
             )
-        self.arch, self.classes, self.input_size, self.resolution = arch, classes, input_size, resolution
+        self.arch, self.classes, self.input_size, self.resolution, self.channels = arch, classes, input_size, resolution, channels
         self.stride = input_size // resolution
-        resnet = getattr(torchvision_resnet(), arch)(weights=None, num_classes=classes)
-        self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
-        self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
-        self.fc = resnet.fc
-        dilation = 1
-        for stage in {32: (), 16: (self.layer4,), 8: (self.layer3, self.layer4)}[self.stride]:
-            dilation = _keep_resolution(stage, dilation, dilate)
+        if arch in RESNETS:
+            resnet = getattr(torchvision_resnet(), arch)(weights=None, num_classes=classes)
+            self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
+            self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
+            self.fc = resnet.fc
+            own = 32
+        else:
+            self.trunk = trunk_of(arch)
+            width, own = self.trunk.feature_info.channels()[0], self.trunk.feature_info.reduction()[0]
+            brought = (nn.Conv2d(width, channels, 1, bias=False), nn.BatchNorm2d(channels)) if width != channels else ()
+            self.neck = nn.Sequential(*brought, nn.ReLU())
+            self.fc = nn.Linear(channels, classes)
+            # Stored with the weights, which hold whatever a later timm says.
+            mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation(arch))
+            self.register_buffer("scale", torch.tensor(STD).view(3, 1, 1) / std)
+            self.register_buffer("shift", (torch.tensor(MEAN).view(3, 1, 1) - mean) / std)
+        _set_stride(self, own, self.stride, dilate)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images to volumes, the activations after layer4's ReLU.
+        """Images to volumes, the activations after the last ReLU.
 
         Args:
             images: (B, 3, s, s), normalised as `images.to_input` does; any s that is a multiple of the stride.
 
         Returns:
-            (B, 512, s / stride, s / stride), >= 0.
+            (B, C, s / stride, s / stride), >= 0.
         """
         x = images.contiguous(memory_format=torch.channels_last)
+        if self.arch not in RESNETS:
+            return self.neck(self.trunk(x * self.scale + self.shift)[-1])
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
@@ -121,30 +139,75 @@ class ActivationModel(nn.Module):
         return self.name(self.forward(images), regions)
 
     def name(self, volumes: Tensor, regions: Tensor | None = None) -> Tensor:
-        """Volumes (B, 512, h, w) to class logits, as `classify` does."""
+        """Volumes (B, C, h, w) to class logits, as `classify` does."""
         summed = volumes.sum(dim=(2, 3)) if regions is None else torch.einsum("bmhw,bchw->bmc", regions.to(volumes.dtype), volumes)
         return self.fc(summed / self.resolution**2)
 
 
-def _keep_resolution(stage: nn.Sequential, dilation: int, dilate: bool) -> int:
-    """Takes the stride out of a stage whose input is dilated already; returns the dilation behind it."""
-    for place, block in enumerate(stage):
-        for name, conv in block.named_modules():
-            if not isinstance(conv, nn.Conv2d):
-                continue
-            conv.stride = (1, 1)
-            if dilate and conv.kernel_size == (3, 3):
-                # Only the convolution that held the stride still reads cells at the old distance.
-                reach = dilation if (place, name) == (0, "conv1") else 2 * dilation
-                conv.dilation = conv.padding = (reach, reach)
-    return 2 * dilation
+def _probe(model: nn.Module) -> Tensor:
+    """The volume of a picture that needs no random numbers."""
+    weight = next(model.parameters())
+    values = torch.linspace(-2, 2, 3 * PROBED**2, dtype=weight.dtype, device=weight.device)
+    with torch.inference_mode():
+        return model(values.sin().view(1, 3, PROBED, PROBED))
+
+
+@contextlib.contextmanager
+def _watched(model: nn.Module, kind: type[nn.Module], hear: Any) -> Any:
+    """Calls hear(module, inputs, output) of every module of a kind that works in the block, with the model in evaluation mode."""
+    training = model.training
+    hooks = [module.register_forward_hook(hear) for module in model.modules() if isinstance(module, kind)]
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+
+
+def _set_stride(model: ActivationModel, now: int, wanted: int, dilate: bool) -> None:
+    """Takes strides out of the last convolutions that have one, until a volume's cells lie `wanted` px apart instead of `now`.
+
+    Raises:
+        UsageError: the network strides by other means, or less, or takes images of one size alone.
+    """
+    if now == wanted and model.arch in RESNETS:
+        return
+    places: dict[nn.Conv2d, tuple[int, int]] = {}  # how many px apart each convolution's inputs and outputs lie
+
+    def hear(conv: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        places[conv] = PROBED // inputs[0].shape[-1], PROBED // output.shape[-1]
+
+    try:
+        with _watched(model, nn.Conv2d, hear):
+            _probe(model)
+        for conv, (before, after) in places.items():
+            if after > max(before, wanted):
+                conv.stride = (max(1, wanted // before),) * 2
+            # Only the convolution that held the stride still reads cells at the old distance.
+            if dilate and before > wanted and conv.kernel_size != (1, 1):
+                conv.dilation = tuple(reach * before // wanted for reach in conv.dilation)
+                conv.padding = tuple(side * before // wanted for side in conv.padding)
+        with _watched(model, nn.Conv2d, lambda *_: None):
+            found = _probe(model).shape[-1]
+    except (RuntimeError, TypeError, AssertionError):  # such as maps that no longer fit where branches meet
+        found = 0
+    if found != PROBED // wanted:
+        way = "" if now == wanted else f"take an input_size of {now * model.resolution}, or "
+        raise UsageError(
+            f"{model.arch} cannot give cells {wanted} px apart of images of any size (its own lie {now} px apart)",
+            f"{way}take a convolutional network, such as --arch {TIMM}{LITE0}",
+        )
 
 
 def finer(model: ActivationModel, resolution: int) -> ActivationModel:
     """A copy with finer volumes from the same weights and images, without training (`precompute --resolution`).
 
-    The last strides of the residual stages are taken out, and every convolution behind one is dilated, so that each weight sees the image
-    at the scale it was trained for: at every second cell (every fourth, with two strides out) the volume is that of `model`.
+    The last strides are taken out, and every convolution behind one is dilated, so that each weight sees the image at the scale it was
+    trained for: at every second cell (every fourth, with two strides out) the volume is that of `model`. The first of those cells is the
+    first one; with TensorFlow's padding, as in timm's tf_ networks, it is the second. Networks that average whole maps, such as
+    squeeze-and-excitation, give it about.
 
     Args:
         model: the trained network.
@@ -155,42 +218,44 @@ def finer(model: ActivationModel, resolution: int) -> ActivationModel:
     """
     if resolution == model.resolution:
         return model
-    strided = [stage for stage in (model.layer2, model.layer3, model.layer4) if stage[0].conv1.stride == (2, 2)]
-    possible = [model.resolution * 2**taken for taken in range(1, len(strided) + 1)]
+    possible = [model.resolution * times for times in (2, 4, 8) if model.stride // times >= 4]
     if resolution not in possible:
         raise UsageError(
             f"resolution = {resolution} is not to be had from a backbone of {model.resolution} x {model.resolution} cells",
             f"take one of: {', '.join(map(str, [model.resolution, *possible]))}",
         )
     model = copy.deepcopy(model)
-    stages = [stage for stage in (model.layer2, model.layer3, model.layer4) if stage[0].conv1.stride == (2, 2)]
-    last = stages[-(possible.index(resolution) + 1) :]
-    dilation = 1
-    for stage in (model.layer2, model.layer3, model.layer4):
-        for block in stage:
-            for conv in (module for module in block.modules() if isinstance(module, nn.Conv2d)):
-                if conv.kernel_size == (3, 3):
-                    conv.dilation = conv.padding = (conv.dilation[0] * dilation,) * 2
-                if stage in last and conv.stride == (2, 2):
-                    conv.stride = (1, 1)
-                    if conv is block.conv1:
-                        dilation *= 2
-    model.stride //= resolution // model.resolution
+    before, model.stride = model.stride, model.input_size // resolution
+    _set_stride(model, before, model.stride, dilate=True)
     model.resolution = resolution
     return model
 
 
 def fused(model: ActivationModel) -> ActivationModel:
-    """A copy for inference whose BatchNorms are folded into the convolutions before them: the same up to rounding, 8% faster on a CPU."""
-    model = copy.deepcopy(model).eval()
-    blocks = [block for stage in (model.layer1, model.layer2, model.layer3, model.layer4) for block in stage]
-    model.conv1, model.bn1 = fuse_conv_bn_eval(model.conv1, model.bn1), nn.Identity()
-    for block in blocks:
-        block.conv1, block.bn1 = fuse_conv_bn_eval(block.conv1, block.bn1), nn.Identity()
-        block.conv2, block.bn2 = fuse_conv_bn_eval(block.conv2, block.bn2), nn.Identity()
-        if block.downsample is not None:
-            block.downsample = nn.Sequential(fuse_conv_bn_eval(*block.downsample))
-    return model.to(memory_format=torch.channels_last)
+    """A copy for inference whose BatchNorms are folded into the convolutions before them: the same up to rounding, 8% faster on a CPU.
+
+    Which norm follows which convolution is seen from a pass through the network. One whose volume changes by it is left as it is.
+    """
+    plain = copy.deepcopy(model).eval()
+    model = copy.deepcopy(plain)
+    heard: list[tuple[nn.Module, Tensor, Tensor]] = []
+    with _watched(model, (nn.Conv2d, nn.BatchNorm2d), lambda module, inputs, output: heard.append((module, inputs[0], output))):
+        wanted = _probe(model)
+    names = {module: name for name, module in model.named_modules()}
+    made = {id(output): module for module, _, output in heard if isinstance(module, nn.Conv2d)}
+    calls = [module for module, _, _ in heard]
+    for norm, given, _ in heard:
+        conv = made.get(id(given))
+        if isinstance(norm, nn.BatchNorm2d) and conv is not None and calls.count(conv) == calls.count(norm) == 1:
+            _replace(model, names[conv], fuse_conv_bn_eval(conv, norm))
+            _replace(model, names[norm], nn.Sequential(*norm.children()))  # timm's norms hold the activation; torch's hold nothing
+    changed = bool((_probe(model) - wanted).abs().max() > 1e-3 * wanted.abs().max())  # false of values that are not finite, too
+    return (plain if changed else model).to(memory_format=torch.channels_last)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, module)
 
 
 def initial_weights(model: ActivationModel, choice: str, reporter: Reporter = SILENT) -> str:
@@ -200,9 +265,9 @@ def initial_weights(model: ActivationModel, choice: str, reporter: Reporter = SI
 
     Args:
         model: freshly made, so that "none" leaves it as it is.
-        choice: "auto" (ImageNet's where they are cached or can be downloaded, else random, with a warning), "imagenet", "none" (random),
-            a file: .pth or .safetensors, in torchvision's layout; a folder that `hsal export` wrote; or a run, of which the best weights
-            are taken.
+        choice: "auto" (ImageNet's where they are installed, cached or can be downloaded, else random, with a warning), "imagenet", "none"
+            (random), a file: .pth or .safetensors, in torchvision's layout or timm's; a folder that `hsal export` wrote; or a run, of which
+            the best weights are taken.
         reporter: told what was used.
 
     Returns:
@@ -220,6 +285,9 @@ def initial_weights(model: ActivationModel, choice: str, reporter: Reporter = SI
         _copy_weights(model, checkpoints.load_from(source, "best", MAKE_HINT).weights if is_run else read_weights(source), source, reporter)
         return f"file:{source.name}"
     try:
+        if model.arch not in RESNETS:
+            model.trunk.load_state_dict(imagenet_weights(model.arch, reporter))
+            return "imagenet"
         source = cached_download(imagenet_url(model.arch), reporter)
     except CannotDownload as error:
         if choice == "imagenet":
@@ -240,6 +308,10 @@ def imagenet_url(arch: str) -> str:
 
 def _copy_weights(model: ActivationModel, weights: dict[str, Tensor], source: Path, reporter: Reporter) -> None:
     own = model.state_dict()
+    if model.arch not in RESNETS and not own.keys() & weights.keys():  # not ours, so timm's
+        model.trunk.load_state_dict(trunk_weights(model.arch, weights))
+        reporter.say(f"starting from the weights in {source}")
+        return
     classifier = [name for name in own if name.startswith("fc.")]
     if any(name not in weights or weights[name].shape != own[name].shape for name in classifier):
         weights = {name: tensor for name, tensor in weights.items() if name not in classifier}
@@ -270,25 +342,28 @@ class BackboneMeta:
     """The "meta" of a checkpoint of a backbone.
 
     Attributes:
-        arch: the network.
+        arch: the network, as `ActivationModel` takes it.
         input_size: side of its images, px.
         resolution: cells along a side of its volumes.
         classes: names of the classes.
         dilate: whether a removed stride became dilation.
         weights: what it started from, such as imagenet.
         scenes_digest: of the scene file that it was trained on.
+        channels: of its volumes.
     """
 
-    arch: Literal["resnet34", "resnet18"]
+    arch: str
     input_size: int
     resolution: int
     classes: list[str]
     dilate: bool = True  # older checkpoints had no choice
     weights: str = ""
     scenes_digest: str | None = None
+    channels: int = CHANNELS
 
     def __post_init__(self) -> None:
-        if not self.classes or self.resolution < 1:
+        check_architecture(self.arch, self.channels)
+        if not self.classes or self.resolution < 1 or self.channels < 1:
             raise UsageError("there are no classes, or no cells", "train again")
 
 
@@ -370,9 +445,11 @@ def backbone_of(checkpoint: Checkpoint) -> ActivationModel:
     """
     meta = backbone_meta(checkpoint)
     torchvision_resnet()  # imported before, not under, the meta device
+    # No random numbers, and of a ResNet no time, spent on weights that are replaced at once; networks of timm may compute buffers.
+    apart = torch.device("meta") if meta.arch in RESNETS else torch.random.fork_rng(devices=[])
     try:
-        with torch.device("meta"):  # no time, and no random numbers, spent on weights that are replaced at once
-            model = ActivationModel(meta.arch, len(meta.classes), meta.input_size, meta.resolution, meta.dilate)
+        with apart:
+            model = ActivationModel(meta.arch, len(meta.classes), meta.input_size, meta.resolution, meta.dilate, meta.channels)
     except UsageError as error:  # a size that no stride gives
         raise FileError(f"{checkpoint.path / checkpoints.MANIFEST}: meta: {error.message}", MAKE_HINT) from error
     differing = checkpoints.differences(model.state_dict(), checkpoint.weights)

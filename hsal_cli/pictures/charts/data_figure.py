@@ -82,10 +82,7 @@ def _overlap(splits: Mapping[str, Measures]) -> list[Bars]:
         return []
     bounds = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0]
     shares = {
-        name: [
-            float((part == 0).mean()),
-            *(float(((part > low) & (part <= high)).mean()) for low, high in itertools.pairwise(bounds)),
-        ]
+        name: [float((part == 0).mean()), *(float(((part > low) & (part <= high)).mean()) for low, high in itertools.pairwise(bounds))]
         for name, part in several.items()
     }
     names = ["none", *(f"to {high:g}" for high in bounds[1:])]

@@ -1,16 +1,22 @@
-"""Bars and heat maps for reports and file summaries, in the style and size of `curves`."""
+"""Charts as panels of one PNG: curves over training (figures 5 and 6), bars, heat maps.
+
+Sizes are those of a paper's column: a panel is 3.4 x 2.8 inches with letters of 8 points, and stays legible at that size, in grey, and
+to colour-blind eyes: series differ by colour, dash and marker.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hsal_cli import __version__
-from hsal_cli.pictures.charts.curves import AS_WRITTEN, COLOURS, DPI, HEIGHT, SMALL, WIDTH, WORDS
+from hsal_cli.evaluation.metrics import MeanOfRuns, mean_of_runs
 from hsal_cli.pictures.palette import INK, PAPER, SCALE
 from hsal_cli.words import brief
 
@@ -18,19 +24,62 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Curve = Sequence[tuple[float, float]]
+
+# Okabe and Ito's palette without its yellow, which is too light for a line; dark and light take turns.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.5, 1.5)))
+LEVELS, GREY = ((0, (1, 1.6)), (0, (4, 2)), (0, (4, 2, 1, 2))), "#555555"  # of the lines drawn across
+WIDTH, HEIGHT, DPI = 3.4, 2.8, 200  # of a panel, inches; dots an inch
+WORDS, SMALL = 8.0, 7.0  # points
+MARKED = 15  # markers on a line, about
+TICKS = 6
 NUMBERED = 12  # rows up to which a heat map's numbers are legible
-NAMED = 30  # bars or rows up to which each has its name
+NAMED, BINS = 30, 8  # bars or rows up to which each has its name; of a histogram
 BRIGHT = 0.6  # of the scale, from where dark numbers read better than light ones
 KEYS = 2  # names of series on a line
-LONG = 18  # letters of a name that are shown
+LONG, ROOM = 18, 55  # letters of a name that are shown, and of all names that stand beside each other
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": WORDS,
+    "axes.linewidth": 0.6,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "text.parse_math": False,  # dollar signs in names are no formulas
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class Bars:
+class Panel:
+    """What every panel has: its `title`, and what its axes are, units included."""
+
+    title: str
+    x_label: str
+    y_label: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves(Panel):
+    """A line a series, the mean over its runs, in a band of its 95% interval.
+
+    Attributes:
+        series: name, in words -> its runs, each a list of (x, value), x rising; runs may be of different length, or empty.
+        low, high: limits of the score where it has some, such as 0 and 1; the axis ends at them, and the bands do.
+        levels: name -> a level drawn across as a thin line, such as chance or the paper's figure.
+    """
+
+    series: Mapping[str, Sequence[Curve]]
+    low: float | None = None
+    high: float | None = None
+    levels: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bars(Panel):
     """Bars side by side.
 
     Attributes:
-        title, x_label, y_label: in words, units included.
         names: what stands under each group of bars.
         series: name -> one height a group; None leaves the place empty.
         halves: name -> half the width of each bar's interval, None where there is none.
@@ -38,9 +87,6 @@ class Bars:
         touching: the bars of one series touch, as those of a histogram do.
     """
 
-    title: str
-    x_label: str
-    y_label: str
     names: Sequence[str]
     series: Mapping[str, Sequence[float | None]]
     halves: Mapping[str, Sequence[float | None]] = dataclasses.field(default_factory=dict)
@@ -49,11 +95,10 @@ class Bars:
 
 
 @dataclasses.dataclass(frozen=True)
-class Heat:
+class Heat(Panel):
     """A heat map.
 
     Attributes:
-        title, x_label, y_label: in words.
         values: (rows, columns), >= 0; row 0 is at the top.
         colour_label: what a colour stands for, with its unit.
         x_names, y_names: of columns and rows; None: the axes count in `extent`.
@@ -61,9 +106,6 @@ class Heat:
         percent: write each cell's value into it as a percentage, and give small values more of the scale.
     """
 
-    title: str
-    x_label: str
-    y_label: str
     values: np.ndarray
     colour_label: str
     x_names: Sequence[str] | None = None
@@ -72,11 +114,11 @@ class Heat:
     percent: bool = False
 
 
-def draw_panels(panels: Sequence[Bars | Heat | None], columns: int = 2, size: tuple[float, float] = (WIDTH, HEIGHT)) -> bytes:
+def draw_panels(panels: Sequence[Panel | None], columns: int = 2, size: tuple[float, float] = (WIDTH, HEIGHT)) -> bytes:
     """Draws panels into one PNG.
 
     Args:
-        panels: at least one; None leaves its place empty.
+        panels: at least one; None leaves its place empty. A series of curves has the same colour in each panel that shows it.
         columns: panels beside each other, at most.
         size: of a panel, inches.
 
@@ -88,20 +130,45 @@ def draw_panels(panels: Sequence[Bars | Heat | None], columns: int = 2, size: tu
 
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    style = {"font.family": "DejaVu Sans", "font.size": WORDS, "axes.linewidth": 0.6, "xtick.labelsize": SMALL, "ytick.labelsize": SMALL}
-    with rc_context(style | AS_WRITTEN):
+    order = list(dict.fromkeys(name for panel in panels if isinstance(panel, Curves) for name in panel.series))
+    with rc_context(STYLE):
         figure: Figure = Figure(figsize=(size[0] * columns, size[1] * rows), dpi=DPI, layout="constrained")
-        for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-            panel = panels[place] if place < len(panels) else None
+        for panel, axes in itertools.zip_longest(panels, figure.subplots(rows, columns, squeeze=False).flat):
             if panel is None:
                 axes.set_axis_off()
-            elif isinstance(panel, Bars):
-                _draw_bars(axes, panel)
             else:
-                _draw_heat(figure, axes, panel)
+                draw_panel(figure, axes, panel, order)
         stream = io.BytesIO()
         figure.savefig(stream, format="png", metadata={"Software": f"hsal {__version__}"})
     return stream.getvalue()
+
+
+def draw_panel(figure: Figure, axes: Axes, panel: Panel, order: Sequence[str]) -> None:
+    """Draws a panel on matplotlib's axes; `order` gives the series of curves their colours."""
+    keys = len(panel.series) if isinstance(panel, Bars) and len(panel.series) > 1 else 0
+    axes.set_title(brief(panel.title), fontsize=WORDS + 0.5, loc="left", pad=6 + 11 * -(-keys // KEYS))
+    axes.set_xlabel(panel.x_label)
+    axes.set_ylabel(panel.y_label)
+    if isinstance(panel, Heat):
+        _draw_heat(figure, axes, panel)
+        return
+    if isinstance(panel, Curves):
+        _draw_curves(axes, panel, order)
+    elif isinstance(panel, Bars):
+        _draw_bars(axes, panel)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def mean_curve(runs: Sequence[Curve]) -> list[tuple[float, MeanOfRuns]]:
+    """The mean over runs at each x that any of them has, of those that have it; values that are not finite are left out."""
+    values: dict[float, list[float]] = {}
+    for run in runs:
+        for x, value in run:
+            if math.isfinite(value):
+                values.setdefault(x, []).append(value)
+    return [(x, mean_of_runs(values[x])) for x in sorted(values)]
 
 
 def histogram(values: Mapping[str, np.ndarray], edges: np.ndarray) -> tuple[list[str], dict[str, list[float]]]:
@@ -114,33 +181,60 @@ def histogram(values: Mapping[str, np.ndarray], edges: np.ndarray) -> tuple[list
     return [f"{edge:g}" for edge in edges[:-1]], shares
 
 
+def _draw_curves(axes: Axes, panel: Curves, order: Sequence[str]) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    low, high = -np.inf if panel.low is None else panel.low, np.inf if panel.high is None else panel.high
+    for name, runs in panel.series.items():
+        curve, number = mean_curve(runs), order.index(name)
+        if not curve:
+            continue
+        x, means = [at for at, _ in curve], np.array([found.mean for _, found in curve])
+        halves = np.array([found.half for _, found in curve], dtype=np.float64)  # None, of one run, is not a number
+        look = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.4, "zorder": 3}
+        look |= {"marker": MARKERS[number % len(MARKERS)], "markersize": 3.2, "markevery": max(1, round(len(x) / MARKED))}
+        if np.isfinite(halves).any():  # several runs give an interval
+            ends = np.clip(means - halves, low, high), np.clip(means + halves, low, high)
+            axes.fill_between(x, *ends, color=look["color"], alpha=0.18, linewidth=0, zorder=2)
+        several = sum(1 for run in runs if len(run)) > 1
+        axes.plot(x, means, label=f"{brief(name)} ({len(runs)} runs)" if several else brief(name), **look)
+    for number, (name, level) in enumerate(panel.levels.items()):
+        axes.axhline(level, color=GREY, linewidth=0.9, linestyle=LEVELS[number % len(LEVELS)], zorder=1, label=brief(name))
+    places = {float(x) for runs in panel.series.values() for run in runs for x, _ in run}
+    axes.xaxis.set_major_locator(MaxNLocator(TICKS, integer=all(x.is_integer() for x in places)))
+    if len(places) == 1:  # one epoch has no range that ticks could divide
+        axes.set_xticks(list(places))
+    axes.yaxis.set_major_locator(MaxNLocator(TICKS))
+    if max(map(abs, axes.get_ylim())) >= 1000:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    # An axis that began above the lowest score, or ended below the highest, would make small differences look large.
+    bottom, top = axes.get_ylim()
+    bottom, top = bottom if panel.low is None else panel.low, top if panel.high is None else panel.high
+    room = 0.02 * (top - bottom)  # for half a marker
+    axes.set_ylim(bottom - room * (panel.low is not None), top + room * (panel.high is not None))
+    if axes.get_legend_handles_labels()[1]:
+        # Below the panel, where it hides no line however the lines run.
+        said = "bands: 95% interval of the mean" if axes.collections else None
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2}
+        axes.legend(fontsize=SMALL, title=said, title_fontsize=SMALL, frameon=False, handlelength=2.6, columnspacing=1.2, **below)
+
+
 def _draw_bars(axes: Axes, panel: Bars) -> None:
     groups = np.arange(len(panel.names))
     width = (1.0 if panel.touching and len(panel.series) == 1 else 0.8) / max(len(panel.series), 1)
     for number, (name, heights) in enumerate(panel.series.items()):
         x = groups + (number - (len(panel.series) - 1) / 2) * width
-        known = np.array([np.nan if height is None else height for height in heights], dtype=np.float64)
-        halves = [half if half is not None else np.nan for half in panel.halves.get(name, [None] * len(heights))]
+        known, halves = (np.array(values, dtype=np.float64) for values in (heights, panel.halves.get(name, [None] * len(heights))))
         axes.bar(x, known, width, color=COLOURS[number % len(COLOURS)], edgecolor="white", linewidth=0.3, label=brief(name), zorder=2)
         if np.isfinite(halves).any():
             # An interval reaches no further than the axis, whose ends are those of the score.
             low, high = np.minimum(halves, known), np.minimum(halves, (panel.top or np.inf) - known).clip(min=0)
             axes.errorbar(x, known, (low, high), fmt="none", ecolor="#202024", elinewidth=0.8, capsize=2, zorder=3)
-    every = max(1, -(-len(groups) // NAMED)) if not panel.touching else max(1, round(len(groups) / 8))
-    axes.set_xticks(groups[::every], [brief(name, LONG) for name in panel.names[::every]])
-    if max((len(brief(name, LONG)) for name in panel.names), default=0) * len(groups[::every]) > 55:
-        axes.tick_params(axis="x", rotation=90)
-    keys = len(panel.series) if len(panel.series) > 1 else 0
-    if keys:
+    _name(axes, "x", panel.names, BINS if panel.touching else NAMED)
+    if len(panel.series) > 1:
         # Between the title and the axes, where it covers no bar.
         axes.legend(fontsize=SMALL, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=KEYS, borderpad=0.2, borderaxespad=0)
-    axes.set_title(brief(panel.title), fontsize=WORDS + 0.5, loc="left", pad=6 + 11 * -(-keys // KEYS))
-    axes.set_xlabel(panel.x_label)
-    axes.set_ylabel(panel.y_label)
     axes.set_ylim(0, panel.top)
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.5)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_heat(figure: Figure, axes: Axes, panel: Heat) -> None:
@@ -148,26 +242,28 @@ def _draw_heat(figure: Figure, axes: Axes, panel: Heat) -> None:
     from matplotlib.ticker import PercentFormatter
 
     colours = LinearSegmentedColormap.from_list("hsal", SCALE / 255)
-    rows, columns = panel.values.shape
-    top = float(panel.values.max()) or 1.0
-    norm = PowerNorm(0.5, 0, 1) if panel.percent else Normalize(0, top)
+    norm = PowerNorm(0.5, 0, 1) if panel.percent else Normalize(0, float(panel.values.max()) or 1.0)
     box = None if panel.extent is None else (0, panel.extent[0], panel.extent[1], 0)
     image = axes.imshow(panel.values, cmap=colours, norm=norm, extent=box, aspect="equal" if box else "auto", interpolation="nearest")
     bar = figure.colorbar(image, ax=axes, pad=0.02, format=PercentFormatter(1, decimals=0) if panel.percent else None)
     bar.set_label(panel.colour_label, fontsize=SMALL)
     bar.outline.set_visible(False)
-    if panel.percent and max(rows, columns) <= NUMBERED:
+    if panel.percent and max(panel.values.shape) <= NUMBERED:
         light, dark = (tuple(part / 255 for part in colour) for colour in (PAPER, INK))
         for (row, column), value in np.ndenumerate(panel.values):
             if value >= 0.005:
                 ink = dark if norm(value) > BRIGHT else light
                 axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=SMALL, color=ink)
-    for names, place, label in ((panel.x_names, axes.set_xticks, panel.x_label), (panel.y_names, axes.set_yticks, panel.y_label)):
+    for along, names in (("x", panel.x_names), ("y", panel.y_names)):
         if names is not None:
-            every = max(1, -(-len(names) // NAMED))
-            place(range(0, len(names), every), [brief(name, LONG) for name in names[::every]])
-            if place == axes.set_xticks and sum(len(brief(name, LONG)) for name in names[::every]) > 45:
-                axes.tick_params(axis="x", rotation=90)
-        (axes.set_xlabel if place == axes.set_xticks else axes.set_ylabel)(label)
-    axes.set_title(brief(panel.title), fontsize=WORDS + 0.5, loc="left")
+            _name(axes, along, names)
     axes.spines[:].set_visible(False)
+
+
+def _name(axes: Axes, along: str, names: Sequence[str], most: int = NAMED) -> None:
+    """Names the places 0, 1, 2 ... of an axis, as many of them as are legible."""
+    every = max(1, -(-len(names) // most))
+    shown = [brief(name, LONG) for name in names[::every]]
+    (axes.set_xticks if along == "x" else axes.set_yticks)(range(0, len(names), every), shown)
+    if along == "x" and sum(len(name) + 1 for name in shown) > ROOM:
+        axes.tick_params(axis="x", rotation=90)

@@ -1,7 +1,8 @@
 """Synthetic street numbers: digits of several typefaces on walls and plates, in perspective, blurred, noisy and of any contrast.
 
 They stand in for SVHN (section 5) where its images are not at hand. Image i of a split depends on the seed, the split, i, the typefaces and
-the labels' file alone. A picture is painted at the size that SVHN's image has, as far as the target shows that, and squashed to a square.
+the labels' file alone. A picture is painted at the size that SVHN's image has, as far as the target shows that, cut to its frame, and
+squashed to a square.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from hsal_cli.errors import UsageError
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.make import write_composed
 from hsal_cli.scenes.settings import StreetSettings
+from hsal_cli.scenes.street.frames import Frame, cut, drawing, number_frame
 from hsal_cli.scenes.street.plans import MOST_DIGITS, NumberPlan, draw_plan, read_plans
 from hsal_cli.scenes.street.typefaces import HEIGHT, Levels, Typeface, find_typefaces, letters
 from hsal_cli.scenes.street.wall import LUMA, Rect, against, clouds, colour, plate, wall
@@ -57,13 +59,27 @@ class StreetPainter:
         rng = np.random.Generator(np.random.Philox(key=key))
         plan = draw_plan(rng, self.split) if self.plans is None else self.plans[index % len(self.plans)]
         side = self.settings.image_size
-        scale = min(1.0, FINER * side / max(plan.size))
+        x0, y0, x1, y1 = self._frame(index, plan)
+        scale = min(1.0, FINER * side / max(1, x1 - x0, y1 - y0))
         size = tuple(max(8, round(length * scale)) for length in plan.size)
-        boxes = plan.boxes * (np.array([*size, *size]) / np.array([*plan.size, *plan.size]))
+        finer = np.array([*size, *size]) / np.array([*plan.size, *plan.size])
+        boxes = plan.boxes * finer
         canvas, found = self._paint(rng, size, plan.digits, boxes)
-        image = Image.fromarray(self._seen(rng, canvas, boxes)).resize((side, side), Image.Resampling.BILINEAR)
+        x0, y0, x1, y1 = (round(value) for value in np.array([x0, y0, x1, y1]) * finer)
+        seen = cut(Image.fromarray(self._seen(rng, canvas, boxes)), (x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)), f"{self.split} {index}")
+        image = seen.resize((side, side), Image.Resampling.BILINEAR)
+        found = [(left - x0, top - y0, right - x0, bottom - y0) for left, top, right, bottom in found]
         order = np.argsort(rng.random(len(plan.digits)))
-        return np.asarray(image), [plan.digits[place] for place in order], [_squashed(found[place], size, side) for place in order]
+        return np.asarray(image), [plan.digits[place] for place in order], [_squashed(found[place], seen.size, side) for place in order]
+
+    def _frame(self, index: int, plan: NumberPlan) -> Frame:
+        """What is cut out, in px of the plan: by the boxes of the labels, not of the ink, as of SVHN's own images."""
+        width, height = plan.size
+        if self.settings.frame == "image":
+            return 0, 0, width, height
+        jittered = self.settings.frame_jitter and self.split == "train"
+        frame = number_frame(plan.boxes, drawing(self.settings.seed, index) if jittered else None)
+        return frame[0], frame[1], min(frame[2], width), min(frame[3], height)
 
     def _paint(
         self, rng: np.random.Generator, size: tuple[int, int], digits: list[int], boxes: np.ndarray
@@ -260,7 +276,8 @@ def make_street_numbers(settings: StreetSettings, out: Path, workers: int | None
     signs = letters()
     sources = len({face.source for face in faces})
     reporter.say(f"Typefaces: {len(faces)} of {sources} sources; numbers and places: {settings.svhn_labels or 'a model of SVHN'}")
-    sizes = {split: count for split, count in (("train", settings.train), ("test", settings.test)) if count}
+    wanted = {"train": settings.train * max(1, settings.frame_jitter), "test": settings.test}
+    sizes = {split: count for split, count in wanted.items() if count}
     painters = {split: StreetPainter(settings, split, faces, signs, plans[split]) for split in sizes}
     config = {
         "dataset": "street-numbers",

@@ -26,6 +26,7 @@ from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.gather import Example, parts_of
 from hsal_cli.scenes.scene_file import write_scenes
 from hsal_cli.scenes.settings import SvhnSettings
+from hsal_cli.scenes.street.frames import framed
 from hsal_cli.settings import as_dict
 from hsal_cli.storage.download import GZIP, fetch
 from hsal_cli.storage.files import digest_of_file, is_plain_name, named, regular
@@ -250,6 +251,8 @@ def make_svhn(settings: SvhnSettings, out: Path, read_image: Reader, reporter: R
     if "extra" in sources:
         splits = {"train": [*splits.get("train", []), sources["extra"]], **{k: v for k, v in splits.items() if k != "train"}}
     counts = {name: sum(len(source.houses) for source in parts) for name, parts in splits.items()}
+    if "train" in counts:
+        counts["train"] *= max(1, settings.frame_jitter)
     most = max(len(house.digits) for source in sources.values() for house in source.houses)
     config = {
         "dataset": "svhn-multiset",
@@ -260,5 +263,7 @@ def make_svhn(settings: SvhnSettings, out: Path, read_image: Reader, reporter: R
     with write_scenes(out, config, DIGITS) as writer, reporter.track("Reading SVHN", sum(counts.values()), "images") as advance:
         for name, parts in splits.items():
             examples = (example for source in parts for example in source.examples())
+            if settings.frame == "number":
+                examples = framed(examples, settings.frame_jitter if name == "train" else 0)
             writer.write_split(name, parts_of(examples, side, settings.fit, most, True, reporter, advance), (counts[name], side, side, 3))
     return []

@@ -1,0 +1,340 @@
+"""What fine-tuning learns from: single objects, crowds pasted from them, objects known by their boxes, labels drawn at random, or counts.
+
+`Objects` holds a split in memory; each kind of it says what a step shows the network, what the loss is, and how it is scored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hsal_cli import distributed
+from hsal_cli.errors import FileError, UsageError
+from hsal_cli.finetuning.views import cell_centres, crowd, object_regions, on_objects, own_cells, share_in_view, view_centres, views
+from hsal_cli.runs.seeds import Draws
+from hsal_cli.runs.settings import FinetuneSettings
+from hsal_cli.scenes.scene_file import open_scenes
+from hsal_cli.training.rewards import count_labels
+from hsal_cli.vision.backbone import ActivationModel
+from hsal_cli.vision.devices import forward_context
+from hsal_cli.vision.images import to_input
+
+WHOLE = 0.85  # share of an object that must be in view for it to be asked for
+Own = TypeVar("Own", bound="Objects")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenes:
+    """Images with what is known of them, resident in memory.
+
+    Attributes:
+        images: uint8 (N, H, W) or (N, H, W, 3).
+        multisets: int64 (N, L) in 0..K-1, padded with -1.
+        corners: float (N, L, 4) x0, y0, x1, y1 in px, -1 where there is no object; None where unknown.
+        classes: K.
+    """
+
+    images: Tensor
+    multisets: Tensor
+    corners: Tensor | None
+    classes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """What a step shows the network of B images.
+
+    Attributes:
+        inputs: (B, 3, s, s).
+        labels: (B,), or (B, M) padded with -1 where there are regions, or counts (B, K).
+        regions: (B, M, h, w), the cells that each object is named from; None: all.
+        objects: (B, h, w), 1 for cells on an object, 0 for background; None where no boxes are known.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    regions: Tensor | None = None
+    objects: Tensor | None = None
+
+    def first(self, rows: int, device: torch.device) -> Shown:
+        """The first rows of it, on a device."""
+        parts = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return Shown(*(None if part is None else part[:rows].to(device) for part in parts))
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSums:
+    """The sum of a loss, with its gradient, over `terms`, and of what is `right` over `cases`.
+
+    They are not averaged yet, so that those of several workers can be added up.
+    """
+
+    loss: Tensor
+    terms: int
+    right: Tensor
+    cases: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Objects:
+    """Objects, each an example to learn from.
+
+    Attributes:
+        scenes: the images that they stand in.
+        rows: (M,) the image of each, rising.
+        columns: (M,) its place among the image's labels.
+    """
+
+    scenes: Scenes
+    rows: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(cls: type[Own], scenes: Scenes) -> Own:
+        """All objects of these scenes."""
+        return cls(scenes, *(scenes.multisets >= 0).nonzero(as_tuple=True))
+
+    @property
+    def images(self) -> Tensor:
+        """The images, of which an example's is `rows`'."""
+        return self.scenes.images
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of an image, px."""
+        return tuple(self.images.shape[1:3])
+
+    @functools.cached_property
+    def labels(self) -> Tensor:
+        """(M,) the class of each object."""
+        return self.scenes.multisets[self.rows, self.columns]
+
+    @functools.cached_property
+    def boxes(self) -> Tensor | None:
+        """(M, 4) in px; None where unknown."""
+        return None if self.scenes.corners is None else self.scenes.corners[self.rows, self.columns]
+
+    def hold_out(self: Own, count: int, seed: int) -> tuple[Own, Own]:
+        """Splits off what stands in `count` images, at most half of those that are meant: (held out, the rest)."""
+        images, place = self.rows.unique(return_inverse=True)
+        held = torch.zeros(len(images), dtype=torch.bool)
+        held[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: min(count, len(images) // 2)]] = True
+        held = held[place]
+        return tuple(dataclasses.replace(self, rows=self.rows[own], columns=self.columns[own]) for own in (held, ~held))
+
+    def show(self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws) -> Shown:
+        """What a step shows of these examples: in crops, or in the full image, in views of this side, px."""
+        raise NotImplementedError
+
+    def loss(self, logits: Tensor, labels: Tensor) -> LossSums:
+        """Cross-entropy over the objects, and how many of them are named rightly."""
+        logits, labels = logits[labels >= 0], labels[labels >= 0]
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        return LossSums(loss, len(labels), (logits.argmax(1) == labels).sum(), len(labels))
+
+    @torch.inference_mode()
+    def score(self, model: ActivationModel, batch_size: int, device: torch.device) -> float:
+        """The accuracy on full images, of all workers together; what it counts, `_right` says."""
+        model.eval()
+        images, right, cases = self.rows.unique(), 0.0, 0
+        own = distributed.stretch(len(images), batch_size)
+        for start in own[::batch_size]:
+            rows = images[start : min(start + batch_size, own.stop)]
+            inputs = to_input(self.images[rows], model.input_size).to(device).contiguous(memory_format=torch.channels_last)
+            with forward_context(device):
+                found, among = self._right(model, inputs, rows)
+            right, cases = right + float(found), cases + among
+        right, cases = distributed.all_reduce(torch.tensor([right, cases], dtype=torch.float64)).tolist()
+        return right / max(cases, 1)
+
+    def _right(self, model: ActivationModel, inputs: Tensor, rows: Tensor) -> tuple[Tensor, int]:
+        """How much is right of the images at `rows`, of how many cases."""
+        raise NotImplementedError
+
+
+class SingleObjects(Objects):
+    """Images of one object each: as crops, in full, or in crowds pasted together from several. Scored by the images named rightly."""
+
+    def show(self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws) -> Shown:
+        """Crops or full views of one object, labels (B,); or, with `crowd`, full views of crowds, each object with a region of its own."""
+        rows, boxes, labels = self.rows[picked], self.boxes, self.labels
+        if crops or settings.crowd == 1:
+            own = None if boxes is None else boxes[picked]
+            inputs, seen = views(self.images[rows], own if crops else None, side, model.input_size, settings.distortion, draws)
+            astray = None if own is None else on_objects(own[:, None], view_centres(seen, side, model.stride, self.size))
+            return Shown(inputs, labels[picked], None, astray)
+        together = crowd(self.images, self.rows, boxes, labels, picked, settings.crowd, draws)
+        inputs, seen = views(together.images, None, side, model.input_size, settings.distortion, draws)
+        centres = view_centres(seen, side, model.stride, self.size)
+        labels = _in_view(together.labels, share_in_view(seen, together.boxes, self.size))
+        return Shown(inputs, labels, object_regions(together.boxes, centres), on_objects(together.boxes, centres))
+
+    def _right(self, model: ActivationModel, inputs: Tensor, rows: Tensor) -> tuple[Tensor, int]:
+        named = model.classify(inputs).argmax(1).cpu()
+        return (named == self.scenes.multisets[rows].amax(1)).sum(), len(rows)
+
+
+class BoxedObjects(Objects):
+    """Objects of known place, among others: each is named from the evidence of its own cells, in a crop or in the full image.
+
+    Scored by the objects that are named rightly from their own cells of the full image.
+    """
+
+    def show(self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws) -> Shown:
+        """Views with labels (B, M), regions and objects; a crop teaches one object (M = 1), a full image all of its."""
+        rows, columns = self.rows[picked], self.columns[picked]
+        corners, labels = self.scenes.corners[rows], self.scenes.multisets[rows]
+        own = self.boxes[picked] if crops else None
+        inputs, seen = views(self.images[rows], own, side, model.input_size, settings.distortion, draws)
+        centres = view_centres(seen, side, model.stride, self.size)
+        regions = own_cells(corners, centres)
+        if crops:
+            place = torch.arange(len(rows))
+            labels, regions = labels[place, columns][:, None], regions[place, columns][:, None]
+        else:
+            labels = _in_view(labels, share_in_view(seen, corners, self.size))
+        return Shown(inputs, labels, regions, on_objects(corners, centres))
+
+    def _right(self, model: ActivationModel, inputs: Tensor, rows: Tensor) -> tuple[Tensor, int]:
+        centres = cell_centres(torch.eye(2, 3).expand(len(rows), 2, 3), model.resolution, self.size)
+        regions, labels = own_cells(self.scenes.corners[rows], centres), self.scenes.multisets[rows]
+        named = model.classify(inputs, regions.to(inputs.device)).argmax(2).cpu()
+        return ((named == labels) & (labels >= 0)).sum(), int((labels >= 0).sum())
+
+
+class LabelledImages(Objects):
+    """Images whose objects have no known place: one of an image's labels, drawn anew each time, is to be named (section 5).
+
+    Scored by the images whose named label is one of theirs.
+    """
+
+    @classmethod
+    def of(cls: type[Own], scenes: Scenes) -> Own:
+        """All of these scenes that have a label."""
+        rows = (scenes.multisets[:, 0] >= 0).nonzero()[:, 0]
+        return cls(scenes, rows, torch.zeros_like(rows))
+
+    @property
+    def boxes(self) -> None:
+        """Nothing to crop by."""
+        return None
+
+    def show(self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws) -> Shown:
+        """Full views, and a label of each."""
+        rows = self.rows[picked]
+        inputs, _ = views(self.images[rows], None, model.input_size, model.input_size, settings.distortion, draws)
+        return Shown(inputs, self._asked(self.scenes.multisets[rows], draws))
+
+    def _asked(self, labels: Tensor, draws: Draws) -> Tensor:
+        chance = torch.where(labels >= 0, draws.rand(labels.shape[1]), -1.0)
+        return labels.gather(1, chance.argmax(1, keepdim=True))[:, 0]
+
+    def _right(self, model: ActivationModel, inputs: Tensor, rows: Tensor) -> tuple[Tensor, int]:
+        counts = count_labels(self.scenes.multisets[rows], self.scenes.classes)
+        return (counts.gather(1, model.classify(inputs).argmax(1, keepdim=True).cpu()) > 0).sum(), len(rows)
+
+
+class CountedImages(LabelledImages):
+    """Images of which it is known how many objects of each class they hold, or that they hold none.
+
+    Scored by the multi-label accuracy of the rounded counts, sum_c min(n_c, p_c) / sum_c max(n_c, p_c), averaged over images.
+    """
+
+    @classmethod
+    def of(cls: type[Own], scenes: Scenes) -> Own:
+        """All of these scenes."""
+        rows = torch.arange(len(scenes.images))
+        return cls(scenes, rows, torch.zeros_like(rows))
+
+    def _asked(self, labels: Tensor, draws: Draws) -> Tensor:
+        return count_labels(labels, self.scenes.classes)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> LossSums:
+        """Poisson's likelihood of the counts, whose rate grows with the evidence; and the accuracy of `score`."""
+        rates = F.softplus(logits)
+        loss = F.poisson_nll_loss(rates, labels.float(), log_input=False, reduction="sum")
+        return LossSums(loss, rates.numel(), _overlap(rates.round(), labels).sum(), len(rates))
+
+    def _right(self, model: ActivationModel, inputs: Tensor, rows: Tensor) -> tuple[Tensor, int]:
+        counts = count_labels(self.scenes.multisets[rows], self.scenes.classes)
+        return _overlap(F.softplus(model.classify(inputs).float().cpu()).round(), counts).sum(), len(rows)
+
+
+KINDS: dict[str, type[Objects]] = {"single": SingleObjects, "crops": BoxedObjects, "random-label": LabelledImages, "counts": CountedImages}
+
+
+def read_objects(scenes: Path, split: str, way: str, most: int | None = None) -> Objects:
+    """Reads a split of a scene file, or its first images, to be learned from in one of the ways of `way_of`.
+
+    Raises:
+        FileError: there is no such split, or it does not fit the way.
+    """
+    with open_scenes(scenes) as file:
+        part = file.split(split)
+        stop = len(part) if most is None else min(most, len(part))
+        labels, boxes = part.labels[:stop], part.boxes
+        if way == "single":
+            _check_alone(scenes, split, labels)
+        if way == "crops" and boxes is None:
+            raise FileError(f"{scenes}: {split} has no boxes", "take --objects counts")
+        corners = None if boxes is None else torch.from_numpy(boxes[:stop].astype(np.float32))
+        multisets = torch.from_numpy(labels.astype(np.int64))
+        if way == "single" and corners is not None and bool((corners[..., 2] <= corners[..., 0])[multisets >= 0].any()):
+            corners = None
+        return KINDS[way].of(Scenes(torch.from_numpy(part.read(0, stop)), multisets, corners, len(file.classes)))
+
+
+def way_of(scenes: Path, wanted: str) -> str:
+    """How images teach: "single", "crops", "random-label" or "counts".
+
+    Args:
+        scenes: the scene file.
+        wanted: `FinetuneSettings.objects`; auto takes what the file allows: single objects, boxes, counts.
+
+    Raises:
+        UsageError: crops are wanted where there are no boxes; FileError: there is no training split, or no object in
+            it; or single objects are wanted of images that hold none or several.
+    """
+    with open_scenes(scenes) as file:
+        if "train" not in file.splits:
+            raise FileError(f"{scenes} has no split train", "make it with: hsal make-data mnist-single")
+        boxes = file.split("train").boxes is not None
+        labels = {name: file.split(name).labels for name in ("train", "test") if name in file.splits}
+    if not (labels["train"] >= 0).any():
+        raise FileError(f"{scenes}: no image of train holds an object, so there is nothing to learn", "make others: hsal make-data")
+    if wanted == "single":  # the test split is read when all is trained
+        for name, each in labels.items():
+            _check_alone(scenes, name, each)
+    if wanted == "crops" and not boxes:
+        raise UsageError(f"objects = crops, but {scenes} has no boxes", "take --objects counts or --objects random-label")
+    alone = all(bool(((each >= 0).sum(axis=1) == 1).all()) for each in labels.values())
+    return wanted if wanted != "auto" else "single" if alone else "crops" if boxes else "counts"
+
+
+def _check_alone(scenes: Path, split: str, labels: np.ndarray) -> None:
+    """Refuses labels (N, L) of images of none or several objects, naming the first such image."""
+    objects = (labels >= 0).sum(axis=1)
+    if (objects != 1).any():
+        row = int((objects != 1).argmax())
+        raise FileError(
+            f"{scenes}: image {row} of {split} holds {objects[row]} objects; --objects single takes one",
+            "make such images with: hsal make-data mnist-single, or learn from none or several: --objects auto",
+        )
+
+
+def _in_view(labels: Tensor, shares: Tensor) -> Tensor:
+    """Labels (B, M) with -1 for objects too much of which is cut off, by how much of each is in view, (B, M)."""
+    return labels.masked_fill(shares < WHOLE, -1)
+
+
+def _overlap(predicted: Tensor, counts: Tensor) -> Tensor:
+    """(B,) sum_c min / sum_c max of two counts (B, K); 1 where there is nothing and nothing is counted."""
+    either = torch.maximum(predicted, counts).sum(1)
+    return torch.where(either > 0, torch.minimum(predicted, counts).sum(1) / either.clamp(min=1), 1.0)
