@@ -1,9 +1,9 @@
 """A GPU that is not there: tensors on device "fakegpu" hold CPU data, and every operator that runs is looked at.
 
-What CUDA would refuse is refused: operands on two devices, a CPU generator for a device's tensor, `.numpy()` on the device, and for an Apple
-GPU float64. What the host would wait for is noted with its line: copies that are not from pinned memory, `.item()`, `nonzero`, boolean
-indices. Launches are estimated: one for each operator that is no view. The device is torch's PrivateUse1 with Python's own hooks, so autograd,
-`.to()`, optimisers and foreach take the ways they take for CUDA. Numbers are those of the CPU. It says nothing of time.
+What CUDA would refuse is refused: operands on two devices, a CPU generator for a device's tensor, `.numpy()` on the device, and for an
+Apple GPU float64. What the host would wait for is noted with its line: copies that are not from pinned memory, `.item()`, `nonzero`,
+boolean indices. Launches are estimated: one for each operator that is no view. The device is torch's PrivateUse1 with Python's own hooks,
+so autograd, `.to()`, optimisers and foreach take the ways they take for CUDA. Numbers are those of the CPU. It says nothing of time.
 """
 
 from __future__ import annotations
@@ -30,19 +30,29 @@ aten = torch.ops.aten
 MARK = 1 << 62  # in the seed of a generator on the device
 FREE = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "_unsafe_view", "_reshape_alias", "detach", "lift_fresh"}
 FREE |= {"alias", "_local_scalar_dense", "set_", "resize_", "is_same_size"}
-MANY = {"sort": 3, "nonzero": 4, "embedding_dense_backward": 2, "convolution_backward": 3, "_foreach_norm": 2, "randperm": 4}  # on CUDA, about
-WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "bincount", "repeat_interleave", "is_nonzero"}
+MANY = {"sort": 3, "nonzero": 4, "embedding_dense_backward": 2, "convolution_backward": 3, "_foreach_norm": 2, "randperm": 4}  # about
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "bincount", "repeat_interleave"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 
 
 class _Backend:
     """torch.fakegpu, as far as torch asks."""
 
-    is_initialized = is_available = lambda self: True
-    _is_in_bad_fork = lambda self: False
-    current_device = lambda self: 0
-    device_count = lambda self: 1
-    manual_seed = manual_seed_all = synchronize = lambda self, *_: None
+    def is_initialized(self) -> bool:
+        return True
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def current_device(self) -> int:
+        return 0
+
+    def device_count(self) -> int:
+        return 1
+
+    def manual_seed(self, seed: int) -> None: ...
+
+    is_available, manual_seed_all = is_initialized, manual_seed
 
 
 backend_registration._setup_privateuseone_for_python_backend(NAME, _Backend())
@@ -172,9 +182,8 @@ class FakeDevice(TorchDispatchMode):
             return self._copy(args[0], args[1], (args[2] if len(args) > 2 else False) or kwargs.get("non_blocking", False))
         self._look(name, args, flat, kwargs)
         plain = {key: torch.device("cpu") if key == "device" and value is not None else value for key, value in kwargs.items()}
-        inside = lambda x: x.elem if isinstance(x, DeviceTensor) else x
         implementation = INSTEAD.get(name, func)
-        result = implementation(*tree_map(inside, args), **tree_map(inside, plain))
+        result = implementation(*tree_map(_inside, args), **tree_map(_inside, plain))
         self._count(func, name)
         if name in ("_local_scalar_dense", "equal", "is_same_size"):
             return result
@@ -216,7 +225,7 @@ class FakeDevice(TorchDispatchMode):
         return self._made("to", elem) if to_device else elem
 
     def _copy(self, into: Tensor, source: Tensor, quiet: bool) -> Tensor:
-        aten.copy_(*(x.elem if isinstance(x, DeviceTensor) else x for x in (into, source)))
+        aten.copy_(_inside(into), _inside(source))
         if isinstance(into, DeviceTensor) and isinstance(source, DeviceTensor):
             self._count(aten.copy_.default, "copy_")
         else:
@@ -261,6 +270,10 @@ class _Entered:
         TorchDispatchMode.__exit__(self.mode, None, None, None)
 
 
+def _inside(x: Any) -> Any:
+    return x.elem if isinstance(x, DeviceTensor) else x
+
+
 @functools.cache
 def _composite(func: Any) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
@@ -285,6 +298,19 @@ INSTEAD = {"_thnn_fused_gru_cell": _gru, "_thnn_fused_gru_cell_backward": _gru_b
 
 # torch.tensor(..., device=) goes below the dispatch mode, and asks the device for these.
 _library = torch.library.Library("aten", "IMPL")
-_library.impl("empty_strided", lambda size, stride, *, dtype=None, **_: DeviceTensor(torch.empty_strided(size, stride, dtype=dtype)), "PrivateUse1")
-_library.impl("empty.memory_format", lambda size, *, dtype=None, **_: DeviceTensor(torch.empty(size, dtype=dtype)), "PrivateUse1")
-_library.impl("_copy_from", lambda source, into, quiet=False: FakeDevice.current._copy(into, source, quiet), "PrivateUse1")
+
+
+def _empty_strided(size: Any, stride: Any, *, dtype: Any = None, **_: Any) -> Tensor:
+    return DeviceTensor(torch.empty_strided(size, stride, dtype=dtype))
+
+
+def _empty(size: Any, *, dtype: Any = None, **_: Any) -> Tensor:
+    return DeviceTensor(torch.empty(size, dtype=dtype))
+
+
+def _copy_from(source: Tensor, into: Tensor, quiet: bool = False) -> Tensor:
+    return FakeDevice.current._copy(into, source, quiet)
+
+
+for _name, _function in (("empty_strided", _empty_strided), ("empty.memory_format", _empty), ("_copy_from", _copy_from)):
+    _library.impl(_name, _function, "PrivateUse1")

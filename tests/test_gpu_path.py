@@ -1,4 +1,4 @@
-"""The whole way on a device that pretends to be a GPU (see fake_device): nothing is refused there, and a training step waits for nothing."""
+"""All stages on a device that pretends to be a GPU (see fake_device): nothing is refused, and a training step waits for nothing."""
 
 import dataclasses
 
@@ -22,10 +22,11 @@ from hsal_cli.policy.episode import greedy
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.variant import DEFAULT, PAPER
 from hsal_cli.progress import SILENT
-from hsal_cli.report.detail import detail
+from hsal_cli.report.tested import detail
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.settings import SceneSettings
+from hsal_cli.storage.atomic import write_sealed
 from hsal_cli.storage.checkpoints import load
 from hsal_cli.training import feature_task, objectives, rewards
 from hsal_cli.training.count_task import CountTask
@@ -106,7 +107,8 @@ def test_an_epoch_is_begun_without_waiting(device) -> None:
 def test_a_step_of_counting_waits_for_nothing(device) -> None:
     table = easy_table(24, classes=3, most=4, side=7)
     model = CountClassifier(3, (3, 7, 7), 4, hidden=8).to(DEVICE)
-    task = CountTask(model, table, torch.arange(20), table.select(slice(20, 24)), TrainSettings(objective="count", batch_size=8), DEVICE, {})
+    settings = TrainSettings(objective="count", batch_size=8)
+    task = CountTask(model, table, torch.arange(20), table.select(slice(20, 24)), settings, DEVICE, {})
     task.start_epoch(0)
     task.step(0)
     device.clear()
@@ -167,9 +169,10 @@ def test_every_stage_runs_on_a_gpu_and_what_it_writes_is_read_without_one(scenes
     for objective in ("count", "set"):
         train(features["activation"], tmp_path / objective, variant, dataclasses.replace(brief, objective=objective), DEVICE)
     settings = EvalSettings(resamples=10, batch_size=4)
-    for name in ("run", "count", "set"):
+    for name in ("count", "set"):
         evaluate_file(load_model(tmp_path / name, "best", DEVICE), features["activation"], settings, DEVICE)
     loaded = load_model(run, "best", DEVICE)
+    write_sealed(run / "eval.json", evaluate_file(loaded, features["activation"], settings, DEVICE))
     evaluate_file(loaded, features["activation"], dataclasses.replace(settings, sample=2), DEVICE)
     network = find_backbone(loaded, DEVICE, backbone)
     evaluate_scenes(loaded, network, scenes["multiset"], settings, DEVICE)

@@ -260,7 +260,8 @@ def test_interface_weights_the_saliency_map_and_the_volume_by_the_mask():
     for b in range(3):
         m, s, v = mask[b].flatten().tolist(), saliency[b].flatten().tolist(), volumes[b].tolist()
         assert priority_map(mask, saliency)[b].flatten().tolist() == pytest.approx(normalise([x * y for x, y in zip(m, s, strict=True)]))
-        assert initial_glimpse(mask, volumes.transpose(1, 2))[b].tolist() == pytest.approx([sum(x * y for x, y in zip(m, row, strict=True)) for row in v])
+        expected = [sum(x * y for x, y in zip(m, row, strict=True)) for row in v]
+        assert initial_glimpse(mask, volumes.transpose(1, 2))[b].tolist() == pytest.approx(expected)
 
 
 def test_priority_map_spans_zero_to_one_and_is_zero_where_nothing_is_left():

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hsal_cli import distributed
+from hsal_cli import distributed, threads
 from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.features.saliency.models import SaliencyModel, saliency_model
 from hsal_cli.features.settings import PrecomputeSettings
@@ -102,6 +102,8 @@ def precompute(
         if todo.exists:
             reporter.say(f"{out} holds these features already")
             return out
+        if device.type == "cpu" and (line := threads.advice(torch.get_num_threads())):
+            reporter.say(line)
         reporter.say(f"{todo.images:,} images -> {todo.size / 1e9:.2f} GB at {out}")
         distributed.broadcast(lambda: _check_room(out, todo.size))
         config = {

@@ -49,8 +49,7 @@ class SceneFeatures(FeatureRows):
 
     def in_memory(self, batch_size: int, reporter: Reporter = SILENT) -> FeatureTable:
         """The table of all rows; between two batches it looks whether to stop, and raises Interrupted, else as `select`."""
-        model, parts = self._backbone.model, []
-        device = next(model.parameters()).device
+        parts = []
         with reporter.track("features", len(self), "images") as advance:
             for start in range(0, len(self), batch_size):
                 reporter.check_stop("run the same command again")

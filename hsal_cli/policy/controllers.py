@@ -93,9 +93,7 @@ class MetaController(nn.Module):
             variant.meta_hidden, variant.gaussians, height, width, variant.beta, reach, variant.aspect, variant.shape == "elliptic"
         )
 
-    def forward(
-        self, saliency: Tensor, memory: Tensor, state: Tensor | None, linear: Linear = linear
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, saliency: Tensor, memory: Tensor, state: Tensor | None, linear: Linear = linear) -> tuple[Tensor, Tensor | None]:
         """One meta-step.
 
         Args:
@@ -125,9 +123,7 @@ class WinnerTakeAll(nn.Module):
         self.beta = (low + high) / 2
         self.aspect = variant.aspect
 
-    def forward(
-        self, saliency: Tensor, memory: Tensor, state: Tensor | None, linear: Linear = linear
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, saliency: Tensor, memory: Tensor, state: Tensor | None, linear: Linear = linear) -> tuple[Tensor, Tensor | None]:
         """One meta-step; arguments and results as of `MetaController`, with G = 1. The state stays as it is."""
         alpha = saliency.new_ones(len(saliency), 1)
         beta = self.beta * alpha

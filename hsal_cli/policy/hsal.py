@@ -118,9 +118,7 @@ class HSAL(nn.Module):
                     live.keep(going)
         return self._episode(record, live, steps, dense)
 
-    def _meta_step(
-        self, t: int, live: _Live, choose: Choose, pick: Pick, record: _Record, linear: Linear, stop_counts: bool
-    ) -> Tensor:
+    def _meta_step(self, t: int, live: _Live, choose: Choose, pick: Pick, record: _Record, linear: Linear, stop_counts: bool) -> Tensor:
         memory, update = live.memory, self.variant.update
         saliency = (
             live.saliency

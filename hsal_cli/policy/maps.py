@@ -141,7 +141,8 @@ class GaussianAttention(nn.Module):
         Returns:
             (B, G, 5), alpha, beta of rows, beta of columns, kappa row, kappa column.
         """
-        alpha, beta, centre = linear(hidden, self.layer.weight, self.layer.bias).view(-1, self.shape[0], 3 + self.betas).split([1, self.betas, 2], dim=2)
+        found = linear(hidden, self.layer.weight, self.layer.bias).view(-1, self.shape[0], 3 + self.betas)
+        alpha, beta, centre = found.split([1, self.betas, 2], dim=2)
         low, high = self.beta
         beta = low + (high - low) * torch.sigmoid(beta)
         if self.reach is None:

@@ -16,14 +16,13 @@ from hsal_cli.runs.seeds import Draws
 from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.vision.devices import free_memory, moved
 
-
 SHARE = 0.6  # of a GPU's free memory that features may take
 BLOCK = 4096  # rows uploaded at a time
 
 
-def held_on(device: torch.device, data: FeatureTable | FeatureStream) -> tuple[Tensor, Tensor] | None:
+def held_on(device: torch.device, data: FeatureRows) -> tuple[Tensor, Tensor] | None:
     """Volumes and saliency maps on the device where they fit there, so that no step copies them; None where they do not."""
-    if isinstance(data, FeatureStream):
+    if not isinstance(data, FeatureTable):
         return None
     if device.type == "cpu":
         return data.volumes, data.saliency

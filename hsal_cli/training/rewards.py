@@ -94,7 +94,7 @@ def wide(values: Tensor) -> torch.dtype:
 
 
 def moments(returns: Tensor, errors: Tensor, among: Tensor) -> Tensor:
-    """What `explained_variance` needs of returns and of the baseline's errors, returns less values, to be added up over the parts of a batch.
+    """What `explained_variance` needs of returns and of the baseline's errors, returns less values; to be added up over parts of a batch.
 
     Args:
         returns, errors: of any one shape.

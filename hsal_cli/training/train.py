@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hsal_cli import distributed
+from hsal_cli import distributed, threads
 from hsal_cli.errors import FileError, TrainingError, UsageError
 from hsal_cli.evaluation.evaluate import quick_scores
 from hsal_cli.features.stream import FeatureStream, window_rows
@@ -37,7 +37,7 @@ from hsal_cli.training.feature_task import FeatureTask
 from hsal_cli.training.objectives import Namer, losses, make_targets
 from hsal_cli.training.rewards import count_labels
 from hsal_cli.training.verdicts import mask_off_objects, supervised_stop
-from hsal_cli.vision.devices import choose_device, fitting
+from hsal_cli.vision.devices import choose_device, computing, fitting
 
 Model = HSAL | CountClassifier | SetPredictor
 DEFAULTS = TrainSettings()
@@ -321,7 +321,10 @@ def _run_through(task: FeatureTask, run: Run, config: dict[str, Any], progress: 
         f"training by {settings.objective} on {len(task.rows):,} images, {len(task.held_out):,} held out, {settings.epochs} epochs, "
         f"on {device}"
     )
-    with contextlib.closing(task.data), being_trained(run, config, str(device)), fitting(device, settings.batch_size):
+    if device.type == "cpu" and (line := threads.advice(torch.get_num_threads())):
+        reporter.say(line)
+    computed = computing(device, settings.deterministic)
+    with contextlib.closing(task.data), being_trained(run, config, str(device)), fitting(device, settings.batch_size), computed:
         history = loop.train(task, run, reporter, progress)
         run.set_status("finished", exact_match=max(row["exact_match"] for row in history))
     distributed.barrier()  # the others may read it now

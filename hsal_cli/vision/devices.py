@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,23 @@ def autocast_gains(device: torch.device) -> bool:
 def forward_context(device: torch.device) -> contextlib.AbstractContextManager:
     """bfloat16 autocast where it gains, else a context that changes nothing."""
     return torch.autocast(device.type, torch.bfloat16) if autocast_gains(device) else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def computing(device: torch.device, deterministic: bool) -> Iterator[None]:
+    """How a GPU computes in the block: products in TF32, whose sums are single precision's; or the same way each time, in full."""
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without; read when it is first used
+    before = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+    torch.set_float32_matmul_precision("highest" if deterministic else "high")
+    torch.use_deterministic_algorithms(deterministic or before[1])
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.use_deterministic_algorithms(before[1])
 
 
 @contextlib.contextmanager
