@@ -151,7 +151,7 @@ class FakeDevice(TorchDispatchMode):
         self._patch.setattr(Tensor, "pin_memory", lambda tensor, *_: self._pin(tensor))
         self._patch.setattr(torch, "Generator", Generator)
         # Views of a wrapped parameter cannot be made in inference mode; without gradients the operators are the same.
-        self._patch.setattr(torch, "inference_mode", lambda mode=True: torch.set_grad_enabled(not mode))
+        self._patch.setattr(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else torch.enable_grad())
         self._threads = torch.autograd.set_multithreading_enabled(False)
         self._threads.__enter__()
         return super().__enter__()

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import gpu
 import pytest
 import torch
 from fake_device import DEVICE, NAME, FakeDevice
@@ -119,6 +120,12 @@ def test_a_step_of_counting_waits_for_nothing(device) -> None:
 def test_a_device_draws_the_same_again_for_the_same_step(device) -> None:
     first, again = (steps_of(task_of(DEFAULT, DEVICE))[:2] for _ in range(2))
     assert first == again
+
+
+def test_the_script_for_a_machine_with_a_gpu_runs(device) -> None:
+    assert gpu.differences(DEVICE, 256, 8) < gpu.CLOSE
+    gpu.step_without_waiting(DEVICE, 256, 8)
+    assert gpu.epoch_seconds(DEVICE, 256, 8) > 0
 
 
 @pytest.mark.parametrize("most", [2, 20])
