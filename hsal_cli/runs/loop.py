@@ -102,7 +102,7 @@ class ModelTask:
         saved, own = state["optimiser"], self.optimiser.state_dict()
         # By which kernels a step is computed is up to this device and this hsal, not to those that saved.
         pairs = zip(saved["param_groups"], own["param_groups"], strict=True)
-        groups = [{**group, **{name: mine[name] for name in KERNELS}} for group, mine in pairs]
+        groups = [{**group, **{name: mine[name] for name in KERNELS if name in mine}} for group, mine in pairs]
         self.optimiser.load_state_dict({**saved, "param_groups": groups})
 
     def meta(self) -> dict[str, Any]:
