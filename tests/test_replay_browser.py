@@ -53,7 +53,7 @@ def press(page, *keys):
 
 def test_arrow_keys_and_buttons_step_and_each_step_is_said_in_words(page):
     assert said(page).startswith(
-        "Step 1 of 3: names 3 with probability 0.75, a hit, reward +1. Glimpses at row 1, column 2 and row 3, column 1."
+        "Step 1 of 3: names 3 with probability 0.75, a hit, reward +1. Glimpses at row 0, column 1 and row 2, column 0."
     )
     assert said(page).endswith("To find before this step: 3, 3.")
     press(page, Keys.ARROW_RIGHT)

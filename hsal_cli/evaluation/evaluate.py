@@ -211,7 +211,8 @@ def _check_fits(source: Path, loaded: LoadedPolicy, classes: list[str], shape: t
         ("volumes of shape", list(shape), list(loaded.policy.volume_shape)),
     ):
         if found != wanted:
-            raise FileError(f"{source} has {what} {found}, the policy was trained with {wanted}", "name another file with --data")
+            hint = f"train a policy that names those: hsal train --data {source}" if what == "classes" else "name another file with --data"
+            raise FileError(f"{source} has {what} {found}, the policy was trained with {wanted}", hint)
 
 
 def quick_scores(

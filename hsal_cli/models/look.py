@@ -218,18 +218,34 @@ def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes:
 
 
 def to_json(look: Look) -> dict[str, Any]:
-    """A look in the form of the contract: `image`, `labels`, `steps` (each `label`, `probability`, `glimpses`, `mask`, `priority`,
-    `saliency`; maps as h rows of w numbers) and `stop_probability`."""
+    """A look in the form of the contract: `image`, its `size` (height, width in px), `labels`, `steps` and `stop_probability`.
+
+    Each step has `label`, `probability`, `glimpses` (k pairs of row and column, cells from 0), `glimpses_px` (the middle of each such
+    cell, y and x in px of the image), `boxes_px` (the cell's x0, y0, x1, y1, half-open), and `mask`, `priority`, `saliency`, h rows of w
+    numbers.
+    """
+    size = look.image.shape[:2]
+
+    def box(cell: tuple[int, int], grid: tuple[int, ...]) -> list[float]:
+        rows, columns = ([side * (place + edge) / count for edge in (0, 1)] for side, place, count in zip(size, cell, grid, strict=True))
+        return [round(edge, 1) for edge in (columns[0], rows[0], columns[1], rows[1])]
+
+    def middle(box: list[float]) -> list[float]:
+        return [round((box[1] + box[3]) / 2, 1), round((box[0] + box[2]) / 2, 1)]
+
     steps = [
         {
             "label": step.label,
             "probability": round(step.probability, DIGITS),
             "glimpses": [list(cell) for cell in step.glimpses],
+            "glimpses_px": [middle(box(cell, step.mask.shape)) for cell in step.glimpses],
+            "boxes_px": [box(cell, step.mask.shape) for cell in step.glimpses],
             **{name: getattr(step, name).round(DIGITS).tolist() for name in ("mask", "priority", "saliency")},
         }
         for step in look.steps
     ]
-    return {"image": look.name, "labels": look.labels, "steps": steps, "stop_probability": round(look.stop_probability, DIGITS)}
+    named = {"image": look.name, "size": list(size), "labels": look.labels}
+    return {**named, "steps": steps, "stop_probability": round(look.stop_probability, DIGITS)}
 
 
 def as_rgb(image: torch.Tensor) -> torch.Tensor:

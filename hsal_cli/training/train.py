@@ -230,14 +230,19 @@ def resume(
     say_changes(run, str(device), reporter)
     material = _read(features or Path(config.features), longer, config.window, None, reporter)
     if config.features_digest != material.digests["features_digest"]:
-        raise FileError(f"{material.features} is not the feature file that {out} was trained on", "train a new run: hsal train")
+        raise FileError(
+            f"{material.features} is not the feature file that {out} was trained on",
+            f"train a new run: hsal train --data {material.features}",
+        )
     scale = policy_meta(before).volume_scale if before else volume_scale(material.table.parts())
     model, described = _model(material, config.variant, longer, scale)
     model.to(device)
     if config.init_from and before is None:
         source = Path(config.init_from.path)
         if start_from(model, described["kind"], source, material.classes)["digest"] != config.init_from.digest:
-            raise FileError(f"{source} does not hold the weights that {out} started from", "train a new run: hsal train")
+            raise FileError(
+                f"{source} does not hold the weights that {out} started from", f"train a new run: hsal train --data {material.features}"
+            )
     distributed.agree(**material.digests, train=as_dict(longer), variant=described.get("variant"), checkpoint=before and before.digest)
     task = _task(model, described, material, longer, device, config.backbone, out)
     progress = None if before is None else loop.restored(task, before)
