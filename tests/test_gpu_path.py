@@ -35,7 +35,7 @@ from hsal_cli.training.train import PolicyTask, resume, train
 
 CPU = torch.device("cpu")
 FEW = {"meta_encode": 8, "meta_hidden": 8, "controller_encode": 8, "controller_hidden": 8, "location_hidden": 8}
-LAUNCHES = 1_250  # of a step of five meta-steps; the default policy makes 1,125
+LAUNCHES = 1_250  # of a step of five meta-steps; the default policy makes 1,126
 KINDS = {
     "rl": (DEFAULT, {}),
     "sampled": (dataclasses.replace(DEFAULT, gradient="sampled"), {}),

@@ -89,10 +89,11 @@ class HSAL(nn.Module):
         if self.variant.saliency_transform == "sqrt":
             saliency = saliency.clamp(min=0).sqrt()
         first = min_max(saliency, torch.finfo(dtype).tiny)
+        channels, height, width = self.volume_shape
+        columns = torch.empty(size, height * width, channels, device=device, dtype=dtype)  # so that one column lies together
         live = _Live(
             rows=rows,
-            # Scaled in the type of both, not in half precision, which a number by itself would be taken to.
-            volumes=(volumes.flatten(2).transpose(1, 2).contiguous() / self.volume_scale.view(1)).to(dtype),
+            volumes=columns.copy_(volumes.flatten(2).transpose(1, 2)).div_(self.volume_scale),
             first=first,
             saliency=saliency if self.variant.update == "raw" else first,
             memory=torch.zeros(size, self.classes + 1, device=device, dtype=dtype),
