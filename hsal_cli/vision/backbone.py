@@ -398,8 +398,9 @@ class LoadedBackbone:
         Returns:
             (B, 512, h, w) float32, without gradients.
         """
+        model = self._fused  # not made in the block, where it would be tried out in half precision
         with torch.inference_mode(), forward_context(images.device):
-            return self._fused(images).float()
+            return model(images).float()
 
     @property
     def refined(self) -> str | None:
