@@ -150,7 +150,7 @@ def test_a_picture_that_is_looked_at_has_the_volumes_that_precomputing_stored(ma
 @pytest.fixture
 def loud(monkeypatch):
     """An activation model whose activations float16 cannot hold."""
-    room = sys.modules["hsal_cli.features.precompute"]
+    room = sys.modules["hsal_cli.vision.backbone"]
     real = room.fused
 
     def louder(model):

@@ -258,6 +258,8 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
         made.append(("Saliency where the glimpses fall (attn_saliency)", ["scale", "glimpses", "random cells", "k highest cells"], rows))
     if "localization" in found:
         made.append(_localization(found["localization"]))
+    if "calibration" in found:  # a count classifier makes no choices
+        made.append(_reliability(found["calibration"]))
     if "looking" in found:
         made.append(_looking(found["looking"]))
     rows = [
@@ -294,6 +296,20 @@ def _localization(local: dict[str, Any]) -> tuple[str, list[str], list[list[str]
     rows += [["objects visited exactly once", number(local.get("digits_once"))]]
     rows += [["meta-steps that visit an object again", number(local.get("repeat_visits"))]]
     return "Localization, at meta-steps that name a label rightly", ["score", "share"], rows
+
+
+def _reliability(found: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    """The reliability diagram: where a policy is as sure as it is right, the two last columns agree."""
+    rows = [
+        [f"{part['low']:.1f} to {part['high']:.1f}", f"{part['choices']:,}", number(part["confidence"]), number(part["right"])]
+        for part in found["bins"]
+        if part["choices"]
+    ]
+    errors = number(found["ece"], 4), number(found["ece_at_1"], 4)
+    title = f"Reliability of its choices: calibration error {errors[0]} at temperature {found['temperature']:.2f}, {errors[1]} at 1"
+    if found["unlike"] is not None:
+        title += f"; {found['unlike']:.2%} of the images are unlike those of training"
+    return title, ["probability", "choices", "mean", "share right"], rows
 
 
 def _looking(looking: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:

@@ -116,7 +116,10 @@ def looks(
                 yield path, error
         return
     loaded, backbone = load_with_backbone(run, device, reporter, pretrained)
-    yield from look_at_files(images, backbone, loaded, max_steps)
+    for path, found in look_at_files(images, backbone, loaded, max_steps):
+        for why in () if isinstance(found, HsalError) else found.warnings:
+            reporter.warn(f"{path}: {why}")
+        yield path, found
 
 
 def load_with_backbone(

@@ -67,7 +67,7 @@ def predict(
             if json:
                 documents.append(to_json(found))
             else:
-                console.print_line(f"{path}: {words(found.labels)}")
+                console.print_line(f"{path}: {words(found.labels)}   lowest probability {found.lowest:.2f}")
             reporter.check_stop("run the same command again")
     if counts is not None and table:
         write_text(counts, _table(table))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hsal_cli import distributed, threads
 from hsal_cli.errors import FileError, TrainingError, UsageError
+from hsal_cli.evaluation.calibration import measure_trust
 from hsal_cli.evaluation.evaluate import quick_scores
 from hsal_cli.features.stream import FeatureStream, window_rows
 from hsal_cli.features.table import FeatureRows, FeatureTable, open_features
@@ -72,7 +73,9 @@ class PolicyTask(FeatureTask):
 
     def validate(self) -> dict[str, float]:
         self.model.eval()
-        return quick_scores(self.model, self.held_out, self._meta["max_labels"] + 2, 2 * self.settings.batch_size, self.device)
+        how = (self.model, self.held_out, self._meta["max_labels"] + 2, 2 * self.settings.batch_size, self.device)
+        self._meta["trust"] = as_dict(measure_trust(*how))
+        return quick_scores(*how)
 
     def check(self, rows: list[dict[str, Any]]) -> str | None:
         row = rows[-1]
