@@ -55,7 +55,7 @@ def test_pointer_and_keyboard_read_the_maps_in_a_cell(page):
 
     def reading(row, column):
         s, m, p = (f"{part[row, column]:.2f}" for part in (step.saliency, step.mask, step.priority))
-        return f"row {row + 1}, column {column + 1}: S {s}, M {m}, P {p}"
+        return f"row {row}, column {column}: S {s}, M {m}, P {p}"
 
     for selector, cell in (("#cells", (1, 3)), ("[data-map=mask]", (2, 2))):
         element = page.find_element(By.CSS_SELECTOR, f"{selector} [data-cell='{cell[0]},{cell[1]}']")
