@@ -16,7 +16,7 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -59,12 +59,14 @@ class Workers:
         return self.rank == 0
 
 
+@dataclasses.dataclass
 class _Group:
     """The connections of a group of workers; `store` is common to all of them."""
 
-    def __init__(self, workers: Workers, store: Any, device: torch.device, reporter: Reporter):
-        self.workers, self.store, self.device, self.reporter = workers, store, device, reporter
-        self.meetings = 0
+    workers: Workers
+    store: Any
+    reporter: Reporter
+    meetings: int = 0
 
 
 _group: _Group | None = None
@@ -81,11 +83,7 @@ def asked() -> Workers:
 
 
 def _told() -> Workers:
-    """Who torchrun says that this process is.
-
-    Raises:
-        UsageError: a variable of torchrun's has a value that cannot be.
-    """
+    """The same; UsageError where a variable of torchrun's has a value that cannot be."""
     if not set(VARIABLES) <= os.environ.keys():
         return Workers()
     rank, size, local, port = (_number(name, low) for name, low in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("MASTER_PORT", 1)))
@@ -155,7 +153,7 @@ def joined(device: torch.device, reporter: Reporter) -> Iterator[None]:
             f"worker {workers.rank} of {workers.size} does not find the others: {first_line(error)}",
             "look whether all were started, and whether MASTER_ADDR and MASTER_PORT can be reached",
         ) from error
-    _group, _last, failed = _Group(workers, store, device, reporter), store, False
+    _group, _last, failed = _Group(workers, store, reporter), store, False
     try:
         yield
         _part(math.inf)
@@ -275,6 +273,30 @@ def all_gather(thing: T) -> list[T]:
     return found
 
 
+def gather(own: Sequence[Tensor] | None, counts: Sequence[int]) -> list[Sequence[Tensor]]:
+    """The rows that each worker has, by rank; on worker 0, which must have some itself. The others get none.
+
+    Args:
+        own: tensors with this worker's rows; None where it has none.
+        counts: the rows of workers 0, 1 ...: as many as have some.
+    """
+    if _group is None:
+        return [own]
+    import torch.distributed as dist
+
+    with guarded():
+        if not _group.workers.leads:
+            for part in own or ():
+                dist.send(part, 0)
+            return []
+        found = [own]
+        for rank, rows in enumerate(counts[1:], 1):
+            found.append([part.new_empty(rows, *part.shape[1:]) for part in own])
+            for part in found[-1]:
+                dist.recv(part, rank)
+        return found
+
+
 def agree(**things: Any) -> None:
     """Looks whether all workers have the same settings and data, before they work together.
 
@@ -290,31 +312,24 @@ def agree(**things: Any) -> None:
     said = [{name: str(value) for name, value in theirs.items()} for theirs in all_gather(flat)]
     differing = []
     for name in dict.fromkeys(name for theirs in said for name in theirs):
-        ranks: dict[str, list[int]] = {}
-        for rank, theirs in enumerate(said):
-            ranks.setdefault(theirs.get(name, "missing"), []).append(rank)
-        if len(ranks) > 1:
-            differing.append(f"{name} is " + ", ".join(f"{value} (worker {', '.join(map(str, held))})" for value, held in ranks.items()))
+        values = [theirs.get(name, "missing") for theirs in said]
+        who = {value: ", ".join(str(rank) for rank, its in enumerate(values) if its == value) for value in dict.fromkeys(values)}
+        if len(who) > 1:
+            differing.append(f"{name} is " + ", ".join(f"{value} (worker {ranks})" for value, ranks in who.items()))
     if differing:
         more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UsageError(f"the workers differ: {'; '.join(differing[:3])}{more}", "give all of them the same options, settings and files")
 
 
 def broadcast(call: Callable[[], T]) -> T:
-    """Has worker 0 do something, however long it takes, and gives all of them the result.
-
-    Raises:
-        HsalError: what it raised in worker 0, or a signal asked to stop.
-    """
+    """Has worker 0 do something, however long it takes, and gives all of them the result; errors as `barrier`, and what worker 0 raised."""
     if _group is None:
         return call()
-    name = _next_meeting()
-    if _group.workers.leads:
-        found = call()
-        with guarded():
+    found = call() if _group.workers.leads else None
+    with _meeting() as name:
+        if _group.workers.leads:
             _group.store.set(name, pickle.dumps(found))
-        return found
-    with guarded():
+            return found
         _until(lambda: _group.store.check([name]))
         return pickle.loads(_group.store.get(name))
 
@@ -325,20 +340,22 @@ def barrier() -> None:
     Raises:
         HsalError: another one has failed, or a signal asked to stop.
     """
-    if _group is None:
-        return
-    name, size = _next_meeting(), _group.workers.size
-    with guarded():
-        _group.store.add(name, 1)
-        _until(lambda: _group.store.add(name, 0) == size)
+    if _group is not None:
+        with _meeting() as name:
+            _group.store.add(name, 1)
+            _until(lambda: _group.store.add(name, 0) == _group.workers.size)
 
 
-def _next_meeting() -> str:
+@contextlib.contextmanager
+def _meeting() -> Iterator[str]:
+    """A name in the store that all workers use next."""
     _group.meetings += 1
-    return f"meeting/{_group.meetings}"
+    with guarded():
+        yield f"meeting/{_group.meetings}"
 
 
 def _until(there: Callable[[], bool]) -> None:
+    """Waits for others, and raises what one of them has published, or that a signal asked to stop."""
     pause, asked_at = 0.001, None
     while not there():
         error = _published()
@@ -359,8 +376,7 @@ def share(count: int) -> range:
 
 
 def stretch(count: int, batch: int) -> range:
-    """The part of `count` rows that this worker takes where work goes by batches: cut where a single process would cut its batches, so
-    that each batch is computed in the same way whoever does it."""
+    """The part of `count` rows that this worker takes where work goes by batches, cut where a single process would cut its batches."""
     batches = share(-(-count // batch))
     return range(min(batches.start * batch, count), min(batches.stop * batch, count))
 

@@ -86,12 +86,7 @@ def _pair(item: type, value: Any) -> Any:
 def check(settings: Any, hint: str = "give values inside the ranges that --help shows") -> None:
     """Checks every field of a settings dataclass against its range; called by each `__post_init__`.
 
-    Args:
-        settings: the dataclass.
-        hint: of the error.
-
-    Raises:
-        UsageError: names every field that is out of range.
+    UsageError, with this hint, names every field that is out of range.
     """
     wrong = []
     for field in dataclasses.fields(settings):

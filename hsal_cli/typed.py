@@ -121,7 +121,7 @@ def parsed(text: str | bytes) -> Any:
             pair (but for bytes of a path), a NUL.
     """
     try:
-        document = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
+        document = json.loads(text, object_pairs_hook=keys_once, parse_int=_integer)
     except Odd:
         raise
     except RecursionError:
@@ -132,7 +132,8 @@ def parsed(text: str | bytes) -> Any:
     return document
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of its keys and values; Odd where a key stands twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

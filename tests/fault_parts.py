@@ -92,9 +92,9 @@ def fill_features(scenes: Path, out: Path, stop_after: int | None = None, batch:
         digest = features_digest(source.digest, "b" * 64)
         origin = Origin(source, Path("backbone"), "b" * 64, SHAPE, 64, "activation", "activation", digest, {"batch_size": batch})
         done = 0
-        with features_to_fill(out, origin, batch, SILENT) as (writer, starts):
+        with features_to_fill(out, origin, batch, SILENT) as writer:
             for name in source.splits:
-                for start in range(starts[name], len(source.split(name)), batch):
+                for start in range(writer.starts[name], len(source.split(name)), batch):
                     rows = torch.arange(start, min(start + batch, len(source.split(name))))
                     volumes = (rows[:, None] * 100 + torch.arange(24)).view(-1, *SHAPE).half() / 64 + (name == "test")
                     writer.put(name, start, volumes.contiguous(), volumes.float().square().sum(1))

@@ -9,8 +9,7 @@ from idx_files import idx_bytes, write_idx_set
 
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.progress import SILENT
-from hsal_cli.scenes.class_names import EMNIST, FASHION, KUZUSHIJI
-from hsal_cli.scenes.digits.glyphs import Glyphs, find_digits
+from hsal_cli.scenes.digits.glyphs import EMNIST, FASHION, KUZUSHIJI, Glyphs, find_digits
 from hsal_cli.scenes.settings import SceneSettings
 
 

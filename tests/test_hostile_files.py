@@ -7,6 +7,7 @@ import os
 import re
 import tarfile
 import types
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -36,6 +37,7 @@ from hsal_cli.scenes.street.plans import read_plans
 from hsal_cli.scenes.street.svhn import make_svhn, read_structure
 from hsal_cli.storage import atomic, checkpoints, download, files, hdf5
 from hsal_cli.storage.documents import read_document
+from hsal_cli.storage.files import digest_of_file, load_tensors
 from hsal_cli.upkeep.check import check_path
 from hsal_cli.upkeep.contents import look_into
 from hsal_cli.vision.images import FORMATS, read_image
@@ -365,3 +367,32 @@ class Endless(io.BytesIO):
 
     def read(self, size: int = -1) -> bytes:
         return bytes(size)
+
+
+@pytest.mark.parametrize("way", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED], ids=["deflated", "overlapping"])
+def test_tensors_that_unpack_to_far_more_than_their_file_are_refused_before_they_are_read(tmp_path, monkeypatch, way) -> None:
+    torch.save({"big": torch.zeros(1 << 20)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "state.pt", "w", way) as packed:
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry))
+        if way == zipfile.ZIP_STORED:  # the same bytes under many names
+            packed.filelist += [max(packed.filelist, key=lambda entry: entry.file_size)] * 9
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(ValueError, match=r"it unpacks to 4[0-9,]+ bytes from"):
+        load_tensors(tmp_path / "state.pt")
+    with pytest.raises(FileError, match=r"cannot be read: it unpacks to .* bytes from"):
+        read_weights(tmp_path / "state.pt")
+    monkeypatch.undo()
+    assert load_tensors(tmp_path / "plain.pt")["big"].shape == (1 << 20,)
+
+
+def test_a_checkpoint_whose_state_unpacks_without_bound_is_refused(tmp_path) -> None:
+    checkpoints.write_checkpoint(tmp_path / "c", {"w": torch.zeros(2)}, {"x": 1}, {"kind": "policy"})
+    with zipfile.ZipFile(tmp_path / "c" / "state.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("archive/data.pkl", bytes(1 << 20))
+    manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
+    manifest["sha256"]["state.pt"] = digest_of_file(tmp_path / "c" / "state.pt")
+    del manifest["digest"]
+    (tmp_path / "c" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(FileError, match="unpacks to 1,048,576 bytes from"):
+        checkpoints.read_checkpoint(tmp_path / "c")

@@ -17,7 +17,7 @@ from hsal_cli.features.table import open_features
 from hsal_cli.pictures.charts.data_figure import data_figure
 from hsal_cli.pictures.charts.panels import DPI, HEIGHT, WIDTH, Bars, Heat, draw_panels, histogram
 from hsal_cli.scenes.summary import measure, summary
-from hsal_cli.upkeep.feature_summary import feature_summary
+from hsal_cli.upkeep.contents import feature_summary
 
 app = typer.Typer()
 app.command("inspect")(inspect)

@@ -83,6 +83,19 @@ def test_what_the_dead_held_is_free_again_with_or_without_locks(locks: str, tmp_
     assert left_behind(tmp_path) == []
 
 
+def test_what_a_dead_machine_left_does_not_block_or_is_named_with_the_command_that_removes_it(locks: str, tmp_path: Path) -> None:
+    for name in (".lock", ".lock.lock"):
+        (tmp_path / name).write_text("123\nsomewhere-else\n9\n")
+    if locks != "real locks":
+        with pytest.raises(FileError, match=r"of the machine somewhere-else, as .*lock says") as caught, only_writer(tmp_path):
+            pytest.fail("the lock was not heeded")
+        assert caught.value.hint.endswith(f"rm {tmp_path / '.lock.lock'}")
+        subprocess.run(caught.value.hint.rpartition(": ")[2], shell=True, check=True)
+    with only_writer(tmp_path):
+        pass
+    assert not (tmp_path / ".lock").exists()
+
+
 def test_the_lock_of_a_dead_writers_temporary_file_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom hsal_cli.storage.atomic import atomic_write\n"

@@ -55,6 +55,16 @@ TABLES = {  # the table -> labels and boxes of a.png, or why it is left out
     "no count": ("image,label,count\na.png,cat,1.5\n", "a count that is not 0 to 64"),
     "two rows of one image": ("image,label\na.png,cat\n./a.png,cat\n", (["cat", "cat"], None)),
     "in both splits": ("image,label,split\na.png,cat,train\na.png,dog,test\n", "in both splits"),
+    "two columns that name one image": ("image,file_path,id,label\na.png,some/a.png,7,cat\n", (["cat"], None)),
+    "two columns that name different images": (
+        HEAD.replace("class", "file,class") + "a.png,z.png,cat,2,2,20,15\n",
+        "different images are named: z.png and a.png",
+    ),
+    "a width without height": (
+        HEAD.replace("class", "width,class") + "a.png,80,cat,2,2,20,15\n",
+        "the labels say 80 x ? px, the picture has 40 x 20",
+    ),
+    "the picture's width without height": (HEAD.replace("class", "width,class") + "a.png,40,cat,2,2,20,15\n", BOXED),
     "unknown split": ("image,label,split\na.png,cat,some\n", "an unknown split some"),
     "one of two names": ("image,label\na.png,\u00e9\na.png,e\u0301\n", (["\u00e9", "\u00e9"], None)),
 }
@@ -150,7 +160,20 @@ def test_a_key_that_stands_twice_in_a_line_is_told(tmp_path):
     draw(tmp_path / "i", "a.png", "b.png")
     text = '{"image": "a.png", "labels": ["cat"], "labels": ["dog"]}\n{"image": "b.png", "labels": ["cat"]}\n'
     made = Made(tmp_path / "i", write(tmp_path / "l.jsonl", text))
-    assert made.train == [["cat"]] and "'labels' stands twice in it" in made.skipped["line 1"]
+    assert made.train == [["cat"]] and "gives 'labels' twice" in made.skipped["line 1"]
+
+
+def test_both_images_that_one_line_names_are_left_out(tmp_path):
+    draw(tmp_path / "i", "a.png", "b.png", "z.png")
+    lines = [{"image": "a.png", "label": "cat"}, {"image": "a.png", "file": "b.png", "label": "dog"}, {"image": "z.png", "label": "cat"}]
+    made = Made(tmp_path / "i", write(tmp_path / "l.jsonl", "\n".join(map(json.dumps, lines))))
+    assert made.train == [["cat"]] and "different images are named: a.png and b.png" in made.skipped.values()
+
+
+def test_the_splits_that_coco_states_are_taken(tmp_path):
+    draw(tmp_path / "i", "a.png", "z.png")
+    made = Made(tmp_path / "i", write(tmp_path / "l.json", coco(one(), split="val")))
+    assert made.held == {"train": [["dog"]], "test": [["cat"]]}
 
 
 @pytest.mark.parametrize("case", LINES)
@@ -226,6 +249,8 @@ COCO = {  # the document -> labels and boxes of a.png, or why it is left out
     "null box": (coco(one(bbox=[None] * 4)), "a value that is not a number"),
     "box as object": (coco(one(bbox={"x": 1})), "a box that is not four numbers"),
     "half a point": (coco(one(bbox=None, segmentation=[[1, 2, 3]])), "a polygon with half a point"),
+    "unknown split": (coco(one(), split="some"), "an unknown split some"),
+    "a height without width": (coco(one(), height=40), "the labels say ? x 40 px, the picture has 40 x 20"),
     "another size": (coco(one(), width=80, height=40), "the labels say 80 x 40 px, the picture has 40 x 20"),
 }
 
@@ -304,6 +329,11 @@ VOC = {
         (["犬"], [[2, 4, 20, 30]]),
     ),
     "another size": (voc(size="<size><width>20</width><height>40</height></size>"), "the labels say 20 x 40 px, the picture has 40 x 20"),
+    "entities": ('<!DOCTYPE a [<!ENTITY x "cat">]>' + voc(label="&x;"), "cannot be read: it declares a document type or entities"),
+    "entities in UTF-16": (
+        ('<!DOCTYPE a [<!ENTITY x "cat">]>' + voc(label="&x;")).encode("utf-16"),
+        "cannot be read: it declares a document type",
+    ),
     "unknown encoding": ('<?xml version="1.0" encoding="xyz-9"?>' + voc(), "cannot be read: unknown encoding: xyz-9"),
     "another encoding": (('<?xml version="1.0" encoding="utf-8"?>' + voc(label="Käfer")).encode("cp1252"), "cannot be read: 'utf-8' codec"),
     "no XML": ("<annotation>R&D", "cannot be read: unclosed token"),
@@ -435,6 +465,16 @@ NAMES = {  # a file of names -> the name of class 1, or a part of the error
     "odd keypoints": ("data.yaml", "names: [red, blue]\nkpt_shape: x\n", "kpt_shape is not two numbers"),
     "repeated number": ("data.yaml", "names: {0: red, 0: blue}\n", "a number has two names"),
     "another count": ("data.yaml", "names: [red, blue]\nnc: 3\n", "has 2 names, but nc: 3"),
+    "a name that would run code": (
+        "data.yaml",
+        "names: [red, !!python/name:os.system x]\n",
+        "could not determine a constructor for the tag",
+    ),
+    "a key that would run code": (
+        "data.yaml",
+        "names: {!!python/name:os.system 0: red}\n",
+        "could not determine a constructor for the tag",
+    ),
     "a text": ("data.yaml", "names: red\n", "are not understood: names is 'red'"),
     "a list in a list": ("data.yaml", "names: [red, [blue]]\n", "a name that is no text"),
     "no YAML": ("data.yaml", "names: [red, blue\n", "cannot read the class names"),

@@ -182,7 +182,7 @@ def test_hsal_eval_replaces_no_file_of_others(tmp_path) -> None:
     assert isinstance(done.exception, FileError) and (tmp_path / "notes.json").read_text() == "mine"
 
 
-@pytest.mark.fault(32, "a .partial or shard of a feature file that is somebody else's text, or a link to a file of theirs", tried=3)
+@pytest.mark.fault(32, "a .partial of a feature file that is somebody else's text, or a link to a file of theirs", tried=3)
 def test_a_partial_file_is_begun_anew_only_where_it_is_one(tmp_path) -> None:
     (tmp_path / "text").write_text("my notes")
     (tmp_path / "link").symlink_to(tmp_path / "text")

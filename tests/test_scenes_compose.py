@@ -6,10 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsal_cli.errors import UsageError
-from hsal_cli.scenes.compose import INK, Composer
+from hsal_cli.scenes.compose import AHEAD, INK, Composer, Uniforms
 from hsal_cli.scenes.digits.glyphs import Glyphs, gather
 from hsal_cli.scenes.settings import SceneSettings
-from hsal_cli.scenes.uniforms import AHEAD, Uniforms
 
 NAMES = [str(digit) for digit in range(10)]
 

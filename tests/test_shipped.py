@@ -163,7 +163,7 @@ def test_features_of_scenes_are_those_that_precompute_writes(here, monkeypatch) 
     folder = here.parent / "package" / "pretrained" / "backbone"
     precompute(write_scenes(Path("s.h5")), folder, Path("f.h5"), PrecomputeSettings(), torch.device("cpu"))
     with open_scenes(Path("s.h5")) as scenes, open_features(Path("f.h5")) as features:
-        table, found = features.table("test"), SceneFeatures(scenes.split("test"), "test", load_backbone(folder), ActivationSaliency())
+        table, found = features.table("test"), SceneFeatures(scenes.split("test"), load_backbone(folder), ActivationSaliency())
         assert len(found) == len(table) == 41 and found.image_size == table.image_size
         for rows in (slice(0, 41), slice(3, 10), slice(38, 60)):
             mine, theirs = found.select(rows), table.select(rows)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from worker_parts import assert_same_training, hsal
 
+from hsal_cli.errors import Interrupted
 from hsal_cli.vision.devices import autocast_gains
 
 SLOW = pytest.mark.slow
@@ -80,7 +81,27 @@ def test_a_shared_precomputation_gives_the_same_file(size, worker_place, worker_
         np.testing.assert_array_equal(one[name], many[name], err_msg=name)
     with h5py.File(worker_place / "1.features.h5") as left, h5py.File(worker_place / f"{size}.features.h5") as right:
         assert left.attrs["attributes_digest"] == right.attrs["attributes_digest"]
-    assert not list(worker_place.glob("*.shard-*"))
+
+
+def test_a_precomputation_goes_on_with_another_number_of_workers(worker_place, worker_nursery) -> None:
+    from test_precompute import Heard
+
+    from hsal_cli.features.precompute import precompute
+    from hsal_cli.features.settings import PrecomputeSettings
+
+    if not (worker_place / "1.features.h5").exists():
+        words = ("precompute", "--data", "pictures.h5", "--backbone", "backbone", "--out", "1.features.h5")
+        hsal(worker_nursery, worker_place, *words, size=1)
+    out = worker_place / "begun.features.h5"
+    with pytest.raises(Interrupted):
+        precompute(worker_place / "pictures.h5", worker_place / "backbone", out, PrecomputeSettings(batch_size=4), "cpu", Heard(2))
+    said = hsal(
+        worker_nursery, worker_place, "precompute", "--data", "pictures.h5", "--backbone", "backbone", "--out", "begun.features.h5", size=2
+    )
+    assert "continuing after 8 images" in said["err"]
+    one, two = (contents(worker_place / f"{name}.features.h5") for name in ("1", "begun"))
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
 def contents(path: Path) -> dict[str, np.ndarray]:

@@ -25,8 +25,7 @@ from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.settings import as_dict
 
 if TYPE_CHECKING:
-    from hsal_cli.features.scene_features import SceneFeatures
-    from hsal_cli.features.table import FeatureTable
+    from hsal_cli.features.table import FeatureRows, FeatureTable
     from hsal_cli.vision.backbone import LoadedBackbone
 
 STOPPED_HINT = "run the same command again"
@@ -34,7 +33,7 @@ STOPPED_HINT = "run the same command again"
 
 def evaluate(
     policy: HSAL | CountClassifier | SetPredictor,
-    table: FeatureTable | SceneFeatures,
+    table: FeatureRows,
     class_names: list[str],
     settings: EvalSettings,
     max_steps: int,
@@ -155,7 +154,7 @@ def evaluate_scenes(
     with open_scenes(scenes) as file:
         saliency = loaded.meta.saliency
         _check_fits(scenes, loaded, file.classes, (backbone.model.channels, side, side), saliency)
-        table = SceneFeatures(file.split(settings.split), settings.split, backbone, saliency_model(saliency))
+        table = SceneFeatures(file.split(settings.split), backbone, saliency_model(saliency))
         train_labels = torch.from_numpy(file.split("train").labels) if "train" in file.splits else None
         if settings.sample > 1:
             table = table.in_memory(settings.batch_size, reporter)
@@ -179,7 +178,7 @@ def check_scenes(scenes: Path, loaded: LoadedPolicy, split: str) -> None:
 
 def _document(
     loaded: LoadedPolicy,
-    table: FeatureTable | SceneFeatures,
+    table: FeatureRows,
     source: Path,
     made_from: dict[str, str],
     settings: EvalSettings,
@@ -217,7 +216,7 @@ def _check_fits(source: Path, loaded: LoadedPolicy, classes: list[str], shape: t
 
 def quick_scores(
     policy: HSAL | CountClassifier | SetPredictor,
-    table: FeatureTable,
+    table: FeatureRows,
     max_steps: int,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
@@ -240,7 +239,7 @@ def quick_scores(
 
 
 def roll_outs(
-    policy: HSAL, table: FeatureTable, max_steps: int, batch_size: int, device: torch.device | str = "cpu", seed: int | None = None
+    policy: HSAL, table: FeatureRows, max_steps: int, batch_size: int, device: torch.device | str = "cpu", seed: int | None = None
 ) -> Iterator[tuple[FeatureTable, Episode]]:
     """Rolls a policy out over a table, or over this worker's stretch of it, batch by batch and without gradients.
 
@@ -264,7 +263,7 @@ def roll_outs(
         yield part, episode
 
 
-def _batches(table: FeatureTable, batch_size: int) -> Iterator[tuple[int, FeatureTable]]:
+def _batches(table: FeatureRows, batch_size: int) -> Iterator[tuple[int, FeatureTable]]:
     """(first row, rows) of each batch of this worker's stretch of a table."""
     own = distributed.stretch(len(table), batch_size)
     for start in own[::batch_size]:
@@ -273,7 +272,7 @@ def _batches(table: FeatureTable, batch_size: int) -> Iterator[tuple[int, Featur
 
 def _answers(
     policy: HSAL | CountClassifier | SetPredictor,
-    table: FeatureTable,
+    table: FeatureRows,
     max_steps: int,
     batch_size: int,
     device: torch.device | str,

@@ -62,9 +62,7 @@ class Features(Dataset[FeatureRow]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[FeatureRow]:
-        """The rows of a batch; of the file each stretch is read once."""
-        rows = torch.as_tensor([int(index) + (len(self) if index < 0 else 0) for index in indices])
-        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
-            raise IndexError(f"rows {list(indices)}: there are {len(self)}")  # by which a loop over a dataset ends
+        """The rows of a batch; each stretch of the file is read once. IndexError, by which a loop over a dataset ends: no such row."""
+        rows = torch.as_tensor([int(index) for index in indices], dtype=torch.long)
         volumes, saliency = self._file.get().maps(self.split, rows)
         return [FeatureRow(*parts) for parts in zip(volumes, saliency, self.labels[rows], strict=True)]

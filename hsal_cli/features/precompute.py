@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from hsal_cli import distributed
-from hsal_cli.errors import FileError, UsageError
+from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.features.saliency.models import SaliencyModel, saliency_model
 from hsal_cli.features.settings import PrecomputeSettings
-from hsal_cli.features.shards import Target, held, join, target_of
 from hsal_cli.features.table import FORMAT, FeatureFile, check_match, features_digest, open_features
-from hsal_cli.features.writer import Origin
+from hsal_cli.features.writer import FeatureWriter, Origin, features_to_fill, partial_of
 from hsal_cli.progress import SILENT, Reporter
+from hsal_cli.scenes.gather import in_order
 from hsal_cli.scenes.scene_file import SceneFile, SceneSplit, open_scenes
 from hsal_cli.settings import as_dict
 from hsal_cli.storage.atomic import cannot_write
@@ -69,7 +69,7 @@ def precompute(
 ) -> Path:
     """Computes volumes and saliency maps of all splits of a scene file; continues an interrupted run of the same inputs.
 
-    Several workers share the images, and need a disk that all of them see (see `shards`).
+    Several workers take batches in turn, and worker 0 writes.
 
     Args:
         scenes: the scene file.
@@ -115,12 +115,11 @@ def precompute(
         origin = Origin(source, *made_from, todo.digest, config)
         volumes = stack.enter_context(_volumes_of(volumes_from, source, loaded, saliency, out)) if volumes_from else None
         stack.enter_context(fitting(device, settings.batch_size))
-        with target_of(out, origin, settings.batch_size, reporter) as target:
-            if target is not None:
-                _fill(target, source, loaded, saliency, volumes, settings.batch_size, device, reporter)
-        if distributed.current().size > 1:
-            distributed.barrier()
-            distributed.broadcast(lambda: join(out, origin, settings.batch_size, reporter))
+        with contextlib.ExitStack() as filling:
+            to_fill = features_to_fill(out, origin, settings.batch_size, reporter)
+            writer = filling.enter_context(to_fill) if distributed.current().leads else None
+            starts = distributed.broadcast(lambda: writer.starts)
+            _fill(writer, starts, source, loaded, saliency, volumes, settings.batch_size, device, reporter)
     distributed.broadcast(lambda: _warn_of_cut_off(out, reporter))
     return out
 
@@ -179,11 +178,10 @@ def _is_there(out: Path, digest: str, scenes: SceneFile, backbone: LoadedBackbon
 
 
 def _check_room(out: Path, size: int) -> None:
-    if distributed.current().size > 1:  # the shards stay until the file is whole
-        size *= 2
+    partial = partial_of(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out.parent).free + held(out)
+        free = shutil.disk_usage(out.parent).free + (partial.stat().st_size if partial.is_file() else 0)
     except OSError as error:
         raise cannot_write(out, error) from error
     if free < size * 1.02:  # HDF5 needs a little for itself
@@ -206,7 +204,8 @@ def _volumes_of(features: Path, scenes: SceneFile, backbone: LoadedBackbone, sal
 
 
 def _fill(
-    target: Target,
+    writer: FeatureWriter | None,
+    starts: dict[str, int],
     scenes: SceneFile,
     backbone: LoadedBackbone,
     saliency: SaliencyModel,
@@ -215,18 +214,25 @@ def _fill(
     device: torch.device,
     reporter: Reporter,
 ) -> None:
-    model = fused(backbone.model)
-    total = target.done + sum(map(len, target.rows.values()))
-    with reporter.track("precompute", total, "images", target.done) as advance, torch.inference_mode():
-        for name, todo in target.rows.items():
-            for start, images in _batches(scenes.split(name), todo, batch_size, device):
-                reporter.check_stop(AGAIN)
-                rows = slice(start, start + len(images))
-                images = images.to(device, non_blocking=True)
-                volumes = volumes_of(model, images) if copied is None else copied.table(name, rows).volumes.to(device)
-                found = as_features(images, volumes, saliency, [f"{name}/{row}" for row in range(rows.start, rows.stop)])
-                target.writer.put(name, start - target.first[name], *found)
-                advance(len(images))
+    """Computes what is missing: this worker every so many-th batch, cut where a single process would cut it. Worker 0 has the writer."""
+    model, own = fused(backbone.model), distributed.current()
+    with reporter.track("precompute", len(scenes), "images", sum(starts.values())) as advance, torch.inference_mode():
+        for name, first in starts.items():
+            split = scenes.split(name)
+            batches = [range(start, min(start + batch_size, len(split))) for start in range(first, len(split), batch_size)]
+            read = _read_ahead(split, batches[own.rank :: own.size], device)
+            for place in range(0, len(batches), own.size):
+                if signal := distributed.all_reduce_max(reporter.stop_signal):
+                    raise Interrupted("stopped on request", AGAIN, signal)
+                together = batches[place : place + own.size]
+                found = None
+                if own.rank < len(together):
+                    rows, images = together[own.rank], next(read).to(device, non_blocking=True)
+                    volumes = volumes_of(model, images) if copied is None else copied.maps(name, slice(rows.start, rows.stop))[0].to(device)
+                    found = as_features(images, volumes, saliency, [f"{name}/{row}" for row in rows])
+                for rows, parts in zip(together, distributed.gather(found, list(map(len, together))), strict=False):
+                    writer.put(name, rows.start, *parts)
+                advance(sum(map(len, together)))
 
 
 def volumes_of(model: ActivationModel, images: Tensor) -> Tensor:
@@ -236,12 +242,10 @@ def volumes_of(model: ActivationModel, images: Tensor) -> Tensor:
 
 
 def as_features(images: Tensor, volumes: Tensor, saliency: SaliencyModel, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Volumes and raw saliency maps as the feature file holds them.
+    """Volumes (B, C, h, w) of any float type, which are overwritten, and raw saliency maps as the feature file holds them.
 
     Args:
         images: uint8 (B, H, W) or (B, H, W, 3).
-        volumes: (B, C, h, w), of any float type; overwritten.
-        saliency: makes the maps.
         names: of each image, for the saliency model.
 
     Returns:
@@ -252,22 +256,12 @@ def as_features(images: Tensor, volumes: Tensor, saliency: SaliencyModel, names:
     return volumes.clamp_(max=LARGEST_HALF).half().contiguous(), maps
 
 
-def _batches(split: SceneSplit, rows: range, size: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-    """Batches of the images of some rows, read ahead in the background so that the forward pass never waits for the disk."""
+def _read_ahead(split: SceneSplit, batches: Sequence[range], device: torch.device) -> Iterator[Tensor]:
+    """The images of batches, read in the background so that the forward pass never waits for the disk."""
 
-    def read(start: int) -> Tensor:
-        images = torch.from_numpy(split.read(start, min(start + size, rows.stop)))
+    def read(rows: range) -> Tensor:
+        images = torch.from_numpy(split.read(rows.start, rows.stop))
         return images.pin_memory() if device.type == "cuda" else images
 
-    starts = rows[::size]
     with ThreadPoolExecutor(1) as reader:
-        ahead = [reader.submit(read, start) for start in starts[:AHEAD]]
-        try:
-            for place, start in enumerate(starts):
-                images = ahead.pop(0).result()
-                if place + AHEAD < len(starts):
-                    ahead.append(reader.submit(read, starts[place + AHEAD]))
-                yield start, images
-        finally:
-            for future in ahead:
-                future.cancel()
+        yield from in_order(reader, read, batches, AHEAD)

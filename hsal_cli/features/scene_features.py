@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from hsal_cli.errors import FileError
 from hsal_cli.features.precompute import as_features, volumes_of
 from hsal_cli.features.saliency.models import SaliencyModel
-from hsal_cli.features.table import FeatureTable
+from hsal_cli.features.table import FeatureRows, FeatureTable
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.scene_file import SceneSplit
 from hsal_cli.vision.backbone import LoadedBackbone, fused
@@ -16,47 +15,27 @@ from hsal_cli.vision.backbone import LoadedBackbone, fused
 BATCH = 32  # images a forward pass, as precomputing takes them
 
 
-class SceneFeatures:
-    """Stands in for a `FeatureTable` where rows are asked for in slices; only those asked for are ever in memory.
+class SceneFeatures(FeatureRows):
+    """Features of an open scene file's split, computed each time they are asked for, as `hsal precompute` would write them."""
 
-    Its numbers are those that `hsal precompute` would write. Each time a row is asked for, it is computed again.
-
-    Args:
-        split: of an open scene file.
-        name: of that split.
-        backbone: makes the volumes, on the device it is on.
-        saliency: makes the saliency maps.
-
-    Attributes:
-        labels, boxes, image_size: as in `FeatureTable`, of all rows.
-    """
-
-    def __init__(self, split: SceneSplit, name: str, backbone: LoadedBackbone, saliency: SaliencyModel):
-        self._name, self._saliency = name, saliency
-        self._split, self._path, self._model = split, backbone.path, fused(backbone.model)
+    def __init__(self, split: SceneSplit, backbone: LoadedBackbone, saliency: SaliencyModel):
+        self._split, self._saliency = split, saliency
+        self._path, self._model = backbone.path, fused(backbone.model)
         self.labels = torch.from_numpy(split.labels).long()
         self.boxes = None if split.boxes is None else torch.from_numpy(split.boxes).long()
-        self.image_size: tuple[int, int] = split.image_size
-
-    def __len__(self) -> int:
-        return len(self.labels)
+        self.image_size = split.image_size
 
     def select(self, rows: slice) -> FeatureTable:
-        """Computes the table of some rows.
-
-        Raises:
-            FileError: the images are damaged, or the backbone gives values that are not finite.
-        """
+        """Computes the table of a slice of rows; FileError: the images are damaged, or the backbone gives values that are not finite."""
         start, stop, _ = rows.indices(len(self))
-        device = self._model.fc.weight.device
-        parts: list[tuple[Tensor, Tensor]] = []
+        parts = []
         with torch.inference_mode():
             for first in range(start, stop, BATCH):
                 last = min(first + BATCH, stop)
-                images = torch.from_numpy(self._split.read(first, last)).to(device)
-                names = [f"{self._name}/{row}" for row in range(first, last)]
+                images = torch.from_numpy(self._split.read(first, last)).to(self._model.fc.weight.device)
+                names = [f"{self._split.name}/{row}" for row in range(first, last)]
                 found = as_features(images, volumes_of(self._model, images), self._saliency, names)
-                parts.append(tuple(part.cpu() for part in found))
+                parts.append([part.cpu() for part in found])
         volumes, saliency = (torch.cat(part) for part in zip(*parts, strict=True))
         if not saliency.isfinite().all():
             raise FileError(
@@ -66,15 +45,7 @@ class SceneFeatures:
         return FeatureTable(volumes, saliency, self.labels[rows], boxes, self.image_size)
 
     def in_memory(self, batch_size: int, reporter: Reporter = SILENT) -> FeatureTable:
-        """Computes the table of all rows.
-
-        Args:
-            batch_size: images between two looks at whether to stop.
-            reporter: progress, in images.
-
-        Raises:
-            FileError: as `select`; Interrupted: a signal asked to stop.
-        """
+        """The table of all rows; between two batches it looks whether to stop, and raises Interrupted, else as `select`."""
         parts = []
         with reporter.track("features", len(self), "images") as advance:
             for start in range(0, len(self), batch_size):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hsal_cli.errors import UsageError
-from hsal_cli.features.table import BLOCK_ROWS, FeatureFile, FeatureTable, open_features
+from hsal_cli.features.table import BLOCK_ROWS, FeatureFile, FeatureRows, FeatureTable, open_features
 
 SHARE = 0.6  # of the memory that is free, unless a budget is given
 HELD = 2  # windows: one that is being trained on, one that is read ahead
@@ -22,8 +22,6 @@ def window_rows(file: FeatureFile, split: str, budget: float | None) -> int:
     """How many rows a window has where a split does not fit into memory; 0 where it does, and is better read once.
 
     Args:
-        file: of the features.
-        split: its name.
         budget: GB for the features; None: a share of the memory that is free, divided among the processes that torchrun has started here.
 
     Raises:
@@ -53,19 +51,10 @@ def _free_memory() -> float | None:
     return SHARE * free / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-class FeatureStream:
-    """Stands in for a `FeatureTable`: labels and boxes are in memory, and of the rest the windows that are asked for; to be closed.
+class FeatureStream(FeatureRows):
+    """Features of a split of a file: labels and boxes are in memory, and of the rest the windows of so many rows that are asked for.
 
-    Args:
-        path: the feature file.
-        split: its name.
-        window: rows of a window, a multiple of `BLOCK_ROWS`.
-
-    Attributes:
-        labels, boxes, image_size: as in `FeatureTable`, of all rows.
-
-    Raises:
-        FileError: the file or the split is missing or damaged.
+    `select` takes the rows of an order that `shuffled` gave, which lie in one window or in two that follow each other. To be closed.
     """
 
     def __init__(self, path: Path, split: str, window: int):
@@ -77,30 +66,18 @@ class FeatureStream:
         self._held: dict[int, Future[tuple[Tensor, Tensor, Tensor]]] = {}
         self._reader = ThreadPoolExecutor(1, "feature-stream")
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def close(self) -> None:
         """Ends the reading ahead, and closes the file."""
         self._reader.shutdown(cancel_futures=True)
         self._held.clear()
         self._file.close()
 
-    def labelled(self, labels: Tensor, boxes: Tensor) -> FeatureStream:
-        """The same with its labels, and boxes, in another order."""
-        self.labels, self.boxes = labels, boxes
-        return self
-
     def parts(self) -> Iterator[Tensor]:
-        """The volumes, a block at a time."""
         for block in range(-(-len(self) // BLOCK_ROWS)):
-            yield self._file.maps(self._split, slice(block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS))[0]
+            yield self._block(block)[0]
 
     def shuffled(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """An order of some rows, to be selected one after the other: those of a window's blocks are mixed, and the windows are random.
-
-        The order depends on the generator and the size of a window alone.
-        """
+        """An order in which the rows of a window's blocks are mixed, and the windows are random; it depends on their size too."""
         count = -(-len(self) // BLOCK_ROWS)
         self._windows = list(torch.randperm(count, generator=generator).split(self._blocks))
         self._window_of = torch.zeros(count, dtype=torch.long)
@@ -111,16 +88,9 @@ class FeatureStream:
         return mixed[self._window_of[mixed // BLOCK_ROWS].argsort(stable=True)]
 
     def select(self, rows: Tensor) -> FeatureTable:
-        """The table of some rows, which lie in one window of the order or in two that follow each other.
-
-        Raises:
-            FileError: the data does not fit its checksums.
-        """
         windows = self._window_of[rows // BLOCK_ROWS]
         first, last = (int(windows.min()), int(windows.max())) if len(rows) else (0, -1)
-        channels, height, width = self._file.volume_shape
-        volumes = torch.empty(len(rows), channels, height, width, dtype=torch.float16)
-        saliency = torch.empty(len(rows), height, width)
+        volumes, saliency = self._room(len(rows))
         for number in range(first, last + 1):
             for done in [held for held in self._held if held < number]:
                 del self._held[done]
@@ -142,13 +112,18 @@ class FeatureStream:
         """(rows, volumes, saliency) of a window, in the order of the file; filled in place, for joining parts would need twice the room."""
         rows = (blocks[:, None] * BLOCK_ROWS + torch.arange(BLOCK_ROWS)).flatten()
         rows = rows[rows < len(self)]
-        channels, height, width = self._file.volume_shape
-        volumes = torch.empty(len(rows), channels, height, width, dtype=torch.float16)
-        saliency = torch.empty(len(rows), height, width)
+        volumes, saliency = self._room(len(rows))
         place = 0
         for block in blocks.tolist():
-            some = self._file.maps(self._split, slice(block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS))
+            some = self._block(block)
             end = place + len(some[0])
             volumes[place:end], saliency[place:end] = some
             place = end
         return rows, volumes, saliency
+
+    def _block(self, block: int) -> tuple[Tensor, Tensor]:
+        return self._file.maps(self._split, slice(block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS))
+
+    def _room(self, rows: int) -> tuple[Tensor, Tensor]:
+        channels, height, width = self._file.volume_shape
+        return torch.empty(rows, channels, height, width, dtype=torch.float16), torch.empty(rows, height, width)

@@ -12,11 +12,12 @@ and attribute `cut_off`, how many activations were above the most that float16 h
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import h5py
 import numpy as np
@@ -25,9 +26,9 @@ from torch import Tensor
 
 from hsal_cli.errors import FileError
 from hsal_cli.features.settings import SALIENCY, kind_in
-from hsal_cli.scenes.sound import sound_boxes, sound_labels
+from hsal_cli.scenes.scene_file import sound_boxes, sound_labels
 from hsal_cli.storage.files import digest_of, digest_of_array
-from hsal_cli.storage.hdf5 import FORMAT_VERSION, attribute, described, open_hdf5, reading
+from hsal_cli.storage.hdf5 import FORMAT_VERSION, OpenedFile, attribute, described, open_hdf5, reading, train_first
 from hsal_cli.typed import Document
 
 FORMAT = "hsal-features"
@@ -36,20 +37,15 @@ AGAIN = f"make it again with: {MADE_BY} --overwrite"
 BLOCK_ROWS = 512  # rows read at a time when scattered rows are picked
 
 
-@dataclasses.dataclass(frozen=True)
-class FeatureTable:
-    """Features in memory, with the labels to learn from.
+class FeatureRows(Protocol):
+    """Features that are read some rows at a time, wherever they lie: in memory, in a file that does not fit there, or yet to be computed.
 
     Attributes:
-        volumes: float16 (N, C, h, w), as the activation model gave them.
-        saliency: float32 (N, h, w), raw, >= 0.
         labels: int64 (N, L), padded with -1.
         boxes: int64 (N, L, 4) x0, y0, x1, y1 in px of the image, padded with -1; None where unknown.
         image_size: height and width of the images, px.
     """
 
-    volumes: Tensor
-    saliency: Tensor
     labels: Tensor
     boxes: Tensor | None
     image_size: tuple[int, int]
@@ -58,40 +54,57 @@ class FeatureTable:
         return len(self.labels)
 
     def select(self, rows: Tensor | slice) -> FeatureTable:
-        """The table of some rows (indices, a mask or a slice), in their order."""
-        boxes = None if self.boxes is None else self.boxes[rows]
-        return FeatureTable(self.volumes[rows], self.saliency[rows], self.labels[rows], boxes, self.image_size)
-
-    def labelled(self, labels: Tensor, boxes: Tensor) -> FeatureTable:
-        """The same with its labels, and boxes, in another order."""
-        return dataclasses.replace(self, labels=labels, boxes=boxes)
-
-    def close(self) -> None:
-        """There is nothing to close; a `FeatureStream` has a file."""
+        """The table of some rows, in their order: a slice, or the next ones of an order that `shuffled` gave."""
 
     def shuffled(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """A random order of some rows."""
+        """A random order of some rows, to be selected one after the other."""
         return rows[torch.randperm(len(rows), generator=generator)]
+
+    def labelled(self, labels: Tensor, boxes: Tensor) -> Self:
+        """The same with its labels, and boxes, in another order."""
+        other = copy.copy(self)
+        other.labels, other.boxes = labels, boxes
+        return other
 
     def parts(self) -> Iterator[Tensor]:
         """The volumes, a block at a time."""
-        yield from self.volumes.split(BLOCK_ROWS)
+        for start in range(0, len(self), BLOCK_ROWS):
+            yield self.select(slice(start, start + BLOCK_ROWS)).volumes
+
+    def close(self) -> None:
+        """Closes what is open."""
+
+
+@dataclasses.dataclass
+class FeatureTable(FeatureRows):
+    """Features in memory, with the labels to learn from; `select` takes indices in any order, a mask or a slice.
+
+    Attributes:
+        volumes: float16 (N, C, h, w), as the activation model gave them.
+        saliency: float32 (N, h, w), raw, >= 0.
+        labels, boxes, image_size: as in `FeatureRows`.
+    """
+
+    volumes: Tensor
+    saliency: Tensor
+    labels: Tensor
+    boxes: Tensor | None
+    image_size: tuple[int, int]
+
+    def select(self, rows: Tensor | slice) -> FeatureTable:
+        boxes = None if self.boxes is None else self.boxes[rows]
+        return FeatureTable(self.volumes[rows], self.saliency[rows], self.labels[rows], boxes, self.image_size)
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureConfig(Document):
-    """The attribute config of a feature file: every setting that it was made with.
-
-    Attributes:
-        scenes: where the scene file was.
-        scenes_config: the settings that that one was made with.
-    """
+    """Every setting that a feature file was made with: the scene file's place, and the settings that that one was made with."""
 
     scenes: str | None = None
     scenes_config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class FeatureFile:
+class FeatureFile(OpenedFile):
     """An open feature file; a context manager.
 
     Attributes:
@@ -111,55 +124,39 @@ class FeatureFile:
     """
 
     def __init__(self, path: Path, file: h5py.File):
-        self.path = path
-        self._file = file
+        super().__init__(path, file)
+        self._known: dict[str, tuple[Tensor, Tensor | None]] = {}  # labels and boxes of the splits that were asked for
         with reading(path, "its description", AGAIN):
-            self._describe(file)
+            try:
+                self._describe(file)
+            except (KeyError, ValueError, TypeError, AttributeError) as error:
+                raise FileError(f"{path} is not a whole feature file: {error}", AGAIN) from error
 
     def _describe(self, file: h5py.File) -> None:
-        path = self.path
-        try:
-            self.classes = described(file, "classes", list[str])
-            if not self.classes:
-                raise ValueError("its classes are an empty list")
-            self.digest, self.backbone_digest, self.scenes_digest = (
-                str(attribute(file, name)) for name in ("digest", "backbone_digest", "scenes_digest")
-            )
-            self.config = described(file, "config", FeatureConfig, "{}")
-            # Files older than the choice of saliency models have the activation model's own.
-            self.saliency = str(attribute(file, "saliency", "activation"))
-            self.saliency_digest = str(attribute(file, "saliency_digest", self.saliency))
-            channels, height, width = (int(side) for side in file.attrs["volume_shape"])
-            rows, columns = (int(side) for side in file.attrs["image_size"])
-            self.input_size = int(file.attrs["input_size"])
-            self.volume_shape, self.image_size = (channels, height, width), (rows, columns)
-            self.splits = sorted(file, key=lambda name: (name != "train", name != "test", name))
-            for name in self.splits:
-                self._check_split(name, file[name])
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise FileError(f"{path} is not a whole feature file: {error}", AGAIN) from error
-
-    def _check_split(self, name: str, group: h5py.Group) -> None:
-        count, longest = group["labels"].shape
-        wanted = {"volumes": (count, *self.volume_shape), "saliency": (count, *self.volume_shape[1:])}
-        if "boxes" in group:
-            wanted["boxes"] = (count, longest, 4)
-        for part, shape in wanted.items():
-            if group[part].shape != shape:
-                raise ValueError(f"{name}/{part} has shape {group[part].shape}, not {shape}")
-
-    def __enter__(self) -> FeatureFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        self.classes = described(file, "classes", list[str])
+        if not self.classes:
+            raise ValueError("its classes are an empty list")
+        self.digest, self.backbone_digest, self.scenes_digest = (
+            str(attribute(file, name)) for name in ("digest", "backbone_digest", "scenes_digest")
+        )
+        self.config = described(file, "config", FeatureConfig, "{}")
+        # Files older than the choice of saliency models have the activation model's own.
+        self.saliency = str(attribute(file, "saliency", "activation"))
+        self.saliency_digest = str(attribute(file, "saliency_digest", self.saliency))
+        channels, height, width = (int(side) for side in file.attrs["volume_shape"])
+        rows, columns = (int(side) for side in file.attrs["image_size"])
+        self.input_size = int(file.attrs["input_size"])
+        self.volume_shape, self.image_size = (channels, height, width), (rows, columns)
+        self.splits = train_first(file)
+        for name, group in file.items():
+            count, longest = group["labels"].shape
+            shapes = {"volumes": (count, *self.volume_shape), "saliency": (count, *self.volume_shape[1:]), "boxes": (count, longest, 4)}
+            for part, shape in shapes.items():
+                if (part in group or part != "boxes") and group[part].shape != shape:
+                    raise ValueError(f"{name}/{part} has shape {group[part].shape}, not {shape}")
 
     def __len__(self) -> int:
-        return sum(len(self._file[name]["labels"]) for name in self.splits)
+        return sum(map(self.rows, self.splits))
 
     def table(self, split: str, rows: slice | Tensor | None = None) -> FeatureTable:
         """Reads a split, or some rows of it, into memory.
@@ -173,8 +170,7 @@ class FeatureFile:
             IndexError: a row that the split does not have.
         """
         volumes, saliency = self.maps(split, rows)
-        boxes = self.boxes(split)
-        labels = self.labels(split)
+        labels, boxes = self.labels(split), self.boxes(split)
         if rows is not None:
             chosen = torch.from_numpy(self._places(split, rows))
             labels, boxes = labels[chosen], None if boxes is None else boxes[chosen]
@@ -182,10 +178,10 @@ class FeatureFile:
 
     def maps(self, split: str, rows: slice | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The volumes, float16 (n, C, h, w), and saliency maps, float32 (n, h, w), of a split or of some rows; else as `table`."""
-        group = self._group(split)
+        group, places = self._group(split), self._places(split, rows)
         with reading(self.path, split, AGAIN):
-            volumes, saliency = _read(group["volumes"], rows), _read(group["saliency"], rows)
-            self._check_finite(split, volumes, saliency, self._places(split, rows))
+            volumes, saliency = _read(group["volumes"], places), _read(group["saliency"], places)
+            self._check_finite(split, volumes, saliency, places)
             return torch.from_numpy(volumes).to(torch.float16), torch.from_numpy(saliency).to(torch.float32)
 
     def cut_off(self, split: str) -> int:
@@ -196,62 +192,50 @@ class FeatureFile:
         """How many rows a split has."""
         return len(self._group(split)["labels"])
 
+    def labels(self, split: str) -> Tensor:
+        """A split's labels alone, int64 (N, L), padded with -1; errors as `table`."""
+        return self._labels_and_boxes(split)[0]
+
+    def boxes(self, split: str) -> Tensor | None:
+        """A split's boxes alone, int64 (N, L, 4) in px, padded with -1, None where unknown; errors as `table`."""
+        return self._labels_and_boxes(split)[1]
+
+    def size_of(self, split: str) -> tuple[int, int]:
+        """Height and width of a split's images, px."""
+        height, width = (int(side) for side in self._group(split).attrs.get("image_size", self.image_size))
+        return height, width
+
     def _places(self, split: str, rows: slice | Tensor | None) -> np.ndarray:
         places = np.arange(self.rows(split))
         if rows is not None:  # a copy, for torch takes no negative strides
             places = places[rows if isinstance(rows, slice) else rows.cpu().numpy()].copy()
         return places
 
-    def labels(self, split: str) -> Tensor:
-        """A split's labels alone, int64 (N, L), padded with -1.
-
-        Raises:
-            FileError: there is no such split, or the data does not fit its checksums.
-        """
-        self._group(split)
-        with reading(self.path, f"{split}/labels", AGAIN):
-            values = self._copied(split, "labels")
-            return torch.from_numpy(self._sound(split, sound_labels, values, len(self.classes), len(values))).to(torch.int64)
-
-    def boxes(self, split: str) -> Tensor | None:
-        """A split's boxes alone, int64 (N, L, 4) in px, padded with -1; None where unknown.
-
-        Raises:
-            FileError: there is no such split, or the data does not fit its checksums.
-        """
-        if "boxes" not in self._group(split):
-            return None
-        labels = self.labels(split).numpy()
-        with reading(self.path, f"{split}/boxes", AGAIN):
-            return torch.from_numpy(self._sound(split, sound_boxes, self._copied(split, "boxes"), labels, self.size_of(split))).to(
-                torch.int64
-            )
-
-    def _sound(self, split: str, check: Callable[..., np.ndarray], *of: Any) -> np.ndarray:
-        """What `scenes.sound` says of labels or boxes, with the file's name."""
-        try:
-            return check(*of)
-        except ValueError as error:
-            raise FileError(f"{self.path}: {split}: {error}", AGAIN) from None
-
-    def size_of(self, split: str) -> tuple[int, int]:
-        """Height and width of a split's images, px."""
-        height, width = (int(side) for side in self._file[split].attrs.get("image_size", self.image_size))
-        return height, width
-
     def _group(self, split: str) -> h5py.Group:
         if split not in self.splits:
             raise FileError(f"{self.path} has no split {split!r}", f"it has: {', '.join(self.splits)}")
         return self._file[split]
 
-    def _copied(self, split: str, part: str) -> np.ndarray:
-        """Labels or boxes of a split, of the digest that was noted when they were copied from the scene file."""
-        group = self._file[split]
-        values = group[part][()]
-        noted = attribute(group, f"{part}_digest")
-        if noted is not None and values.dtype.kind in "iu" and noted != digest_of_array(values):
-            raise FileError(f"{self.path} is damaged: {split}/{part} does not have the digest noted when it was written", AGAIN)
-        return values
+    def _labels_and_boxes(self, split: str) -> tuple[Tensor, Tensor | None]:
+        group = self._group(split)
+        if split not in self._known:
+            labels = self._copied(split, "labels", lambda values: sound_labels(values, len(self.classes), len(values)))
+            boxes = None
+            if "boxes" in group:
+                boxes = self._copied(split, "boxes", lambda values: sound_boxes(values, labels.numpy(), self.size_of(split)))
+            self._known[split] = labels, boxes
+        return self._known[split]
+
+    def _copied(self, split: str, part: str, check: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+        """Labels or boxes of a split, checked, and of the digest that was noted when they were copied from the scene file."""
+        with reading(self.path, f"{split}/{part}", AGAIN):
+            values, noted = self._file[split][part][()], attribute(self._file[split], f"{part}_digest")
+            if noted is not None and values.dtype.kind in "iu" and noted != digest_of_array(values):
+                raise FileError(f"{self.path} is damaged: {split}/{part} does not have the digest noted when it was written", AGAIN)
+            try:
+                return torch.from_numpy(check(values)).to(torch.int64)
+            except ValueError as error:
+                raise FileError(f"{self.path}: {split}: {error}", AGAIN) from None
 
     def _check_finite(self, split: str, volumes: np.ndarray, saliency: np.ndarray, rows: np.ndarray) -> None:
         """Refuses values that are not finite, and saliency below 0, which has no meaning: the policy reads where it is highest.
@@ -281,12 +265,7 @@ def finite_rows(values: np.ndarray) -> np.ndarray:
 
 
 def features_digest(scenes_digest: str, backbone_digest: str, saliency_digest: str = "activation", resolution: int | None = None) -> str:
-    """The digest of features: of what they are made from.
-
-    Args:
-        scenes_digest, backbone_digest, saliency_digest: of the scene file, the activation model and the saliency model.
-        resolution: cells along a side, where they are more than the activation model has by itself.
-    """
+    """The digest of features: of what they are made from; `resolution`: cells along a side, where they are more than the backbone's own."""
     made_from: dict[str, Any] = {"scenes": scenes_digest, "backbone": backbone_digest, "format_version": FORMAT_VERSION}
     if saliency_digest != "activation":  # left out there, so that features made before there was a choice keep their digest
         made_from["saliency"] = saliency_digest
@@ -301,23 +280,13 @@ def open_features(path: Path) -> FeatureFile:
     Raises:
         FileError: missing, not a feature file, not complete, or damaged.
     """
-    path = Path(path)
-    file = open_hdf5(path, FORMAT, MADE_BY)
-    try:
-        return FeatureFile(path, file)
-    except BaseException:
-        file.close()
-        raise
+    return open_hdf5(Path(path), FORMAT, MADE_BY, FeatureFile)
 
 
 def check_match(
     features: FeatureFile, scenes_digest: str | None = None, backbone_digest: str | None = None, saliency_digest: str | None = None
 ) -> None:
-    """Refuses features that were made from other scenes, by another backbone or with another saliency model.
-
-    Args:
-        features: the file to be used.
-        scenes_digest, backbone_digest, saliency_digest: what it should have been made from; None: whatever it was.
+    """Refuses features that were made from other scenes, by another backbone or with another saliency model; None: whatever it was.
 
     Raises:
         FileError: it is stale; names the file and both digests.
@@ -352,12 +321,7 @@ def features_path(scenes: Path, saliency: str = "activation", resolution: str | 
 
 
 def dataset_of(features: Path, saliency: str = "activation") -> str:
-    """The name of the data set in a feature file's name: data/x.features.h5 and data/x.14x14.itti.features.h5 are of x.
-
-    Args:
-        features: the file.
-        saliency: the name of its saliency model, which may be a user's own.
-    """
+    """The name of the data set in a feature file's name: data/x.features.h5 and data/x.14x14.itti.features.h5 are of x."""
     name = features.name.removesuffix(".h5").removesuffix(".features")
     for endings in ((*SALIENCY, "file", kind_in(saliency)), ("7x7", "14x14", "28x28")):
         ending = name.rpartition(".")[2]
@@ -365,21 +329,12 @@ def dataset_of(features: Path, saliency: str = "activation") -> str:
     return name
 
 
-def _read(data: h5py.Dataset, rows: slice | Tensor | None) -> np.ndarray:
+def _read(data: h5py.Dataset, wanted: np.ndarray) -> np.ndarray:
     """Reads rows along the first axis, each stretch of the file once and in order."""
-    if rows is None or isinstance(rows, slice):
-        start, stop, step = (rows or slice(None)).indices(len(data))
-        if step == 1:
-            found = np.empty((max(0, stop - start), *data.shape[1:]), data.dtype)
-            if found.size:
-                data.read_direct(found, np.s_[start:stop])
-            return found
-        rows = torch.arange(start, stop, step)
-    wanted = rows.cpu().numpy().astype(np.int64)
-    wanted = np.where(wanted < 0, wanted + len(data), wanted)
-    if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(data):
-        raise IndexError(f"rows reach from {wanted.min()} to {wanted.max()}; there are {len(data)}")
     found = np.empty((len(wanted), *data.shape[1:]), data.dtype)
+    if len(wanted) and (np.diff(wanted) == 1).all():
+        data.read_direct(found, np.s_[wanted[0] : wanted[-1] + 1])
+        return found
     order = np.argsort(wanted, kind="stable")
     edges = np.arange(0, len(data) + BLOCK_ROWS, BLOCK_ROWS)
     places = np.searchsorted(wanted[order], edges)

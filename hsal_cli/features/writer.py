@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import queue
 import shutil
-import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,11 @@ def partial_of(out: Path) -> Path:
 
 
 @contextlib.contextmanager
-def features_to_fill(out: Path, origin: Origin, batch_size: int, reporter: Reporter) -> Iterator[tuple[FeatureWriter, dict[str, int]]]:
-    """Yields a writer of the partial file and, for each split, the first row to compute; then gives the file its name.
+def features_to_fill(out: Path, origin: Origin, batch_size: int, reporter: Reporter) -> Iterator[FeatureWriter]:
+    """Yields a writer of the partial file, which knows where to go on; then gives the file its name.
 
-    Where the block raises, what was written stays for the next run. A partial file of other origin, or damaged, is begun anew.
-
-    Raises:
-        FileError: it cannot be written, or another process is writing it.
+    Where the block raises, what was written stays for the next run. A partial file of other origin, or damaged, is begun anew. FileError:
+    it cannot be written, or another process is writing it.
     """
     partial = partial_of(out)
     try:
@@ -92,7 +90,7 @@ def features_to_fill(out: Path, origin: Origin, batch_size: int, reporter: Repor
                 _lay_out(file, origin)
         with SteadyFile(partial, "r+", libver=LAYOUT, rdcc_nbytes=CACHE_BYTES) as file:
             _describe(file, origin)
-            starts = {name: _first_row(group, batch_size) for name, group in file.items()}
+            starts = {name: _first_row(file[name], batch_size) for name in origin.scenes.splits}
             for name, group in file.items():
                 group.attrs["done"] = _whole_chunks(group, starts[name])
                 _count_from_here(group)
@@ -101,8 +99,8 @@ def features_to_fill(out: Path, origin: Origin, batch_size: int, reporter: Repor
             if any(starts.values()):
                 reporter.say(f"continuing after {sum(starts.values()):,} images")
             try:
-                with FeatureWriter(file, partial, origin) as writer:
-                    yield writer, starts
+                with FeatureWriter(file, partial, origin, starts) as writer:
+                    yield writer
                 file.check()
                 for group in file.values():
                     group.attrs["cut_off"] = int(group["cut"][()].sum())
@@ -164,7 +162,8 @@ def _can_continue(partial: Path, origin: Origin, reporter: Reporter) -> bool:
                 reporter.say(f"{partial} belongs to other scenes, another backbone or saliency model; starting over")
                 return False
             if not old.attrs["open"]:
-                _check_copies(old, origin)
+                for _ in _read_through(old, origin):
+                    pass
                 return True
             size, free = partial.stat().st_size, shutil.disk_usage(partial.parent).free
             if free >= size:
@@ -182,18 +181,20 @@ def _can_continue(partial: Path, origin: Origin, reporter: Reporter) -> bool:
     )
 
 
-def _check_copies(old: h5py.File, origin: Origin) -> None:
-    """Reads all that a partial file holds, and raises ValueError if it is not what its origin says; what is damaged h5py raises."""
+def _read_through(old: h5py.File, origin: Origin) -> Iterator[tuple[str, slice, np.ndarray]]:
+    """Reads all rows that a partial file holds, as (dataset, rows, values), and raises ValueError where it is not what its origin says."""
     for name in origin.scenes.splits:
         split, group = origin.scenes.split(name), old[name]
-        for part, shape in (("volumes", origin.volume_shape), ("saliency", origin.volume_shape[1:])):
-            data = group[part]
+        for part, shape in _parts(origin).items():
+            data, done = group[part], int(group.attrs["done"])
             if data.shape != (len(split), *shape):
                 raise ValueError(f"{name}/{part} has another shape")
-            done, block = int(group.attrs["done"]), data.chunks[0]
-            for start in range(0, done, block):
-                if not np.isfinite(data[start : min(start + block, done)]).all():
+            for start in range(0, done, data.chunks[0]):
+                rows = slice(start, min(start + data.chunks[0], done))
+                values = data[rows]  # HDF5 checks each chunk's checksum as it reads
+                if not np.isfinite(values).all():
                     raise ValueError(f"{name}/{part} has a gap")
+                yield f"{name}/{part}", rows, values
         for part, values in (("labels", split.labels), ("boxes", split.boxes)):
             if values is not None and not np.array_equal(group[part][()], values):
                 raise ValueError(f"{name}/{part} differs")
@@ -202,16 +203,15 @@ def _check_copies(old: h5py.File, origin: Origin) -> None:
 def _rescue(old: h5py.File, partial: Path, origin: Origin) -> None:
     with atomic_write(partial) as temporary, SteadyFile(temporary, "w", libver=LAYOUT) as new:
         _lay_out(new, origin)
+        for place, rows, values in _read_through(old, origin):
+            new[place][rows] = values
         for name, group in old.items():
-            done, block = int(group.attrs["done"]), group["volumes"].chunks[0]
-            for start in range(0, done, block):
-                rows = np.s_[start : min(start + block, done)]
-                for part in ("volumes", "saliency"):
-                    values = group[part][rows]  # HDF5 checks each chunk's checksum as it reads
-                    if not np.isfinite(values).all():
-                        raise ValueError(f"{name}/{part} has a gap")
-                    new[name][part][rows] = values
-            new[name].attrs["done"] = done
+            new[name].attrs["done"] = int(group.attrs["done"])
+
+
+def _parts(origin: Origin) -> dict[str, tuple[int, ...]]:
+    """What is computed of each row, and its shape."""
+    return {"volumes": origin.volume_shape, "saliency": origin.volume_shape[1:]}
 
 
 def _lay_out(file: h5py.File, origin: Origin) -> None:
@@ -222,8 +222,8 @@ def _lay_out(file: h5py.File, origin: Origin) -> None:
     for name in origin.scenes.splits:
         split, group = origin.scenes.split(name), file.create_group(name)
         group.attrs["image_size"], group.attrs["done"] = split.image_size, 0
-        for part, kind, shape in (("volumes", np.float16, origin.volume_shape), ("saliency", np.float32, origin.volume_shape[1:])):
-            chunk = (min(block, len(split)), *shape)
+        for part, shape in _parts(origin).items():
+            chunk, kind = (min(block, len(split)), *shape), np.float16 if part == "volumes" else np.float32
             group.create_dataset(part, (len(split), *shape), kind, chunks=chunk, fletcher32=True, fillvalue=np.nan)
         for part, values in (("labels", split.labels), ("boxes", split.boxes)):
             if values is not None:
@@ -245,28 +245,25 @@ def _describe(file: h5py.File, origin: Origin) -> None:
 
 
 class FeatureWriter:
-    """Writes batches in a thread of its own; on leaving, all that was put is on the disk and counted.
+    """Writes batches in a thread of its own, the only one to use the file; on leaving, all that was put is on the disk and counted.
 
-    Args:
-        file: the partial file. No other thread may use it meanwhile.
-        path: where it is.
-        origin: names the models that give values which cannot be used.
+    Attributes:
+        starts: split -> the first row to compute.
     """
 
-    def __init__(self, file: SteadyFile, path: Path, origin: Origin):
-        self._file, self._path, self._origin = file, path, origin
-        self._queue: queue.Queue[tuple[str, int, Tensor, Tensor, torch.cuda.Event | None] | None] = queue.Queue(WAITING)
+    def __init__(self, file: SteadyFile, path: Path, origin: Origin, starts: dict[str, int]):
+        self._file, self._path, self._origin, self.starts = file, path, origin, starts
+        self._writer = ThreadPoolExecutor(1, "feature-writer")
+        self._waiting: deque[Future[None]] = deque()
         self._done: dict[str, int] = {}
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="feature-writer", daemon=True)
+        self._saved = time.monotonic()
 
     def __enter__(self) -> FeatureWriter:
-        self._thread.start()
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._queue.put(None)
-        self._thread.join()
+        self._writer.shutdown()
         if self._error is None:
             self._save(exactly=True)
         elif kind is None and isinstance(self._error, (KeyError, RuntimeError, ValueError)):
@@ -280,14 +277,11 @@ class FeatureWriter:
         """Hands over the rows from `start` on; waits only while too many wait to be written.
 
         Args:
-            split: its name.
-            start: the first row.
             volumes: float16 (n, C, h, w), contiguous; on any device.
             saliency: float32 (n, h, w), on the same.
 
         Raises:
-            OSError: an earlier write failed.
-            FileError: an earlier batch was not finite, or its saliency below 0.
+            OSError: an earlier write failed. FileError: an earlier batch was not finite, or its saliency below 0.
         """
         if self._error is not None:
             raise self._error
@@ -298,20 +292,20 @@ class FeatureWriter:
             volumes, saliency = _to_pinned(volumes), _to_pinned(saliency)
             ready = torch.cuda.Event()
             ready.record(stream)
-        self._queue.put((split, start, volumes, saliency, ready))
+        self._waiting.append(self._writer.submit(self._try, split, start, volumes, saliency, ready))
+        if len(self._waiting) > WAITING:
+            self._waiting.popleft().result()
 
-    def _run(self) -> None:
-        saved = time.monotonic()
-        while (item := self._queue.get()) is not None:
-            if self._error is not None:
-                continue  # only empties the queue, so that put() never waits for ever
-            try:
-                self._write(*item)
-                if time.monotonic() - saved > SAVE_EVERY_S:
-                    self._save(exactly=False)
-                    saved = time.monotonic()
-            except BaseException as error:  # raised again by put() or on leaving, in the thread that can handle it
-                self._error = error
+    def _try(self, *batch: Any) -> None:
+        if self._error is not None:
+            return  # or rows behind a gap would count as done
+        try:
+            self._write(*batch)
+            if time.monotonic() - self._saved > SAVE_EVERY_S:
+                self._save(exactly=False)
+                self._saved = time.monotonic()
+        except BaseException as error:  # raised again by put() or on leaving, in the thread that can handle it
+            self._error = error
 
     def _write(self, split: str, start: int, volumes: Tensor, saliency: Tensor, ready: torch.cuda.Event | None) -> None:
         if ready is not None:

@@ -8,14 +8,41 @@ from PIL import Image
 from hsal_cli.scenes.digits.glyphs import Glyphs
 from hsal_cli.scenes.digits.idx import GLYPH
 from hsal_cli.scenes.settings import SceneSettings, board_side
-from hsal_cli.scenes.uniforms import Uniforms
 
 INK = 32  # pixels below this grey value are the resized glyph's faint rim, not its ink
 TRIES = 40  # places tried for one digit before its image starts over
 FRESH_STARTS = 8  # times an image starts over with sizes from the full range
 SHRINKING_STARTS = 8  # times after that, with an ever lower largest size, before the grid is taken
 
+AHEAD = 64  # random numbers drawn at a time; an image of 4 digits takes about 60
+
 Box = tuple[int, int, int, int]
+
+
+class Uniforms:
+    """Uniform numbers of stream after stream, each the same as `Generator(Philox(key)).random()` gives one by one.
+
+    A counter-based generator needs no seeding, and a key never meets another: (seed, stream), each below 2**64. NumPy keeps what `random`
+    gives from version to version. A generator costs far more to make than to set back, and a number far more to draw alone.
+    """
+
+    def __init__(self, seed: int):
+        self._bits = np.random.Philox(key=np.array([seed, 0], np.uint64))
+        self._generator = np.random.Generator(self._bits)
+        self._fresh = self._bits.state
+        self._ahead: list[float] = []  # the next one last
+
+    def start(self, stream: int) -> None:
+        """Begins stream number `stream`, 0 to 2**64 - 1."""
+        self._fresh["state"]["key"][1] = stream
+        self._bits.state = self._fresh
+        self._ahead = []
+
+    def below(self, limit: int) -> int:
+        """A uniform integer in [0, limit)."""
+        if not self._ahead:
+            self._ahead = self._generator.random(AHEAD)[::-1].tolist()
+        return int(self._ahead.pop() * limit)
 
 
 class Composer:
@@ -152,11 +179,7 @@ class Composer:
 
 
 class Ink:
-    """Where each glyph has ink, found for all at once.
-
-    Args:
-        glyphs: uint8 (N, 28, 28).
-    """
+    """Where each glyph of uint8 (N, 28, 28) has ink, found for all at once."""
 
     def __init__(self, glyphs: np.ndarray):
         inked = (glyphs >= INK).reshape(len(glyphs), -1)

@@ -13,13 +13,12 @@ from PIL import Image
 
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.progress import SILENT, Reporter
-from hsal_cli.scenes.class_names import split_names
 from hsal_cli.scenes.gather import Example, parts_of
 from hsal_cli.scenes.readers.labels import Labelled, Notes, Thing, class_name, faulty, text_of
 from hsal_cli.scenes.readers.names import Common, Pictures, common_folders
 from hsal_cli.scenes.readers.read import read_labels
 from hsal_cli.scenes.scene_file import write_scenes
-from hsal_cli.scenes.settings import FolderSettings
+from hsal_cli.scenes.settings import FolderSettings, split_names
 from hsal_cli.scenes.street.frames import framed
 from hsal_cli.settings import as_dict
 
@@ -283,8 +282,8 @@ class _Boxes:
         if row.size and not _near(row.size, size):
             turn = orientation in TURNED and _near(row.size, raw)
             if not turn:
-                sizes = f"the labels say {row.size[0]:g} x {row.size[1]:g} px, the picture has {size[0]} x {size[1]}"
-                raise ValueError(sizes)
+                stated = f"{row.size[0]:g} x {row.size[1]:g}".replace("nan", "?")
+                raise ValueError(f"the labels say {stated} px, the picture has {size[0]} x {size[1]}")
         elif orientation != 1 and (not row.size or orientation not in TURNED or _near(row.size, raw)):
             self.unsure += 1
         if row.shares:
@@ -322,7 +321,7 @@ class _Boxes:
 
 
 def _near(one: tuple[float, float], other: tuple[int, int]) -> bool:
-    return abs(one[0] - other[0]) <= 1 and abs(one[1] - other[1]) <= 1
+    return not any(abs(mine - its) > 1 for mine, its in zip(one, other, strict=True))  # NaN, where nothing is stated, is near to all
 
 
 def turned(boxes: np.ndarray, size: tuple[int, int], orientation: int) -> np.ndarray:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from hsal_cli.progress import Reporter
 
+T, R = TypeVar("T"), TypeVar("R")
 PART = 64  # images written at a time
 THREADS = 4  # Pillow decodes and resizes outside of Python's lock
 
@@ -35,17 +38,14 @@ class Example:
 
 
 def fitted(image: Image.Image, boxes: np.ndarray | None, side: int, fit: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Brings an image to a square, and its boxes along.
+    """Brings an RGB image to a square, and its boxes (n, 4) in px along.
 
     Args:
-        image: RGB.
-        boxes: (n, 4) in px of it.
         side: of the square, px.
         fit: "squash": the aspect ratio gives way; "pad": it is kept, and the image's mean colour fills the rest.
 
     Returns:
-        uint8 (side, side, 3), and int64 (n, 4): half-open, inside the square, never empty: a box that lies
-        outside becomes a pixel at the border.
+        uint8 (side, side, 3), and int64 (n, 4), half-open, inside the square, never empty: a box outside becomes a pixel at the border.
     """
     scale = np.array([side / image.width, side / image.height])
     shift = np.zeros(2)
@@ -76,20 +76,15 @@ def parts_of(
     reporter: Reporter,
     advance: Callable[..., None],
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-    """Reads and resizes examples on several threads, in order.
+    """Reads and resizes examples on several threads, in order; `side` and `fit` as in `fitted`; errors of reading, or Interrupted.
 
     Args:
-        side, fit: as in `fitted`.
         most: L, the largest number of labels of an image; one column is written where that is 0.
         boxed: every example has boxes, and they are wanted.
-        reporter: asked whether to stop.
         advance: told how many are done.
 
     Yields:
         images uint8 (n, side, side, 3), labels int64 (n, L) and boxes int64 (n, L, 4) or None.
-
-    Raises:
-        FileError: an image cannot be read; Interrupted: stopped on request.
     """
 
     def read(example: Example) -> tuple[np.ndarray, np.ndarray | None, list[int]]:
@@ -105,22 +100,24 @@ def parts_of(
                 boxes[place, : len(own)] = corners
         return np.stack([pixels for pixels, _, _ in rows]), labels, boxes
 
-    pool = concurrent.futures.ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
-    waiting: deque[concurrent.futures.Future] = deque()
-    ready: list[tuple[np.ndarray, np.ndarray | None, list[int]]] = []
+    with concurrent.futures.ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        rows = in_order(pool, read, examples, 4 * THREADS)
+        while some := list(itertools.islice(rows, PART)):
+            reporter.check_stop("nothing was written; run the same command again")
+            yield packed(some)
+            advance(len(some))
+
+
+def in_order(pool: concurrent.futures.Executor, call: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
+    """call(item) of each item, in their order, worked out by a pool, of which never more than `ahead` wait to be taken."""
+    waiting: deque[concurrent.futures.Future[R]] = deque()
     try:
-        for example in examples:
-            waiting.append(pool.submit(read, example))
-            if len(waiting) >= 4 * THREADS:
-                ready.append(waiting.popleft().result())
-            if len(ready) == PART:
-                reporter.check_stop("nothing was written; run the same command again")
-                yield packed(ready)
-                advance(len(ready))
-                ready = []
-        ready += [future.result() for future in waiting]
-        for start in range(0, len(ready), PART):
-            yield packed(ready[start : start + PART])
-            advance(len(ready[start : start + PART]))
+        for item in items:
+            waiting.append(pool.submit(call, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for future in waiting:
+            future.cancel()

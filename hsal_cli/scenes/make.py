@@ -5,13 +5,13 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.compose import Composer
 from hsal_cli.scenes.digits.glyphs import DigitSource, find_digits
+from hsal_cli.scenes.gather import in_order
 from hsal_cli.scenes.scene_file import write_scenes
 from hsal_cli.scenes.settings import DATASETS, RECIPES, SceneSettings
 from hsal_cli.settings import as_dict
@@ -89,11 +90,7 @@ def settle(name: str, settings: SceneSettings, reporter: Reporter = SILENT) -> t
 
 
 def composer_of(name: str, split: str, settings: SceneSettings, source: DigitSource) -> Composer:
-    """What composes the images of a split, "train" or "test", from digits of that split alone.
-
-    Raises:
-        UsageError: the settings ask for more different labels than there are; FileError: the digits cannot be had.
-    """
+    """What composes the images of a split, "train" or "test", from digits of that split alone; errors as `make_dataset`."""
     recipe, glyphs = RECIPES[name], source.glyphs(split, settings.seed)
     if recipe == "mnist-set" and settings.count[1] > len(glyphs.classes):
         raise UsageError(
@@ -113,19 +110,13 @@ def write_composed(
     workers: int | None = None,
     reporter: Reporter = SILENT,
 ) -> Path:
-    """Composes all images and writes them to a scene file.
+    """Composes all images and writes them to a scene file, which takes the place of an older one; returns its path.
 
     Args:
-        out: the file to write; one that exists is replaced.
         config: every setting, as JSON types; "dataset" is the data set's name.
-        classes: the class names.
-        composers: split -> what composes its images.
-        sizes: split -> how many images.
+        composers, sizes: split -> what composes its images, and how many.
         workers: processes; None: one a core.
         reporter: progress; asked to stop, nothing is left behind.
-
-    Returns:
-        `out`.
 
     Raises:
         FileError: the file cannot be written, or a worker died; Interrupted: stopped on request.
@@ -150,18 +141,11 @@ def write_composed(
 
 @contextlib.contextmanager
 def crew(composers: Mapping[str, Composes], workers: int) -> Iterator[Callable[[str, int], Iterator[Part]]]:
-    """Starts the processes that compose, and ends them with the block.
-
-    Args:
-        composers: split -> what composes its images.
-        workers: processes; 1 composes in this one.
+    """Starts the processes that compose, and ends them with the block; of one, this process composes. FileError: a worker died.
 
     Yields:
         compose(split, count): composes images 0 to count in order and yields images uint8 (n, H, W), labels int64 (n, L) and
         boxes int64 (n, L, 4), in parts.
-
-    Raises:
-        FileError: a worker died.
     """
     if workers == 1:
         yield lambda split, count: (compose_part(composers[split], *bounds) for bounds in _ranges(count, composers[split].shape))
@@ -171,13 +155,7 @@ def crew(composers: Mapping[str, Composes], workers: int) -> Iterator[Callable[[
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(composers,))
 
     def compose(split: str, count: int) -> Iterator[Part]:
-        waiting: deque[concurrent.futures.Future[Part]] = deque()
-        for bounds in _ranges(count, composers[split].shape):
-            waiting.append(pool.submit(_work, split, *bounds))
-            if len(waiting) > 3 * workers:  # no more than this in memory, however slow the disk
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        return in_order(pool, functools.partial(_work, split), _ranges(count, composers[split].shape), 3 * workers)
 
     try:
         pool.submit(cores).result()  # forks now, before progress bars and open files are there to be inherited
@@ -228,5 +206,5 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(split: str, start: int, stop: int) -> Part:
-    return compose_part(_composers[split], start, stop)
+def _work(split: str, bounds: tuple[int, int]) -> Part:
+    return compose_part(_composers[split], *bounds)

@@ -21,18 +21,18 @@ import h5py
 import numpy as np
 
 from hsal_cli.errors import FileError
-from hsal_cli.scenes.sound import sound_boxes, sound_classes, sound_labels
 from hsal_cli.storage.atomic import atomic_write, check_space
 from hsal_cli.storage.files import digest_of
-from hsal_cli.storage.hdf5 import attribute, described, open_hdf5, put_text, reading, seal, settings_in, stamp
+from hsal_cli.storage.hdf5 import OpenedFile, attribute, described, open_hdf5, put_text, reading, seal, stamp, train_first
 from hsal_cli.storage.steady import SteadyFile
 from hsal_cli.typed import Odd
 
 FORMAT = "hsal-scenes"
 MADE_BY = "hsal make-data mnist-multiset"
 HINT = f"mend the file, or make one with: {MADE_BY}"
-SPLIT_ORDER = ("train", "test")
 BLOCK_BYTES = 1 << 20  # size of an HDF5 chunk of images, about
+# Files hold labels and boxes as int16, in which 40,000 would become -25,536 without a word: they are checked in the type that they come in.
+LARGEST = int(np.iinfo(np.int16).max)  # label, and side of an image with boxes in px
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,16 +60,12 @@ class SceneSplit:
         return self.images.shape[1:3]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Reads images start to stop (exclusive), uint8 (n, H, W) or (n, H, W, 3).
-
-        Raises:
-            FileError: the data does not fit its checksum.
-        """
+        """Reads images start to stop (exclusive), uint8 (n, H, W) or (n, H, W, 3); FileError where data does not fit its checksum."""
         with reading(self.images.file.filename, f"{self.name}, images {start} to {stop - 1},", HINT):
             return self.images[start:stop]
 
 
-class SceneFile:
+class SceneFile(OpenedFile):
     """An open scene file whose structure, labels and boxes have been checked; a context manager.
 
     Attributes:
@@ -80,33 +76,18 @@ class SceneFile:
     """
 
     def __init__(self, path: Path, file: h5py.File):
-        self.path = path
-        self._file = file
-        self.classes = _classes(path, file)
-        # Another program's attribute of that name says nothing to us.
-        self.config: dict[str, Any] = described(file, "config", dict, "{}") if "hsal_version" in file.attrs else settings_in(file)
-        names = [name for name, group in file.items() if isinstance(group, h5py.Group) and "images" in group]
-        self.splits = sorted(names, key=lambda name: (SPLIT_ORDER.index(name) if name in SPLIT_ORDER else len(SPLIT_ORDER), name))
-        if not names:
-            raise FileError(f"{path} has no split: no group such as train or test with images", HINT)
-        self._splits = {name: _split(path, name, file[name], len(self.classes)) for name in self.splits}
-
-    def __enter__(self) -> SceneFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the file; its splits' images cannot be read any more."""
-        self._file.close()
+        super().__init__(path, file)
+        with reading(path, "its content", HINT):
+            self.classes = _classes(path, file)
+            # Another program's attribute of that name says nothing to us.
+            self.config: dict[str, Any] = described(file, "config", dict, "{}") if "hsal_version" in file.attrs else {}
+            self.splits = train_first(name for name, group in file.items() if isinstance(group, h5py.Group) and "images" in group)
+            if not self.splits:
+                raise FileError(f"{path} has no split: no group such as train or test with images", HINT)
+            self._splits = {name: _split(path, name, file[name], len(self.classes)) for name in self.splits}
 
     def split(self, name: str) -> SceneSplit:
-        """The split of that name.
-
-        Raises:
-            FileError: there is none.
-        """
+        """The split of that name; FileError where there is none."""
         if name not in self._splits:
             raise FileError(f"{self.path} has no split {name!r}", f"it has: {', '.join(self.splits)}")
         return self._splits[name]
@@ -126,11 +107,7 @@ class SceneFile:
         return self.noted_digest or self.computed_digest()
 
     def computed_digest(self, advance: Callable[[int], None] = lambda images: None) -> str:
-        """sha256 of what the file holds, computed from all images, labels and boxes.
-
-        Args:
-            advance: told after each block how many images it held.
-        """
+        """sha256 of what the file holds, from all images, labels and boxes; `advance` is told how many images each block held."""
         sums: dict[str, dict[str, str]] = {}
         for name, split in self._splits.items():
             images = hashlib.sha256()
@@ -149,14 +126,7 @@ def open_scenes(path: Path) -> SceneFile:
     Raises:
         FileError: missing, damaged, not a scene file, or something in it is not as it must be; names file, split and row.
     """
-    path = Path(path)
-    file = open_hdf5(path, FORMAT, MADE_BY)
-    try:
-        with reading(path, "its content", HINT):
-            return SceneFile(path, file)
-    except BaseException:
-        file.close()
-        raise
+    return open_hdf5(Path(path), FORMAT, MADE_BY, SceneFile)
 
 
 class SceneWriter:
@@ -169,12 +139,10 @@ class SceneWriter:
         self._sums: dict[str, dict[str, str]] = {}
 
     def write_split(self, name: str, parts: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]], shape: tuple[int, ...]) -> None:
-        """Writes a split.
+        """Writes a split, "train" or "test".
 
         Args:
-            name: "train" or "test".
-            parts: images uint8 (n, H, W[, 3]), labels (n, L) and boxes (n, L, 4) of any integer type, in order; boxes are None in all of
-                them where they are unknown.
+            parts: images uint8 (n, H, W[, 3]), labels (n, L) and boxes (n, L, 4) of any integer type, in order; boxes None where unknown.
             shape: of all the images: (N, H, W) or (N, H, W, 3).
 
         Raises:
@@ -210,12 +178,7 @@ class SceneWriter:
 
 @contextlib.contextmanager
 def write_scenes(target: Path, config: dict[str, Any], classes: list[str]) -> Iterator[SceneWriter]:
-    """Writes a scene file whole or not at all.
-
-    Args:
-        target: the file; one that exists is replaced.
-        config: every setting, as JSON types.
-        classes: the class names.
+    """Writes a scene file whole or not at all, in place of one that exists; `config` is every setting, as JSON types.
 
     Raises:
         FileError: the place cannot be written, or there are more classes than labels can tell apart.
@@ -287,3 +250,64 @@ def _values(group: h5py.Group, part: str) -> np.ndarray:
     if not isinstance(data, h5py.Dataset):
         raise ValueError(f"{part} are a group, not integers")
     return data[()]
+
+
+def sound_labels(labels: np.ndarray, classes: int, images: int) -> np.ndarray:
+    """The multisets of a split as int16, once they are checked; one may hold no object at all.
+
+    Args:
+        labels: (N, L), padded with -1 behind the labels, which lie in 0 to `classes` - 1.
+        images: N.
+
+    Raises:
+        ValueError: not integers of that shape, a label that is no class, or one behind the padding; names the row and the value.
+    """
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"labels have type {labels.dtype}, not integers")
+    if labels.ndim != 2 or len(labels) != images or labels.shape[1] < 1:
+        raise ValueError(f"labels have shape {labels.shape}, not ({images}, L)")
+    padding, highest = labels == -1, min(classes - 1, LARGEST)
+    outside = ((labels < 0) & ~padding) | (labels > highest)
+    if outside.any():
+        row, column = np.argwhere(outside)[0]
+        raise ValueError(f"row {row} has a label outside 0 to {highest} (-1 pads): {labels[row, column]}")
+    behind = (padding[:, :-1] & ~padding[:, 1:]).any(axis=1)
+    if behind.any():
+        row = int(behind.argmax())
+        raise ValueError(f"row {row} has a label behind the padding: {labels[row].tolist()}")
+    return labels.astype(np.int16)
+
+
+def sound_classes(names: list[str]) -> list[str]:
+    """The same class names; ValueError where there are more than labels can tell apart."""
+    if len(names) > LARGEST + 1:
+        raise ValueError(f"there are {len(names):,} classes, and a label is at most {LARGEST:,}")
+    return names
+
+
+def sound_boxes(boxes: np.ndarray, labels: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+    """The boxes of a split as int16, once they are checked.
+
+    Args:
+        boxes: (N, L, 4) x0, y0, x1, y1 in px, half-open; what stands beside padding does not count.
+        labels: (N, L), padded with -1, checked.
+        image_size: height and width, px.
+
+    Raises:
+        ValueError: not integers of that shape, or a box that is empty, leaves the image, or lies beyond 32,767 px; names row and box.
+    """
+    if boxes.dtype.kind not in "iu":
+        raise ValueError(f"boxes have type {boxes.dtype}, not integers")
+    if boxes.shape != (*labels.shape, 4):
+        raise ValueError(f"boxes have shape {boxes.shape}, not {(*labels.shape, 4)}")
+    height, width = image_size
+    x0, y0, x1, y1 = np.moveaxis(boxes, 2, 0)
+    wrong = (x0 < 0) | (y0 < 0) | (x1 <= x0) | (y1 <= y0) | (x1 > min(width, LARGEST)) | (y1 > min(height, LARGEST))
+    wrong &= labels >= 0
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        box = boxes[row, column].tolist()
+        beyond = f", or lies beyond the {LARGEST:,} px that boxes may have" if max(image_size) > LARGEST else ""
+        raise ValueError(f"row {row} has a box that is empty or leaves the image of {width}x{height} px{beyond}: {box}")
+    # Only what stands beside padding can be cut off here.
+    return boxes.astype(np.int64).clip(np.iinfo(np.int16).min, LARGEST).astype(np.int16)

@@ -37,6 +37,18 @@ def board_side(cells: int) -> int:
     return math.isqrt(max(cells, 1) - 1) + 1
 
 
+def split_names(text: str, what: str) -> list[str]:
+    """Takes a list of names with commas between them apart.
+
+    Raises:
+        UsageError: an empty name, or one that stands twice.
+    """
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise UsageError(f"{what} = {text}: a name is empty or stands twice", f"give --{what.replace('_', '-')} names such as a,b,c")
+    return names
+
+
 @dataclasses.dataclass(frozen=True)
 class SceneSettings:
     """How the images of a data set are composed. The defaults are the paper's recipe for MNIST Multiset."""

@@ -35,14 +35,7 @@ class Measures:
 
 
 def measure(labels: np.ndarray, boxes: np.ndarray | None, classes: int, image_size: tuple[int, int]) -> Measures:
-    """Measures a split.
-
-    Args:
-        labels: (N, L), padded with -1.
-        boxes: (N, L, 4) x0, y0, x1, y1 in px, half-open; what stands beside padding does not matter. None where unknown.
-        classes: K.
-        image_size: (H, W), px.
-    """
+    """Measures a split: labels (N, L) of K classes, padded with -1; boxes (N, L, 4) in px, half-open, or None; images of (H, W) px."""
     real = labels >= 0
     counts = np.bincount(labels[real], minlength=classes)
     ordered = np.sort(labels, axis=1)

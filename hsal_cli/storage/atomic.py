@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -21,33 +22,24 @@ from hsal_cli.storage.files import digest_of, refuse_link, regular
 from hsal_cli.words import json_text
 
 SPARE_BYTES = 1 << 23  # what HDF5 may hold back, and some more
-
-
 LOCKING = "HDF5_USE_FILE_LOCKING"  # HDF5's own variable: FALSE where the file system has no locks
 
 
 def take_place(new: Path, target: Path) -> None:
-    """Puts a file or folder where an older one may be, whose mode it takes, and whose owner where that is allowed.
-
-    Raises:
-        OSError: it cannot be put there.
-    """
+    """Puts a file or folder where an older one may be, whose mode it takes, and whose owner where that is allowed; may raise OSError."""
     take_mode(new, target)
     os.replace(new, target)
 
 
 def take_mode(new: Path, old: Path) -> None:
     """Gives a new file or folder the mode of the older one that it replaces, and its owner where that is allowed; no older one: its own."""
-    try:
-        before, now = os.lstat(old), os.lstat(new)
-    except OSError:
-        return
-    if stat.S_IFMT(before.st_mode) != stat.S_IFMT(now.st_mode):  # of a link the mode means nothing
-        return
-    if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid) and hasattr(os, "chown"):
-        with contextlib.suppress(OSError):
-            os.chown(new, before.st_uid, before.st_gid)
     with contextlib.suppress(OSError):
+        before, now = os.lstat(old), os.lstat(new)
+        if stat.S_IFMT(before.st_mode) != stat.S_IFMT(now.st_mode):  # of a link the mode means nothing
+            return
+        if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid) and hasattr(os, "chown"):
+            with contextlib.suppress(OSError):
+                os.chown(new, before.st_uid, before.st_gid)
         os.chmod(new, stat.S_IMODE(before.st_mode))
 
 
@@ -55,11 +47,8 @@ def take_mode(new: Path, old: Path) -> None:
 def atomic_write(target: Path, folder: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `target` that takes its place when the block ends well, else is removed.
 
-    Args:
-        target: the file (or, with `folder`, the folder that does not exist yet) to write.
-        folder: make a folder instead of naming a file.
-
-    New files have the mode that the umask gives; one that replaces another has the mode of that one.
+    With `folder` it is a folder, which does not exist yet. New files have the mode that the umask gives; one that replaces another has the
+    mode of that one.
 
     Raises:
         FileError: the place cannot be written, is a device or a pipe, or the disk is full.
@@ -92,21 +81,15 @@ def is_temporary(path: Path) -> bool:
 def _fresh(target: Path, folder: bool) -> Path:
     """Makes a temporary file or folder beside a target, with the mode that the umask gives to new ones."""
     path = target.with_name(f"{_beginning_of_temporary(target)}{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    if folder:
-        os.mkdir(path)
-    else:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
+    path.mkdir() if folder else path.touch(exist_ok=False)
     return path
 
 
 @functools.cache
 def _place_of_processes() -> str:
     """Names the set of processes whose numbers mean something here: this machine, and in it this container."""
-    try:
-        space = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        space = 0
-    return digest_of([platform.node(), space])[:8]
+    space = Path("/proc/self/ns/pid")
+    return digest_of([platform.node(), space.stat().st_ino if space.exists() else 0])[:8]
 
 
 def _beginning_of_temporary(target: Path) -> str:
@@ -141,15 +124,14 @@ def take_lock(number: int, place: Path) -> Callable[[], None]:
     asks for none, a file NAME.lock that names this process stands in; one that a dead process of this machine left is taken over.
 
     Args:
-        number: the descriptor of the file.
-        place: where it is.
+        number: the descriptor of the file, which is at `place`.
 
     Returns:
         What gives the lock back; the file is to be closed besides.
 
     Raises:
-        BlockingIOError: another process holds it.
-        OSError: NAME.lock cannot be written.
+        BlockingIOError: another process holds it. OSError: NAME.lock cannot be written.
+        FileError: a process of another machine holds NAME.lock, of which it cannot be told here whether it lives.
     """
     from filelock import SoftFileLock, Timeout, lock_descriptor
 
@@ -162,10 +144,19 @@ def take_lock(number: int, place: Path) -> Callable[[], None]:
             if not taken:
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             return lambda: None
-    soft = SoftFileLock(place.with_name(f"{place.name}.lock"), timeout=0, thread_local=False)
+    mark = place.with_name(f"{place.name}.lock")
+    soft = SoftFileLock(mark, timeout=0, thread_local=False)
     try:
         soft.acquire()
     except Timeout:
+        machine = ""
+        with contextlib.suppress(OSError):  # filelock writes the process and its machine, a line each
+            machine = next(iter(regular(mark).read_text(errors="replace").splitlines()[1:2]), "")
+        if machine and not machine.startswith(platform.node()):
+            raise FileError(
+                f"{place} is being written by another process, of the machine {machine[:80]}, as {mark} says",
+                f"wait for it; where that machine is gone: rm {shlex.quote(str(mark))}",
+            ) from None
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
     return soft.release
 
@@ -210,9 +201,7 @@ def replacing(target: Path, ours: Ours) -> Iterator[Path]:
 
     The older folder stays until the new one is whole; then it is moved aside, the new one takes its name, and what hsal wrote of the older
     one is removed. What somebody else keeps there moves into the new one. Killed at any moment, `finish_replacing` sets it right.
-
-    Raises:
-        FileError: the place cannot be written, or what is there is not hsal's.
+    FileError: the place cannot be written, or what is there is not hsal's.
     """
     finish_replacing(target, ours)
     if not target.is_dir() or not any(target.iterdir()):
@@ -245,11 +234,7 @@ def replacing(target: Path, ours: Ours) -> Iterator[Path]:
 
 
 def finish_replacing(target: Path, ours: Ours) -> None:
-    """Ends what a `replacing` that was killed has begun: the folder is the old or the new one, whole, and nothing of it lies beside it.
-
-    Raises:
-        FileError: it cannot be written.
-    """
+    """Ends what a killed `replacing` has begun: the folder is the old or the new one, whole, and nothing lies beside it; or FileError."""
     left = [place for place in _aside(target) if place.is_dir() and not place.is_symlink() and (ours(place) or not any(place.iterdir()))]
     try:
         whole_ones = [place for place in left if ours(place)]
@@ -338,16 +323,9 @@ def write_sealed(target: Path, document: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_space(place: Path, needed: int) -> None:
-    """Refuses to go on writing to a disk that is nearly full.
+    """Refuses, by OSError, to go on writing a file where not twice the bytes that are about to be written are free.
 
     HDF5 crashes the process when it cannot write what it holds back until a file is closed, so room is asked for before each write.
-
-    Args:
-        place: the file being written.
-        needed: bytes that are about to be written; as much again must stay free.
-
-    Raises:
-        OSError: there is less room than that.
     """
     if shutil.disk_usage(place.parent).free < 2 * needed + SPARE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

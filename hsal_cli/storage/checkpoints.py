@@ -10,9 +10,11 @@ checkpoints/
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import pickle
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +22,7 @@ from hsal_cli import __version__
 from hsal_cli.errors import FileError
 from hsal_cli.storage.atomic import finish_replacing, is_temporary, replacing, write_sealed
 from hsal_cli.storage.documents import read_document
-from hsal_cli.storage.files import digest_of_file, named, refuse_link
+from hsal_cli.storage.files import digest_of_file, load_tensors, named, refuse_link
 from hsal_cli.typed import Odd, checked
 
 if TYPE_CHECKING:
@@ -80,11 +82,7 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, weights: dict[str, torch.Tensor], state: dict[str, Any] | None, meta: dict[str, Any]) -> None:
-    """Writes one checkpoint folder, whole or not at all; one of that name stays until the new one is whole.
-
-    Raises:
-        FileError: the place cannot be written.
-    """
+    """Writes one checkpoint folder, whole or not at all; one of that name stays until the new one is whole. May raise FileError."""
     import torch
     from safetensors.torch import save
 
@@ -121,46 +119,32 @@ def read_checkpoint(folder: Path) -> Checkpoint:
                 raise FileError(f"checkpoint {folder} is damaged: {name} does not have the checksum its manifest gives", hint)
         if WEIGHTS not in sums:
             raise KeyError(WEIGHTS)
-        # Read by Python: safetensors and torch open no path whose bytes are not UTF-8.
-        weights = {name: _in_full(tensor) for name, tensor in tensors_of((folder / WEIGHTS).read_bytes()).items()}
-        state = None
-        if STATE in sums:
-            with (folder / STATE).open("rb") as stream:
-                state = checked(torch.load(stream, map_location="cpu", weights_only=True), dict[str, Any])
+        # Read by Python: safetensors opens no path whose bytes are not UTF-8.
+        held = tensors_of((folder / WEIGHTS).read_bytes())
+        weights = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in held.items()}
+        state = checked(load_tensors(folder / STATE), dict[str, Any]) if STATE in sums else None
         return Checkpoint(folder, weights, state, manifest.meta, sums[WEIGHTS])
     except Odd as odd:
         raise FileError(f"checkpoint {folder} cannot be read: state.pt {odd}", hint) from odd
     except pickle.PickleError as error:
         # torch's own message advises to load it all the same.
         raise FileError(f"checkpoint {folder} cannot be read: state.pt holds more than tensors and plain values", hint) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, RuntimeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
         raise FileError(f"checkpoint {folder} cannot be read: {type(error).__name__}: {error}", hint) from error
 
 
 def meta_of(checkpoint: Checkpoint, kind: type[M], hint: str) -> M:
-    """A checkpoint's meta in the form of its kind.
-
-    Raises:
-        FileError: a value is missing, of another type or out of range.
-    """
+    """A checkpoint's meta in the form of its kind; FileError where a value is missing, of another type or out of range."""
     try:
         return checked(checkpoint.meta, kind, "meta")
     except Odd as odd:
         raise FileError(odd.said_of(checkpoint.path / MANIFEST), hint) from odd
 
 
-def _in_full(tensor: torch.Tensor) -> torch.Tensor:
-    """Weights stored in half the bytes, in the precision that they are computed with."""
-    return tensor.float() if str(tensor.dtype) == "torch.float16" else tensor
-
-
 def save(root: Path, name: str, weights: dict[str, torch.Tensor], state: dict[str, Any], meta: dict[str, Any], best: bool) -> None:
-    """Adds a checkpoint to a run, points "last" (and "best") at it, and removes those that nothing needs any more.
+    """Adds a checkpoint to a run's `checkpoints` folder, points "last" (and "best") at it, and removes those that nothing needs any more.
 
-    Args:
-        root: the run's `checkpoints` folder.
-        name: the new checkpoint's name; names sort in the order of training.
-        best: whether it is the best so far.
+    Names sort in the order of training; `best`: whether it is the best so far.
     """
     refuse_link(root)
     refuse_link(root / name)
@@ -210,18 +194,12 @@ def _remove(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for place in filter(is_temporary, folder.glob(".*.tmp")):
         place.unlink()
-    try:
+    with contextlib.suppress(OSError):  # somebody keeps something of their own there
         folder.rmdir()
-    except OSError:  # somebody keeps something of their own there
-        pass
 
 
 def load(root: Path, which: str) -> Checkpoint:
-    """Loads a run's "last" or "best" checkpoint; a damaged one is passed over for the newest good one, and said so.
-
-    Raises:
-        FileError: there is no checkpoint, or none is good.
-    """
+    """Loads a run's "last" or "best" checkpoint; a damaged one is passed over for the newest good one, and said so. Or FileError."""
     held, index = names(root), index_of(root)
     wanted = getattr(index, which)
     order = ([wanted] if wanted in held else []) + [name for name in reversed(held) if name != wanted]
@@ -241,18 +219,11 @@ def load(root: Path, which: str) -> Checkpoint:
 
 
 def differences(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> str:
-    """What keeps weights from being loaded, the first few: missing and unknown names, and shapes that differ; "" if nothing does.
-
-    Args:
-        wanted: the model's own.
-        found: the checkpoint's.
-    """
+    """What keeps the weights that were `found` from being loaded, the first few: missing and unknown names, and other shapes; or ""."""
     differing = []
     for name in [*wanted, *(name for name in found if name not in wanted)]:
-        if name not in found:
-            differing.append(f"{name} is missing")
-        elif name not in wanted:
-            differing.append(f"{name} is unknown")
+        if name not in found or name not in wanted:
+            differing.append(f"{name} is {'unknown' if name in found else 'missing'}")
         elif wanted[name].shape != found[name].shape:
             differing.append(f"{name} is {_shape(found[name])}, not {_shape(wanted[name])}")
     more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
@@ -266,8 +237,7 @@ def _shape(tensor: torch.Tensor) -> str:
 def load_from(path: Path, which: str, hint: str) -> Checkpoint:
     """Loads what a path names: a run folder's "last" or "best" checkpoint, or the checkpoint whose folder it is.
 
-    Raises:
-        FileError: it is neither, or no checkpoint is good; `hint` says how to make one.
+    FileError: it is neither, or no checkpoint is good; `hint` says how to make one.
     """
     if (path / MANIFEST).is_file():
         return read_checkpoint(path)

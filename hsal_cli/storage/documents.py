@@ -18,7 +18,6 @@ def read_document(source: Path, kind: type[D], made_by: str, change: Callable[[d
     """Reads a JSON file, verifies the digest in it, where it has one (see `atomic.write_sealed`), and holds it against a dataclass.
 
     Args:
-        source: the file.
         kind: a dataclass, or `dict` for any object.
         made_by: the command that writes such a file, for the hint.
         change: what the object is put through before it is held against the dataclass.
@@ -46,8 +45,7 @@ def refuse_foreign_results(document: Path, key: str, *beside: Path) -> None:
     """Keeps hsal from replacing a JSON file, and texts beside it, that it did not write.
 
     Args:
-        document: where the results go.
-        key: what every such document of hsal holds.
+        document: where the results go; every such document of hsal's holds `key`.
         beside: what is replaced along with it.
 
     Raises:

@@ -21,12 +21,7 @@ MOST_BYTES = 1 << 35  # of an archive of which no size is known, and of what one
 
 
 def opened(path: Path) -> BinaryIO:
-    """Opens a file to read its bytes as they are, or unpacked where they are gzipped.
-
-    Raises:
-        OSError: it cannot be opened.
-        FileError: a pipe or a device.
-    """
+    """Opens a file to read its bytes as they are, or unpacked where they are gzipped; OSError; FileError: a pipe or a device."""
     with regular(path).open("rb") as plain:
         packed = plain.read(2) == GZIP
     return gzip.open(path, "rb") if packed else path.open("rb")
@@ -35,13 +30,8 @@ def opened(path: Path) -> BinaryIO:
 def gunzipped(path: Path, most: int) -> bytes:
     """A file's bytes as they are, or unpacked where they are gzipped: a name tells neither, for browsers unpack and keep the name.
 
-    Args:
-        path: the file.
-        most: bytes that it may hold, unpacked.
-
     Raises:
-        OSError, EOFError, zlib.error: missing, too long, or gzipped and damaged.
-        FileError: a pipe or a device.
+        OSError, EOFError, zlib.error: missing, longer than `most` bytes, or gzipped and damaged. FileError: a pipe or a device.
     """
     with opened(path) as stream:
         data = stream.read(most + 1)
@@ -51,16 +41,10 @@ def gunzipped(path: Path, most: int) -> bytes:
 
 
 def fetch(url: str, target: Path, size: int | None, reporter: Reporter) -> None:
-    """Fetches a gzipped file, unless it is there.
+    """Fetches a gzipped file from an http, https or file address, unless it is there.
 
-    The bytes gather in `target`.part, where a later call goes on; whole, its length and the checksum inside of it (CRC-32 of gzip) are
-    checked before it takes its name. SVHN's publishers give no other sum.
-
-    Args:
-        url: http, https or file.
-        target: where it goes.
-        size: its length in bytes, where known; else as the server says.
-        reporter: progress.
+    The bytes gather in `target`.part, where a later call goes on; whole, its length (`size` bytes, or what the server says) and the
+    checksum inside of it (CRC-32 of gzip) are checked before it takes its name. SVHN's publishers give no other sum.
 
     Raises:
         FileError: it cannot be had, or it is damaged; Interrupted: stopped on request, the part stays.

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,25 @@ MARKS = {
     ".gif": re.compile(rb"\x21\xfe.hsal ", re.DOTALL),
 }
 MARKED_BYTES = 4096
+MOST_UNPACKED = 4  # times a file's length; torch.save packs nothing
+
+
+def load_tensors(source: Path) -> Any:
+    """What torch.save wrote into a file, on the CPU, without running code that it may hold.
+
+    Raises:
+        ValueError: it unpacks to far more than it is long, which torch.save packs none to; what torch and its unpickler raise besides.
+    """
+    import torch
+
+    with regular(source).open("rb") as stream:  # opened by Python: torch opens no path whose bytes are not UTF-8
+        length = stream.seek(0, os.SEEK_END)
+        if zipfile.is_zipfile(stream):
+            unpacked = sum(entry.file_size for entry in zipfile.ZipFile(stream).infolist())
+            if unpacked > MOST_UNPACKED * length:
+                raise ValueError(f"it unpacks to {unpacked:,} bytes from {length:,}")
+        stream.seek(0)
+        return torch.load(stream, map_location="cpu", weights_only=True)
 
 
 def named(folder: Path, name: Any, a_folder: bool = False) -> Path:
@@ -67,34 +87,20 @@ def bears_mark(file: Path) -> bool:
 
 
 def refuse_foreign(target: Path) -> None:
-    """Keeps hsal from replacing a picture, an animation or a page that it did not make.
-
-    Raises:
-        FileError: there is a file, or a link, that is not one of ours.
-    """
+    """Keeps hsal from replacing a picture, an animation or a page that it did not make, or a link; by FileError."""
     if os.path.lexists(target) and not bears_mark(target):
         raise FileError(f"{target} exists and was not made by hsal, so it is not replaced", "name another place with --out")
 
 
 def remove_marked(folder: Path, names: Sequence[str]) -> None:
-    """Removes those of the named files of a folder that bear hsal's mark; others, and those behind a link, stay.
-
-    Raises:
-        OSError: one cannot be removed.
-    """
-    if folder.is_symlink():
-        return
+    """Removes those of the named files of a folder that bear hsal's mark; others, and those behind a link, stay; may raise OSError."""
     for name in names:
-        if is_plain_name(name) and bears_mark(folder / name):
+        if is_plain_name(name) and not folder.is_symlink() and bears_mark(folder / name):
             (folder / name).unlink(missing_ok=True)
 
 
 def refuse_link(path: Path) -> None:
-    """Keeps hsal from removing or replacing what lies in another place than the one that was named.
-
-    Raises:
-        FileError: the file or folder is a link.
-    """
+    """Refuses a link, by FileError: nothing is removed or replaced in another place than the one that was named."""
     if path.is_symlink():
         where = path.resolve()
         raise FileError(
@@ -105,14 +111,12 @@ def refuse_link(path: Path) -> None:
 
 def own_pictures(folder: Path) -> list[Path]:
     """The PNG files of a folder that hsal wrote, known by their mark; of a folder that is not there, or is a link, none."""
-    if folder.is_symlink():
-        return []
-    return [picture for picture in folder.glob("*.png") if bears_mark(picture)]
+    return [] if folder.is_symlink() else [picture for picture in folder.glob("*.png") if bears_mark(picture)]
 
 
 def remove_pictures(folder: Path, keep: Sequence[str] = ()) -> None:
     """Removes the PNG files of a folder that hsal wrote, known by their mark, but those named; of a folder that is not there, none."""
-    remove_marked(folder, [picture.name for picture in folder.glob("*.png") if picture.name not in keep])
+    remove_marked(folder, [picture.name for picture in own_pictures(folder) if picture.name not in keep])
 
 
 def digest_of(document: Any) -> str:

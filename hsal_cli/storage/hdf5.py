@@ -6,9 +6,9 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Self, TypeVar
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, HsalError, first_line, out_of_memory
@@ -44,20 +44,11 @@ def attribute(holder: Any, name: str, default: Any = None) -> Any:
     return _plain(holder.attrs[name]) if name in holder.attrs else default
 
 
-def settings_in(file: h5py.File) -> dict[str, Any]:
-    """The settings that a file of ours was made with; empty where another program wrote it, whatever it calls `config`."""
-    try:
-        found = json.loads(attribute(file, "config", "{}"))
-    except (TypeError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def described(holder: Any, name: str, kind: Any, default: str | None = None) -> Any:
-    """An attribute that holds JSON, as an instance of a type (see `documents.checked`); `default` stands for one that is not there.
+    """An attribute that holds JSON, as an instance of a type (see `typed.checked`); `default` stands for one that is not there.
 
     Raises:
-        documents.Odd: it is missing, or is not as it must be.
+        Odd: it is missing, or is not as it must be.
     """
     text = attribute(holder, name, default)
     if not isinstance(text, str):
@@ -132,8 +123,7 @@ def open_plain(source: Path | BinaryIO) -> h5py.File:
     """Opens an HDF5 file for reading; without a lock where the file system has none, as on some clusters.
 
     Raises:
-        OSError: it is missing, not HDF5, or being written.
-        FileError: HDF5 is told to lock files where there are no locks.
+        OSError: it is missing, not HDF5, or being written. FileError: HDF5 is told to lock files where there are no locks.
     """
     import h5py
 
@@ -150,23 +140,16 @@ def open_plain(source: Path | BinaryIO) -> h5py.File:
 
 
 def check_filters(name: str, dataset: Any) -> None:
-    """Refuses a dataset that cannot be unpacked here; other things of a file are let through, so that `visititems` takes it.
-
-    Raises:
-        FileError: names the file, the dataset and the filter.
-    """
+    """Refuses a dataset whose filter this HDF5 lacks, by FileError; other things are let through, so that `visititems` takes it."""
     import h5py
 
     if not isinstance(dataset, h5py.Dataset):
         return
     made = dataset.id.get_create_plist()
-    for place in range(made.get_nfilters()):
-        number = made.get_filter(place)[0]
+    for number in (made.get_filter(place)[0] for place in range(made.get_nfilters())):
         if not h5py.h5z.filter_avail(number):
-            raise FileError(
-                f"{dataset.file.filename}: {name} needs filter {number}, which this HDF5 lacks",
-                "name the folder of that filter's plugin in HDF5_PLUGIN_PATH (pip install hdf5plugin has many), or write it with gzip",
-            )
+            way = "name the folder of that filter's plugin in HDF5_PLUGIN_PATH (pip install hdf5plugin has many), or write it with gzip"
+            raise FileError(f"{dataset.file.filename}: {name} needs filter {number}, which this HDF5 lacks", way)
 
 
 def opened(source: Path) -> h5py.File:
@@ -176,51 +159,41 @@ def opened(source: Path) -> h5py.File:
         OSError: it is missing, not HDF5, being written, or damaged in that way.
         FileError: it is no regular file, or takes data from other files (see `refuse_outside`).
     """
-    file = open_plain(regular(source))
-    try:
-        refuse_outside(file, source)
-        if not _has_variable_text(file) or _heaps_end(source):
-            return file
-        said = "a heap of strings has an object of no length"
-    except HsalError:
-        file.close()
-        raise
-    except Exception as error:  # on damaged files h5py raises almost anything
-        said = first_line(error)
-    file.close()
-    raise OSError(f"it is damaged: {said}")
+    with contextlib.ExitStack() as held:
+        file = held.enter_context(open_plain(regular(source)))
+        try:
+            refuse_outside(file, source)
+            if _has_variable_text(file) and not _heaps_end(source):
+                raise ValueError("a heap of strings has an object of no length")
+        except HsalError:
+            raise
+        except Exception as error:  # on damaged files h5py raises almost anything
+            raise OSError(f"it is damaged: {first_line(error)}") from error
+        held.pop_all()
+        return file
 
 
 def refuse_outside(file: h5py.File, where: Path | str) -> None:
     """Refuses an HDF5 file that takes data from other files, which whoever made it may have chosen: any file that its reader may read.
 
-    Args:
-        file: the open file; every link in it is looked at, and none is followed out of it.
-        where: what it is called in messages.
-
-    Raises:
-        FileError: it has an external link, or a dataset that is virtual or stored externally; names it.
+    Every link in it is looked at, and none is followed out of it. FileError, with the name `where`: it has an external link, or a dataset
+    that is virtual or stored externally.
     """
     import h5py
 
-    seen, waiting = set(), [("", file)]
+    seen, waiting = set(), [file]
     while waiting:  # not recursive: groups may lie in each other as deep as their writer likes
-        path, group = waiting.pop()
+        group = waiting.pop()
         for name in group:
             if not isinstance(group.get(name, getlink=True), h5py.SoftLink):  # what a soft link names is met on its own way
                 held = own(group, name, where)
                 if isinstance(held, h5py.Group) and (place := h5py.h5o.get_info(held.id).addr) not in seen:
                     seen.add(place)
-                    waiting.append((f"{path}/{name}", held))
+                    waiting.append(held)
 
 
 def own(group: h5py.Group, name: str, where: Path | str) -> Any:
-    """What lies right in a group of an HDF5 file, itself in that file.
-
-    Raises:
-        FileError: it is a link, or its data is taken from other files.
-        KeyError: there is nothing of that name.
-    """
+    """What lies right in a group of an HDF5 file, itself in that file; FileError where it is a link or takes data from others."""
     import h5py
 
     try:
@@ -234,11 +207,7 @@ def own(group: h5py.Group, name: str, where: Path | str) -> Any:
 
 
 def in_file(held: Any, where: Path | str) -> Any:
-    """An object of an HDF5 file, refused where it is a dataset whose data lies in other files.
-
-    Raises:
-        FileError: it is virtual, or stored externally.
-    """
+    """An object of an HDF5 file; FileError where it is a dataset whose data lies in other files."""
     import h5py
 
     if isinstance(held, h5py.Dataset):
@@ -269,10 +238,7 @@ def _has_variable_text(file: h5py.File) -> bool:
 
 
 def _heaps_end(source: Path) -> bool:
-    """Whether each global heap in the first and last `REACH` bytes of a file is one whose objects HDF5 can walk to the end.
-
-    Attributes are written before or behind the data, so that is where their heaps lie; reading a large file whole would take minutes.
-    """
+    """Whether HDF5 can walk to the end of each global heap at a file's ends, where those of attributes lie, before or behind the data."""
     with source.open("rb") as stream:
         length = stream.seek(0, os.SEEK_END)
         for start in {0, max(0, length - REACH)}:
@@ -317,11 +283,7 @@ def reading(source: Path, what: str, hint: str) -> Iterator[None]:
 
 
 def open_any(source: Path, hint: str) -> h5py.File:
-    """Opens an HDF5 file of any kind for reading.
-
-    Raises:
-        FileError: it cannot be; says why.
-    """
+    """Opens an HDF5 file of any kind for reading; FileError says why it cannot be."""
     try:
         return opened(source)
     except BlockingIOError as error:
@@ -330,13 +292,13 @@ def open_any(source: Path, hint: str) -> h5py.File:
         raise FileError(f"{source} is not a readable HDF5 file: {str(error).splitlines()[0]}", hint) from error
 
 
-def open_hdf5(source: Path, kind: str, made_by: str) -> h5py.File:
+def open_hdf5(source: Path, kind: str, made_by: str, opened_as: Callable[[Path, h5py.File], Any] = lambda _, file: file) -> Any:
     """Opens one of our HDF5 files for reading and checks its root attributes.
 
     Args:
-        source: the file.
         kind: the value its `format` attribute must have, such as "hsal-scenes".
         made_by: the command that makes such a file, for the hint.
+        opened_as: what the open file becomes; checks what is its own.
 
     Raises:
         FileError: missing, not HDF5, being written, of another format or a newer format version, not complete, or packed by a filter that
@@ -363,19 +325,36 @@ def open_hdf5(source: Path, kind: str, made_by: str) -> h5py.File:
             noted = attribute(file, "attributes_digest")
             if noted is not None and noted != _attributes_digest(file):
                 raise FileError(f"{source} is damaged: its attributes do not have the digest noted when they were written", hint)
+        return opened_as(source, file)
     except BaseException:
         file.close()
         raise
-    return file
+
+
+class OpenedFile:
+    """An open scene or feature file; a context manager."""
+
+    def __init__(self, path: Path, file: h5py.File):
+        self.path, self._file = path, file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; nothing that is still in it can be read any more."""
+        self._file.close()
+
+
+def train_first(names: Iterable[str]) -> list[str]:
+    """Names of splits: train, test, then the others by their names."""
+    return sorted(names, key=lambda name: (name != "train", name != "test", name))
 
 
 class EachProcess(Generic[F]):
-    """A file that each process opens for itself when it first reads it: neither a fork nor a copy may share an open HDF5 file.
-
-    Args:
-        open_file: opens it.
-        path: the file.
-    """
+    """A file that each process opens for itself when it first reads it: neither a fork nor a copy may share an open HDF5 file."""
 
     def __init__(self, open_file: Callable[[Path], F], path: Path):
         self._open, self._path = open_file, path

@@ -18,18 +18,12 @@ from hsal_cli.storage.atomic import take_lock
 
 
 class SteadyFile(h5py.File):
-    """An HDF5 file open for writing; `check` and the end of its block raise what the disk said.
+    """An HDF5 file open for writing, "w" anew or "r+"; `check` and the end of its block raise what the disk said.
 
     Others may not open it meanwhile: the lock is the one that HDF5 itself would take (see `atomic.take_lock`).
 
-    Args:
-        path: the file.
-        mode: "w" for a new file in place of what is there, "r+" to go on with one.
-        options: as h5py.File takes them.
-
     Raises:
-        BlockingIOError: another process is writing it.
-        OSError: the disk fails, or the file is not HDF5.
+        BlockingIOError: another process is writing it. OSError: the disk fails, or the file is not HDF5.
     """
 
     def __init__(self, path: Path, mode: str, **options: Any):

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hsal_cli.features.stream import FeatureStream
-from hsal_cli.features.table import FeatureTable
+from hsal_cli.features.table import FeatureRows, FeatureTable
 from hsal_cli.runs.loop import ModelTask, one_cycle
 from hsal_cli.runs.replica import Replica
 from hsal_cli.runs.seeds import Draws
@@ -36,7 +35,7 @@ class FeatureTask(ModelTask, abc.ABC):
     def __init__(
         self,
         model: nn.Module,
-        data: FeatureTable | FeatureStream,
+        data: FeatureRows,
         rows: Tensor,
         held_out: FeatureTable,
         settings: TrainSettings,

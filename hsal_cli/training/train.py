@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from hsal_cli import distributed
 from hsal_cli.errors import FileError, TrainingError, UsageError
 from hsal_cli.evaluation.evaluate import quick_scores
 from hsal_cli.features.stream import FeatureStream, window_rows
-from hsal_cli.features.table import FeatureTable, open_features
+from hsal_cli.features.table import FeatureRows, FeatureTable, open_features
 from hsal_cli.models.load import policy_meta
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.hsal import HSAL
@@ -39,7 +39,6 @@ from hsal_cli.training.rewards import count_labels
 from hsal_cli.training.verdicts import mask_off_objects, supervised_stop
 from hsal_cli.vision.devices import choose_device, fitting
 
-Table = TypeVar("Table", FeatureTable, FeatureStream)
 Model = HSAL | CountClassifier | SetPredictor
 DEFAULTS = TrainSettings()
 VALIDATION_MOST = 2_000  # held-out images; more would only slow the epochs down
@@ -111,7 +110,7 @@ def volume_scale(parts: Iterable[Tensor]) -> float:
     return math.sqrt(max(square / count - (total / count) ** 2, 1e-12))
 
 
-def left_to_right(table: Table) -> Table:
+def left_to_right(table: FeatureRows) -> FeatureRows:
     """Orders the labels of each image by their boxes' left edges, for the list task; unchanged without boxes."""
     if table.boxes is None:
         return table
@@ -135,7 +134,7 @@ class Material:
     """
 
     features: Path
-    table: FeatureTable | FeatureStream
+    table: FeatureRows
     rows: Tensor
     held_out: FeatureTable
     classes: list[str]

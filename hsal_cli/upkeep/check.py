@@ -21,8 +21,7 @@ from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import MANIFEST
 from hsal_cli.storage.files import named, regular
 from hsal_cli.storage.hdf5 import format_of, open_any, opened, reading
-from hsal_cli.upkeep.check_run import check_run, load_as_described
-from hsal_cli.upkeep.findings import Report
+from hsal_cli.upkeep.check_run import Report, check_run, load_as_described
 
 BLOCK = 512  # rows read at a time
 STOPPED_HINT = "run the same command again"
@@ -33,13 +32,9 @@ def check_paths(paths: Sequence[Path], reporter: Reporter = SILENT) -> Iterator[
 
     Args:
         paths: scene files, feature files, runs, checkpoints, exported models, or folders that hold such things, which are all checked.
-        reporter: progress.
 
     Yields:
-        One report for each thing found.
-
-    Raises:
-        Interrupted: a signal asked to stop.
+        One report for each thing found; Interrupted where a signal asked to stop.
     """
     for path in paths:
         inside = _ours_in(path) if path.is_dir() and not _is_ours(path) else []

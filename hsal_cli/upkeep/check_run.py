@@ -1,14 +1,16 @@
-"""Checking a run: its documents, its metrics against its table and its checkpoints, and every checkpoint against its sums."""
+"""What a check found; and checking a run: its documents, metrics and checkpoints, by themselves and against each other."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hsal_cli.errors import FileError
+from hsal_cli.errors import FileError, HsalError, Interrupted
 from hsal_cli.models.load import policy_of
 from hsal_cli.runs.documents import BackboneConfig, PolicyConfig, Status, read_evaluation
 from hsal_cli.runs.loop import progress_of
@@ -18,10 +20,52 @@ from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
 from hsal_cli.storage.documents import read_document
 from hsal_cli.storage.files import regular
-from hsal_cli.upkeep.findings import Report
 from hsal_cli.vision.backbone import backbone_of
 
 SCORES = {"policy": "exact_match", "count": "exact_match", "backbone": "accuracy"}
+
+
+@dataclasses.dataclass
+class Report:
+    """What a check found.
+
+    Attributes:
+        path: what was checked.
+        kind: "scene file", "feature file", "partial feature file", "run" or "checkpoint"; "" where that cannot be told.
+        summary: what it holds, in a few words.
+        faults: what is wrong with it; empty if it is sound.
+        notes: what is worth knowing and not wrong.
+    """
+
+    path: Path
+    kind: str = ""
+    summary: str = ""
+    faults: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.faults
+
+    def fault(self, message: str) -> None:
+        """Adds a fault, without the path that the report names anyway."""
+        for beginning in (f"checkpoint {self.path} ", f"{self.path}: ", f"{self.path} "):
+            message = message.removeprefix(beginning)
+        if message not in self.faults:
+            self.faults.append(message)
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        """Takes errors of the block down as faults, so that the next thing is checked all the same."""
+        try:
+            yield
+        except Interrupted:
+            raise
+        except HsalError as error:
+            self.fault(error.message)
+        except OSError as error:
+            self.fault(f"cannot be read: {error.strerror or error}")
 
 
 def check_run(path: Path, report: Report) -> None:

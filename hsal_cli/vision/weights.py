@@ -14,7 +14,7 @@ from torch import Tensor
 from hsal_cli.errors import FileError, HsalError, first_line
 from hsal_cli.progress import Reporter
 from hsal_cli.storage.atomic import atomic_write
-from hsal_cli.storage.files import digest_of_file
+from hsal_cli.storage.files import digest_of_file, load_tensors
 
 TIMEOUT_S = 15  # without a network some systems answer at once and others never
 CHUNK_BYTES = 1 << 20
@@ -116,9 +116,8 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     if not source.is_file():
         raise FileError(f"weights file {source} is {'a folder' if source.is_dir() else 'missing'}", hint)
     try:
-        safe = source.suffix == ".safetensors"
-        with source.open("rb") as stream:  # opened by Python: the others open no path whose bytes are not UTF-8
-            weights = load(stream.read()) if safe else torch.load(stream, map_location="cpu", weights_only=True)
+        # Read by Python: safetensors opens no path whose bytes are not UTF-8.
+        weights = load(source.read_bytes()) if source.suffix == ".safetensors" else load_tensors(source)
     except Exception as error:  # on damaged files torch and its unpickler raise almost anything
         raise FileError(f"weights file {source} cannot be read: {first_line(error)}", hint) from error
     if not isinstance(weights, dict) or not weights or not all(isinstance(value, Tensor) for value in weights.values()):

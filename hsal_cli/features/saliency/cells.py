@@ -7,15 +7,7 @@ from torch import Tensor
 
 
 def to_cells(maps: Tensor, cells: tuple[int, int]) -> Tensor:
-    """Averages maps over the area of each cell, whatever the two sizes; pixels on a border count for both sides by their share.
-
-    Args:
-        maps: (B, H, W) float.
-        cells: (h, w), of an equal division of the map into rows and columns.
-
-    Returns:
-        (B, h, w), the same mean as the map's.
-    """
+    """Averages maps (B, H, W) over the area of each of (h, w) equal cells: (B, h, w), of the same mean; border pixels count by share."""
     down, across = (_shares(size, count, maps) for size, count in zip(maps.shape[1:], cells, strict=True))
     return down @ maps @ across.T
 

@@ -28,14 +28,7 @@ HINT = "maps are a folder with SPLIT.npy, SPLIT/ROW.png or PICTURE.png, a .png o
 
 
 class FileSaliency:
-    """The model behind `--saliency file:PATH`.
-
-    Args:
-        path: a folder, or a .png, .npy, .h5 or .hdf5 file.
-
-    Raises:
-        FileError: there is nothing at that path, or something else.
-    """
+    """The model behind `--saliency file:PATH`: a folder, or a .png, .npy, .h5 or .hdf5 file; FileError where there is none of these."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -44,8 +37,7 @@ class FileSaliency:
             raise FileError(f"there are no saliency maps at {path}", HINT)
         if not path.is_dir() and path.suffix.lower() not in (*ENDINGS, ".h5", ".hdf5"):
             raise FileError(f"{path} is neither a folder nor a .png, .npy or .h5 file", HINT)
-        self._stacks: dict[str, np.ndarray | h5py.Dataset] = {}
-        self._files: dict[str, dict[int, Path]] = {}
+        self._stack, self._numbered = functools.cache(self._open_stack), functools.cache(self._number)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -68,71 +60,54 @@ class FileSaliency:
 
     def _find(self, name: str) -> tuple[np.ndarray, str]:
         """The map of one image, float32, and where it stands."""
-        split, _, row = name.rpartition("/")
-        in_scenes = bool(split) and "/" not in split and row.isdigit()
-        if not self.path.is_dir():
-            if self.path.suffix.lower() in ENDINGS:
-                if in_scenes:
-                    raise FileError(f"{self.path} is one map, and {split} holds many images", HINT)
-                return read_map(self.path), str(self.path)
-            if in_scenes:
-                return self._row(self._stack(split), int(row), f"{self.path}, {split}")
+        split, _, number = name.rpartition("/")
+        row = int(number) if split and "/" not in split and number.isdigit() else None  # of a scene file; else the name is a picture's
+        if self.path.suffix.lower() in ENDINGS and not self.path.is_dir():
+            if row is not None:
+                raise FileError(f"{self.path} is one map, and {split} holds many images", HINT)
+            return read_map(self.path), str(self.path)
+        stack = self.path / f"{split}.npy" if self.path.is_dir() else self.path
+        if row is None and not self.path.is_dir():
             raise FileError(f"{self.path} holds maps by split and row, none for the picture {name}", HINT)
-        if in_scenes:
-            if (self.path / f"{split}.npy").is_file():
-                return self._row(self._stack(split), int(row), str(self.path / f"{split}.npy"))
-            file = self._numbered(split).get(int(row))
-            if file is None:
-                raise FileError(f"{self.path} has no map of {split} image {row}: no {split}.npy, no {split}/{row}.png or .npy", HINT)
-            return read_map(file), str(file)
-        stem = Path(name).stem
-        for file in (self.path / f"{stem}{ending}" for ending in ENDINGS):
-            if file.is_file():
-                return read_map(file), str(file)
-        raise FileError(f"{self.path} has no map of {name}: no {stem}.png or {stem}.npy", "put the picture's map there")
+        if row is None:
+            stem = Path(name).stem
+            files = [file for file in (self.path / f"{stem}{ending}" for ending in ENDINGS) if file.is_file()]
+            if not files:
+                raise FileError(f"{self.path} has no map of {name}: no {stem}.png or {stem}.npy", "put the picture's map there")
+            return read_map(files[0]), str(files[0])
+        if stack.is_file():
+            maps, where = self._stack(split), f"{stack}{f', {split}' * (stack == self.path)}"
+            if maps.ndim != 3:
+                raise FileError(f"{where} has shape {maps.shape}, not (N, H, W)", HINT)
+            if row >= len(maps):
+                raise FileError(f"{where} holds {len(maps)} maps, none for image {row}", "make one map for each image, in their order")
+            return np.asarray(maps[row], np.float32), f"{where}, map {row}"
+        if row not in self._numbered(split):
+            raise FileError(f"{self.path} has no map of {split} image {row}: no {split}.npy, no {split}/{row}.png or .npy", HINT)
+        return read_map(self._numbered(split)[row]), str(self._numbered(split)[row])
 
-    @staticmethod
-    def _row(stack: np.ndarray | h5py.Dataset, row: int, where: str) -> tuple[np.ndarray, str]:
-        if stack.ndim != 3:
-            raise FileError(f"{where} has shape {stack.shape}, not (N, H, W)", HINT)
-        if row >= len(stack):
-            raise FileError(f"{where} holds {len(stack)} maps, none for image {row}", "make one map for each image, in their order")
-        return np.asarray(stack[row], np.float32), f"{where}, map {row}"
-
-    def _stack(self, split: str) -> np.ndarray | h5py.Dataset:
+    def _open_stack(self, split: str) -> np.ndarray | h5py.Dataset:
         """A split's maps, opened once and read row by row."""
-        if split not in self._stacks:
-            self._stacks[split] = _load_npy(self.path / f"{split}.npy") if self.path.is_dir() else _open_stack(self.path, split)
-        return self._stacks[split]
+        if self.path.is_dir():
+            return _load_npy(self.path / f"{split}.npy")
+        try:
+            found = opened(self.path).get(split)
+            found = found.get("saliency") if isinstance(found, h5py.Group) else found
+        except OSError as error:
+            raise FileError(f"{self.path} is not a readable HDF5 file: {str(error).splitlines()[0]}", HINT) from error
+        if not isinstance(found, h5py.Dataset):
+            raise FileError(f"{self.path} has no dataset {split} or {split}/saliency", HINT)
+        check_filters(found.name.lstrip("/"), found)
+        return found
 
-    def _numbered(self, split: str) -> dict[int, Path]:
+    def _number(self, split: str) -> dict[int, Path]:
         """Row -> file, of a split with one file an image."""
-        if split not in self._files:
-            folder = self.path / split
-            files = sorted(folder.iterdir()) if folder.is_dir() else []
-            self._files[split] = {int(file.stem): file for file in files if file.stem.isdigit() and file.suffix.lower() in ENDINGS}
-        return self._files[split]
-
-
-def _open_stack(path: Path, split: str) -> h5py.Dataset:
-    try:
-        file = opened(path)
-        found = file.get(split)
-        found = found.get("saliency") if isinstance(found, h5py.Group) else found
-    except OSError as error:
-        raise FileError(f"{path} is not a readable HDF5 file: {str(error).splitlines()[0]}", HINT) from error
-    if not isinstance(found, h5py.Dataset):
-        raise FileError(f"{path} has no dataset {split} or {split}/saliency", HINT)
-    check_filters(found.name.lstrip("/"), found)
-    return found
+        files = sorted((self.path / split).iterdir()) if (self.path / split).is_dir() else []
+        return {int(file.stem): file for file in files if file.stem.isdigit() and file.suffix.lower() in ENDINGS}
 
 
 def read_map(file: Path) -> np.ndarray:
-    """One map, float32 (H, W) for a PNG, in [0, 255]; of a NPY file whatever it holds.
-
-    Raises:
-        FileError: missing or damaged.
-    """
+    """One map, float32 (H, W) for a PNG, in [0, 255]; of a NPY file whatever it holds; FileError where it is missing or damaged."""
     if file.suffix.lower() == ".npy":
         return np.asarray(_load_npy(file), np.float32)
     return np.asarray(read_image(file).convert("L"), np.float32)

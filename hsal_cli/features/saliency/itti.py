@@ -39,10 +39,7 @@ class IttiSaliency:
 
 
 def itti_saliency(images: Tensor) -> Tensor:
-    """The saliency map of each image, at the model's own resolution.
-
-    Args:
-        images: uint8 (B, H, W) or (B, H, W, 3).
+    """The saliency map of uint8 images (B, H, W) or (B, H, W, 3) at the model's own resolution.
 
     Returns:
         (B, h, w) float32 in [0, 3], the longer side 32 px; zeros for an image without contrast.
@@ -68,14 +65,7 @@ def itti_saliency(images: Tensor) -> Tensor:
 
 
 def promote(maps: Tensor) -> Tensor:
-    """The operator N: a map scaled to [0, 1], times (1 - the mean of its local maxima other than the highest)^2.
-
-    Args:
-        maps: (B, n, h, w).
-
-    Returns:
-        The same shape, in [0, 1]; zeros for a flat map.
-    """
+    """The operator N on maps (B, n, h, w): scaled to [0, 1], times (1 - the mean of its local maxima but the highest)^2; 0 if flat."""
     low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
     x = (maps - low) / (high - low).clamp(min=FLAT)
     x = x * (high - low > FLAT)

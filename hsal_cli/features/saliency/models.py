@@ -105,13 +105,9 @@ def register_saliency(name: str) -> Callable[[T], T]:
 
 
 def activation_saliency(volumes: Tensor) -> Tensor:
-    """The raw saliency map of each volume, F(V) = sum_c V_c^2 (section 5, "Implementation Details").
+    """The raw saliency maps (B, h, w), float32, >= 0, of volumes (B, C, h, w): F(V) = sum_c V_c^2 (section 5, "Implementation Details").
 
-    Args:
-        volumes: (B, C, h, w), any float type.
-
-    Returns:
-        (B, h, w) float32, >= 0; summed in float32, since squares of half-precision activations overflow.
+    Summed in float32, since squares of half-precision activations overflow.
     """
     return volumes.float().square().sum(dim=1)
 
@@ -139,12 +135,7 @@ class CenterPrior:
 
 
 class OwnSaliency:
-    """A model that was registered, as a `SaliencyModel`.
-
-    Args:
-        name: that it was registered under.
-        part: the function or class.
-    """
+    """A model that was registered under a name, a function or a class, as a `SaliencyModel`."""
 
     def __init__(self, name: str, part: Any):
         self.name = name
@@ -167,12 +158,9 @@ class OwnSaliency:
 def maps_of_image(
     image: Tensor, name: str, models: Sequence[SaliencyModel], backbone: LoadedBackbone | None = None
 ) -> dict[str, np.ndarray]:
-    """The maps of one picture by several models.
+    """The maps of one picture, uint8 (1, H, W, 3) of any size and of that path, by several models.
 
     Args:
-        image: uint8 (1, H, W, 3), of any size.
-        name: its path.
-        models: which.
         backbone: the activation model, whose cells all maps have; None: 7 x 7 cells, and no "activation" among the models.
 
     Returns:

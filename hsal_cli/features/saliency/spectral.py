@@ -28,10 +28,7 @@ class SpectralResidual:
 
 
 def spectral_residual(images: Tensor) -> Tensor:
-    """The saliency map of each image.
-
-    Args:
-        images: uint8 (B, H, W) or (B, H, W, 3).
+    """The saliency map of uint8 images (B, H, W) or (B, H, W, 3).
 
     Returns:
         (B, h, w) float32, >= 0, the longer side 64 px; zeros for an image without contrast.

@@ -8,6 +8,7 @@ import functools
 import io
 import os
 import socket
+import string
 import urllib.request
 from pathlib import Path
 
@@ -15,12 +16,21 @@ import numpy as np
 
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.progress import Reporter
-from hsal_cli.scenes.class_names import known_names, pick, split_names
-from hsal_cli.scenes.digits.idx import HINT, find_folder, find_idx, missing, read_idx, read_pair
-from hsal_cli.scenes.settings import SceneSettings
+from hsal_cli.scenes.digits.idx import HINT, find_folder, find_idx, needed, read_idx, read_pair
+from hsal_cli.scenes.settings import SceneSettings, split_names
+from hsal_cli.storage.files import regular
 
 PROBE = "https://ossci-datasets.s3.amazonaws.com/mnist/train-labels-idx1-ubyte.gz"  # the first mirror that torchvision tries
 PROBE_S = 4.0
+FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+MERGED = string.digits + string.ascii_uppercase + "abdefghnqrt"  # letters whose two cases look alike share the upper one
+EMNIST = {
+    "letters": string.ascii_uppercase,
+    "balanced": MERGED,
+    "bymerge": MERGED,
+    "byclass": string.digits + string.ascii_uppercase + string.ascii_lowercase,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +67,7 @@ class DigitSource:
     transpose: str = "auto"
 
     def glyphs(self, split: str, seed: int) -> Glyphs:
-        """The glyphs of a split: train digits come only from the training split, test digits only from the test split.
-
-        Args:
-            split: "train" or "test".
-            seed: what drawn digits depend on; files do not.
+        """The glyphs of a split, "train" or "test", which come from that split of the source alone; drawn ones depend on the seed.
 
         Raises:
             FileError: the IDX files are missing or damaged, or a class has no glyph.
@@ -74,7 +80,8 @@ class DigitSource:
             numbers, where = np.arange(10), "the strokes"
         else:
             images, labels = read_pair(self.folder, split, self.transpose)
-            numbers, where = np.unique(labels if split == "train" else self._train_labels(self.folder)), str(self.folder)
+            trained = labels if split == "train" else read_idx(needed(self.folder, "train", "labels"), 1)
+            numbers, where = np.unique(trained), str(self.folder)
             if not np.isin(labels, numbers).all():
                 raise FileError(f"{self.folder}: the test split has labels that the training split has not", HINT)
         names = split_names(self.class_names, "class_names") if self.class_names else known_names(self.folder, numbers.tolist())
@@ -91,20 +98,9 @@ class DigitSource:
             images, labels, names = images[kept], place[labels[kept]], [names[index] for index in chosen]
         return gather(images, labels, names, where)
 
-    @staticmethod
-    def _train_labels(folder: Path) -> np.ndarray:
-        path = find_idx(folder, "train", "labels")
-        if path is None:
-            raise missing(folder, "train", "labels")
-        return read_idx(path, 1)
-
 
 def gather(images: np.ndarray, labels: np.ndarray, classes: list[str], where: str) -> Glyphs:
-    """Groups glyphs by class, leaving blank ones out.
-
-    Raises:
-        FileError: a class has no glyph.
-    """
+    """Groups glyphs by class, leaving blank ones out; FileError where a class has no glyph."""
     inked = images.any(axis=(1, 2))
     members = [np.flatnonzero(inked & (labels == label)) for label in range(len(classes))]
     for name, rows in zip(classes, members, strict=True):
@@ -160,13 +156,9 @@ def find_local(settings: SceneSettings) -> Path | None:
 
 
 def download(reporter: Reporter) -> Path:
-    """Downloads MNIST by torchvision into the cache.
+    """Downloads MNIST by torchvision into the cache; returns the folder with the IDX files.
 
-    Returns:
-        The folder with the IDX files.
-
-    Raises:
-        FileError: it cannot be had, with both ways out as its hint; within seconds where there is no network.
+    FileError: it cannot be had, with both ways out as its hint; within seconds where there is no network.
     """
     hint = "name a folder of IDX files with --mnist-dir DIR, or draw digits with --digits strokes"
     try:
@@ -187,3 +179,59 @@ def download(reporter: Reporter) -> Path:
     finally:
         socket.setdefaulttimeout(before)
     return cache_root() / "MNIST" / "raw"
+
+
+def known_names(folder: Path | None, numbers: list[int]) -> list[str]:
+    """The names of a digit source's classes, whose numbers in the files are given, sorted; `folder` as in `find_idx`, None for strokes.
+
+    EMNIST's mapping file is read where it lies beside the set; else sets are known by their files' names (EMNIST) or by a folder's
+    (Fashion-MNIST and KMNIST share MNIST's file names); else classes are named by their numbers. FileError: a mapping that cannot be read.
+    """
+    plain = [str(number) for number in numbers]
+    if folder is None:
+        return plain
+    root, start = (folder, "") if folder.is_dir() else (folder.parent, folder.name)
+    files = sorted(path.name for path in root.iterdir() if path.name.startswith(start) and not path.name.startswith("."))
+    mapping = [name for name in files if name.endswith("mapping.txt")]
+    names: dict[int, str] = {}
+    if len(mapping) == 1:
+        names = _mapping(root / mapping[0])
+    else:
+        sets = {name.split("-")[1] for name in files if name.startswith("emnist-")}
+        if len(sets) == 1 and (letters := EMNIST.get(sets.pop())):
+            first = 1 if letters == EMNIST["letters"] else 0
+            names = {first + place: letter for place, letter in enumerate(letters)}
+        elif numbers == list(range(10)):
+            parts = " ".join(folder.resolve().parts[-3:]).lower()
+            known = FASHION if "fashion" in parts else KUZUSHIJI if "kmnist" in parts or "kuzushiji" in parts else ()
+            names = dict(enumerate(known))
+    found = [names.get(number, str(number)) for number in numbers]
+    return found if len(set(found)) == len(found) else plain
+
+
+def _mapping(path: Path) -> dict[int, str]:
+    """Reads EMNIST's mapping: a line a class, its number and the character codes that it stands for."""
+    try:
+        lines = [[int(word) for word in line.split()] for line in regular(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        return {number: chr(codes[0]) for number, *codes in lines}
+    except (OSError, ValueError, IndexError, OverflowError) as error:
+        raise FileError(f"cannot read the class names in {path}: {error}", "mend or remove that file") from error
+
+
+def pick(names: list[str], wanted: str) -> list[int]:
+    """The classes of these names or indices, in the order in which they were asked for; names come first where a number is both.
+
+    Raises:
+        UsageError: a class that there is not, or one that is asked for twice.
+    """
+    chosen = []
+    for word in split_names(wanted, "classes"):
+        if word in names:
+            chosen.append(names.index(word))
+        elif word.isdecimal() and int(word) < len(names):
+            chosen.append(int(word))
+        else:
+            raise UsageError(f"classes = {wanted}: there is no class {word}", f"take some of: {', '.join(names)}")
+    if len(set(chosen)) < len(chosen):
+        raise UsageError(f"classes = {wanted} names a class twice", "name each class once")
+    return chosen

@@ -27,21 +27,11 @@ NAME = re.compile(
 
 
 def find_idx(folder: Path, split: str, what: str) -> Path | None:
-    """Finds the images or the labels of a split.
+    """Finds the images or the labels of a split, "train" or "test" (called t10k by MNIST); None where there are none.
 
-    Hidden files, such as the `._` companions of macOS, are passed over; a folder that has a file's name, as Kaggle and 7-Zip make it, is
-    looked into.
-
-    Args:
-        folder: where to look, not below it; or a folder and the beginning of the files' names, as in emnist/emnist-letters.
-        split: "train" or "test" (called t10k by MNIST).
-        what: "images" or "labels".
-
-    Returns:
-        The file, plain before gzipped and plain labels before QMNIST's; None where there is none.
-
-    Raises:
-        FileError: several sets lie in the folder.
+    `folder` is where to look, not below it; or a folder and the beginning of the files' names, as in emnist/emnist-letters. Hidden files
+    are passed over, such as the `._` companions of macOS; a folder that has a file's name, as Kaggle and 7-Zip make it, is looked into.
+    Plain files go before gzipped ones, and plain labels before QMNIST's. FileError: several sets lie in the folder.
     """
     root, start = (folder, "") if folder.is_dir() else (folder.parent, folder.name)
     sets: dict[str, list[Path]] = {}
@@ -64,9 +54,6 @@ def find_idx(folder: Path, split: str, what: str) -> Path | None:
 def find_folder(folder: Path) -> Path:
     """The folder of a set's training images: this one, or the only one below it that has some, as in MNIST/raw of torchvision.
 
-    Args:
-        folder: as in `find_idx`.
-
     Raises:
         FileError: there is no such folder, or there are several; names what is there.
     """
@@ -78,13 +65,13 @@ def find_folder(folder: Path) -> Path:
     places = [place for place in (*below, *(place / "raw" for place in below)) if find_idx(place, "train", "images")]
     if len(places) > 1:
         raise FileError(f"{folder} holds several sets: {', '.join(map(str, places))}", f"say which: --mnist-dir {places[0]}")
-    if not places:
-        raise missing(folder, "train", "images")
-    return places[0]
+    return places[0] if places else needed(folder, "train", "images")
 
 
-def missing(folder: Path, split: str, what: str) -> FileError:
-    """The error for images or labels that are not there; says what is there instead."""
+def needed(folder: Path, split: str, what: str) -> Path:
+    """What `find_idx` finds; FileError where there is none, which says what is there instead."""
+    if found := find_idx(folder, split, what):
+        return found
     stem = f"{'train' if split == 'train' else 't10k'}-{what}-idx{3 if what == 'images' else 1}-ubyte"
     held = [path.name for path in _shown(folder) if split == "train" and not NAME.fullmatch(path.name)]
     instead = f"; it holds {', '.join(held[:3])}{' ...' if len(held) > 3 else ''}" if held else ""
@@ -93,7 +80,7 @@ def missing(folder: Path, split: str, what: str) -> FileError:
         hint = (
             "hsal reads no CSV of pixels: name a folder of the same set's IDX files with --mnist-dir, or draw digits with --digits strokes"
         )
-    return FileError(f"{folder} has no {stem} or {stem}.gz{instead}", hint)
+    raise FileError(f"{folder} has no {stem} or {stem}.gz{instead}", hint)
 
 
 def _shown(folder: Path) -> list[Path]:
@@ -109,11 +96,7 @@ def _named(path: Path, split: str, what: str) -> re.Match[str] | None:
 
 
 def read_idx(path: Path, rank: int) -> np.ndarray:
-    """Reads an IDX file.
-
-    Args:
-        path: the file, gzipped or not, whatever its name says.
-        rank: how many dimensions are wanted: 3 for images, 1 for labels.
+    """Reads an IDX file, gzipped or not, whatever its name says, of 3 dimensions (images) or 1 (labels).
 
     Returns:
         Images uint8 (N, H, W), or labels uint8 or int32 (N,); of QMNIST's extended labels the first column, the class.
@@ -155,28 +138,20 @@ def _read(path: Path, stream: BinaryIO, rank: int) -> np.ndarray:
 
 
 def read_pair(folder: Path, split: str, transpose: str = "auto") -> tuple[np.ndarray, np.ndarray]:
-    """Reads the images and labels of a split.
+    """Reads the images uint8 (N, 28, 28) and labels uint8 or int32 (N,) of a split; folder and split as in `find_idx`.
 
     Args:
-        folder: as in `find_idx`.
-        split: "train" or "test".
         transpose: "yes", "no", or "auto": whether the files are EMNIST's, whose glyphs lie on their side.
-
-    Returns:
-        images uint8 (N, 28, 28) and labels uint8 or int32 (N,).
 
     Raises:
         FileError: a file is missing or damaged, glyphs are not 28x28, or the two do not belong together.
     """
-    found = {what: find_idx(folder, split, what) for what in ("images", "labels")}
-    for what, path in found.items():
-        if path is None:
-            raise missing(folder, split, what)
-    images, labels = read_idx(found["images"], 3), read_idx(found["labels"], 1)
+    shown, named = (needed(folder, split, what) for what in ("images", "labels"))
+    images, labels = read_idx(shown, 3), read_idx(named, 1)
     if images.shape[1:] != (GLYPH, GLYPH):
-        raise FileError(f"{found['images']} holds glyphs of {images.shape[1]}x{images.shape[2]} px, not {GLYPH}x{GLYPH}", HINT)
+        raise FileError(f"{shown} holds glyphs of {images.shape[1]}x{images.shape[2]} px, not {GLYPH}x{GLYPH}", HINT)
     if len(images) != len(labels) or not len(images):
-        raise FileError(f"{found['images']} holds {len(images):,} glyphs, {found['labels'].name} {len(labels):,} labels", HINT)
-    if transpose == "yes" or (transpose == "auto" and found["images"].name.startswith("emnist-")):
+        raise FileError(f"{shown} holds {len(images):,} glyphs, {named.name} {len(labels):,} labels", HINT)
+    if transpose == "yes" or (transpose == "auto" and shown.name.startswith("emnist-")):
         images = np.ascontiguousarray(images.transpose(0, 2, 1))
     return images, labels

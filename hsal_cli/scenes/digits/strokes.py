@@ -24,15 +24,10 @@ STREAM = 1 << 62  # keeps these random streams apart from the scenes'
 
 
 def draw_pool(split: str, seed: int, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the glyphs of a split; glyph i depends on (seed, split, i) alone and shows the digit i modulo 10.
-
-    Args:
-        split: "train" or "test"; the two share no random number.
-        seed: any seed.
-        count: how many; None: the split's usual number.
+    """Draws the glyphs of a split, "train" or "test", which share no random number; glyph i depends on (seed, split, i) alone.
 
     Returns:
-        images uint8 (N, 28, 28), white ink on black, and labels int64 (N,).
+        images uint8 (N, 28, 28), white ink on black, and labels int64 (N,), i modulo 10; N is `count`, or the split's usual number.
     """
     count = POOL[split] if count is None else count
     images = np.empty((count, GLYPH, GLYPH), np.uint8)
@@ -152,15 +147,9 @@ def _fit(path: np.ndarray, radius: np.ndarray, widest: np.ndarray) -> np.ndarray
 
 
 def _ink(path: np.ndarray, widths: np.ndarray, soft: np.ndarray) -> np.ndarray:
-    """Draws paths, anti-aliased by the distance of each pixel's centre from the edge of the ink.
+    """Draws paths (n, SAMPLES, 2) in px as uint8 (n, 28, 28), anti-aliased by the distance of a pixel's centre from the edge of the ink.
 
-    Args:
-        path: (n, SAMPLES, 2) x, y in px.
-        widths: the pen's radius at each place, (n, SAMPLES), px.
-        soft: how far the ink takes to fade at its edge, (n,), px.
-
-    Returns:
-        uint8 (n, 28, 28).
+    `widths` is the pen's radius at each place, (n, SAMPLES), `soft` how far the ink takes to fade at its edge, (n,), both in px.
     """
     centres = np.arange(GLYPH) + 0.5
     x, y = (axis.ravel() for axis in np.meshgrid(centres, centres))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hsal_cli.errors import FileError
-from hsal_cli.scenes.readers.labels import Corners, Labelled, Notes, Thing, around, corners, faulty, json_of, size_of, text_of, thing
+from hsal_cli.scenes.readers.labels import Corners, Labelled, Notes, Thing, around, corners, faulty, json_of, row_of, text_of, thing
 
 EXPORT = "export the labels as COCO JSON from the program that wrote them, or write a CSV: docs/own-images.md"
 PARTS = ("images", "annotations", "categories")
@@ -30,7 +30,8 @@ def read_coco(source: Path, notes: Notes) -> tuple[list[Labelled], list[str]]:
     for key, row in _by_id(document["images"], "image", source).items():
         file = row.get("file_name") or row.get("coco_url")
         if isinstance(file, str) and file.strip():
-            images[key] = Labelled(file, [], size=size_of(row.get("width"), row.get("height")), places=(source.parent / file,))
+            size = row.get("width"), row.get("height")
+            images[key] = row_of(source, file, f"image {key}", lambda _: [], row.get("split"), *size)
         else:
             notes.skip(f"image {key}", "no file_name")
             nameless.add(key)

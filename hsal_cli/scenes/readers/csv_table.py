@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +21,16 @@ from hsal_cli.scenes.readers.labels import (
     around,
     class_name,
     corners,
-    faulty,
     number,
+    row_of,
     size_of,
-    split_of,
     text_of,
     thing,
 )
+from hsal_cli.scenes.readers.names import IMAGE_COLUMNS, images_of
 
-IMAGE_COLUMNS = ("image", "file", "filename", "file_name", "path", "image_path", "filepath", "file_path", "image_name", "imagename")
-IMAGE_COLUMNS += ("image_id", "imageid", "img", "name", "id")
-LABEL_COLUMNS = (
-    "labels",
-    "label",
-    "class",
-    "category",
-    "classes",
-    "class_name",
-    "classname",
-    "category_name",
-    "labelname",
-    "label_name",
-    "tags",
-)
-LABEL_COLUMNS += ("choice", "categories", "class_id", "classid", "category_id", "label_id")
+LABEL_COLUMNS = ("labels", "label", "class", "category", "classes", "class_name", "classname", "category_name", "labelname", "label_name")
+LABEL_COLUMNS += ("tags", "choice", "categories", "class_id", "classid", "category_id", "label_id")
 SEVERAL = ("labels", "classes", "tags", "categories", "choice")  # columns that hold several, by their name
 BOX_COLUMNS = (("x0", "y0", "x1", "y1"), ("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max"), ("x1", "y1", "x2", "y2"))
 BOX_COLUMNS += (("left", "top", "right", "bottom"), ("bbox_x0", "bbox_y0", "bbox_x1", "bbox_y1"))
@@ -67,13 +53,8 @@ MOST = 64  # more objects than this in one cell are no count
 def read_csv(source: Path, notes: Notes, counts: bool = False) -> tuple[list[Labelled], list[str]]:
     """Reads a table with a header line; commas, tabs or semicolons stand between its cells.
 
-    Args:
-        source: the file.
-        notes: hears of rows without an image, and of columns that look like boxes and are not understood.
-        counts: every column beside the image's is a class, and its cells count the objects.
-
-    Raises:
-        FileError: another encoding, or no column of images or of labels.
+    With `counts` every column beside the image's is a class, and its cells count the objects. `notes` hears of rows without an image,
+    and of columns that look like boxes and are not understood. FileError: another encoding, or no column of images or of labels.
     """
     text = text_of(source)
     told = re.match(r'"?sep=(.)"?\n', text)
@@ -100,17 +81,22 @@ def read_csv(source: Path, notes: Notes, counts: bool = False) -> tuple[list[Lab
     table = _Counts(header, columns[image]) if counts else _Table(columns, label, mark, notes)
     found = []
     for place, cells in lines[1:]:
-        where = f"line {place}"
+        where, spare = f"line {place}", any(cell.strip() for cell in cells[len(header) :])
         cells = [cell.strip() for cell in cells] + [""] * (len(header) - len(cells))
-        if not cells[columns[image]]:
+        row = {name: cells[place] for name, place in columns.items()}
+        names = images_of({image: row[image]} if counts else row)
+        if not names:
             notes.skip(where, "no image is named")
-            continue
-        row = Labelled(cells[columns[image]], [], whole=counts, places=(source.parent / cells[columns[image]],))
-        if len(cells) > len(header) and any(cells[len(header) :]):
-            row.objects = [faulty(where, f"{len(cells)} cells where the header has {len(header)}")]
-        else:
-            table.read(row, cells, where)
-        found.append(row)
+
+        def read(labelled: Labelled, row=row, cells=cells, where=where, spare=spare, names=names) -> list[Thing]:
+            if len(names) > 1:
+                raise ValueError(f"different images are named: {' and '.join(names)}")
+            if spare:
+                raise ValueError(f"{len(cells)} cells where the header has {len(header)}")
+            return table.objects(labelled, cells if counts else row, where)
+
+        size = [row.get(name) for name in table.size]
+        found += [row_of(source, name, where, read, None if counts else row.get("split"), *size, whole=counts) for name in names]
     return found, table.classes
 
 
@@ -128,34 +114,39 @@ def _not_a_header(source: Path, header: list[str], image: str | None, lines: lis
 class _Counts:
     """Columns that are classes, and cells that count."""
 
+    size = (None, None)
+
     def __init__(self, header: list[str], image: int):
-        self.places = [place for place, name in enumerate(header) if place != image and name]
-        self.names = {place: class_name(header[place]) for place in self.places}
-        self.classes = [self.names[place] for place in self.places]
+        self.names = {place: class_name(name) for place, name in enumerate(header) if place != image and name}
+        self.classes = list(self.names.values())
         if len(set(self.classes)) < len(self.classes):
             raise FileError(f"two columns of counts have one name: {', '.join(self.classes)}", "give each class a column of its own")
 
-    def read(self, row: Labelled, cells: list[str], where: str) -> None:
-        for place in self.places:
+    def objects(self, labelled: Labelled, cells: list[str], where: str) -> list[Thing]:
+        found = []
+        for place, name in self.names.items():
             try:
-                row.objects += [Thing(self.names[place], None, where)] * _count(cells[place] or "0")
+                found += [Thing(name, None, where)] * _count(cells[place] or "0")
             except ValueError as error:
-                row.objects.append(Thing(self.names[place], None, where, str(error)))
+                found.append(Thing(name, None, where, str(error)))
+        return found
 
 
 class _Table:
     """Columns of labels and perhaps of boxes, sizes, splits and counts."""
 
     def __init__(self, columns: dict[str, int], label: str, mark: str, notes: Notes):
-        def first(choices: tuple[tuple[str, ...], ...], used: tuple[str, ...] = ()) -> tuple[str, ...]:
-            return next((names for names in choices if set(names) <= set(columns) and not set(names) & set(used)), ())
+        def first(choices: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+            return next((names for names in choices if set(names) <= set(columns)), ())
 
-        self.columns, self.label, self.mark, self.notes = columns, label, mark, notes
+        self.label, self.mark, self.notes = label, mark, notes
         self.classes: list[str] = []  # a table lists none
         edges = first(BOX_COLUMNS)
         self.sized = not edges
         self.edges = edges or first(SIZED_COLUMNS)
-        self.size = first(PICTURE_SIZE, self.edges)
+        sizes = [names for names in PICTURE_SIZE if not set(names) & set(self.edges)]
+        # Of a size that is stated in half, that half counts.
+        self.size = first(sizes) or next((names for names in sizes if set(names) & set(columns)), (None, None))
         self.count = next((name for name in COUNTS if name in columns), None)
         self.crowd = next((name for name in CROWDS if name in columns), None)
         self.several = label in SEVERAL and not self.edges
@@ -163,47 +154,35 @@ class _Table:
         if odd and not self.edges:
             notes.remark(f"columns that are not read as boxes: {', '.join(odd)}; {HINT}")
 
-    def _cell(self, cells: list[str], name: str | None) -> str:
-        return cells[self.columns[name]] if name else ""
+    def objects(self, labelled: Labelled, row: dict[str, str], where: str) -> list[Thing]:
+        """A row's objects."""
+        given = [row[name].replace(",", "." if self.mark != "," else ",") for name in self.edges]
+        found = self._named(row[self.label], labelled, where)
+        many = _count(row[self.count]) if self.count and row[self.count] else 1
+        if any(given):
+            if len(found) != 1 or found[0].box or many != 1:
+                raise ValueError("a box without a label" if not found else "several labels for one box")
+            found = [thing(found[0].name, lambda: corners(given, self.sized), where)]
+        if self.crowd and row[self.crowd].lower() not in ("", "0", "0.0", "false"):
+            found = [item._replace(fault="a crowd, not one object") for item in found]
+        return found * many
 
-    def read(self, row: Labelled, cells: list[str], where: str) -> None:
-        """Adds a row's objects to its image."""
-        if self.size:
-            row.size = size_of(*(self._cell(cells, name) for name in self.size))
-        given = [self._cell(cells, name) for name in self.edges]
-        if self.mark != ",":
-            given = [value.replace(",", ".") for value in given]
-        boxed = any(given)
-        try:
-            row.split = split_of(self._cell(cells, "split" if "split" in self.columns else None))
-            objects = self._objects(self._cell(cells, self.label), row, where)
-            many = _count(self._cell(cells, self.count)) if self._cell(cells, self.count) else 1
-            if boxed and (len(objects) != 1 or objects[0].box or many != 1):
-                raise ValueError("a box without a label" if not objects else "several labels for one box")
-        except ValueError as error:
-            row.objects = [faulty(where, str(error))]
-            return
-        if boxed:
-            objects = [thing(objects[0].name, lambda: corners(given, self.sized), where)]
-        if self._cell(cells, self.crowd).lower() not in ("", "0", "0.0", "false"):
-            objects = [item._replace(fault="a crowd, not one object") for item in objects]
-        row.objects = objects * many
-
-    def _objects(self, cell: str, row: Labelled, where: str) -> list[Thing]:
+    def _named(self, cell: str, labelled: Labelled, where: str) -> list[Thing]:
         """What a cell of labels names: one label, several with ; or | between them, a list in JSON or Python, or Label Studio's regions."""
         if cell[:1] in ("[", "{"):
-            return _structured(_literal(cell), row, where)
+            return _structured(_literal(cell), labelled, where)
         if cell.startswith(("('", '("')):
             raise ValueError("a tuple of labels: write a list")
+        names = [cell]
         if ";" in cell or "|" in cell:
-            return [Thing(class_name(name), None, where) for name in cell.replace("|", ";").split(";") if name.strip()]
-        if "," in cell and not self.edges:
+            names = cell.replace("|", ";").split(";")
+        elif "," in cell and not self.edges:
             if not self.several:
                 raise ValueError('a comma in a label: cat;dog is two, and ["cat, dog"] is one of that name')
-            return [Thing(class_name(name), None, where) for name in cell.split(",") if name.strip()]
-        if " " in cell and self.several:
+            names = cell.split(",")
+        elif " " in cell and self.several:
             self.notes.remark(f"labels with blanks, such as {cell[:40]}, are one class each; several have ; between them")
-        return [Thing(class_name(cell), None, where)] if cell else []
+        return [Thing(class_name(name), None, where) for name in names if name.strip()]
 
 
 def _literal(cell: str) -> Any:
@@ -264,11 +243,7 @@ def _region(kind: str, item: dict[str, Any]) -> Callable[[], Corners | None]:
 
 
 def _count(cell: str) -> int:
-    """A count of objects.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """A count of objects; ValueError where it is none."""
     count = number(cell)
     if count != int(count) or not 0 <= count <= MOST:
         raise ValueError(f"a count that is not 0 to {MOST}")

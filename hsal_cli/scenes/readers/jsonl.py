@@ -6,22 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hsal_cli.scenes.readers.csv_table import IMAGE_COLUMNS
-from hsal_cli.scenes.readers.labels import (
-    HINT,
-    Corners,
-    Labelled,
-    Notes,
-    Thing,
-    class_name,
-    corners,
-    faulty,
-    json_of,
-    size_of,
-    split_of,
-    text_of,
-    thing,
-)
+from hsal_cli.scenes.readers.labels import HINT, Corners, Labelled, Notes, Thing, class_name, corners, json_of, row_of, text_of, thing
+from hsal_cli.scenes.readers.names import images_of
 
 LABEL_KEYS = ("labels", "label", "classes", "class", "categories", "category")
 NAME_KEYS = ("categories", "category", "labels", "label", "names", "name")  # in Hugging Face's objects
@@ -43,21 +29,23 @@ def read_jsonl(source: Path, notes: Notes) -> tuple[list[Labelled], list[str]]:
             row = json_of(line, "")
             if not isinstance(row, dict):
                 raise ValueError("not a JSON object")
-            image = next((str(row[key]) for key in IMAGE_COLUMNS if isinstance(row.get(key), str | int) and str(row[key]).strip()), None)
-            if image is None:
+            names = images_of(row)
+            if not names:
                 raise ValueError("no image is named")
         except ValueError as error:
             notes.skip(where, str(error))
             continue
-        labelled = Labelled(image, [], places=(source.parent / image,), size=size_of(row.get("width"), row.get("height")))
-        try:
-            labelled.split = split_of(row.get("split"))
-            labelled.objects, labelled.whole = _objects(row, where)
+        size = row.get("width"), row.get("height")
+
+        def read(labelled: Labelled, row=row, where=where, names=names) -> list[Thing]:
+            if len(names) > 1:
+                raise ValueError(f"different images are named: {' and '.join(names)}")
+            objects, labelled.whole = _objects(row, where)
             if odd := [key for key in row if "box" in key.lower() and key not in ("boxes", "box")]:
                 notes.remark(f"keys that are not read as boxes: {', '.join(odd)}; {HINT}")
-        except ValueError as error:
-            labelled.objects = [faulty(where, str(error))]
-        found.append(labelled)
+            return objects
+
+        found += [row_of(source, name, where, read, row.get("split"), *size) for name in names]
     return found, []
 
 

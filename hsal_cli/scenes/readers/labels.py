@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from hsal_cli.errors import FileError
 from hsal_cli.storage.files import regular
+from hsal_cli.typed import keys_once
 
 HINT = "docs/own-images.md shows the forms that labels may have"
 SPLITS = {
@@ -33,7 +34,6 @@ MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 
-Report = Callable[[str, str], None]
 Corners = tuple[float, float, float, float]
 
 
@@ -64,7 +64,7 @@ class Labelled:
         objects: what is in it; none: an image of no object.
         whole: they say all of the image here, and not, as a table does, an object here and one further down.
         split: "train", "test", or None where they do not say.
-        size: width and height that they state, px.
+        size: width and height that they state, px; NaN for one that they do not.
         shares: boxes are shares of the image's width and height, not px.
         first: what the labels' form counts the first pixel as; boxes here count from 0.
         places: where the image lies if it lies beside the labels, without its ending for YOLO; looked at before the name.
@@ -118,47 +118,35 @@ def text_of(source: Path) -> str:
         data = regular(source).read_bytes()
     except OSError as error:
         raise FileError(f"cannot read {source}: {error.strerror or error}", HINT) from error
-    encoding = next((name for mark, name in MARKS if data.startswith(mark)), None)
-    if encoding is None and data[:200].count(b"\0") > len(data[:200]) // 4:
-        encoding = "utf-16-be" if data[:1] == b"\0" else "utf-16-le"
     try:
-        text = data.decode(encoding or "utf-8")
+        return decoded(data).replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise FileError(
-            f"{source}: line {line} is not {'UTF-8' if encoding is None else encoding}",
+            f"{source}: line {line} is not {error.encoding.upper()}",
             f"save it as UTF-8, such as by: iconv -f cp1252 -t utf-8 {shlex.quote(str(source))} > new{source.suffix}",
         ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def decoded(data: bytes) -> str:
+    """A text in UTF-8, UTF-16 or UTF-32, with or without a byte order mark; UnicodeDecodeError where it is in another encoding."""
+    encoding = next((name for mark, name in MARKS if data.startswith(mark)), None)
+    if encoding is None and data[:200].count(b"\0") > len(data[:200]) // 4:
+        encoding = "utf-16-be" if data[:1] == b"\0" else "utf-16-le"
+    return data.decode(encoding or "utf-8")
 
 
 def json_of(text: str, where: str) -> Any:
-    """Reads JSON.
-
-    Raises:
-        ValueError: it is none; `where` stands before the reason.
-    """
+    """Reads JSON; ValueError, with `where` before its reason, where it is none."""
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=keys_once)
     except (ValueError, RecursionError) as error:
         said = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ValueError(f"{where}not JSON: {said}") from error
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
-    if twice is not None:
-        raise ValueError(f"{twice[:60]!r} stands twice in it")
-    return dict(pairs)
-
-
 def class_name(value: Any) -> str:
-    """A class's name: a text or a number; 3.0 is 3, blanks around it do not count, and accents are composed (NFC).
-
-    Raises:
-        ValueError: nothing, or something else.
-    """
+    """A class's name: a text or a number; 3.0 is 3, blanks around it do not count, and accents are composed (NFC); else a ValueError."""
     if isinstance(value, bool) or not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"a label is a text or a number, not {json.dumps(value, default=str, ensure_ascii=False)[:60]}")
     text = unicodedata.normalize("NFC", " ".join(str(value).split()))
@@ -170,11 +158,7 @@ def class_name(value: Any) -> str:
 
 
 def number(value: Any) -> float:
-    """A finite number, also one that is written as text.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """A finite number, also one that is written as text; ValueError where it is none."""
     try:
         found = float("nan") if isinstance(value, bool) else float(value)
     except (ValueError, TypeError, OverflowError):
@@ -185,11 +169,7 @@ def number(value: Any) -> float:
 
 
 def corners(values: Any, sized: bool = False) -> Corners:
-    """Four numbers as x0, y0, x1, y1; where `sized`, they are x0, y0, width, height.
-
-    Raises:
-        ValueError: not four finite numbers, or an empty box.
-    """
+    """Four numbers as x0, y0, x1, y1; where `sized`, they are x0, y0, width, height. ValueError: no such four, or an empty box."""
     if not isinstance(values, Iterable) or isinstance(values, str | dict) or len(values := list(values)) != 4:
         raise ValueError("a box that is not four numbers")
     x0, y0, x1, y1 = map(number, values)
@@ -201,11 +181,7 @@ def corners(values: Any, sized: bool = False) -> Corners:
 
 
 def around(points: Iterable[tuple[Any, Any]]) -> Corners:
-    """The box around a polygon's points.
-
-    Raises:
-        ValueError: a value that is not a number, or fewer than three points, or all on one line of the grid.
-    """
+    """The box around a polygon's points; ValueError where they are no numbers, fewer than three, or all on one line of the grid."""
     xs, ys = zip(*[(number(x), number(y)) for x, y in points], strict=True) if points else ((), ())
     if len(xs) < 3:
         raise ValueError("a polygon of fewer than three points")
@@ -213,13 +189,7 @@ def around(points: Iterable[tuple[Any, Any]]) -> Corners:
 
 
 def thing(name: Any, box: Callable[[], Corners | None], where: str) -> Thing:
-    """An object of this name and box; what of both cannot be read becomes its fault.
-
-    Args:
-        name: anything; see `class_name`.
-        box: gives the box; may raise ValueError.
-        where: the line or entry.
-    """
+    """An object of this name, of any type, and the box that `box` gives; what of both is a ValueError becomes its fault."""
     try:
         text = class_name(name)
     except ValueError as error:
@@ -236,20 +206,38 @@ def faulty(where: str, reason: str) -> Thing:
 
 
 def size_of(width: Any, height: Any) -> tuple[float, float] | None:
-    """Width and height that labels state; None where they state none, or 0."""
+    """Width and height that labels state, NaN for one of which they state nothing, or 0; None where they state neither."""
+    size = tuple(side if side > 0 else math.nan for side in map(_side, (width, height)))
+    return None if all(map(math.isnan, size)) else size
+
+
+def _side(value: Any) -> float:
     try:
-        size = number(width), number(height)
+        return number(value)
     except ValueError:
-        return None
-    return size if min(size) > 0 else None
+        return 0.0
+
+
+def row_of(source: Path, image: str, where: str, read: Callable[[Labelled], list[Thing]], split: Any, *size: Any, **more: Any) -> Labelled:
+    """What a row or an entry (`where`) of a file says of an image, which may lie beside it; what cannot be read is the image's fault.
+
+    Args:
+        read: gives the objects, and may note more; may raise ValueError.
+        split: a word for it, or nothing.
+        size: the width and the height that it states, or nothing.
+        more: further attributes.
+    """
+    found = Labelled(image, [], places=(source.parent / image,), **more)
+    try:
+        found.split, found.size = split_of(split), size_of(*size)
+        found.objects = read(found)
+    except ValueError as error:
+        found.objects = [faulty(where, str(error))]
+    return found
 
 
 def split_of(word: Any) -> str | None:
-    """The split that a word means; None where there is no word.
-
-    Raises:
-        ValueError: another word.
-    """
+    """The split that a word means; None where there is no word; ValueError where it is another one."""
     text = str("" if word is None else word).strip().lower()
     if text and text not in SPLITS:
         raise ValueError(f"an unknown split {text}")

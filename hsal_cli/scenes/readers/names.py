@@ -12,8 +12,9 @@ import os
 import re
 import unicodedata
 import urllib.parse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from PIL import Image
 
@@ -24,6 +25,9 @@ from hsal_cli.storage.files import bears_mark
 IGNORED = ("__macosx", "thumbs.db", "desktop.ini")
 NO_PICTURES = (".txt", ".xml", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".yaml", ".yml", ".names", ".md", ".cache")
 UNSIGNED = ("TGA",)  # formats that do not tell by their first bytes
+IMAGE_COLUMNS = ("image", "file", "filename", "file_name", "path", "image_path", "filepath", "file_path", "image_name", "imagename", "img")
+IDS = ("image_id", "imageid", "name", "id")  # may be another name than the file's
+IMAGE_COLUMNS += IDS
 Common = tuple[str, str]
 UPLOAD = re.compile(r"^(?:.*/)?upload/(?:\d+/)?[0-9a-f]{8}-(?=[^/]+$)")  # what Label Studio puts before a name
 
@@ -87,12 +91,22 @@ def _foreign(name: str) -> bool:
     return name.startswith(("/", "../")) or re.match(r"[A-Za-z]:/", name) is not None
 
 
-class Pictures:
-    """The images below a folder, found by what labels call them.
+def images_of(row: Mapping[str, Any]) -> list[str]:
+    """The images that a row of a table (column in lower case -> value) names: none, one, or, where its columns differ, several."""
+    named = {key: str(row[key]).strip() for key in IMAGE_COLUMNS if isinstance(row.get(key), str | int) and str(row[key]).strip()}
+    first = next(iter(named.values()), None)
+    others = [name for key, name in named.items() if key not in IDS and not name.isdecimal() and not _same_file(name, first)]
+    return [] if first is None else [first, *others]
 
-    Args:
-        folder: where they lie, at any depth.
-        formats: Pillow's names of the formats to look for.
+
+def _same_file(one: str, other: str) -> bool:
+    """Whether two names may be of one file: the folders, and an ending, may be left out of one."""
+    last, its = (UPLOAD.sub("", plain(urllib.parse.unquote(plain(name)))).rpartition("/")[2].casefold() for name in (one, other))
+    return last == its or PurePosixPath(last).stem == its or PurePosixPath(its).stem == last
+
+
+class Pictures:
+    """The images of some formats (Pillow's names) below a folder, at any depth, found by what labels call them.
 
     Attributes:
         paths: all of them, sorted.
@@ -118,17 +132,13 @@ class Pictures:
         self.root = plain(Path(os.path.abspath(folder)).as_posix())
         self.relative = {path: plain(path.relative_to(folder).as_posix()) for path in self.paths}
         self.folders = {parent.as_posix() for name in self.relative.values() for parent in PurePosixPath(name).parents}
-        # Whole names, and names without their endings -> images, by the name of the file alone.
-        self.by_name: dict[str, list[Path]] = {}
-        self.by_stem: dict[str, list[Path]] = {}
-        self.by_folded: dict[str, list[Path]] = {}
-        self.by_folded_stem: dict[str, list[Path]] = {}
+        # How names are compared, and the name of the file alone in that form -> images.
+        self.by: dict[tuple[str, str], list[Path]] = {}
         for path, name in self.relative.items():
             last = name.rpartition("/")[2]
-            self.by_name.setdefault(last, []).append(path)
-            self.by_stem.setdefault(self._stem(last), []).append(path)
-            self.by_folded.setdefault(self._folded(last), []).append(path)
-            self.by_folded_stem.setdefault(self._stem(last).casefold(), []).append(path)
+            stem = self._stem(last)
+            for key in (("name", last), ("stem", stem), ("folded", self._folded(last)), ("folded stem", stem.casefold())):
+                self.by.setdefault(key, []).append(path)
 
     def _stem(self, name: str) -> str:
         """A name without the ending of an image, if it has one."""
@@ -141,10 +151,9 @@ class Pictures:
         return f"{stem}.{self.kinds.get(name[len(stem) :].lower(), '')}".casefold()
 
     def find(self, name: str, places: Sequence[Path] = (), stem: bool = False, common: Common = ("", "")) -> Path:
-        """The image of that name.
+        """The image of that name: a path, a name anywhere below the folder, or a name without its ending.
 
         Args:
-            name: a path, a name anywhere below the folder, or a name without its ending.
             places: where it is, if it lies there: paths, with their endings or without.
             stem: the name has no ending, whatever it looks like.
             common: see `common_folders`.
@@ -172,11 +181,9 @@ class Pictures:
 
     def _called(self, last: str, stem: bool) -> Iterator[list[Path]]:
         """The images of that file name: as it stands, without its ending, and as `_folded` compares them."""
-        orders = (self.by_stem, self.by_name) if stem else (self.by_name, self.by_stem)
-        yield from (order.get(last, []) for order in orders)
-        yield self.by_folded.get(self._folded(last), [])
-        if stem or self._stem(last) == last:
-            yield self.by_folded_stem.get(last.casefold(), [])
+        keys = [("stem", last), ("name", last)] if stem else [("name", last), ("stem", last)]
+        keys += [("folded", self._folded(last)), *([("folded stem", last.casefold())] if stem or self._stem(last) == last else [])]
+        yield from (self.by.get(key, []) for key in keys)
 
     def _at(self, name: str, stem: bool) -> list[Path]:
         """The images at exactly that path below the folder."""
@@ -230,7 +237,7 @@ class Pictures:
         last = name.rpartition("/")[2]
         if any(self._called(last, stem)):
             return "no such image in that folder; one of that name is in another"
-        return "no such image; one with another ending is there" if self._stem(last) in self.by_stem else "no such image"
+        return "no such image; one with another ending is there" if ("stem", self._stem(last)) in self.by else "no such image"
 
 
 def common_folders(names: Iterable[str]) -> Common:

@@ -16,19 +16,10 @@ from hsal_cli.scenes.readers.voc import read_voc
 from hsal_cli.scenes.readers.yolo import has_objects, is_aside, read_yolo
 from hsal_cli.storage.files import regular
 
-ENDINGS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "coco",
-    ".xml": "voc",
-    ".yaml": "yolo",
-    ".yml": "yolo",
-}
-ASIDE = ("notes.json", "info.json", "dataset_info.json")  # beside labels, and none
-FILES = {kind: tuple(ending for ending, its in ENDINGS.items() if its == kind) for kind in ("voc", "coco", "jsonl", "csv")}
+FILES = {"voc": (".xml",), "coco": (".json",), "jsonl": (".jsonl", ".ndjson"), "csv": (".csv", ".tsv")}
+ENDINGS = {ending: kind for kind, its in FILES.items() for ending in its} | {".yaml": "yolo", ".yml": "yolo"}
 FILES |= {"yolo": (".txt",), "counts": FILES["csv"]}
+ASIDE = ("notes.json", "info.json", "dataset_info.json")  # beside labels, and none
 SLIGHT = 0.01  # so far a share may lie outside of 0 to 1
 
 
@@ -93,11 +84,7 @@ def _split_of_folders(folder: str) -> str | None:
 
 
 def _files(source: Path, kind: str) -> tuple[list[Path], str]:
-    """The label files, and their form.
-
-    Raises:
-        FileError: there are none, or it cannot be told which form they have.
-    """
+    """The label files, and their form; FileError where there are none, or where the form cannot be told."""
     ending = source.suffix.lower()
     if not source.is_dir():
         if kind == "auto" and ending not in ENDINGS:

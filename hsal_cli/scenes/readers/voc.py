@@ -7,7 +7,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path, PurePosixPath
 
-from hsal_cli.scenes.readers.labels import Corners, Labelled, Notes, Thing, corners, faulty, number, size_of, thing
+from hsal_cli.scenes.readers.labels import Corners, Labelled, Notes, Thing, corners, decoded, faulty, number, size_of, thing
 from hsal_cli.storage.files import regular
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
@@ -15,13 +15,7 @@ WIDER = {"gb2312": "gb18030", "gbk": "gb18030", "iso8859-1": "cp1252"}  # encodi
 
 
 def read_voc(files: list[Path], root: Path, notes: Notes) -> tuple[list[Labelled], list[str]]:
-    """Reads XML files.
-
-    Args:
-        files: the files.
-        root: the folder that was named; folders below it are those of the images.
-        notes: hears of files that are none of Pascal VOC's.
-    """
+    """Reads XML files; folders below `root`, the one that was named, are those of the images. Files of no Pascal VOC are noted."""
     found = []
     for path in files:
         try:
@@ -65,14 +59,17 @@ def _object(item: ElementTree.Element, path: Path) -> Thing:
 
 
 def _parse(path: Path) -> ElementTree.Element:
-    """Parses XML in whatever encoding it declares, and takes namespaces off."""
+    """Parses XML in whatever encoding it declares, and takes namespaces off; one that declares entities could grow without end."""
     data = regular(path).read_bytes().removeprefix(codecs.BOM_UTF8)
     declared = re.match(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([^"']+)["'][^>]*\?>""", data)
     if declared:
         said = codecs.lookup(declared[1].decode("ascii", "replace")).name
-        tree = ElementTree.fromstring(data[declared.end() :].decode(WIDER.get(said, said)))
+        text = data[declared.end() :].decode(WIDER.get(said, said))
     else:
-        tree = ElementTree.fromstring(data.lstrip())  # UTF-8, or UTF-16 by its mark
+        text = decoded(data)
+    if re.search(r"<!\s*(DOCTYPE|ENTITY)", text, re.IGNORECASE):
+        raise ValueError("it declares a document type or entities, which labels need not: remove its <!DOCTYPE ...>")
+    tree = ElementTree.fromstring(text.lstrip())
     for item in tree.iter():
         item.tag = str(item.tag).rpartition("}")[2]
     return tree

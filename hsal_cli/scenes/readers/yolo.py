@@ -19,15 +19,10 @@ NO_NAMES = "write the class names, one a line, into {}"
 
 
 def read_yolo(files: list[Path], root: Path, listed: Path | None = None) -> tuple[list[Labelled], list[str]]:
-    """Reads text files.
+    """Reads text files; those that are no labels (README, train.txt) are passed over.
 
-    Args:
-        files: the text files; those that are no labels (README, train.txt) are passed over.
-        root: the folder that was named; folders below it are those of the images, with "labels" for "images".
-        listed: the data.yaml that was named.
-
-    Raises:
-        FileError: the class names are missing, cannot be understood, or one stands twice.
+    Folders below `root`, the one that was named, are those of the images, with "labels" for "images"; `listed` is the data.yaml that was
+    named. FileError: the class names are missing, cannot be understood, or one stands twice.
     """
     names, points = _names(root, listed)
     found = []
@@ -70,13 +65,7 @@ def _images_for_labels(parts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _object(line: str, names: dict[int, str], points: int | None, where: str) -> Thing:
-    """A line's object.
-
-    Args:
-        line: class and numbers, with blanks or commas between them.
-        names: class names by number.
-        points: how many numbers stand behind the box for keypoints; None where the data set states none.
-    """
+    """The object of a line: class and numbers, with blanks or commas between them; `points` as in `_names`."""
     if "," in line and re.search(r"[^\s,]\s+[^\s,]", line):
         return faulty(where, "blanks and commas in one line")
     words = line.replace(",", " ").split()
@@ -92,11 +81,7 @@ def _object(line: str, names: dict[int, str], points: int | None, where: str) ->
 
 
 def _box(words: list[str], points: int | None) -> Corners:
-    """Centre, width and height, and perhaps a confidence; or the points of a polygon or of a turned box.
-
-    Raises:
-        ValueError: another count of numbers, or numbers that are no shares of an image.
-    """
+    """Centre, width and height, and perhaps a confidence; or the points of a polygon or of a turned box; else a ValueError."""
     values = [number(word) for word in words]
     count = len(values)
     if points is not None and count == 4 + points:
@@ -116,7 +101,7 @@ def _box(words: list[str], points: int | None) -> Corners:
 
 
 def _names(root: Path, listed: Path | None) -> tuple[dict[int, str], int | None]:
-    """Class names by number, and how many numbers keypoints take, if the data set says so.
+    """Class names by number, and how many numbers stand behind a box for keypoints, if the data set says so.
 
     They stand in classes.txt, obj.names or the like, in Label Studio's notes.json, or under `names` of a data.yaml: in the folder of the
     labels or in the nearest one above it that has any.
@@ -185,14 +170,14 @@ def _of_notes(path: Path) -> dict[int, str]:
 
 
 def _of_yaml(path: Path) -> tuple[dict[int, str], int | None]:
-    """The `names` and the `kpt_shape` of a YAML file; no names where it is about something else.
+    """The `names` and the `kpt_shape` of a YAML file; none where it is about something else.
 
-    Raises:
-        FileError: it has names that cannot be understood, or is data.yaml and no YAML.
+    FileError: it has names that cannot be understood, or is data.yaml and no YAML.
     """
     hint = "write them as names: [cat, dog], or as names: and a line 0: cat for each"
     try:
-        node = yaml.compose(text_of(path).lstrip("\ufeff"), Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(text_of(path).lstrip("\ufeff"))
+        node = loader.get_single_node()
         pairs = node.value if isinstance(node, yaml.MappingNode) else []
         top = {key.value: value for key, value in pairs if isinstance(key, yaml.ScalarNode)}
         if [key.value for key, _ in pairs].count("names") > 1:
@@ -205,6 +190,7 @@ def _of_yaml(path: Path) -> tuple[dict[int, str], int | None]:
     if names is None:
         return {}, None
     try:
+        loader.construct_document(names)  # refuses the tags that would run code
         if isinstance(names, yaml.SequenceNode):
             pairs = list(enumerate(names.value))
         elif isinstance(names, yaml.MappingNode):
@@ -219,8 +205,8 @@ def _of_yaml(path: Path) -> tuple[dict[int, str], int | None]:
             raise ValueError("a name that is no text")
         found = {key: class_name(value.value) for key, value in pairs if value.tag != "tag:yaml.org,2002:null"}
         points = _points(shape)
-    except ValueError as error:
-        raise FileError(f"the class names in {path} are not understood: {error}", hint) from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise FileError(f"the class names in {path} are not understood: {' '.join(str(error).split())}", hint) from error
     count = top.get("nc")
     if count is not None and str(count.value).strip().isdecimal() and int(count.value) != len(pairs):
         raise FileError(f"{path} has {len(pairs)} names, but nc: {count.value}", "mend nc, or the names")
