@@ -1,6 +1,6 @@
 """Two machines on one: two network namespaces joined by a virtual cable, one worker group of torchrun in each. Linux, and root, are needed.
 
-`python tests/two_machines.py` counts the bytes that a step of training and of fine-tuning sends over the cable (docs/scaling.md).
+`python tests/two_machines.py` counts the bytes that a step sends over the cable (docs/scaling.md).
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import dataclasses
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 TESTS = Path(__file__).parent
@@ -24,9 +24,9 @@ PATIENCE_S = 240.0
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How torchrun ended on a machine: its exit code, and what it and its worker wrote."""
+    """How torchrun ended on a machine: its exit code (None: its worker has ended, and it goes on), and what both wrote."""
 
-    code: int
+    code: int | None
     said: str
 
     @property
@@ -63,7 +63,7 @@ class Machines:
         own_disk: Path | None = None,
         environment: dict[str, str] | None = None,
         meanwhile: Callable[[], None] = lambda: None,
-        own_name: str = "",
+        own_name: str | None = None,
     ) -> list[Ended]:
         """Runs `hsal WORDS` in a folder on both machines, one worker on each, until both have ended.
 
@@ -71,17 +71,18 @@ class Machines:
             own_disk: what the second machine sees at the place of `folder`; None: the same files as the first.
             environment: variables beside the usual ones.
             meanwhile: called once both have started.
-            own_name: the address that the second machine's /etc/hosts gives for its own name; empty: that of the cable.
+            own_name: the address that each machine's /etc/hosts gives for its own name; None: that on the cable.
         """
         more = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent), **(environment or {})}
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
         torchrun += ["--rdzv-endpoint=first:29400", "-m", "hsal_cli", *map(str, words)]
         running = []
         with tempfile.TemporaryDirectory() as logs:
-            for name, addresses in zip(self.names, (ADDRESSES, (ADDRESSES[0], own_name or ADDRESSES[1])), strict=True):
+            for name in self.names:
                 machine = name.rpartition("-")[2]
+                known = dict(zip(("first", "second"), ADDRESSES, strict=True)) | ({machine: own_name} if own_name else {})
                 hosts = Path(logs, f"{machine}.hosts")
-                hosts.write_text("".join(f"{address} {host}\n" for address, host in zip(addresses, ("first", "second"), strict=True)))
+                hosts.write_text("".join(f"{address} {host}\n" for host, address in known.items()))
                 mounts = {hosts: Path("/etc/hosts"), **({own_disk: folder} if machine == "second" and own_disk else {})}
                 # ip gives each of its commands mounts of its own, and unshare a name of its own
                 parts = [shlex.join(["mount", "--bind", str(source), str(place)]) for source, place in mounts.items()]
@@ -91,11 +92,21 @@ class Machines:
                     running.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | more))
             try:
                 meanwhile()
-                codes = [one.wait(PATIENCE_S) for one in running]
+                until(lambda: all(self._ended(one, name, Path(logs, name)) for one, name in zip(running, self.names, strict=True)))
+                return [Ended(one.poll(), Path(logs, name).read_text()) for one, name in zip(running, self.names, strict=True)]
             finally:
+                for name in self.names:
+                    for process in self._processes(name):
+                        os.kill(process, signal.SIGKILL)
                 for one in running:
-                    one.kill()
-            return [Ended(code, Path(logs, name).read_text()) for code, name in zip(codes, self.names, strict=True)]
+                    one.wait()
+
+    def _ended(self, torchrun: subprocess.Popen, name: str, log: Path) -> bool:
+        """Behind a cut cable torchrun waits as long as TCP does, for minutes: there its worker counts."""
+        return torchrun.poll() is not None or ("\nHint: " in log.read_text() and self._processes(name) <= {torchrun.pid})
+
+    def _processes(self, name: str) -> set[int]:
+        return set(map(int, subprocess.check_output(["ip", "netns", "pids", name]).split()))
 
     def cut(self) -> None:
         """Pulls the cable."""
@@ -135,8 +146,48 @@ def alone(folder: Path, *words: object) -> None:
 
 
 def until(there: Callable[[], bool]) -> None:
-    """Waits for something to be there."""
+    """Waits for something to be so."""
     end = time.monotonic() + PATIENCE_S
     while not there():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.05)
+        assert time.monotonic() < end, f"not within {PATIENCE_S:g} s"
+        time.sleep(0.1)
+
+
+def main() -> None:
+    """Prints what each machine sends for a step: the difference of two runs that differ in their number of steps alone."""
+    import torch
+    from evaluation_parts import write_features
+    from test_finetune import write_scenes
+
+    from hsal_cli.features.table import FeatureTable
+
+    draw = torch.Generator().manual_seed(0)
+    with tempfile.TemporaryDirectory() as name, Machines() as machines:
+        folder = Path(name)
+        volumes = torch.rand(80, 512, 7, 7, generator=draw).half()
+        labels = torch.randint(0, 10, (80, 4), generator=draw)
+        table = FeatureTable(volumes, volumes.float().square().sum(1), labels)
+        write_features(folder / "wide.features.h5", {"train": table, "test": table}, classes=list("0123456789"))
+        write_scenes(folder / "squares.h5", count=120)
+        train = ("train", "--data", "wide.features.h5", "--batch-size")
+        tuned = ("finetune", "--data", "squares.h5", "--weights", "none", "--batch-size", 8, "--validation", 8, "--full-images", 0)
+        # label, command, option that gives the number of steps, its two values, steps between them
+        counted = [
+            ("train, batch 8", (*train, 8), "--epochs", (1, 3), 20),
+            ("train, batch 38", (*train, 38), "--epochs", (1, 6), 10),
+            ("finetune resnet34, batch 8", tuned, "--crop-images", (16, 80), 8),
+        ]
+        print(f"{'':28}{'machine 1 sends':>17}{'machine 2 sends':>17}   bytes a step")
+        for label, words, option, values, steps in counted:
+            sent = []
+            for value in values:
+                before = machines.sent()
+                for ended in machines.run(folder, *words, option, value, "--out", f"{label[0]}{len(list(folder.iterdir()))}"):
+                    assert ended.code == 0, ended.said
+                sent.append([after - early for after, early in zip(machines.sent(), before, strict=True)])
+            first, second = ((many - few) // steps for few, many in zip(*sent, strict=True))
+            print(f"{label:28}{first:17,}{second:17,}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
