@@ -106,7 +106,7 @@ def test_machines_with_disks_of_their_own_are_refused_before_the_first_step(case
     if words is PRECOMPUTE:
         alone(place, *PRECOMPUTE, out)
     found = machines.run(place, *words, out, own_disk=disk)
-    assert all(ended.code for ended in found)
+    assert all(ended.code != 0 for ended in found)
     lines = [line for ended in found for line in ended.error]
     assert len(lines) == 2 and said in lines[0], (found[0].said, found[1].said)
     assert words is PRECOMPUTE or not (place / out).exists()

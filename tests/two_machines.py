@@ -166,7 +166,7 @@ def main() -> None:
         folder = Path(name)
         volumes = torch.rand(80, 512, 7, 7, generator=draw).half()
         labels = torch.randint(0, 10, (80, 4), generator=draw)
-        table = FeatureTable(volumes, volumes.float().square().sum(1), labels)
+        table = FeatureTable(volumes, volumes.float().square().sum(1), labels, None, (100, 100))
         write_features(folder / "wide.features.h5", {"train": table, "test": table}, classes=list("0123456789"))
         write_scenes(folder / "squares.h5", count=120)
         train = ("train", "--data", "wide.features.h5", "--batch-size")
