@@ -3,58 +3,81 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from hsal_cli import __version__, console, distributed
-from hsal_cli.commands.bench import bench
-from hsal_cli.commands.check import check
-from hsal_cli.commands.compare import compare
-from hsal_cli.commands.doctor import doctor
-from hsal_cli.commands.eval import eval_
-from hsal_cli.commands.export import export
-from hsal_cli.commands.finetune import finetune
-from hsal_cli.commands.inspect import inspect
-from hsal_cli.commands.make_data import make_data
-from hsal_cli.commands.precompute import precompute
-from hsal_cli.commands.predict import predict
-from hsal_cli.commands.report import report
-from hsal_cli.commands.reproduce import reproduce
-from hsal_cli.commands.saliency import saliency
-from hsal_cli.commands.sweep import sweep
-from hsal_cli.commands.train import EXAMPLES as TRAIN_EXAMPLES
-from hsal_cli.commands.train import train
-from hsal_cli.commands.visualize import visualize
+from hsal_cli.commands import (
+    bench,
+    check,
+    compare,
+    doctor,
+    export,
+    finetune,
+    inspect,
+    make_data,
+    play,
+    precompute,
+    predict,
+    report,
+    reproduce,
+    saliency,
+    sweep,
+    train,
+    visualize,
+)
+from hsal_cli.commands import eval as eval_
 from hsal_cli.errors import UsageError
 from hsal_cli.policy.variant import value_names
 
 PARSER_ERROR = typer.BadParameter.__bases__[0]  # what the parser raises; its module differs between versions of Typer
 
+FIVE, PICTURES, GRIDS, CARE = "From data to pictures", "Results and pictures", "Whole grids", "Files and machine"
+COMMANDS = {  # name -> where help shows it, and what runs; make-data is a group of commands
+    "make-data": (FIVE, make_data.make_data),
+    "finetune": (FIVE, finetune.finetune),
+    "train": (FIVE, train.train),
+    "eval": (FIVE, eval_.eval_),
+    "visualize": (FIVE, visualize.visualize),
+    "predict": (PICTURES, predict.predict),
+    "play": (PICTURES, play.play),
+    "report": (PICTURES, report.report),
+    "compare": (PICTURES, compare.compare),
+    "saliency": (PICTURES, saliency.saliency),
+    "reproduce": (GRIDS, reproduce.reproduce),
+    "sweep": (GRIDS, sweep.sweep),
+    "precompute": (CARE, precompute.precompute),
+    "export": (CARE, export.export),
+    "inspect": (CARE, inspect.inspect),
+    "check": (CARE, check.check),
+    "doctor": (CARE, doctor.doctor),
+    "bench": (CARE, bench.bench),
+}
+
+
+class InOrder(TyperGroup):
+    """The commands in the order above; Typer would list groups of commands last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+
 app = typer.Typer(
     name="hsal",
+    cls=InOrder,
     help="Name every object in an image, repeats included, one covert and a few overt looks at a time (HSAL, NIPS 2017).",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-app.add_typer(make_data, name="make-data")
-app.command("finetune")(finetune)
-app.command("precompute")(precompute)
-app.command("train", epilog=TRAIN_EXAMPLES)(train)
-app.command("eval")(eval_)
-app.command("compare")(compare)
-app.command("visualize")(visualize)
-app.command("predict")(predict)
-app.command("export")(export)
-app.command("reproduce")(reproduce)
-app.command("report")(report)
-app.command("inspect")(inspect)
-app.command("saliency")(saliency)
-app.command("sweep")(sweep)
-app.command("bench")(bench)
-app.command("check")(check)
-app.command("doctor")(doctor)
+for _name, (_panel, _command) in COMMANDS.items():
+    if isinstance(_command, typer.Typer):
+        app.add_typer(_command, name=_name, rich_help_panel=_panel)
+    else:
+        examples = getattr(sys.modules[_command.__module__], "EXAMPLES", None)
+        app.command(_name, rich_help_panel=_panel, epilog=examples)(_command)
 
 
 def _version(wanted: bool) -> None:

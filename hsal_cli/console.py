@@ -234,6 +234,23 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     _write(text.getvalue())
 
 
+def can_ask() -> bool:
+    """Whether somebody sits at a terminal who sees questions and can answer them."""
+    return sys.stdin is not None and sys.stdin.isatty() and Stderr().isatty()
+
+
+def confirm(question: str) -> bool:
+    """Asks on stderr, and reads the answer; anything but yes is no, and Ctrl-C leaves at once."""
+    stream = Stderr()
+    stream.write(f"{plain(question)} [y/N] ")
+    stream.flush()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @contextlib.contextmanager
 def stopping(reporter: Reporter) -> Iterator[None]:
     """While the block runs, the first SIGINT, SIGTERM or SIGHUP (the terminal has gone) only sets `reporter.stop_signal`; the next leaves.

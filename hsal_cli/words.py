@@ -9,6 +9,7 @@ from typing import Any
 NAME, CELL, PARAGRAPH = 60, 200, 2000  # signs that are shown at most: of a name, of a line or a table's cell, of a sentence
 # What steers a terminal, turns the order of text around, breaks a line, or is half a sign (a byte that is not UTF-8).
 UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufff9-\ufffb]")
+NUMBERS = re.compile(r"\[\n[^\[\]{}\"]*\]")  # a list of numbers, laid out with one a line
 UNSEEN_IN_JSON = re.compile(UNSEEN.pattern.replace(r"\x00-\x1f", ""))  # JSON escapes these itself, and is laid out with line breaks
 
 
@@ -28,6 +29,7 @@ def brief(text: Any, most: int = NAME) -> str:
 
 
 def json_text(document: Any, ascii_only: bool = False, nan: bool = True) -> str:
-    """A document as JSON, laid out to be read; the same signs as in `plain` stand as escapes that a reader turns back."""
+    """A document as JSON, laid out to be read, a list of numbers on one line; what `plain` escapes stands as escapes too."""
     text = json.dumps(document, indent=2, ensure_ascii=ascii_only, allow_nan=nan)
+    text = NUMBERS.sub(lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"), text)
     return UNSEEN_IN_JSON.sub(lambda sign: f"\\u{ord(sign[0]):04x}", text) + "\n"

@@ -40,3 +40,9 @@ def test_captions_name_the_multiset_and_stay_within_their_room():
     assert _caption(np.array([2, 0, 2, -1]), CLASSES, font, 200) == "a, c, c"
     long = _caption(np.zeros(60, int), CLASSES, font, 200)
     assert long.startswith("a, a") and long.count("a") + int(long.split("+")[1]) == 60 and font.getlength(long) <= 200
+
+
+def test_classes_of_longer_names_stand_once_with_how_often_they_occur():
+    font, shapes = ImageFont.load_default(size=TEXT), ["circle", "square", "star"]
+    assert _caption(np.array([1, 0, 1, 0, 0, -1]), shapes, font, 300) == "circle x3, square x2"
+    assert _caption(np.array([2, 0, 0, 1, 1, 1]), shapes, font, 100) == "circle x2, +4"

@@ -130,6 +130,7 @@ def test_eval_of_a_scene_file_uses_the_features_of_the_policys_own_backbone(here
         return here / "toy.features.h5"
 
     monkeypatch.setattr("hsal_cli.experiments.pipeline.ensure_features", ensure_features)
+    monkeypatch.setattr("hsal_cli.commands.eval.begin", lambda *_: None)
     call("eval", "--data", "scenes.h5", "--resamples", 2)
     assert asked == [("scenes.h5", True, "activation")]
 
@@ -143,19 +144,13 @@ def test_scenes_that_the_policy_cannot_be_evaluated_on_are_refused_before_featur
     assert said in call("eval", "--data", write_scenes(here / "others.h5", classes), *words_, code=1).said
 
 
-def test_without_a_policy_one_is_trained(here, monkeypatch):
-    asked = []
-
-    def ensure_policy(recipe, device, reporter):
-        asked.append(recipe.train.objective)
-        return here / "runs" / "policy"
-
-    monkeypatch.setattr("hsal_cli.experiments.pipeline.ensure_policy", ensure_policy)
+def test_where_there_is_no_policy_that_is_said_and_none_is_trained(here, monkeypatch):
     monkeypatch.setattr("hsal_cli.runs.run.newest", lambda kind, **_: None)
     monkeypatch.setattr("hsal_cli.models.shipped.own_folder", lambda: None)
+    before = sorted(here.rglob("*"))
     for words_ in (("eval", "--resamples", 2), ("predict", "grey.png"), ("visualize", "grey.png")):
-        call(*words_)
-    assert asked == ["rl"] * 3
+        assert "no trained policy in runs/" in call(*words_, code=1).said
+    assert sorted(here.rglob("*")) == before
 
 
 def test_no_policy_is_trained_for_images_that_are_not_there(tmp_path, monkeypatch):
@@ -166,23 +161,91 @@ def test_no_policy_is_trained_for_images_that_are_not_there(tmp_path, monkeypatc
 
 
 def test_predict_names_the_labels_of_each_image(here):
-    lines = call("predict", "colour.jpg", "grey.png").stdout.splitlines()
+    found = call("predict", "colour.jpg", "grey.png")
+    lines, sure = zip(*(line.split("   lowest probability ") for line in found.stdout.splitlines()), strict=True)
     assert [line.split(":")[0] for line in lines] == ["colour.jpg", "grey.png"]
     assert all(set(line.split(": ")[1].split()) <= {*NAMES, "-"} for line in lines)
     documents = json.loads(call("predict", "colour.jpg", "grey.png", "--json").stdout)
-    assert [f"{document['image']}: {words(document['labels'])}" for document in documents] == lines
+    assert [f"{document['image']}: {words(document['labels'])}" for document in documents] == list(lines)
+    assert [f"{document['lowest_probability']:.2f}" for document in documents] == list(sure)
+    warned = [f"{document['image']}: {why}" for document in documents for why in document["warnings"]]
+    assert warned and all(why in found.stderr for why in warned)
     for document in documents:
         assert document["labels"] == [step["label"] for step in document["steps"]]
         for step in document["steps"]:
-            assert step.keys() == {"label", "probability", "glimpses", "mask", "priority", "saliency"}
+            assert step.keys() == {"label", "probability", "glimpses", "glimpses_px", "boxes_px", "mask", "priority", "saliency"}
             assert 0 <= step["probability"] <= 1 and np.shape(step["glimpses"]) == (2, 2)
             assert all(np.shape(step[name]) == (3, 3) for name in ("mask", "priority", "saliency"))
+
+
+def test_glimpses_are_in_pixels_of_the_image_as_well_as_in_cells(here):
+    document = json.loads(call("predict", "colour.jpg", "--json").stdout)[0]
+    assert document["size"] == [40, 70] and document["steps"]
+    for step in document["steps"]:
+        for (row, column), middle, box in zip(step["glimpses"], step["glimpses_px"], step["boxes_px"], strict=True):
+            edges = [70 * column / 3, 40 * row / 3, 70 * (column + 1) / 3, 40 * (row + 1) / 3]
+            assert box == pytest.approx(edges, abs=0.06)
+            assert middle == pytest.approx([40 * (row + 0.5) / 3, 70 * (column + 0.5) / 3], abs=0.11)
+
+
+def test_json_has_a_list_of_numbers_on_one_line(here):
+    text = call("predict", "colour.jpg", "--json").stdout
+    steps = json.loads(text)[0]["steps"]
+    assert f'"size": {[40, 70]}' in text and text.count("\n") < 12 + 50 * len(steps)
+
+
+def test_counts_of_a_folder_become_a_table_that_make_data_reads(here):
+    photos = here / "photos" / "more"
+    photos.mkdir(parents=True)
+    for number, name in enumerate(("b.png", "a.jpg")):
+        Image.open(here / ("grey.png", "colour.jpg")[number]).save(photos / name)
+    named = call("predict", "photos", "--csv", "counts.csv").stdout.splitlines()
+    rows = (here / "counts.csv").read_text().splitlines()
+    assert rows[0] == ",".join(["image", *NAMES]) and [row.split(",")[0] for row in rows[1:]] == [
+        "photos/more/a.jpg",
+        "photos/more/b.png",
+    ]
+    for line, row in zip(named, rows[1:], strict=True):
+        found = line.split(": ")[1].split()
+        assert row.split(",")[1:] == [str(found.count(name)) for name in NAMES]
+    assert "exists" in call("predict", "photos", "--csv", "counts.csv", code=2).said
+    call("predict", "photos", "--csv", "counts.csv", "--overwrite")
+    (here / "mine.csv").write_text("a,b\n")
+    assert "not replaced" in call("predict", "photos", "--csv", "mine.csv", "--overwrite", code=2).said
+    from hsal_cli.commands.make_data import make_data
+
+    words_ = ["folder", "--images", ".", "--labels", "counts.csv", "--labels-format", "counts", "--test-share", "0", "--out", "seen.h5"]
+    assert CliRunner().invoke(make_data, words_).exit_code == 0
+    for made in ("counts.csv", "mine.csv", "seen.h5"):
+        (here / made).unlink()
+    shutil.rmtree(here / "photos")
+
+
+def test_a_picture_is_an_svg_or_a_pdf_where_out_says_so(here):
+    from xml.etree import ElementTree
+
+    call("visualize", "colour.jpg", "--labels", "cat", "--out", "x.svg")
+    tree = ElementTree.fromstring((here / "x.svg").read_bytes())
+    texts = ["".join(text.itertext()) for text in tree.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"named", "step 1"} <= set(texts) and any(text.startswith("predicted {") for text in texts)
+    assert next(tree.iter("{http://www.w3.org/2000/svg}image")).get("href").startswith("data:image/png;base64,")
+    found = call("visualize", "colour.jpg", "--out", "x.pdf", "--gif").stdout
+    assert "x.pdf" in found and "x.gif" in found and (here / "x.pdf").read_bytes().startswith(b"%PDF-")
+    for name in ("x.svg", "x.pdf"):
+        call("visualize", "colour.jpg", "--out", name)  # what hsal made is replaced
+        (here / name).write_text("mine")
+        assert "not made by hsal" in call("visualize", "colour.jpg", "--out", name, code=1).said
+        (here / name).unlink()
+    for name in ("x.jpg", "x.eps", "x.json"):
+        assert "neither a folder nor" in call("visualize", "colour.jpg", "--out", name, code=2).said
+        assert not (here / name).exists()
+    (here / "x.gif").unlink()
 
 
 def test_a_bad_image_is_named_and_the_others_are_still_done(here):
     found = call("predict", "damaged.png", "grey.png", "missing.png", code=1)
     assert found.stdout.startswith("grey.png: ") and len(found.stdout.splitlines()) == 1
-    errors = found.stderr.splitlines()
+    errors = [line for line in found.stderr.splitlines() if "the cap of" not in line]
     assert len(errors) == 4 and "damaged.png" in errors[0] and "missing.png" in errors[2]
     assert errors[1].startswith("Hint: ") and errors[3].startswith("Hint: ")
     call("visualize", "damaged.png", "grey.png", code=1)
@@ -198,9 +261,9 @@ def test_visualize_puts_a_picture_beside_each_image_and_makes_it_again(here):
             assert picture.format == "PNG" and picture.width > 200
     documents = json.loads(call("visualize", "grey.png", "--json").stdout)
     assert documents[0]["picture"] == "grey.hsal.png"
-    assert {key: documents[0][key] for key in ("image", "labels", "steps", "stop_probability")} == json.loads(
-        call("predict", "grey.png", "--json").stdout
-    )[0]
+    assert {key: documents[0][key] for key in documents[0] if key != "picture"} == json.loads(call("predict", "grey.png", "--json").stdout)[
+        0
+    ]
 
 
 def test_visualize_chooses_names_that_do_not_collide(here):

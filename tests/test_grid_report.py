@@ -64,7 +64,7 @@ def test_the_tables_say_what_the_runs_say(runs, tmp_path) -> None:
     assert row_of(text, heading, "MNIST Set", "HSAL-RL") == ["0.900 ± 0.000", "0.990", f"0.960 ± {half:.3f}", "0.960", "3", "0, 1"]
     assert row_of(text, heading, "MNIST Set", "Count classifier") == ["0.900", "-", "0.880 (0.870 to 0.890)", "-", "3", "0"]
     assert row_of(text, heading, "MNIST Set", "Cross-entropy") == ["-", "0.735", "-", "0.478", "-", "failed: 0"]
-    assert row_of(text, heading, "MNIST Set", "count only") == ["0.211", "0.029"]
+    assert row_of(text, heading, "MNIST Set", "number of objects known") == ["0.211", "0.029"]
     where = row_of(text, "Where it looks", "MNIST Set", "HSAL-RL")
     assert [cell.split(" ")[0] for cell in where] == ["0.950", "0.500", "0.900", "0.050", "26,735"]
     assert "Count classifier" not in text.split("## Where it looks")[1].split("## Over training")[0]

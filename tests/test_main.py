@@ -101,3 +101,38 @@ def test_wrong_usage_is_two_lines_and_exit_code_2(words: tuple[str, ...], tmp_pa
 
 def test_version() -> None:
     assert hsal("--version").stdout.startswith("hsal ")
+
+
+def every_command() -> list[tuple[str, ...]]:
+    from typer.main import get_command
+
+    found, open_ = [], [((), get_command(app))]
+    while open_:
+        words, command = open_.pop()
+        found.append(words)
+        open_ += [((*words, name), below) for name, below in getattr(command, "commands", {}).items()]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("words", every_command(), ids=" ".join)
+def test_help_of_80_columns_cuts_no_name_and_long_ones_have_panels_and_examples(words, monkeypatch) -> None:
+    from typer import rich_utils
+    from typer.main import get_command
+
+    monkeypatch.setattr(rich_utils, "MAX_WIDTH", 80)
+    command = get_command(app)
+    for word in words:
+        command = command.commands[word]
+    shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    options = [param for param in command.params if param.param_type_name == "option"]
+    for param in options:
+        assert all(f"{name} " in shown for name in (*param.opts, *param.secondary_opts)), param.name
+    if len(options) > 8:
+        panels = {getattr(param, "rich_help_panel", None) for param in options}
+        assert len(panels) > 2 and "Example" in shown
+
+
+def test_help_begins_with_making_data() -> None:
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).stdout
+    assert shown.index("make-data") == min(shown.index(f"{name} ") for name in COMMANDS)

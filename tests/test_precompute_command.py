@@ -76,7 +76,7 @@ def test_a_missing_scene_file_and_a_missing_backbone_name_the_commands_that_make
     for file in Path("runs/backbone").glob("status.json"):
         file.unlink()
     for arguments, words, hint in (
-        (("--data", "none.h5"), "no scene file none.h5", "hsal make-data mnist-multiset"),
+        (("--data", "none.h5"), "no scene file none.h5", "hsal make-data folder --images DIR --labels FILE --out none.h5"),
         ((), "no finished backbone", "hsal finetune"),
         (("--backbone", "nowhere"), "no backbone at nowhere", "hsal finetune"),
     ):

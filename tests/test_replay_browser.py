@@ -1,37 +1,17 @@
 """The replay page in headless Chromium: keys, buttons, pointer, screen reader text, light and dark, a phone."""
 
-import shutil
-
 import pytest
+from browser_parts import chromium, luminance, phone, scheme  # noqa: F401
 from picture_parts import a_look
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 from hsal_cli.pictures.replay import replay_page
 
-selenium = pytest.importorskip("selenium", reason="selenium is not installed")
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="there is no Chromium with its chromedriver")
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for switch in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--window-size=1100,900"):
-        options.add_argument(switch)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield browser
-    browser.quit()
-
 
 @pytest.fixture
-def page(chromium, tmp_path):
+def page(chromium, tmp_path):  # noqa: F811
     """Opens a page of two looks, the first with known labels; afterwards it has logged no error and fetched nothing."""
     looks = [a_look(labels=("3", "5")), a_look(labels=("5",), size=(200, 600), name="wide.png")]
     (tmp_path / "a.html").write_text(replay_page(looks, [["3", "3"], None]), encoding="utf-8")
@@ -53,7 +33,7 @@ def press(page, *keys):
 
 def test_arrow_keys_and_buttons_step_and_each_step_is_said_in_words(page):
     assert said(page).startswith(
-        "Step 1 of 3: names 3 with probability 0.75, a hit, reward +1. Glimpses at row 1, column 2 and row 3, column 1."
+        "Step 1 of 3: names 3 with probability 0.75, a hit, reward +1. Glimpses at row 0, column 1 and row 2, column 0."
     )
     assert said(page).endswith("To find before this step: 3, 3.")
     press(page, Keys.ARROW_RIGHT)
@@ -110,25 +90,19 @@ def test_marks_lie_where_the_glimpses_are_and_bars_are_as_long_as_probabilities(
     assert "hit" not in said(page) and said(page).startswith("Step 1 of 2: names 5")
 
 
-def luminance(colour):
-    parts = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_stand_out_in_light_and_dark(page, scheme):
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+@pytest.mark.parametrize("name", ["light", "dark"])
+def test_words_stand_out_in_light_and_dark(page, name):
+    scheme(page, name)
     back = luminance(page.execute_script("return getComputedStyle(document.body).backgroundColor"))
-    assert (back < 0.05) == (scheme == "dark")
+    assert (back < 0.05) == (name == "dark")
     for selector in ("#title", "#subtitle", "#steps .hit", "#steps .miss", "#said", "figcaption", "button:enabled"):
         words = luminance(page.execute_script(f"return getComputedStyle(document.querySelector('{selector}')).color"))
         assert (max(words, back) + 0.05) / (min(words, back) + 0.05) >= 4.5, selector
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    scheme(page, "")
 
 
 def test_a_phone_needs_no_scrolling_sideways(page):
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True})
+    phone(page)
     page.refresh()
     assert page.execute_script("return document.documentElement.scrollWidth") == 360
     assert page.find_element(By.ID, "look").rect["width"] > 300

@@ -212,7 +212,7 @@ def test_hsal_saliency_lays_maps_over_pictures(made, tmp_path):
     assert found["maps"]["itti"]["maximum"] == [1, 1] and np.shape(found["maps"]["activation"]["map"]) == (2, 2)
     with Image.open(found["picture"]) as picture:
         assert found["picture"] == str(tmp_path / "a.saliency.hsal.png") and 700 < picture.width <= 1000
-    assert "(5, 6)" in call("saliency", tmp_path / "a.png", "--saliency", "itti").stdout  # without a backbone, 7 x 7 cells
+    assert "(4, 5)" in call("saliency", tmp_path / "a.png", "--saliency", "itti").stdout  # without a backbone, 7 x 7 cells
     error = call("saliency", tmp_path / "a.png", "--saliency", "itti", "--backbone", made / "b").exception
     assert isinstance(error, UsageError)
     assert call("saliency", tmp_path / "none.png", "--saliency", "itti").exit_code == 1

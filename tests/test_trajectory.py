@@ -181,3 +181,22 @@ def test_a_picture_that_is_too_large_is_reduced_and_one_of_ours_is_known(tmp_pat
 def test_heat_grows_lighter_with_the_value():
     lightness = heat(np.linspace(-0.5, 1.5, 41)) @ np.array([0.299, 0.587, 0.114])
     assert (np.diff(lightness) >= 0).all() and np.diff(lightness)[10:30].min() > 0
+
+
+def test_an_svg_has_the_shapes_and_texts_of_the_picture_in_its_size():
+    from xml.etree import ElementTree
+
+    from hsal_cli.pictures.trajectory import draw_trajectories
+    from hsal_cli.pictures.vector import Vector, pdf
+
+    looks = [a_look(labels=("3", "a <b> & 'c'"), size=(60, 90))]
+    picture, drawn = trajectories(looks, [["3"]]), draw_trajectories(Vector, looks, [["3"]])
+    assert drawn.size == picture.size
+    tree = ElementTree.fromstring(drawn.svg())
+    assert (int(tree.get("width")), int(tree.get("height"))) == picture.size
+    texts = ["".join(text.itertext()) for text in tree.iter("{http://www.w3.org/2000/svg}text")]
+    assert "a <b> & 'c'" in texts and {"step 1", "step 2", "named"} <= {*texts}
+    cells = sum(rect.get("fill") not in ("none", "#f0a000") for rect in tree.iter("{http://www.w3.org/2000/svg}rect"))
+    assert cells >= 2 * 3 * looks[0].steps[0].mask.size  # three maps a step
+    page = pdf(picture)
+    assert page.startswith(b"%PDF-") and b"% hsal " in page[:40] and b"%%EOF" in page[-10:]

@@ -47,6 +47,20 @@ def test_the_wheel_holds_the_trained_policies(wheel) -> None:
     assert wheel.read("hsal_cli/pretrained/mnist-multiset.rl/weights.safetensors") == b"weights"
 
 
+def test_the_wheel_names_what_it_is_and_no_address_that_leads_nowhere(wheel) -> None:
+    name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    lines = wheel.read(name).decode().splitlines()
+    assert {"Classifier: Typing :: Typed", "Classifier: Operating System :: POSIX :: Linux", "Provides-Extra: play"} <= set(lines)
+    assert any(line.startswith("Keywords: ") for line in lines)
+    assert not [line for line in lines if line.startswith(("Home-page:", "Project-URL:", "Download-URL:"))]
+
+
+def test_what_the_wheel_is_made_of_is_under_60_mb() -> None:
+    weights = sum(path.stat().st_size for path in (ROOT / "data" / "pretrained").rglob("*") if path.is_file())
+    others = sum(path.stat().st_size for path in (ROOT / "hsal_cli").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    assert weights + others < 62_000_000  # weights in float16 shrink by 8% when packed
+
+
 def test_the_wheel_holds_every_module_and_preset_and_nothing_else_of_the_checkout(wheel) -> None:
     wanted = {str(path.relative_to(ROOT)) for kind in ("*.py", "*.toml", "*.pyi", "py.typed") for path in (ROOT / "hsal_cli").rglob(kind)}
     assert wanted <= set(wheel.namelist())

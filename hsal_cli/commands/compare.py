@@ -25,6 +25,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Put evaluated runs side by side, with the trivial baselines of their data."""
+    from hsal_cli.runs.documents import predictor
     from hsal_cli.runs.record import evaluations
 
     found = evaluations(runs, data, console.TerminalReporter())
@@ -34,7 +35,7 @@ def compare(
     rows = [[document.objective or "-", *_scores(document), str(run)] for run, document in found]
     first = found[0][1]
     for name, scores in first.baselines.items():
-        rows.append([name.replace("_", " "), f"{scores.exact_match:.3f}", "", f"{scores.macro_f1:.3f}", "", "", "", ""])
+        rows.append([predictor(name), f"{scores.exact_match:.3f}", "", f"{scores.macro_f1:.3f}", "", "", "", ""])
     title = f"{first.dataset}, {first.split} split, {first.examples:,} images"
     console.print_table(
         title, ["objective", "exact match", "95% interval", "macro F1", "glimpse_hit", "mask_mass", "parameters", "run"], rows

@@ -8,19 +8,41 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from hsal_cli import console, distributed
-from hsal_cli.commands.options import Config, Device, Json, Preset, options, settings_for
-from hsal_cli.commands.policies import PretrainedOption, RunOption, check_one, load, policy_run
+from hsal_cli.commands.asking import Yes, begin
+from hsal_cli.commands.options import Config, Device, Json, Preset, options, recipe_for
+from hsal_cli.commands.policies import PretrainedOption, RunOption, load, meant
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.settings import PrecomputeSettings, kind_in
-from hsal_cli.scenes.settings import SceneSettings
+from hsal_cli.scenes.settings import made_by
 
 if TYPE_CHECKING:
+    from hsal_cli.bench.estimate import Work
+    from hsal_cli.experiments.pipeline import Recipe
     from hsal_cli.models.load import LoadedPolicy
     from hsal_cli.models.shipped import Result
 
 
-@options(settings=EvalSettings)
+PANELS = {
+    "What": "run pretrained data split",
+    "How": "batch_size sample max_steps resamples seed preset config",
+    "Where": "device yes",
+    "Output": "out json",
+}
+EXAMPLES = """Examples:
+
+  hsal eval
+      the newest run on its own test images, else the pretrained policy
+
+  hsal eval --pretrained mnist-set
+      the figures of a policy that comes with hsal, anew
+
+  hsal eval --run runs/mine-rl --data data/other.h5
+      another scene file; its features are computed first
+"""
+
+
+@options(settings=EvalSettings, panels=PANELS)
 def eval_(
     settings: EvalSettings,
     *,
@@ -31,7 +53,7 @@ def eval_(
         typer.Option(
             "--data",
             help="Feature file, or scene file whose features are computed if missing.",
-            show_default="what the policy was trained on; with --pretrained data/DATASET.h5",
+            show_default="what the policy was trained on; with --pretrained the one scene file in data/, else data/DATASET.h5",
         ),
     ] = None,
     out: Annotated[
@@ -39,6 +61,7 @@ def eval_(
         typer.Option("--out", help="JSON file to write.", show_default="eval.json in the run, for other data eval.NAME.json"),
     ] = None,
     device: Device = "auto",
+    yes: Yes = False,
     json: Json = False,
     preset: Preset = None,
     config: Config = None,
@@ -48,6 +71,7 @@ def eval_(
     With --pretrained a scene file is enough: its features are computed on the way and not kept.
     """
     from hsal_cli.evaluation.evaluate import evaluate_file
+    from hsal_cli.experiments.pipeline import only_scenes
     from hsal_cli.runs.documents import Evaluation
     from hsal_cli.runs.run import Run
     from hsal_cli.storage.atomic import write_sealed
@@ -55,19 +79,18 @@ def eval_(
     from hsal_cli.typed import checked
     from hsal_cli.vision.devices import choose_device
 
-    check_one(run, pretrained)
     if out is not None:
         refuse_foreign_results(out, "exact_match")
     reporter = console.TerminalReporter()
     chosen = choose_device(device)
-    target = out
+    target, recipe = out, recipe_for(preset, config)
     with console.stopping(reporter), distributed.joined(chosen, reporter):
-        if pretrained is not None:
-            found, stated = _evaluate_shipped(pretrained, data, settings, settings_for(SceneSettings, preset, config), chosen, reporter)
+        place, pretrained = meant(run, pretrained, reporter, counts=True, data=data or only_scenes())
+        if place is None:
+            found, stated = _evaluate_shipped(str(pretrained), data or only_scenes(), settings, recipe, chosen, yes, reporter)
         else:
-            place = policy_run(run, chosen, reporter, preset, config, counts=True)
             loaded = load(place, chosen, reporter, counts=True)
-            features = _features(data, settings.split, loaded, chosen, reporter)
+            features = _features(data, settings.split, loaded, recipe, chosen, yes, reporter)
             own = Run(place) if out is None and (place / "status.json").is_file() else None
             if own is not None:
                 _ = own.config  # a config.json that cannot be read is said before the work, not after it
@@ -75,8 +98,6 @@ def eval_(
             target = out if own is None else own.place_for(checked(found, Evaluation))
     if not distributed.asked().leads:
         return
-    from hsal_cli.evaluation.looking import verdicts
-
     if target is not None:
         found = write_sealed(target, found)
     if json:
@@ -84,32 +105,37 @@ def eval_(
         return
     for title, columns, rows in tables(found):
         console.print_table(title, columns, rows)
-    for said in verdicts(found["looking"]) if "looking" in found else ():
-        console.print_line(said)
-    if pretrained is not None:
+    for note in notes(found):
+        console.print_line(note)
+    if place is None:
         console.print_line(_stated(found, stated))
     if target is not None:
-        looks = pretrained is None and found["attn_saliency"]["raw"] is not None
+        looks = place is not None and found["attn_saliency"]["raw"] is not None
         console.print_line(f"written to {target}" + (f"   next: hsal visualize IMAGE --run {place}" if looks else ""))
 
 
 def _evaluate_shipped(
-    name: str, data: Path | None, settings: EvalSettings, scenes: SceneSettings, device: Any, reporter: console.Reporter
+    name: str, data: Path | None, settings: EvalSettings, recipe: Recipe, device: Any, yes: bool, reporter: console.Reporter
 ) -> tuple[dict[str, Any], Result | None]:
     """Evaluates a policy that comes with hsal, on a scene file or on features by its backbone; adds `pretrained` and `stated`.
 
     Returns:
         (found, what the manifest states of it).
     """
+    from hsal_cli.bench.estimate import making_scenes, scoring
     from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
     from hsal_cli.experiments.pipeline import DATA, ensure_scenes
     from hsal_cli.models.shipped import load_shipped
 
     shipped = load_shipped(name, device, counts=True)
     source = data or DATA / f"{shipped.dataset}.h5"
-    if data is None:
-        ensure_scenes(source, scenes, reporter)
-    if _is_scene_file(source):
+
+    def works() -> list[Work]:
+        return [*making_scenes(source, recipe.scenes, asked=True), scoring(source, recipe.scenes, settings.split)]
+
+    if data is None or _is_scene_file(source):
+        begin(works, yes, recipe, device, reporter, shipped.backbone.path)
+        ensure_scenes(source, recipe.scenes, reporter)
         found = evaluate_scenes(shipped.policy, shipped.backbone, source, settings, device, reporter)
     else:
         found = evaluate_file(shipped.policy, source, settings, device, reporter)
@@ -118,7 +144,7 @@ def _evaluate_shipped(
 
 
 def _stated(found: dict[str, Any], stated: Result | None) -> str:
-    """What the manifest says of a pretrained policy, beside what was found."""
+    """What the manifest says of a pretrained policy, beside what was found; why the two differ, where that is known."""
     if stated is None or stated.exact_match is None or stated.macro_f1 is None:
         return f"{found['pretrained']}: no figures are stated"
     where = f"{stated.dataset}, {stated.split} split, {stated.examples or 0:,} images"
@@ -126,10 +152,23 @@ def _stated(found: dict[str, Any], stated: Result | None) -> str:
         f"{text} {then:.4f}, here {found[name]:.4f}"
         for name, text, then in (("exact_match", "exact match", stated.exact_match), ("macro_f1", "macro F1", stated.macro_f1))
     ]
-    return f"{found['pretrained']}: stated for {where}: {'; '.join(figures)}"
+    return f"{found['pretrained']}: stated for {where}: {'; '.join(figures)}{_unlike(found)}"
 
 
-def _features(data: Path | None, split: str, loaded: LoadedPolicy, device: Any, reporter: console.Reporter) -> Path:
+def _unlike(found: dict[str, Any]) -> str:
+    """What is known of the images that were scored, if they are not those of the stated figures: their digits are drawn, not MNIST's."""
+    from hsal_cli.scenes.scene_file import open_scenes
+
+    if "scenes" not in found:
+        return ""
+    with open_scenes(Path(found["scenes"])) as file:
+        drawn = file.config.get("digits") == "strokes"
+    return " (the digits here are drawn by pen strokes, those of the stated figures are MNIST's)" if drawn else ""
+
+
+def _features(
+    data: Path | None, split: str, loaded: LoadedPolicy, recipe: Recipe, device: Any, yes: bool, reporter: console.Reporter
+) -> Path:
     """The feature file that is meant; for a scene file its features by the policy's own backbone, computed if missing."""
     meta = loaded.meta
     if data is None:
@@ -139,6 +178,7 @@ def _features(data: Path | None, split: str, loaded: LoadedPolicy, device: Any, 
         return recorded
     if not _is_scene_file(data):
         return data
+    from hsal_cli.bench.estimate import feature_work, images_of
     from hsal_cli.evaluation.evaluate import check_scenes
     from hsal_cli.experiments.pipeline import ensure_features
     from hsal_cli.features.table import features_path
@@ -156,6 +196,12 @@ def _features(data: Path | None, split: str, loaded: LoadedPolicy, device: Any, 
         return found
     backbone = find_backbone(loaded)
     settings = PrecomputeSettings(saliency=saliency, resolution=backbone.refined)
+
+    def works() -> list[Work]:
+        images = sum(images_of(data, recipe.scenes).values())
+        return feature_work(features_path(data, saliency, backbone.refined), images, backbone.model.resolution, asked=True)
+
+    begin(works, yes, recipe, device, reporter, backbone.path)
     return ensure_features(data, backbone.path, reporter, device, settings)
 
 
@@ -170,14 +216,16 @@ def _is_scene_file(data: Path) -> bool:
     from hsal_cli.storage.hdf5 import format_of
 
     if not data.is_file():
-        raise FileError(f"{data} is missing", "make it with: hsal make-data")
+        raise FileError(f"{data} is missing", made_by(data))
     if not h5py.is_hdf5(data):
-        raise FileError(f"{data} is not an HDF5 file", "make one with: hsal make-data")
+        raise FileError(f"{data} is not an HDF5 file", "name a scene or feature file with --data")
     return format_of(data) == "hsal-scenes"
 
 
 def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     """An evaluation as tables for the terminal: (title, columns, rows) each."""
+    from hsal_cli.runs.documents import predictor
+
     interval = found["ci95"]
     how = f"{found['sample']} sampled roll-outs an image" if found["sample"] else "greedy"
     if found.get("objective") in ("count", "set"):
@@ -201,15 +249,17 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
     made = [(title, ["metric", "value", "95% interval"], main)]
     compared = {"this policy": found, **found.get("baselines", {})}
     if len(compared) > 1:
-        rows = [[name.replace("_", " "), number(scores["exact_match"]), number(scores["macro_f1"])] for name, scores in compared.items()]
+        rows = [[predictor(name), number(scores["exact_match"]), number(scores["macro_f1"])] for name, scores in compared.items()]
         made.append(("Against predictors that never look", ["predictor", "exact match", "macro F1"], rows))
     salient = found["attn_saliency"]
     if salient["raw"] is not None:  # a count classifier takes no glimpses
         rows = [["raw scale, as in the paper", number(salient["raw"], 1), "", ""]]
-        rows += [["normalised map", *(number(salient[name]) for name in ("normalized", "random", "best"))]]
-        made.append(("attn_saliency", ["scale", "glimpses", "random cells", "k highest cells"], rows))
+        rows += [["map scaled to 0 to 1", *(number(salient[name]) for name in ("normalized", "random", "best"))]]
+        made.append(("Saliency where the glimpses fall (attn_saliency)", ["scale", "glimpses", "random cells", "k highest cells"], rows))
     if "localization" in found:
         made.append(_localization(found["localization"]))
+    if "calibration" in found:  # a count classifier makes no choices
+        made.append(_reliability(found["calibration"]))
     if "looking" in found:
         made.append(_looking(found["looking"]))
     rows = [
@@ -224,6 +274,19 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
     return made
 
 
+def notes(found: dict[str, Any]) -> list[str]:
+    """What a reader of the tables may stumble over, and what follows from them."""
+    from hsal_cli.evaluation.looking import verdicts
+
+    if found["attn_saliency"]["raw"] is None:
+        return []
+    scale = (
+        "attn_saliency: the mean of the saliency map at the cells of the glimpses. Its raw scale is a sum of squared activations of this "
+        "backbone, so only figures of one backbone compare; scaled to 0 to 1 it compares with random cells and the k highest ones."
+    )
+    return [scale, *(verdicts(found["looking"]) if "looking" in found else ())]
+
+
 def _localization(local: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
     rows = [["glimpses on the object (glimpse_hit)", number(local.get("glimpse_hit"))]]
     rows += [[f"  {text}", number(local[name])] for name, text in (("random", "a random cell"), ("center", "the middle cell"))]
@@ -233,6 +296,20 @@ def _localization(local: dict[str, Any]) -> tuple[str, list[str], list[list[str]
     rows += [["objects visited exactly once", number(local.get("digits_once"))]]
     rows += [["meta-steps that visit an object again", number(local.get("repeat_visits"))]]
     return "Localization, at meta-steps that name a label rightly", ["score", "share"], rows
+
+
+def _reliability(found: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    """The reliability diagram: where a policy is as sure as it is right, the two last columns agree."""
+    rows = [
+        [f"{part['low']:.1f} to {part['high']:.1f}", f"{part['choices']:,}", number(part["confidence"]), number(part["right"])]
+        for part in found["bins"]
+        if part["choices"]
+    ]
+    errors = number(found["ece"], 4), number(found["ece_at_1"], 4)
+    title = f"Reliability of its choices: calibration error {errors[0]} at temperature {found['temperature']:.2f}, {errors[1]} at 1"
+    if found["unlike"] is not None:
+        title += f"; {found['unlike']:.2%} of the images are unlike those of training"
+    return title, ["probability", "choices", "mean", "share right"], rows
 
 
 def _looking(looking: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:

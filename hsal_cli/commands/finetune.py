@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from hsal_cli import console, distributed
-from hsal_cli.commands.options import Config, Device, DryRun, Given, Json, Overwrite, Preset, Resume, check_resumed, options, settings_for
+from hsal_cli.commands.asking import Yes, begin
+from hsal_cli.commands.options import Config, Device, DryRun, Given, Json, Overwrite, Preset, Resume, check_resumed, options, recipe_for
 from hsal_cli.runs.settings import FinetuneSettings
 from hsal_cli.settings import as_dict
 
+PANELS = {
+    "What": "data objects arch weights resume",
+    "How long": "mode crop_images full_images epoch_images batch_size learning_rate weight_decay validation seed",
+    "Views": "input_size resolution dilate crowd background augment distort",
+    "Settings": "preset config",
+    "Where": "device yes",
+    "Output": "out overwrite dry_run json",
+}
+ACCURACY = {  # by how images teach
+    "single": "the share of objects that are named rightly",
+    "crops": "the share of objects that are named rightly, from their own cells of the full image",
+    "counts": "how far counted and true multiset overlap, the smaller counts over the larger ones, mean over images",
+    "random-label": "the share of images whose named label is one of theirs",
+}
+EXAMPLES = """Examples:
 
-@options(settings=FinetuneSettings)
+  hsal finetune --preset quick
+      minutes on two cores
+
+  hsal finetune --data data/mine.h5 --weights imagenet --full-images 5000
+
+  hsal finetune --resume runs/finetune --full-images 72000
+      goes on for longer
+"""
+
+
+@options(settings=FinetuneSettings, panels=PANELS)
 def finetune(
     settings: FinetuneSettings,
     *,
@@ -22,12 +49,13 @@ def finetune(
         typer.Option(
             "--data",
             help="Scene file, of single objects or of several, made if missing; with --resume: where the run's own is now.",
-            show_default="data/mnist-single.h5",
+            show_default="the one scene file in data/ if it is your own, else data/mnist-single.h5",
         ),
     ] = None,
     out: Annotated[Optional[Path], typer.Option("--out", help="Run directory to make.", show_default="runs/finetune")] = None,
     resume: Resume = None,
     device: Device = "auto",
+    yes: Yes = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     json: Json = False,
@@ -36,15 +64,17 @@ def finetune(
     given: Given,
 ) -> None:
     """Fine-tune the activation model, a ResNet-34 or what --arch names, on single objects where there are such images."""
-    from hsal_cli.experiments.pipeline import SINGLE, ensure_scenes
+    from hsal_cli.bench.estimate import before_a_backbone
+    from hsal_cli.experiments.pipeline import backbone_scenes, ensure_scenes, only_scenes
     from hsal_cli.finetuning.finetune import finetune as finetune_run
+    from hsal_cli.finetuning.finetune import way_of
     from hsal_cli.runs import run as runs
-    from hsal_cli.scenes.settings import SceneSettings
     from hsal_cli.vision.devices import choose_device
 
     reporter = console.TerminalReporter()
     chosen = choose_device(device)
-    settled = {"data": str(data or SINGLE), "finetune": as_dict(settings)}
+    scenes = data or backbone_scenes(only_scenes())
+    settled = {"data": str(scenes), "finetune": as_dict(settings)}
     if resume is not None:
         settled = check_resumed(resume, "backbone", out, given, ("full_images",), finetune=settings).raw
     if dry_run:
@@ -52,9 +82,17 @@ def finetune(
         return
     with console.stopping(reporter), distributed.joined(chosen, reporter):
         distributed.agree(resume=resume is not None, finetune=settled["finetune"])
-        scenes, target = data or SINGLE, distributed.broadcast(lambda: resume or out or runs.fresh_path("finetune"))
+        target = distributed.broadcast(lambda: resume or out or runs.fresh_path("finetune"))
         if resume is None:
-            ensure_scenes(scenes, settings_for(SceneSettings, preset, config), reporter)
+            recipe = recipe_for(preset, config, finetune=settings)
+            works = partial(before_a_backbone, scenes, recipe, chosen)
+            begin(works, yes, recipe, chosen, reporter)
+            ensure_scenes(scenes, recipe.scenes, reporter)
+            uncropped = settings.mode == "full" or way_of(scenes, settings.objects) in ("counts", "random-label")
+            if "crop_images" in given["finetune"] and uncropped:
+                reporter.warn(
+                    f"--crop-images {settings.crop_images} has no effect: these images are shown in full; --full-images says how many"
+                )
             run = finetune_run(scenes, target, settings, chosen, reporter, overwrite)
         else:
             more = settings.full_images if "full_images" in given["finetune"] else None
@@ -65,4 +103,10 @@ def finetune(
         return
     test = "" if status.test_accuracy is None else f", on test images {status.test_accuracy:.2%}"
     console.print_line(f"accuracy on held-out images {status.accuracy or 0:.2%}{test}")
-    console.print_line(f"run: {run.path}")
+    held = data or Path(run.config.scenes)
+    way = way_of(held, run.config.finetune.objects) if held.exists() else "single"
+    console.print_line(f"accuracy: {ACCURACY[way]}")
+    following = f"hsal train --data {held} --backbone {run.path}"
+    if way == "single":  # single objects are for the backbone alone
+        following = f"hsal train --backbone {run.path}"
+    console.print_line(f"run: {run.path}   next: {following}")

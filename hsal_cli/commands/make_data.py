@@ -11,7 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from hsal_cli import console
-from hsal_cli.commands.options import DryRun, Json, Overwrite, Workers, check_out, options
+from hsal_cli.commands.asking import Yes, begin
+from hsal_cli.commands.options import Config, DryRun, Json, Overwrite, Preset, Workers, check_out, options, recipe_for
 from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.scenes.settings import RECIPES, FolderSettings, SceneSettings, StreetSettings, SvhnSettings
 from hsal_cli.settings import as_dict
@@ -21,7 +22,40 @@ if TYPE_CHECKING:
     from hsal_cli.scenes.scene_file import SceneFile
 
 PREVIEWED = 24  # images on the contact sheet
+FEW = 100_000  # images that take under five minutes on any machine
 SHOWN = 3  # examples of a reason for which images were left out
+OUTPUT = "out preview overwrite dry_run json"
+COMPOSED = {
+    "How many": "train test count image_size seed",
+    "Digits": "digit_size digits mnist_dir classes class_names transpose",
+    "Placing": "placement clutter clutter_size",
+    "Settings": "preset config workers yes",
+    "Output": OUTPUT,
+}
+STREET = {
+    "Images": "train test image_size svhn_labels typefaces seed",
+    "Settings": "preset config workers",
+    "Output": OUTPUT,
+}
+SVHN = {"Images": "svhn_dir download url train test extra image_size fit", "Settings": "preset config", "Output": OUTPUT}
+FOLDER = {
+    "Images and labels": "images labels labels_format classes boxes",
+    "Train and test": "test_share test_list test_images test_labels seed",
+    "Size": "image_size fit",
+    "Settings": "preset config",
+    "Output": OUTPUT,
+}
+EXAMPLES = {
+    "mnist-multiset": "hsal make-data mnist-multiset --train 6000 --test 1000 --preview digits.png",
+    "mnist-set": "hsal make-data mnist-set --count 2-3",
+    "mnist-single": "hsal make-data mnist-single --train 240000 --seed 5 --out data/more.h5",
+    "multiset": "hsal make-data multiset --mnist-dir fashion --out data/clothes.h5",
+    "set": "hsal make-data set --mnist-dir emnist/emnist-letters --classes a,b,c --out data/abc.h5",
+    "single": "hsal make-data single --mnist-dir fashion --out data/one-garment.h5",
+    "street-numbers": "hsal make-data street-numbers --train 6000 --test 1500 --preview sheet.png",
+    "svhn-multiset": "hsal make-data svhn-multiset --svhn-dir data/svhn",
+    "folder": "hsal make-data folder --images photos --labels labels.csv --out data/mine.h5 --preview sheet.png",
+}
 ABOUT = {
     "mnist-multiset": "MNIST Multiset: 1 to 4 digits with clutter, labels may repeat (section 5).",
     "mnist-set": "MNIST Set: the same, labels differ.",
@@ -29,12 +63,16 @@ ABOUT = {
     "multiset": "The same as mnist-multiset for any IDX set: Fashion-MNIST, KMNIST, EMNIST, glyphs of your own.",
     "set": "The same as mnist-set for any IDX set.",
     "single": "The same as mnist-single for any IDX set.",
+    "street-numbers": "Synthetic street numbers in colour, a stand-in for SVHN.",
+    "svhn-multiset": "SVHN, format 1, from its folders or archives: house numbers as multisets of digits (section 5).",
+    "folder": "Your own images and labels: CSV, JSONL, COCO JSON, YOLO text files or Pascal VOC XML; docs/own-images.md.",
 }
-
 Out = Annotated[Optional[Path], typer.Option("--out", help="The scene file to write.", show_default="data/NAME.h5")]
 Preview = Annotated[
     Optional[Path], typer.Option("--preview", help="Also draw a contact sheet, a PNG, with boxes and labels.", show_default=False)
 ]
+Making = Callable[[Any, Path, Optional[int], console.Reporter, "Notes"], dict[str, Any]]
+"""makes(settings, out, workers, reporter, notes) writes the scene file -> what joins the report"""
 
 
 class NameAnywhere(TyperGroup):
@@ -54,143 +92,118 @@ make_data = typer.Typer(
 )
 
 
-def _composed(name: str) -> Callable[..., None]:
-    """The command that composes a data set of glyphs."""
+def _add(name: str, kind: type, panels: dict[str, str], make: Making, plan: str) -> None:
+    """Adds the command that makes a data set.
 
-    @options(settings=SceneSettings)
-    def compose(
-        settings: SceneSettings,
+    Args:
+        kind: its settings.
+        panels: as in `options`; --workers and --yes are options of those commands alone whose panels name them.
+        plan: what it would do, behind "Would", with the settings put in.
+    """
+
+    def command(
+        settings: Any,
         out: Out = None,
         workers: Workers = None,
         preview: Preview = None,
+        yes: Yes = False,
         overwrite: Overwrite = False,
         dry_run: DryRun = False,
         json: Json = False,
+        preset: Preset = None,
+        config: Config = None,
     ) -> None:
-        def make(target: Path, reporter: console.Reporter) -> dict[str, Any]:
-            from hsal_cli.scenes.make import make_dataset
+        target = out or Path("data") / f"{name}.h5"
+        check_out(target, overwrite, "hsal-scenes")
+        if preview is not None:
+            _check_preview(preview, overwrite)
+        if isinstance(settings, FolderSettings):
+            settings.check_named()
+        if dry_run:
+            report = {"dry_run": True, "dataset": name, "out": str(target), "settings": as_dict(settings)}
+            console.print_json(report) if json else console.print_line(f"Would {plan.format(**vars(settings))} into {target}")
+            return
+        reporter = console.TerminalReporter()
+        if isinstance(settings, SceneSettings):
+            _begin(settings, target, yes, preset, config, reporter)
+        _make(name, settings, target, workers, make, preview, json, reporter)
 
-            make_dataset(name, settings, target, workers, reporter)
-            return {}
+    left = tuple({"workers", "yes"}.difference(" ".join(panels.values()).split()))
+    decorated = options(settings=kind, panels=panels, leave_out=left)(command)
+    make_data.command(name, help=ABOUT[name], epilog=f"Example: {EXAMPLES[name]}")(decorated)
 
-        plan = f"compose {settings.train:,} training and {settings.test:,} test images of {name}"
-        _make(name, settings, make, plan, out, preview, overwrite, dry_run, json)
 
-    return compose
+def _begin(settings: SceneSettings, out: Path, yes: bool, preset: str | None, config: Path | None, reporter: console.Reporter) -> None:
+    """Says how long composing takes, if it takes long; few images are composed without loading what would measure it."""
+    if settings.train + settings.test <= FEW:
+        return
+    from hsal_cli.bench.estimate import composing
+    from hsal_cli.vision.devices import choose_device
+
+    recipe = recipe_for(preset, config, scenes=settings)
+    begin(lambda: [composing(out, settings)], yes, recipe, choose_device("cpu"), reporter)
+
+
+def _compose(name: str) -> Making:
+    def make(settings: SceneSettings, out: Path, workers: int | None, reporter: console.Reporter, notes: Notes) -> dict[str, Any]:
+        from hsal_cli.scenes.make import make_dataset
+
+        make_dataset(name, settings, out, workers, reporter)
+        return {}
+
+    return make
+
+
+def _paint(settings: StreetSettings, out: Path, workers: int | None, reporter: console.Reporter, notes: Notes) -> dict[str, Any]:
+    from hsal_cli.scenes.street.street import make_street_numbers
+
+    make_street_numbers(settings, out, workers, reporter)
+    return {}
+
+
+def _svhn(settings: SvhnSettings, out: Path, workers: int | None, reporter: console.Reporter, notes: Notes) -> dict[str, Any]:
+    from hsal_cli.scenes.street.svhn import make_svhn
+    from hsal_cli.vision.images import read_image
+
+    return {"skipped": make_svhn(settings, out, read_image, reporter)}
+
+
+def _folder(settings: FolderSettings, out: Path, workers: int | None, reporter: console.Reporter, notes: Notes) -> dict[str, Any]:
+    from hsal_cli.scenes.folder import make_from_folder
+    from hsal_cli.vision.images import FORMATS, read_image
+
+    make_from_folder(settings, out, read_image, FORMATS, reporter, notes)
+    return {"skipped": notes.skipped, "notes": notes.remarks}
 
 
 for _name in RECIPES:
-    make_data.command(_name, help=ABOUT[_name])(_composed(_name))
-
-
-@make_data.command("street-numbers")
-@options(settings=StreetSettings)
-def street_numbers(
-    settings: StreetSettings,
-    out: Out = None,
-    workers: Workers = None,
-    preview: Preview = None,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    json: Json = False,
-) -> None:
-    """Synthetic street numbers in colour, a stand-in for SVHN."""
-
-    def make(target: Path, reporter: console.Reporter) -> dict[str, Any]:
-        from hsal_cli.scenes.street.street import make_street_numbers
-
-        make_street_numbers(settings, target, workers, reporter)
-        return {}
-
-    plan = f"paint {settings.train:,} training and {settings.test:,} test images of street numbers"
-    _make("street-numbers", settings, make, plan, out, preview, overwrite, dry_run, json)
-
-
-@make_data.command("svhn-multiset")
-@options(settings=SvhnSettings)
-def svhn_multiset(
-    settings: SvhnSettings,
-    out: Out = None,
-    preview: Preview = None,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    json: Json = False,
-) -> None:
-    """SVHN, format 1, from its folders or archives: house numbers as multisets of digits (section 5)."""
-
-    def make(target: Path, reporter: console.Reporter) -> dict[str, Any]:
-        from hsal_cli.scenes.street.svhn import make_svhn
-        from hsal_cli.vision.images import read_image
-
-        return {"skipped": make_svhn(settings, target, read_image, reporter)}
-
-    _make("svhn-multiset", settings, make, f"read SVHN from {settings.svhn_dir}", out, preview, overwrite, dry_run, json)
-
-
-@make_data.command("folder")
-@options(settings=FolderSettings)
-def folder(
-    settings: FolderSettings,
-    out: Out = None,
-    preview: Preview = None,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    json: Json = False,
-) -> None:
-    """Your own images and labels: CSV, JSONL, COCO JSON, YOLO text files or Pascal VOC XML; docs/own-images.md."""
-
-    from hsal_cli.scenes.readers.labels import Notes
-
-    notes = Notes()
-
-    def make(target: Path, reporter: console.Reporter) -> dict[str, Any]:
-        from hsal_cli.scenes.folder import make_from_folder
-        from hsal_cli.vision.images import FORMATS, read_image
-
-        make_from_folder(settings, target, read_image, FORMATS, reporter, notes)
-        return {"skipped": notes.skipped, "notes": notes.remarks}
-
-    settings.check_named()
-    plan = f"read the images in {settings.images} with the labels in {settings.labels}"
-    _make("folder", settings, make, plan, out, preview, overwrite, dry_run, json, notes)
+    _add(_name, SceneSettings, COMPOSED, _compose(_name), f"compose {{train:,}} training and {{test:,}} test images of {_name}")
+_add("street-numbers", StreetSettings, STREET, _paint, "paint {train:,} training and {test:,} test images of street numbers")
+_add("svhn-multiset", SvhnSettings, SVHN, _svhn, "read SVHN from {svhn_dir}")
+_add("folder", FolderSettings, FOLDER, _folder, "read the images in {images} with the labels in {labels}")
 
 
 def _make(
     name: str,
     settings: Any,
-    make: Callable[[Path, console.Reporter], dict[str, Any]],
-    plan: str,
-    out: Path | None,
+    out: Path,
+    workers: int | None,
+    make: Making,
     preview: Path | None,
-    overwrite: bool,
-    dry_run: bool,
     json: bool,
-    notes: Notes | None = None,
+    reporter: console.Reporter,
 ) -> None:
-    """What all data sets have in common: refusing, the dry run, the words and the contact sheet at the end.
+    """Makes a scene file, and says what is in it, and what was skipped and taken for granted, also with an error."""
+    from hsal_cli.scenes.readers.labels import Notes
 
-    Args:
-        make: writes the scene file; what it returns joins the report.
-        plan: what it would do, behind "Would".
-        notes: what `make` skips and takes for granted, which is told with its error, too.
-    """
-    out = out or Path("data") / f"{name}.h5"
-    check_out(out, overwrite, "hsal-scenes")
-    if preview is not None:
-        _check_preview(preview, overwrite)
-    if dry_run:
-        report = {"dry_run": True, "dataset": name, "out": str(out), "settings": as_dict(settings)}
-        console.print_json(report) if json else console.print_line(f"Would {plan} into {out}")
-        return
-    reporter = console.TerminalReporter()
-    start = time.monotonic()
+    notes, start = Notes(), time.monotonic()
     try:
         with console.stopping(reporter):
-            more = make(out, reporter)
+            more = make(settings, out, workers, reporter, notes)
     except HsalError as error:
-        if notes is not None and json:
+        if isinstance(settings, FolderSettings) and json:
             console.print_json({"error": error.message, "hint": error.hint, "skipped": notes.skipped, "notes": notes.remarks})
-        elif notes is not None:
+        else:
             _tell(notes.skipped, notes.remarks, reporter.say)
         raise
     seconds = time.monotonic() - start

@@ -34,6 +34,11 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout, all else to stderr.")]
 Preset = Annotated[Optional[str], typer.Option("--preset", help="Settings that come with hsal: paper or quick.", show_default=False)]
+Backbone = Annotated[
+    Optional[Path],
+    typer.Option("--backbone", help="A run of hsal finetune, or one of its checkpoints.", show_default="the newest finished in runs/"),
+]
+Images = Annotated[list[Path], typer.Argument(help="Images of any size, or folders of them.", show_default=False)]
 Resume = Annotated[
     Optional[Path],
     typer.Option("--resume", help="Go on with this run; only device, data folder and more epochs may differ.", show_default=False),
@@ -117,11 +122,14 @@ def recipe_for(preset: str | None, config: Path | None, **settled: Any) -> Recip
     return Recipe(**{name: settled.get(name) or settings_for(kind, preset, config) for name, kind in hints.items()})
 
 
-def options(*, panels: dict[str, str] | None = None, **kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Turns each named parameter, a settings dataclass, into one option a field; adds --preset and --config.
+def options(
+    *, panels: dict[str, str] | None = None, leave_out: tuple[str, ...] = (), **kinds: type
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Turns each named parameter, a settings dataclass, into one option a field; adds --preset and --config where there are any.
 
     Args:
         panels: title -> names of the parameters that `--help` shows under it; None: all under one.
+        leave_out: parameters that keep their defaults, and become no options.
         kinds: parameter name -> settings dataclass. Where two share a field name, one option sets both.
 
     A command that has a parameter `given: Given` learns by it which settings the user gave.
@@ -133,11 +141,11 @@ def options(*, panels: dict[str, str] | None = None, **kinds: type) -> Callable[
             for name, annotation in _field_options(kind).items():
                 fields.setdefault(name, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
         wants = inspect.signature(command, eval_str=True).parameters
-        own = [parameter for name, parameter in wants.items() if name not in kinds and name != "given"]
+        own = [parameter for name, parameter in wants.items() if name not in kinds and name not in ("given", *leave_out)]
         shared = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
             for name, annotation in (("preset", Preset), ("config", Config))
-            if name not in wants
+            if kinds and name not in wants
         ]
 
         @functools.wraps(command)

@@ -1,4 +1,4 @@
-"""What eval, visualize and predict share: the run or pretrained policy that is meant, and a policy with its backbone for images."""
+"""What eval, sweep, visualize and predict share: the run or pretrained policy that is meant, and a policy with its backbone for images."""
 
 from __future__ import annotations
 
@@ -9,23 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from hsal_cli import console, distributed
-from hsal_cli.commands.options import recipe_for
 from hsal_cli.errors import FileError, HsalError, UsageError
 
 if TYPE_CHECKING:
-    import torch
-
     from hsal_cli.models.load import LoadedPolicy
     from hsal_cli.models.look import Look
     from hsal_cli.vision.backbone import LoadedBackbone
 
 RunOption = Annotated[
-    Optional[Path],
-    typer.Option(
-        "--run", help="Run of a trained policy, or one of its checkpoints.", show_default="the newest in runs/, trained if missing"
-    ),
-]
-LookRunOption = Annotated[
     Optional[Path],
     typer.Option(
         "--run",
@@ -44,39 +35,39 @@ PretrainedOption = Annotated[
 ]
 
 
-def check_one(run: Path | None, pretrained: str | None) -> None:
-    """Refuses a run and a pretrained policy at once."""
-    if run is not None and pretrained is not None:
-        raise UsageError(f"--run {run} and --pretrained {pretrained} exclude each other", "leave one of them out")
-
-
-def policy_run(
-    run: Path | None,
-    device: torch.device,
-    reporter: console.Reporter,
-    preset: str | None = None,
-    config: Path | None = None,
-    counts: bool = False,
-) -> Path:
-    """The run that is named, else the newest finished one, else one that is trained now.
+def meant(
+    run: Path | None, pretrained: str | None, reporter: console.Reporter, counts: bool = False, data: Path | None = None
+) -> tuple[Path | None, str | None]:
+    """The policy that is meant: one that is named, else the newest finished run, else the one that comes with hsal. None is trained.
 
     Args:
         counts: whether the run of a count classifier will do too.
+        data: the scenes it will be shown, if that is known: a policy that comes with hsal for a data set of their name is preferred.
+
+    Returns:
+        A run, or the name of a pretrained policy; the other is None.
 
     Raises:
-        FileError: there is no run where one is named.
+        UsageError: both are named; FileError: there is no run where one is named, or neither a run nor a policy that came with hsal.
     """
-    from hsal_cli.experiments.pipeline import ensure_policy
+    from hsal_cli.models.shipped import DEFAULT, OBJECTIVE, own_folder, read_manifest
     from hsal_cli.runs import run as runs
 
-    if run is None:
+    if run is not None and pretrained is not None:
+        raise UsageError(f"--run {run} and --pretrained {pretrained} exclude each other", "leave one of them out")
+    if run is not None and not run.is_dir():
+        raise FileError(f"there is no run at {run}", "train one with: hsal train")
+    if run is None and pretrained is None:
         newest = distributed.broadcast(lambda: runs.newest(runs.EVALUATED if counts else "policy", reporter=reporter))
         if newest is not None:
-            return newest.path
-        return ensure_policy(recipe_for(preset, config), device, reporter)
-    if not run.is_dir():
-        raise FileError(f"there is no run at {run}", "train one with: hsal train")
-    return run
+            return newest.path, None
+        folder = own_folder()
+        if folder is None:
+            raise FileError("there is no trained policy in runs/, and this hsal came without any", "train one with: hsal train")
+        fits = data is not None and f"{data.stem}.{OBJECTIVE}" in read_manifest(folder).policies
+        pretrained = data.stem if data is not None and fits else DEFAULT
+        reporter.say(f"there is no trained policy in runs/: using the pretrained {pretrained}")
+    return run, pretrained
 
 
 def load(run: Path, device: object, reporter: console.Reporter, counts: bool = False) -> LoadedPolicy:
@@ -93,6 +84,18 @@ def load(run: Path, device: object, reporter: console.Reporter, counts: bool = F
     return loaded
 
 
+def images_in(paths: Sequence[Path]) -> list[Path]:
+    """The images that are named, and of a folder all in it, at any depth, in the order of their names.
+
+    Raises:
+        FileError: a folder holds none.
+    """
+    from hsal_cli.scenes.readers.names import Pictures
+    from hsal_cli.vision.images import FORMATS
+
+    return [image for path in paths for image in (Pictures(path, FORMATS).paths if path.is_dir() else [path])]
+
+
 def looks(
     images: Sequence[Path],
     run: Path | None,
@@ -105,8 +108,7 @@ def looks(
     from hsal_cli.models.look import look_at_files
     from hsal_cli.vision.images import read_image
 
-    check_one(run, pretrained)
-    if not any(path.is_file() for path in images):  # nothing is loaded, let alone trained, for images that are not there
+    if not any(path.is_file() for path in images):  # nothing is loaded for images that are not there
         for path in images:
             try:
                 read_image(path)
@@ -114,33 +116,25 @@ def looks(
                 yield path, error
         return
     loaded, backbone = load_with_backbone(run, device, reporter, pretrained)
-    yield from look_at_files(images, backbone, loaded, max_steps)
+    for path, found in look_at_files(images, backbone, loaded, max_steps):
+        for why in () if isinstance(found, HsalError) else found.warnings:
+            reporter.warn(f"{path}: {why}")
+        yield path, found
 
 
 def load_with_backbone(
     run: Path | None, device: str, reporter: console.Reporter, pretrained: str | None = None
 ) -> tuple[LoadedPolicy, LoadedBackbone]:
-    """The policy that is meant and the backbone it was trained with, on a device.
-
-    Where neither a run nor a pretrained policy is named: the newest finished run, else the pretrained policy that hsal comes with, and
-    only where it came without any, one that is trained now.
-    """
+    """The policy that is meant (see `meant`) and the backbone it was trained with, on a device."""
     from hsal_cli.models.load import find_backbone
-    from hsal_cli.models.shipped import DEFAULT, load_shipped, own_folder
-    from hsal_cli.runs import run as runs
+    from hsal_cli.models.shipped import load_shipped
     from hsal_cli.vision.devices import choose_device
 
-    check_one(run, pretrained)
     chosen = choose_device(device)
-    if run is None and pretrained is None:
-        newest = runs.newest("policy", reporter=reporter)
-        if newest is not None:
-            run = newest.path
-        elif own_folder() is not None:
-            reporter.say(f"there is no trained policy in runs/: using the pretrained {DEFAULT}")
-            pretrained = DEFAULT
+    run, pretrained = meant(run, pretrained, reporter)
     if pretrained is not None:
         shipped = load_shipped(pretrained, chosen)
         return shipped.policy, shipped.backbone
-    loaded = load(policy_run(run, chosen, reporter), chosen, reporter)
+    assert run is not None
+    loaded = load(run, chosen, reporter)
     return loaded, find_backbone(loaded, chosen)

@@ -9,18 +9,16 @@ from typing import Annotated, Optional
 import typer
 
 from hsal_cli import console, distributed
-from hsal_cli.commands.options import Device, DryRun, Json, Overwrite, options
+from hsal_cli.commands.asking import Yes, begin
+from hsal_cli.commands.options import Backbone, Config, Device, DryRun, Json, Overwrite, Preset, options, recipe_for
 from hsal_cli.errors import FileError
 from hsal_cli.features.settings import PrecomputeSettings
-from hsal_cli.runs import run as runs
+from hsal_cli.scenes.settings import made_by
 from hsal_cli.settings import as_dict
 
-DEFAULT_DATA = Path("data/mnist-multiset.h5")
-
-Data = Annotated[Path, typer.Option("--data", help="The scene file.")]
-Backbone = Annotated[
+Data = Annotated[
     Optional[Path],
-    typer.Option("--backbone", help="A run of hsal finetune, or one of its checkpoints.", show_default="the newest finished run"),
+    typer.Option("--data", help="The scene file.", show_default="the one in data/, else data/mnist-multiset.h5"),
 ]
 VolumesFrom = Annotated[
     Optional[Path],
@@ -36,23 +34,46 @@ Out = Annotated[
 ]
 
 
-@options(settings=PrecomputeSettings)
+PANELS = {
+    "What": "data backbone saliency volumes_from resolution",
+    "Settings": "batch_size preset config",
+    "Where": "device yes",
+    "Output": "out overwrite dry_run json",
+}
+EXAMPLES = """Examples:
+
+  hsal precompute
+      the features that hsal train would compute itself
+
+  hsal precompute --saliency itti --volumes-from data/mnist-multiset.features.h5
+"""
+
+
+@options(settings=PrecomputeSettings, panels=PANELS)
 def precompute(
     settings: PrecomputeSettings,
-    data: Data = DEFAULT_DATA,
+    data: Data = None,
     backbone: Backbone = None,
     volumes_from: VolumesFrom = None,
     out: Out = None,
     device: Device = "auto",
+    yes: Yes = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     json: Json = False,
+    preset: Preset = None,
+    config: Config = None,
 ) -> None:
     """Compute volumes and saliency maps once, for training to read. Run again after an interruption, it continues."""
+    from hsal_cli.experiments.pipeline import DEFAULT_SCENES, only_scenes
+    from hsal_cli.runs import run as runs
+
+    data = data or only_scenes() or DEFAULT_SCENES
     if not data.is_file():
-        raise FileError(f"there is no scene file {data}", "make it with: hsal make-data mnist-multiset")
+        raise FileError(f"there is no scene file {data}", made_by(data))
     backbone = runs.named_or_newest(backbone, "backbone", reporter=console.TerminalReporter())
 
+    from hsal_cli.bench.estimate import precomputing
     from hsal_cli.features.precompute import plan
     from hsal_cli.features.precompute import precompute as compute
     from hsal_cli.features.table import features_path, open_features
@@ -71,6 +92,7 @@ def precompute(
     reporter = console.TerminalReporter()
     start = time.monotonic()
     with console.stopping(reporter), distributed.joined(chosen, reporter):
+        begin(lambda: precomputing(data, backbone, out, settings, overwrite), yes, recipe_for(preset, config), chosen, reporter, backbone)
         compute(data, backbone, out, settings, chosen, reporter, overwrite, volumes_from)
     seconds = time.monotonic() - start
     with open_features(out) as features:

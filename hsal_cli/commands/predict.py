@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from hsal_cli import console
-from hsal_cli.commands.options import Device, Json
-from hsal_cli.commands.policies import LookRunOption, PretrainedOption, looks
-from hsal_cli.errors import HsalError
+from hsal_cli.commands.options import Device, Images, Json, Overwrite
+from hsal_cli.commands.policies import PretrainedOption, RunOption, images_in, looks
+from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.words import brief
 
+if TYPE_CHECKING:
+    from hsal_cli.models.look import Look
+
+EXAMPLES = """Examples:
+
+  hsal predict photos --csv counts.csv
+      how often each class occurs in each image of a folder
+
+  hsal predict image.png --json
+      with glimpses, in cells and in pixels, and maps
+"""
+HEAD = "image"  # the first column of a table of counts
 MaxSteps = Annotated[
     Optional[int],
     typer.Option("--max-steps", min=1, max=1000, help="Cap on meta-steps.", show_default="most labels seen in training plus 2"),
@@ -20,32 +35,75 @@ MaxSteps = Annotated[
 
 
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Images in any format that Pillow reads, of any size.", show_default=False)],
-    run: LookRunOption = None,
+    images: Images,
+    run: RunOption = None,
     pretrained: PretrainedOption = None,
     max_steps: MaxSteps = None,
+    counts: Annotated[
+        Optional[Path],
+        typer.Option("--csv", help="Also a table: a row an image, a column a class, how often it was named.", show_default=False),
+    ] = None,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Name every object in images, repeats included; --json adds the glimpses and maps of each meta-step."""
+    from hsal_cli.models.look import to_json
+    from hsal_cli.storage.atomic import write_text
+
     reporter = console.TerminalReporter()
-    documents, failed = [], False
+    if counts is not None:
+        _check_table(counts, overwrite)
+    documents: list[dict[str, Any]] = []
+    table: list[tuple[Path, Look]] = []
+    failed = False
     with console.stopping(reporter):
-        for path, found in looks(images, run, device, max_steps, reporter, pretrained):
+        for path, found in looks(images_in(images), run, device, max_steps, reporter, pretrained):
             if isinstance(found, HsalError):
                 failed = True
                 console.print_error(found.message, found.hint)
-            elif json:
-                from hsal_cli.models.look import to_json
-
+                continue
+            table.append((path, found))
+            if json:
                 documents.append(to_json(found))
             else:
-                console.print_line(f"{path}: {words(found.labels)}")
+                console.print_line(f"{path}: {words(found.labels)}   lowest probability {found.lowest:.2f}")
             reporter.check_stop("run the same command again")
+    if counts is not None and table:
+        write_text(counts, _table(table))
+        reporter.say(f"counts of {len(table):,} images: {counts}")
     if json:
         console.print_json(documents)
     if failed:
         raise typer.Exit(1)
+
+
+def _table(looks_: list[tuple[Path, Look]]) -> str:
+    """The counts as CSV, in the form that `hsal make-data folder --labels-format counts` reads."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    first = looks_[0][1]
+    classes = [name for name, _ in (first.steps[0] if first.steps else first.end).classes][:-1]  # the last one is stop
+    table.writerow([HEAD, *classes])
+    for path, look in looks_:
+        counted = Counter(look.labels)
+        table.writerow([path, *(counted[name] for name in classes)])
+    return text.getvalue()
+
+
+def _check_table(target: Path, overwrite: bool) -> None:
+    """Refuses to replace a file, unless it is such a table and may be replaced."""
+    if not target.exists():
+        return
+    if target.is_dir() or not overwrite:
+        raise UsageError(f"{target} exists", "add --overwrite to replace it, or name another file with --csv")
+    try:
+        with target.open(encoding="utf-8") as file:
+            ours = file.read(len(HEAD) + 1) == f"{HEAD},"
+    except (OSError, ValueError):
+        ours = False
+    if not ours:
+        raise UsageError(f"{target} is no table of counts, so it is not replaced", "name another file with --csv")
 
 
 def words(labels: list[str]) -> str:

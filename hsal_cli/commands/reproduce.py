@@ -9,20 +9,39 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from hsal_cli import console
-from hsal_cli.commands.options import Config, Device, DryRun, Json, Preset, recipe_for, settings_for
+from hsal_cli.commands.asking import Yes, about, begin, size
+from hsal_cli.commands.options import Config, Device, DryRun, Json, Preset, options, recipe_for, settings_for
 from hsal_cli.errors import UsageError
 from hsal_cli.evaluation.settings import EvalSettings
 
 if TYPE_CHECKING:
     import torch
 
+    from hsal_cli.bench.estimate import Work
     from hsal_cli.evaluation.examples import ChosenExample
     from hsal_cli.experiments.grid import Grid, GridRun, Step
 
 MOST_SEEDS = 100
+PANELS = {
+    "The grid": "datasets objectives seeds epochs backbone",
+    "Settings": "preset config",
+    "Where": "device yes",
+    "Output": "out dry_run json",
+}
+EXAMPLES = """Examples:
+
+  hsal reproduce --dry-run
+      each step with its time and disk
+
+  hsal reproduce --datasets mnist-multiset --objectives rl,count --preset quick --out runs/quick
+
+  hsal reproduce --seeds 0-2,multiset=0 --epochs rl=4,multiset=2
+      objectives with seeds and epochs of their own
+"""
 WORDS = {"done": "there", "resume": "begun: would go on", "missing": "would be made", "odd": "cannot be read: passed over"}
 
 
+@options(panels=PANELS)
 def reproduce(
     datasets: Annotated[str, typer.Option("--datasets", help="Data sets, each at data/NAME.h5, made if missing.")] = (
         "mnist-set,mnist-multiset"
@@ -39,6 +58,7 @@ def reproduce(
         Optional[Path], typer.Option("--backbone", help="Fine-tuned run for all.", show_default="the newest in runs/, made if missing")
     ] = None,
     device: Device = "auto",
+    yes: Yes = False,
     dry_run: DryRun = False,
     json: Json = False,
     preset: Preset = None,
@@ -61,16 +81,19 @@ def reproduce(
         epochs=parse_epochs(epochs, objectives) if epochs is not None else {},
         own_seeds=own,
     )
-    steps = plan(grid)
-    if dry_run:
-        _show_plan(steps, json)
-        return
+    from hsal_cli.bench.estimate import of_grid, seconds_of
     from hsal_cli.vision.devices import choose_device
 
+    steps, chosen, reporter = plan(grid), choose_device(device), console.TerminalReporter()
+    works = of_grid(grid, steps, chosen)
+    if dry_run:
+        _show_plan(steps, works, seconds_of(works, grid.recipe, chosen, None, reporter), json)
+        return
+    begin(lambda: works, yes, grid.recipe, chosen, reporter)
     typed = ["hsal", "reproduce", "--datasets", datasets, "--objectives", objectives, "--seeds", seeds, "--out", str(out)]
     typed += [] if epochs is None else ["--epochs", epochs]
     typed += [] if backbone is None else ["--backbone", str(backbone)]
-    summary = _run(grid, steps, shlex.join([*typed, *settled]), choose_device(device))
+    summary = _run(grid, steps, shlex.join([*typed, *settled]), chosen)
     if json:
         console.print_json(summary)
     else:
@@ -183,13 +206,24 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _show_plan(steps: list[Step], json: bool) -> None:
+def _show_plan(steps: list[Step], works: list[Work], seconds: list[float], json: bool) -> None:
+    """The steps, with what those that are not done will take: estimates from a short measurement, one after the other."""
     if json:
-        plan = [{"step": step.what, "path": str(step.path), "state": step.state, "command": step.command} for step in steps]
+        plan = [
+            {"step": step.what, "path": str(step.path), "state": step.state, "command": step.command, "seconds": took, "bytes": work.bytes}
+            for step, work, took in zip(steps, works, seconds, strict=True)
+        ]
         console.print_json({"dry_run": True, "steps": plan})
         return
-    rows = [[step.what, WORDS[step.state], str(step.path)] for step in steps]
-    console.print_table(f"{sum(step.state != 'done' for step in steps)} of {len(steps)} steps to do", ["step", "state", "path"], rows)
+    rows = [
+        [step.what, WORDS[step.state], about(took) if took else "", size(work.bytes), str(step.path)]
+        for step, work, took in zip(steps, works, seconds, strict=True)
+    ]
+    todo = sum(step.state != "done" for step in steps)
+    console.print_table(f"{todo} of {len(steps)} steps to do", ["step", "state", "takes about", "disk", "path"], rows)
+    total, disk = sum(seconds), sum(work.bytes for work in works)
+    if todo:
+        console.print_line(f"all of it: about {about(total)}, {size(disk)}, as fast as this machine was in a short measurement just now")
 
 
 def _show(summary: dict[str, Any], folder: Path) -> None:
@@ -197,11 +231,13 @@ def _show(summary: dict[str, Any], folder: Path) -> None:
 
     rows = []
     for row in summary["table"]:
-        paper, scores = row["paper"] or {}, row["scores"]
+        paper, scores, last = row["paper"] or {}, row["scores"], row["last_scores"] or {}
         cells = [row["dataset"], row["objective"]]
         for name in ("macro_f1", "exact_match"):
-            cells += [shown_score(scores.get(name)), f"{paper[name]:.3f}" if name in paper else "-"]
+            cells += [shown_score(scores.get(name)), shown_score(last.get(name)), f"{paper[name]:.3f}" if name in paper else "-"]
         rows.append([*cells, *(shown_score(scores.get(name)) for name in ("glimpse_hit", "mask_mass"))])
-    columns = ["data set", "objective", "macro F1", "paper", "exact match", "paper", "glimpse_hit", "mask_mass"]
-    console.print_table("Table 1, reproduced", columns, rows)
+    columns = ["data set", "objective", "macro F1", "last epoch", "paper", "exact match", "last epoch", "paper", "glimpse_hit", "mask_mass"]
+    console.print_table("Table 1, reproduced: scores after the epoch that was best on held-out images, and after the last", columns, rows)
     console.print_line(f"report: {folder / 'summary.md'}")
+    for name in summary["pictures"]:
+        console.print_line(f"picture: {folder / name}")

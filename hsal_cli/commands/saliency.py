@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from hsal_cli import console
-from hsal_cli.commands.options import Device, Json
+from hsal_cli.commands.options import Device, Images, Json
+from hsal_cli.commands.policies import images_in
 from hsal_cli.commands.visualize import targets
 from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.features.settings import SALIENCY, SALIENCY_HELP, kind_in, saliency_kind
@@ -31,7 +32,7 @@ DIGITS = 5  # decimals of numbers in JSON
 
 
 def saliency(
-    images: Annotated[list[Path], typer.Argument(help="Images in any format that Pillow reads, of any size.", show_default=False)],
+    images: Images,
     model: Annotated[
         Optional[list[str]],
         typer.Option("--saliency", help=f"{SALIENCY_HELP} Several times: side by side.", show_default="activation"),
@@ -39,7 +40,9 @@ def saliency(
     every: Annotated[bool, typer.Option("--all", help="Every saliency model side by side.")] = False,
     backbone: Annotated[
         Optional[Path],
-        typer.Option("--backbone", help="A run of hsal finetune, for activation.", show_default="the newest finished run"),
+        typer.Option(
+            "--backbone", help="A run of hsal finetune, for activation.", show_default="the newest in runs/, else the pretrained one"
+        ),
     ] = None,
     out: Annotated[
         Optional[Path],
@@ -54,20 +57,18 @@ def saliency(
     names = list(dict.fromkeys([*(model or []), *(SALIENCY if every else ())])) or ["activation"]
     for name in names:
         saliency_kind(name)
-    places = targets(images, out, [".png"], ENDING)
+    wanted = images_in(images)
+    places = targets(wanted, out, [".png"], ENDING)
     reporter = console.TerminalReporter()
 
     from hsal_cli.features.saliency.models import saliency_model
     from hsal_cli.vision.devices import choose_device
 
-    loaded = _backbone(backbone, "activation" in names, bool(model and "activation" in model) or not every, choose_device(device))
-    if loaded is None and "activation" in names:
-        reporter.warn("there is no finished backbone in runs/, so the activation model is left out (hsal finetune makes one)")
-        names.remove("activation")
+    loaded = _backbone(backbone, "activation" in names, choose_device(device), reporter)
     models = [saliency_model(name) for name in names]
     documents, failed = [], False
     with console.stopping(reporter):
-        for path, target in zip(images, places, strict=True):
+        for path, target in zip(wanted, places, strict=True):
             try:
                 documents.append(_draw(path, models, loaded, target))
                 if not json:
@@ -82,8 +83,9 @@ def saliency(
         raise typer.Exit(1)
 
 
-def _backbone(path: Path | None, wanted: bool, needed: bool, device: Any) -> LoadedBackbone | None:
-    """The activation model that is meant; None where none is wanted, or none is there and none needed."""
+def _backbone(path: Path | None, wanted: bool, device: Any, reporter: console.Reporter) -> LoadedBackbone | None:
+    """The activation model that is meant, the one that comes with hsal where there is no other; None where none is wanted."""
+    from hsal_cli.models.shipped import BACKBONE, own_folder
     from hsal_cli.runs import run as runs
     from hsal_cli.vision.backbone import load_backbone
 
@@ -91,9 +93,10 @@ def _backbone(path: Path | None, wanted: bool, needed: bool, device: Any) -> Loa
         if path is not None:
             raise UsageError(f"--backbone {path} goes with --saliency activation or --all", "leave one of the two out")
         return None
-    reporter = console.TerminalReporter()
-    if path is None and not needed and runs.newest("backbone", reporter=reporter) is None:
-        return None
+    folder = own_folder()
+    if path is None and folder is not None and runs.newest("backbone", reporter=reporter) is None:
+        reporter.say("there is no finished backbone in runs/: using the pretrained one")
+        path = folder / BACKBONE
     return load_backbone(runs.named_or_newest(path, "backbone", ", or take --saliency itti", reporter), device=device)
 
 
@@ -119,8 +122,8 @@ def _draw(path: Path, models: Sequence[SaliencyModel], backbone: LoadedBackbone 
 
 def _say(document: dict[str, Any]) -> None:
     where = [f"{name} {_cell(found['maximum'])}" for name, found in document["maps"].items()]
-    console.print_line(f"{document['image']}: highest cell (row, column): {', '.join(where)}   {document['picture']}")
+    console.print_line(f"{document['image']}: highest cell (row, column, from 0): {', '.join(where)}   {document['picture']}")
 
 
 def _cell(maximum: list[int] | None) -> str:
-    return "none, the map is flat" if maximum is None else f"({maximum[0] + 1}, {maximum[1] + 1})"
+    return "none, the map is flat" if maximum is None else f"({maximum[0]}, {maximum[1]})"

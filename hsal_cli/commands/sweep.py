@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from hsal_cli import console
-from hsal_cli.commands.options import Device, DryRun, Json, options
-from hsal_cli.commands.policies import RunOption, load, policy_run
+from hsal_cli.commands.asking import Yes, begin
+from hsal_cli.commands.options import Config, Device, DryRun, Json, Preset, options, recipe_for
+from hsal_cli.commands.policies import PretrainedOption, RunOption, load, meant
 from hsal_cli.experiments.settings import SweepSettings
+from hsal_cli.scenes.settings import DATASETS, SceneSettings
 from hsal_cli.settings import as_dict
 
 if TYPE_CHECKING:
@@ -20,11 +23,32 @@ if TYPE_CHECKING:
     from hsal_cli.vision.backbone import LoadedBackbone
 
 
-@options(settings=SweepSettings)
+PANELS = {
+    "What": "run pretrained parts images data scenes backbone",
+    "Short runs": "budgets epochs",
+    "Settings": "preset config",
+    "Where": "device yes",
+    "Output": "out dry_run json",
+}
+EXAMPLES = """Examples:
+
+  hsal sweep
+      the newest run, else the policy that comes with hsal
+
+  hsal sweep --run runs/mnist-multiset-rl --parts count,size --images 500
+
+  hsal sweep --parts glimpses --budgets 0-3 --epochs 2
+      trains four short runs on the features of the newest run
+"""
+TRAINED = ("glimpses", "saliency")  # parts that train short runs
+
+
+@options(settings=SweepSettings, panels=PANELS)
 def sweep(
     settings: SweepSettings,
     *,
     run: RunOption = None,
+    pretrained: PretrainedOption = None,
     data: Annotated[
         Optional[Path],
         typer.Option(
@@ -40,38 +64,66 @@ def sweep(
     backbone: Annotated[
         Optional[Path], typer.Option("--backbone", help="The fine-tuned run behind them.", show_default="as the policy noted, or in runs/")
     ] = None,
-    out: Annotated[Optional[Path], typer.Option("--out", help="Folder for the results.", show_default="sweep in the run")] = None,
+    out: Annotated[
+        Optional[Path], typer.Option("--out", help="Folder for the results.", show_default="sweep in the run, with --pretrained here")
+    ] = None,
     device: Device = "auto",
+    yes: Yes = False,
     dry_run: DryRun = False,
     json: Json = False,
+    preset: Preset = None,
+    config: Config = None,
 ) -> None:
     """Test a policy on scenes unlike its own: more, smaller, fainter or touching digits, clutter; and vary its glimpses."""
-    from hsal_cli.experiments.sweep import conditions, recipe_of, shifts
+    from hsal_cli.bench.estimate import sweeping
+    from hsal_cli.experiments.sweep import SceneRecipe, conditions, recipe_of, shifts
     from hsal_cli.experiments.sweep_report import TITLES, table, write_report
+    from hsal_cli.models.load import find_backbone
+    from hsal_cli.models.shipped import load_shipped
     from hsal_cli.storage.documents import refuse_foreign_results
     from hsal_cli.vision.devices import choose_device
 
     reporter = console.TerminalReporter()
     chosen = choose_device(device)
     with console.stopping(reporter):
-        place = policy_run(run, chosen, reporter)
-        loaded = load(place, chosen, reporter)
+        place, named = meant(run, pretrained, reporter)
+        shipped = None if named is None else load_shipped(named, chosen)
+        loaded = shipped.policy if shipped else load(place, chosen, reporter)
         source = data or Path(loaded.meta.features)
-        recipe = recipe_of(source, settings.images)
-        out = out or place / "sweep"
+        if shipped and data is None:
+            left = [part for part in settings.part_names if part not in TRAINED]
+            if left != settings.part_names:
+                reporter.warn(f"{named} came without features to train on, so {' and '.join(TRAINED)} are left out")
+            settings = dataclasses.replace(settings, parts=",".join(left) or "count")
+        by_name = shipped is not None and data is None and shipped.dataset in DATASETS
+        recipe = (
+            SceneRecipe(shipped.dataset, SceneSettings(train=0, test=settings.images), source)
+            if shipped and by_name
+            else recipe_of(source, settings.images)
+        )
+        out = out or (place or Path()) / "sweep"
+        todo = list(conditions(recipe, settings.part_names, reporter))
         if dry_run:
-            todo = [f"{condition.part}: {condition.value}" for condition in conditions(recipe, settings.part_names, reporter)]
-            console.print_json({"out": str(out), "conditions": todo, "settings": as_dict(settings)})
+            said = [f"{condition.part}: {condition.value}" for condition in todo]
+            console.print_json({"out": str(out), "conditions": said, "settings": as_dict(settings)})
             return
         refuse_foreign_results(out / "sweep.json", "parts", out / "sweep.md", out / "sweep.png")
-        found = shifts(loaded, _backbone(backbone, loaded, chosen), recipe, settings, out, chosen, reporter)
-        found |= _trained(place, loaded, backbone, recipe, scenes, settings, out, chosen, reporter)
-    typed: dict[str, Any] = {"run": place, "data": data, "scenes": scenes, "backbone": backbone, "out": out, "parts": settings.parts}
-    typed |= {"images": settings.images, "budgets": "-".join(map(str, settings.budgets)), "epochs": settings.epochs}
+        seen = shipped.backbone if shipped and backbone is None else find_backbone(loaded, chosen, backbone)
+        steps = recipe_for(preset, config)
+        begin(lambda: sweeping(settings, len(todo), source, steps), yes, steps, chosen, reporter, seen.path)
+        found = shifts(loaded, seen, recipe, settings, out, chosen, reporter)
+        found |= _trained(place, loaded, seen, recipe, scenes, settings, out, chosen, reporter)
+    typed: dict[str, Any] = {"run": place, "pretrained": named, "data": data, "scenes": scenes, "backbone": backbone, "out": out}
+    typed |= {
+        "parts": settings.parts,
+        "images": settings.images,
+        "budgets": "-".join(map(str, settings.budgets)),
+        "epochs": settings.epochs,
+    }
     words = [word for name, value in typed.items() if value is not None for word in (f"--{name}", str(value))]
     document = {
         "command": shlex.join(["hsal", "sweep", *words]),
-        "run": str(place),
+        "run": str(place or named),
         "data": str(source),
         "settings": as_dict(settings),
         "parts": found,
@@ -85,16 +137,10 @@ def sweep(
     console.print_line(f"written to {out / 'sweep.md'}, with sweep.json beside it")
 
 
-def _backbone(path: Path | None, loaded: LoadedPolicy, device: Any) -> LoadedBackbone:
-    from hsal_cli.models.load import find_backbone
-
-    return find_backbone(loaded, device, path)
-
-
 def _trained(
-    run: Path,
+    run: Path | None,
     loaded: LoadedPolicy,
-    backbone: Path | None,
+    backbone: LoadedBackbone,
     recipe: SceneRecipe,
     scenes: Path | None,
     settings: SweepSettings,
@@ -106,10 +152,10 @@ def _trained(
     from hsal_cli.experiments.sweep_trained import bench_for, glimpse_budgets, saliency_models
     from hsal_cli.features.table import open_features
 
-    wanted = [part for part in settings.part_names if part in ("glimpses", "saliency")]
+    wanted = [part for part in settings.part_names if part in TRAINED]
     if not wanted:
         return {}
-    bench = bench_for(loaded, run, recipe.file, _backbone(backbone, loaded, device), settings, out, device, reporter)
+    bench = bench_for(loaded, run or Path(), recipe.file, backbone, settings, out, device, reporter)
     found = {}
     for part in wanted:
         if part == "glimpses":

@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from hsal_cli import console, distributed
+from hsal_cli.commands.asking import Yes, begin
 from hsal_cli.commands.options import (
     Config,
     Device,
@@ -34,7 +35,7 @@ PANELS = {
     "What": "data objective task reward backbone saliency init_from resume",
     "How long": "epochs batch_size learning_rate schedule label_entropy clip validation seed",
     "Variant": "variant set_ preset config",
-    "Where": "device memory_budget",
+    "Where": "device memory_budget yes",
     "Output": "out overwrite dry_run json",
 }
 EXAMPLES = """Examples:
@@ -54,7 +55,7 @@ def train(
         typer.Option(
             "--data",
             help="Scene file, whose features are computed if missing, or a feature file; with --resume: where the run's own are now.",
-            show_default="data/mnist-multiset.h5",
+            show_default="the one scene file in data/, else data/mnist-multiset.h5",
         ),
     ] = None,
     backbone: Annotated[
@@ -92,6 +93,7 @@ def train(
         ),
     ] = None,
     device: Device = "auto",
+    yes: Yes = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     json: Json = False,
@@ -104,7 +106,8 @@ def train(
     With --objective count or set, train a direct baseline instead, which looks nowhere: a convolutional classifier of how often each
     class occurs, or a transformer that names all objects at once, as DETR does.
     """
-    from hsal_cli.experiments.pipeline import DEFAULT_SCENES, ensure_policy_data, features_path
+    from hsal_cli.bench.estimate import before_a_policy
+    from hsal_cli.experiments.pipeline import DEFAULT_SCENES, ensure_policy_data, features_path, only_scenes
     from hsal_cli.runs import run as runs
     from hsal_cli.training.train import resume as go_on
     from hsal_cli.training.train import train as train_policy
@@ -113,7 +116,7 @@ def train(
     reporter = console.TerminalReporter()
     chosen = choose_device(device)
     REWARDS.check(settings.rewarded)
-    scenes = data or DEFAULT_SCENES
+    scenes = data or only_scenes() or DEFAULT_SCENES
     precompute = settings_for(PrecomputeSettings, preset, config, saliency=saliency)
     name = scenes.name.removesuffix(".h5").removesuffix(".features")
     if saliency_kind(precompute.saliency) != "activation" and name == scenes.name.removesuffix(".h5"):
@@ -140,6 +143,7 @@ def train(
         target = distributed.broadcast(lambda: resume or out or runs.fresh_path(f"{name}-{settings.objective}"))
         if resume is None:
             recipe = recipe_for(preset, config, train=settings, variant=chosen_variant, precompute=precompute)
+            begin(lambda: before_a_policy(scenes, backbone, recipe, chosen), yes, recipe, chosen, reporter)
             features, backbone = ensure_policy_data(scenes, backbone, recipe, chosen, reporter, saliency)
             extra = {"overwrite": overwrite, "backbone": backbone, "init_from": init_from, "memory": memory_budget}
             run = train_policy(features, target, chosen_variant, settings, chosen, reporter, **extra)

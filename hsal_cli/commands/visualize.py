@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from hsal_cli import console
-from hsal_cli.commands.options import Device, Json
-from hsal_cli.commands.policies import LookRunOption, PretrainedOption, load_with_backbone, looks
+from hsal_cli.commands.options import Device, Images, Json, options
+from hsal_cli.commands.policies import PretrainedOption, RunOption, images_in, load_with_backbone, looks
 from hsal_cli.commands.predict import MaxSteps, words
 from hsal_cli.errors import HsalError, UsageError
 
@@ -20,20 +20,37 @@ if TYPE_CHECKING:
 
 ENDING = ".hsal.png"
 OURS = (ENDING, ".hsal.gif")  # images that hsal writes beside those it is shown
-KEYS = {".png": "picture", ".gif": "animation", ".html": "replay"}  # of a document on stdout
+PICTURES = (".png", ".svg", ".pdf")
+KEYS = {**dict.fromkeys(PICTURES, "picture"), ".gif": "animation", ".html": "replay"}  # of a document on stdout
+NO_FOLDERS = (*KEYS, ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".eps", ".ps", ".htm", ".json", ".csv", ".h5")
 MOST_ROWS = 50  # in one picture
+PANELS = {
+    "What": "images data split rows labels run pretrained",
+    "Also": "gif html",
+    "How": "max_steps device",
+    "Output": "out json",
+}
+EXAMPLES = """Examples:
+
+  hsal visualize image.png --gif --html
+      the picture, the episode played, and a page to step through it
+
+  hsal visualize image.png --labels 3,3,8,9 --out figure.svg
+      for a paper: text is text; .pdf likewise, as pixels
+
+  hsal visualize --data data/mnist-multiset.h5 --rows 0-2,17
+"""
 
 
+@options(panels=PANELS)
 def visualize(
-    images: Annotated[
-        Optional[list[Path]], typer.Argument(help="Images in any format that Pillow reads, of any size.", show_default=False)
-    ] = None,
-    run: LookRunOption = None,
+    images: Images = None,  # type: ignore[assignment]
+    run: RunOption = None,
     pretrained: PretrainedOption = None,
     out: Annotated[
         Optional[Path],
         typer.Option(
-            "--out", help="Folder for the pictures, or for one image a .png file.", show_default="IMAGE.hsal.png beside each image"
+            "--out", help="Folder for the pictures, or for one a .png, .svg or .pdf file.", show_default="IMAGE.hsal.png beside each image"
         ),
     ] = None,
     labels: Annotated[
@@ -54,9 +71,10 @@ def visualize(
     json: Json = False,
 ) -> None:
     """Draw where the policy looked in images: glimpses, saliency, covert mask and priority map at each meta-step."""
-    kinds = tuple(kind for kind, wanted in ((".png", True), (".gif", gif), (".html", html)) if wanted)
+    picture = out.suffix.lower() if out is not None and out.suffix.lower() in PICTURES and not out.is_dir() else ".png"
+    kinds = tuple(kind for kind, wanted in ((picture, True), (".gif", gif), (".html", html)) if wanted)
     reporter = console.TerminalReporter()
-    images = images or []
+    images = images_in(images or [])
     if data is not None:
         if images or labels is not None:
             raise UsageError("--data goes without images and without --labels", "name either images or a scene file")
@@ -154,18 +172,23 @@ def _draw(looks_: Sequence[Look], truths: Sequence[list[str] | None], target: Pa
     """
     from hsal_cli.pictures.film import film
     from hsal_cli.pictures.replay import replay_page
-    from hsal_cli.pictures.trajectory import trajectories
-    from hsal_cli.pictures.writing import write_bytes, write_picture
+    from hsal_cli.pictures.trajectory import draw_trajectories, trajectories
+    from hsal_cli.pictures.vector import Vector, pdf
+    from hsal_cli.pictures.writing import encoded, write_bytes
     from hsal_cli.storage.files import refuse_foreign
 
     places = {kind: target.with_suffix(kind) for kind in kinds}
     for place in places.values():
         refuse_foreign(place)
+    drawn = {
+        ".png": lambda: encoded(trajectories(looks_, truths)),
+        ".svg": lambda: draw_trajectories(Vector, looks_, truths).svg(),
+        ".pdf": lambda: pdf(trajectories(looks_, truths)),
+        ".gif": lambda: film(looks_, truths),
+        ".html": lambda: replay_page(looks_, truths).encode(),
+    }
     for kind, place in places.items():
-        if kind == ".png":
-            write_picture(trajectories(looks_, truths), place)
-        else:
-            write_bytes(film(looks_, truths) if kind == ".gif" else replay_page(looks_, truths).encode(), place)
+        write_bytes(drawn[kind](), place)
     return {KEYS[kind]: str(place) for kind, place in places.items()}
 
 
@@ -175,14 +198,14 @@ def targets(images: list[Path], out: Path | None, kinds: Sequence[str], ending: 
     Args:
         images: what is drawn.
         out: a folder, or for one image a file of one of the kinds, whose name the others share; None: beside each image.
-        kinds: the endings of what is written.
+        kinds: the endings of what is written; the first one is the picture's.
         ending: put behind the image's name, with .png at its end.
     """
     if out is not None and out.suffix.lower() in kinds and not out.is_dir():
         if len(images) > 1:
             raise UsageError(f"--out {out} is one file, for {len(images)} images", "name a folder with --out")
-        return [out.with_suffix(".png") if out.suffix.lower() != ".png" else out]
-    if out is not None and (out.suffix.lower() in KEYS or out.exists()) and not out.is_dir():
+        return [out if out.suffix.lower() == kinds[0] else out.with_suffix(kinds[0])]
+    if out is not None and (out.suffix.lower() in NO_FOLDERS or out.exists()) and not out.is_dir():
         raise UsageError(f"--out {out} is neither a folder nor a {' or '.join(kinds)} file", "name another place with --out")
     places = [(out if out is not None else path.parent) / (path.stem + ending) for path in images]
     often = Counter(places)

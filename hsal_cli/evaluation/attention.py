@@ -43,6 +43,10 @@ class Tally:
         """name -> mean of all values added; None where there was none."""
         return {name: self._sums[name] / count if count else None for name, count in self._counts.items()}
 
+    def counts(self) -> dict[str, int]:
+        """name -> how many values were added."""
+        return dict(self._counts)
+
 
 def naming_steps(episode: Episode) -> np.ndarray:
     """Which meta-steps name a label: active, and not stop; (T, B) bool."""
@@ -128,7 +132,7 @@ def cells_inside(boxes: np.ndarray, image_size: tuple[int, int], grid: tuple[int
 def _add_fit(
     tally: Tally, episode: Episode, labels: np.ndarray, boxes: np.ndarray, inside: np.ndarray, image_size: tuple[int, int]
 ) -> None:
-    steps, rows = np.nonzero(_still_to_name(episode, labels))
+    steps, rows = np.nonzero(still_to_name(episode, labels))
     named = _numpy(episode.labels)[steps, rows]
     mine = labels[rows] == named[:, None]  # (n, L): the boxes of the named label
     candidates = inside[rows] & mine[..., None]  # (n, L, h*w)
@@ -154,7 +158,7 @@ def _add_fit(
     tally.add("saliency", np.take_along_axis(anywhere, saliency.argmax(1)[:, None], 1))
 
 
-def _still_to_name(episode: Episode, labels: np.ndarray) -> np.ndarray:
+def still_to_name(episode: Episode, labels: np.ndarray) -> np.ndarray:
     """Which meta-steps name a label still in the remaining multiset; (T, B) bool."""
     named = naming_steps(episode)
     right = np.zeros_like(named)

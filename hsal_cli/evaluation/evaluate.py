@@ -12,11 +12,13 @@ import torch
 from hsal_cli import distributed
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.attention import Tally, add_attn_saliency, add_localization
+from hsal_cli.evaluation.calibration import add_reliability, reliability
 from hsal_cli.evaluation.looking import Looking
 from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, multiset_metrics, trivial_baselines
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.settings import kind_in
 from hsal_cli.models.load import LoadedPolicy
+from hsal_cli.models.trust import Trust
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.episode import Episode, greedy, sampling
 from hsal_cli.policy.hsal import HSAL
@@ -40,6 +42,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     reporter: Reporter = SILENT,
     train_labels: torch.Tensor | None = None,
+    trust: Trust = Trust(),
 ) -> dict[str, Any]:
     """Shows a table to a policy, which is rolled out over it, or to a direct baseline, and scores what is named.
 
@@ -51,14 +54,17 @@ def evaluate(
         max_steps: cap on meta-steps; `settings.max_steps` goes before it.
         reporter: progress, in images.
         train_labels: (N, L) labels of the training split, padded with -1, for the trivial baselines.
+        trust: what is kept with the policy.
 
     Returns:
-        Plain JSON types: all of `metrics.multiset_metrics`; `attn_saliency` (`raw`, `normalized`, `random`, `best`); where boxes are
-        known `localization` (`glimpse_hit`, `mask_mass`, controls `random`, `area`, `center`, `saliency`, `reachable`, and `digits_once`,
-        `repeat_visits`; see `attention`); `looking` of greedy roll-outs (see `Looking.scores`); `baselines`, with
-        train_labels (see `metrics`); `sample` and `max_steps` as used.
+        Plain JSON types: all of `metrics.multiset_metrics`; `calibration` (see `calibration.reliability`; `ece_at_1`, its `ece` at
+        temperature 1; and `unlike`, the share of images that differ from all that the policy knows);
+        `attn_saliency` (`raw`, `normalized`, `random`, `best`); where boxes are known `localization` (`glimpse_hit`, `mask_mass`,
+        controls `random`, `area`, `center`, `saliency`, `reachable`, and `digits_once`, `repeat_visits`; see `attention`);
+        `looking` of greedy roll-outs (see `Looking.scores`); `baselines`, with train_labels (see `metrics`); `sample` and `max_steps`
+        as used.
         A score of which there is no case, such as `glimpse_hit` of a policy without glimpses, is None; a direct baseline has no
-        `localization` or `looking`, and its `attn_saliency` and `max_steps` are None.
+        `calibration`, `localization` or `looking`, and its `attn_saliency` and `max_steps` are None.
 
     Raises:
         UsageError: sampled roll-outs are asked of a direct baseline.
@@ -75,14 +81,24 @@ def evaluate(
         def seen(part: FeatureTable, episode: Episode | None) -> None:
             if looking is not None:
                 looking.add(part.volumes.to(device), part.saliency.to(device), part.labels, episode.labels)
+            if episode is not None:
+                add_reliability(sure, episode, part.labels, trust.temperature)
+                add_reliability(plain, episode, part.labels, 1.0)
+            if trust.ranges:
+                sure.add("unlike", np.array([bool(said) for said in trust.unlike(part.volumes, part.saliency)]))
             advance(len(part))
             reporter.check_stop(STOPPED_HINT)
 
         for number in range(times):
+            sure, plain = Tally(), Tally()
             seed = settings.seed + number if settings.sample else None
             named, attention, localization = _answers(policy, table, max_steps, settings.batch_size, device, seed, seen)
             scores = multiset_metrics(true, named, class_names, settings.resamples, settings.seed)
             scores["attn_saliency"] = dict.fromkeys(("raw", "normalized", "random", "best")) | attention.means()
+            sure, plain = sure.together(), plain.together()
+            if looks:
+                scores["calibration"] = reliability(sure, trust.temperature) | {"ece_at_1": reliability(plain, 1.0)["ece"]}
+                scores["calibration"]["unlike"] = sure.means().get("unlike")
             if table.boxes is not None and looks:
                 scores["localization"] = localization.means()
             results.append(scores)
@@ -191,7 +207,7 @@ def _document(
     from hsal_cli.vision.devices import fitting
 
     with fitting(device, settings.batch_size):
-        found = evaluate(loaded.policy, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels)
+        found = evaluate(loaded.policy, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels, loaded.trust)
     return {
         "dataset": dataset_of(source, loaded.meta.saliency),
         "split": settings.split,
@@ -211,7 +227,8 @@ def _check_fits(source: Path, loaded: LoadedPolicy, classes: list[str], shape: t
         ("volumes of shape", list(shape), list(loaded.policy.volume_shape)),
     ):
         if found != wanted:
-            raise FileError(f"{source} has {what} {found}, the policy was trained with {wanted}", "name another file with --data")
+            hint = f"train a policy that names those: hsal train --data {source}" if what == "classes" else "name another file with --data"
+            raise FileError(f"{source} has {what} {found}, the policy was trained with {wanted}", hint)
 
 
 def quick_scores(

@@ -23,6 +23,8 @@ from hsal_cli.runs import run as runs
 from hsal_cli.runs.documents import read_evaluation
 from hsal_cli.runs.places import with_found, with_stored
 from hsal_cli.runs.settings import TrainSettings
+from hsal_cli.scenes.scene_file import open_scenes
+from hsal_cli.scenes.settings import DATASETS
 from hsal_cli.settings import as_dict, build
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import write_json
@@ -308,3 +310,27 @@ def _check_settings(grid: Grid) -> None:
                 f"{path} was begun for {has} epochs, not {asked}",
                 f"give --epochs {cell.objective}={has} as before, or name another folder with --out",
             )
+    for dataset in grid.datasets:
+        _check_data(grid, grid.scenes(dataset))
+    backbone, made_here = grid.backbone_place()
+    if made_here and state_of_run(backbone) != "done" and grid.single_objects.stem not in grid.datasets:
+        _check_data(grid, grid.single_objects)
+
+
+def _check_data(grid: Grid, path: Path) -> None:
+    """Refuses images that were composed by other settings than the table would say; of others' images hsal knows no settings."""
+    if not path.exists():
+        return
+    with open_scenes(path) as file:
+        held = file.config
+    if held.get("dataset") not in DATASETS:
+        return
+    asked = {name: value for name, value in as_dict(grid.recipe.scenes).items() if value not in (None, "auto") and name != "mnist_dir"}
+    asked |= {"count": [1, 1]} if held["dataset"] == "mnist-single" else {}
+    differing = [f"{name} is {held[name]}, not {value}" for name, value in asked.items() if name in held and held[name] != value]
+    if differing:
+        raise UsageError(
+            f"{path} was made with other settings than this grid's: {'; '.join(differing)}",
+            f"give the --preset or --config that it was made with, or make it anew: "
+            f"{grid.command(f'make-data {path.stem}', out=path)} --overwrite",
+        )

@@ -23,6 +23,7 @@ from hsal_cli.pictures.trajectory import trajectories
 from hsal_cli.pictures.writing import encoded
 from hsal_cli.progress import clock
 from hsal_cli.report.markdown import cell, rendered
+from hsal_cli.runs.documents import predictor
 from hsal_cli.storage.atomic import json_bytes, write_together
 from hsal_cli.storage.files import remove_pictures
 
@@ -167,6 +168,7 @@ def markdown(summary: dict[str, Any], runs: Sequence[GridRun]) -> str:
         "dataset": lambda name: cell(DATASETS.get(name, name)),
         "objective": lambda name: cell(OBJECTIVES.get(name, name)),
         "score": shown_score,
+        "predictor": predictor,
         "number": lambda value, without="-": f"{value:.3f}" if value or value == 0 else without,
         "clock": lambda seconds: clock(seconds) if seconds or seconds == 0 else "-",
         "span": lambda epochs: "-".join(str(count) for count in dict.fromkeys((min(epochs), max(epochs)))) if epochs else "-",

@@ -72,7 +72,7 @@ def _verify(grid: Grid) -> None:
         features = grid.features(dataset)
         if features.exists():
             with open_features(features) as file:
-                check_match(file, backbone_digest=digest)
+                check_match(file, backbone_digest=digest, scenes=grid.scenes(dataset), backbone=place)
             for cell in grid.cells:
                 if cell.dataset == dataset:
                     _check_features(grid, cell)

@@ -23,9 +23,11 @@ from hsal_cli.runs import run as runs
 from hsal_cli.runs.documents import Evaluation, read_evaluation
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.scenes.make import make_dataset
+from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes
-from hsal_cli.scenes.settings import SceneSettings
+from hsal_cli.scenes.settings import DATASETS, SceneSettings, made_by
 from hsal_cli.storage.atomic import write_json
+from hsal_cli.storage.hdf5 import format_of
 from hsal_cli.training.train import resume, train
 from hsal_cli.vision.backbone import load_backbone
 
@@ -46,6 +48,20 @@ class Recipe:
     train: TrainSettings
 
 
+def only_scenes(data: Path = DATA) -> Path | None:
+    """The one scene file of a folder, which is meant where none is named; None where there is none, or several.
+
+    Single digits do not count: `hsal finetune` makes them for itself.
+    """
+    found = [path for path in sorted(data.glob("*.h5")) if path.name != SINGLE.name and path.is_file() and format_of(path) == SCENES]
+    return found[0] if len(found) == 1 else None
+
+
+def backbone_scenes(scenes: Path | None) -> Path:
+    """What a backbone is fine-tuned on: single digits for MNIST's sets and where there is no scene file, else the scene file itself."""
+    return SINGLE if scenes is None or scenes.name.startswith("mnist-") or not scenes.exists() else scenes
+
+
 def ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> Path:
     """The scene file, made by the default recipe of its name if it is missing; of several workers the first one makes it.
 
@@ -56,8 +72,8 @@ def ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> 
     def made() -> Path:
         if scenes.exists():
             return scenes
-        if scenes.stem not in ("mnist-multiset", "mnist-set", "mnist-single"):
-            raise FileError(f"{scenes} is missing", "make it with: hsal make-data")
+        if scenes.stem not in DATASETS:
+            raise FileError(f"{scenes} is missing", made_by(scenes))
         reporter.say(f"{scenes} is missing: making it (hsal make-data {scenes.stem})")
         return make_dataset(scenes.stem, settings, scenes, None, reporter)
 
@@ -70,8 +86,7 @@ def ensure_backbone(recipe: Recipe, device: torch.device, reporter: Reporter, sc
     if found is not None:
         return found.path
     reporter.say("there is no fine-tuned backbone in runs/: making one (hsal finetune)")
-    own = scenes.exists() and not scenes.name.startswith("mnist-")
-    single = scenes if own else ensure_scenes(SINGLE, recipe.scenes, reporter)
+    single = ensure_scenes(backbone_scenes(scenes), recipe.scenes, reporter)
     out = distributed.broadcast(lambda: runs.fresh_path("finetune"))
     return finetune(single, out, recipe.finetune, device, reporter).path
 
@@ -90,7 +105,8 @@ def ensure_features(
     out = features_path(scenes, settings.saliency, settings.resolution)
     if distributed.broadcast(out.exists):
         with open_scenes(scenes) as scene_file, open_features(out) as file:
-            check_match(file, scene_file.digest, load_backbone(backbone).digest, saliency_model(settings.saliency).digest)
+            digests = (scene_file.digest, load_backbone(backbone).digest, saliency_model(settings.saliency).digest)
+            check_match(file, *digests, scenes=scenes, backbone=backbone)
         return out
     words = "" if settings.saliency == "activation" else f" --saliency {settings.saliency}"
     reporter.say(f"{out} is missing: computing it (hsal precompute{words})")
@@ -163,14 +179,3 @@ def ensure_scores(place: Path, reporter: Reporter, evaluate: Callable[[], dict[s
             reporter.warn(f"measured anew: {error.message}")
     write_json(place, evaluate())
     return read_evaluation(place, "hsal sweep")
-
-
-def ensure_policy(recipe: Recipe, device: torch.device, reporter: Reporter) -> Path:
-    """The newest finished policy run, trained on MNIST Multiset if there is none."""
-    found = distributed.broadcast(lambda: runs.newest("policy", reporter=reporter))
-    if found is not None:
-        return found.path
-    reporter.say("there is no trained policy in runs/: training one (hsal train)")
-    features, backbone = ensure_policy_data(DEFAULT_SCENES, None, recipe, device, reporter)
-    out = distributed.broadcast(lambda: runs.fresh_path(f"{DEFAULT_SCENES.stem}-{recipe.train.objective}"))
-    return train(features, out, recipe.variant, recipe.train, device, reporter, backbone=backbone).path

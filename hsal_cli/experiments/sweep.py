@@ -94,7 +94,7 @@ def recipe_of(source: Path, images: int) -> SceneRecipe:
     try:
         settings = dataclasses.replace(checked(config, SceneSettings, "config"), train=0, test=images)
     except Odd as odd:
-        raise FileError(odd.said_of(source), "make it again with: hsal make-data") from odd
+        raise FileError(odd.said_of(source), f"make it again with: hsal make-data {dataset} --overwrite --out {source}") from odd
     if settings.mnist_dir and not Path(settings.mnist_dir).is_dir():  # made on another machine
         settings = dataclasses.replace(settings, mnist_dir=None)
     return SceneRecipe(dataset, settings, source)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -33,7 +34,7 @@ from hsal_cli.typed import Document
 
 FORMAT = "hsal-features"
 MADE_BY = "hsal precompute"
-AGAIN = f"make it again with: {MADE_BY} --overwrite"
+AGAIN = f"make it again with: {MADE_BY} --overwrite --data SCENES --backbone RUN"
 BLOCK_ROWS = 512  # rows read at a time when scattered rows are picked
 
 
@@ -284,19 +285,32 @@ def open_features(path: Path) -> FeatureFile:
 
 
 def check_match(
-    features: FeatureFile, scenes_digest: str | None = None, backbone_digest: str | None = None, saliency_digest: str | None = None
+    features: FeatureFile,
+    scenes_digest: str | None = None,
+    backbone_digest: str | None = None,
+    saliency_digest: str | None = None,
+    scenes: Path | None = None,
+    backbone: Path | None = None,
 ) -> None:
-    """Refuses features that were made from other scenes, by another backbone or with another saliency model; None: whatever it was.
+    """Refuses features that were made from other scenes, by another backbone or with another saliency model.
+
+    Args:
+        features: the file to be used.
+        scenes_digest, backbone_digest, saliency_digest: what it should have been made from; None: whatever it was.
+        scenes, backbone: where these are, for the command that makes it anew; None: where they were when it was made.
 
     Raises:
         FileError: it is stale; names the file and both digests.
     """
     made_from = {"scene file": (features.scenes_digest, scenes_digest), "backbone": (features.backbone_digest, backbone_digest)}
+    named = {"--data": scenes or features.config.scenes or "SCENES", "--backbone": backbone or features.config.raw.get("backbone") or "RUN"}
+    words = [word for option, value in named.items() for word in (option, str(value))]
+    again = shlex.join([*MADE_BY.split(), "--overwrite", *words, "--out", str(features.path)])
     for what, (found, wanted) in made_from.items():
         if wanted is not None and found != wanted:
             raise FileError(
                 f"{features.path} holds features of another {what}: digest {found[:12]}, not {wanted[:12]}",
-                f"make them again with: {MADE_BY} --overwrite --out {features.path}",
+                f"make them again with: {again}",
             )
     if saliency_digest is not None and features.saliency_digest != saliency_digest:
         kind, _, made_of = saliency_digest.partition(":")  # of maps from files and of a user's own model, what they are made of
@@ -304,7 +318,7 @@ def check_match(
         others = {"file": " of other files"}.get(kind, " of another version") if kind == kind_in(features.saliency) else ""
         raise FileError(
             f"{features.path} holds features of another saliency model: {features.saliency}{others}, not {wanted}",
-            f"name another file, or make them again with: {MADE_BY} --saliency MODEL --overwrite --out {features.path}",
+            f"name another file, or make them again with: {again} --saliency {'file:PATH' if kind == 'file' else kind}",
         )
 
 

@@ -231,7 +231,7 @@ def finetune(
     with open_scenes(scenes) as file:
         classes, digest, labels = file.classes, file.digest, torch.from_numpy(file.split("train").labels)
     if resume and config.scenes_digest != digest:
-        raise FileError(f"{scenes} is not the scene file that {out} was trained on", "train a new run: hsal finetune")
+        raise FileError(f"{scenes} is not the scene file that {out} was trained on", f"train a new run: hsal finetune --data {scenes}")
     say_missing_classes(labels, classes, scenes, reporter)
     empty = int((labels < 0).all(1).sum())
     if empty and way in ("crops", "random-label"):
@@ -265,7 +265,9 @@ def finetune(
     if not resume:
         written = {"scenes": str(scenes), "scenes_digest": digest, "finetune": as_dict(settings), "weights_used": used, "classes": classes}
     elif used != config.weights_used:
-        raise FileError(f"{out} started from {config.weights_used} weights, now there are {used}", "train a new run: hsal finetune")
+        raise FileError(
+            f"{out} started from {config.weights_used} weights, now there are {used}", f"train a new run: hsal finetune --data {scenes}"
+        )
     else:
         written = config.raw | {"scenes": str(scenes), "finetune": as_dict(settings)}
     progress = None if before is None else restored(task, before)

@@ -308,7 +308,10 @@ def way_of(scenes: Path, wanted: str) -> str:
         boxes = file.split("train").boxes is not None
         labels = {name: file.split(name).labels for name in ("train", "test") if name in file.splits}
     if not (labels["train"] >= 0).any():
-        raise FileError(f"{scenes}: no image of train holds an object, so there is nothing to learn", "make others: hsal make-data")
+        raise FileError(
+            f"{scenes}: no image of train holds an object, so there is nothing to learn",
+            "take scenes with objects, such as by: hsal make-data mnist-single",
+        )
     if wanted == "single":  # the test split is read when all is trained
         for name, each in labels.items():
             _check_alone(scenes, name, each)

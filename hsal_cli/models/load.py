@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hsal_cli.errors import FileError, UsageError, first_line
+from hsal_cli.models.trust import Trust
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.set_predictor import SetPredictor
@@ -58,6 +59,7 @@ class PolicyMeta:
         backbone, backbone_digest: the backbone behind those: its path, where it was known, and the digest of its weights.
         scenes_digest: of the scene file behind them.
         saliency: their saliency model.
+        trust: how sure the policy may say it is, and what the images that it knows are like.
     """
 
     kind: Literal["policy", "count"]
@@ -74,6 +76,7 @@ class PolicyMeta:
     backbone_digest: str | None = None
     scenes_digest: str | None = None
     saliency: str = "activation"
+    trust: Trust = dataclasses.field(default_factory=Trust)
 
     def __post_init__(self) -> None:
         counts = () if self.count is None else (self.count.most, self.count.hidden, self.count.queries or 1)
@@ -110,6 +113,11 @@ class LoadedPolicy:
     def max_steps(self) -> int:
         """The cap on meta-steps at inference: most labels seen in training plus 2."""
         return self.meta.max_labels + 2
+
+    @property
+    def trust(self) -> Trust:
+        """How sure the policy may say it is, and what the images that it knows are like."""
+        return self.meta.trust
 
 
 def load_policy(path: Path, which: str = "best", device: torch.device | str = "cpu") -> LoadedPolicy:

@@ -57,6 +57,7 @@ class Look:
         steps: the meta-steps that name a label, in order.
         stop_probability: of stop at the last meta-step, which names it unless the cap on meta-steps came first.
         end: the meta-step that named stop; None where the cap came first.
+        unlike: how the image differs from all that the policy knows (see `trust.Trust`); empty where it does not, or nothing is known.
     """
 
     name: str
@@ -64,6 +65,22 @@ class Look:
     steps: list[LookStep]
     stop_probability: float
     end: LookStep | None = None
+    unlike: Sequence[str] = ()
+
+    @property
+    def lowest(self) -> float:
+        """The lowest probability among the labels named and stop, in [0, 1]: the choice that the policy is least sure of."""
+        return min([*(step.probability for step in self.steps), self.stop_probability])
+
+    @property
+    def warnings(self) -> list[str]:
+        """Why what was named may be wrong, a sentence each."""
+        found = []
+        if self.unlike:
+            found.append(f"unlike the images of training: {', '.join(self.unlike)}; the labels may mean nothing")
+        if self.end is None:
+            found.append(f"the cap of {len(self.steps)} meta-steps came before stop: there may be more to name")
+        return found
 
     @property
     def labels(self) -> list[str]:
@@ -138,8 +155,10 @@ def look(
             shown = zip(batch, volumes.split(1), standing[start : start + BATCH], strict=True)
             maps = torch.cat([saliency(picture[None].to(device), volume, [place]) for picture, volume, place in shown])
             episode = policy.policy(volumes, maps, choose=greedy, max_steps=max_steps or policy.max_steps)
+        unlike = policy.trust.unlike(volumes, maps)
         for place, picture in enumerate(batch):
-            looks.append(look_at(episode, place, called[start + place], picture.numpy(), policy.classes))
+            seen = look_at(episode, place, called[start + place], picture.numpy(), policy.classes, policy.trust.temperature)
+            looks.append(dataclasses.replace(seen, unlike=unlike[place]))
     return looks
 
 
@@ -198,9 +217,15 @@ def look_at_scenes(
     return list(zip(look(images, backbone, policy, max_steps, names, places), truths, strict=True))
 
 
-def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes: list[str]) -> Look:
-    """The part of an episode that one image (uint8 (H, W, 3)), at a place in the batch, has; `classes`: K names."""
-    probabilities = with_shift(episode.logits[:, place], episode.stop_shift[:, place]).detach().softmax(-1).double().cpu()  # (T, K+1)
+def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes: list[str], temperature: float = 1.0) -> Look:
+    """The part of an episode that one image (uint8 (H, W, 3)), at a place in the batch, has.
+
+    Args:
+        classes: K names.
+        temperature: that probabilities are taken at.
+    """
+    scores = with_shift(episode.logits[:, place], episode.stop_shift[:, place]).detach()
+    probabilities = (scores / temperature).softmax(-1).double().cpu()  # (T, K+1)
     width = episode.masks.shape[-1]
     names = [*classes, STOP]
     steps = []
@@ -209,25 +234,43 @@ def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes:
         parts = (episode.masks, episode.priority, episode.saliency, episode.gaussians)
         mask, priority, saliency, gaussians = (part[step, place].double().cpu().numpy() for part in parts)
         cells = [divmod(cell, width) for cell in episode.glimpses[step, place].tolist()]
-        scores = list(zip(names, probabilities[step].tolist(), strict=True))
-        steps.append(LookStep(names[label], scores[label][1], cells, mask, priority, saliency, gaussians, scores))
+        sure = list(zip(names, probabilities[step].tolist(), strict=True))
+        steps.append(LookStep(names[label], sure[label][1], cells, mask, priority, saliency, gaussians, sure))
     stopped = label == len(classes)
-    return Look(name, image, steps[:-1] if stopped else steps, scores[-1][1], steps[-1] if stopped else None)
+    return Look(name, image, steps[:-1] if stopped else steps, sure[-1][1], steps[-1] if stopped else None)
 
 
 def to_json(look: Look) -> dict[str, Any]:
-    """A look in the form of the contract: `image`, `labels`, `steps` (each `label`, `probability`, `glimpses`, `mask`, `priority`,
-    `saliency`; maps as h rows of w numbers) and `stop_probability`."""
+    """A look in the form of the contract: `image`, its `size` (height, width in px), `labels`, `steps`, `stop_probability`,
+    `lowest_probability` and `warnings`.
+
+    Each step has `label`, `probability`, `glimpses` (k pairs of row and column, cells from 0), `glimpses_px` (the middle of each such
+    cell, y and x in px of the image), `boxes_px` (the cell's x0, y0, x1, y1, half-open), and `mask`, `priority`, `saliency`, h rows of w
+    numbers.
+    """
+    size = look.image.shape[:2]
+
+    def box(cell: tuple[int, int], grid: tuple[int, ...]) -> list[float]:
+        rows, columns = ([side * (place + edge) / count for edge in (0, 1)] for side, place, count in zip(size, cell, grid, strict=True))
+        return [round(edge, 1) for edge in (columns[0], rows[0], columns[1], rows[1])]
+
+    def middle(box: list[float]) -> list[float]:
+        return [round((box[1] + box[3]) / 2, 1), round((box[0] + box[2]) / 2, 1)]
+
     steps = [
         {
             "label": step.label,
             "probability": round(step.probability, DIGITS),
             "glimpses": [list(cell) for cell in step.glimpses],
+            "glimpses_px": [middle(box(cell, step.mask.shape)) for cell in step.glimpses],
+            "boxes_px": [box(cell, step.mask.shape) for cell in step.glimpses],
             **{name: getattr(step, name).round(DIGITS).tolist() for name in ("mask", "priority", "saliency")},
         }
         for step in look.steps
     ]
-    return {"image": look.name, "labels": look.labels, "steps": steps, "stop_probability": round(look.stop_probability, DIGITS)}
+    named = {"image": look.name, "size": list(size), "labels": look.labels}
+    sure = {"stop_probability": round(look.stop_probability, DIGITS), "lowest_probability": round(look.lowest, DIGITS)}
+    return {**named, "steps": steps, **sure, "warnings": look.warnings}
 
 
 def as_rgb(image: torch.Tensor) -> torch.Tensor:

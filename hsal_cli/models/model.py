@@ -104,7 +104,7 @@ def _pixels(image: Any) -> Tensor:
     if isinstance(image, (str, Path)):
         return from_pil(read_image(Path(image)))[0]
     if isinstance(image, np.ndarray):
-        image = torch.from_numpy(np.ascontiguousarray(image)) if image.dtype == np.uint8 else image
+        image = torch.from_numpy(np.array(image)) if image.dtype == np.uint8 else image
     elif hasattr(image, "convert"):
         return from_pil(image)[0]
     shape = tuple(getattr(image, "shape", ()))

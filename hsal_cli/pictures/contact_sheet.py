@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -57,10 +59,18 @@ def contact_sheet(images: np.ndarray, labels: np.ndarray, boxes: np.ndarray | No
 
 
 def _caption(labels: np.ndarray, classes: list[str], font: ImageFont.FreeTypeFont, room: int) -> str:
-    """The label multiset in the order of the classes, shortened to the room there is."""
-    names = [brief(classes[label]) for label in sorted(labels[labels >= 0].tolist())]
-    text, shown = ", ".join(names) or "{}", len(names)
+    """The label multiset in the order of the classes, each with how often it occurs, shortened to the room there is.
+
+    Classes of one sign are repeated, which is as short: 3, 3, 5.
+    """
+    counts = Counter(sorted(labels[labels >= 0].tolist()))
+    if all(len(name) == 1 for name in classes):
+        parts = [(brief(classes[label]), 1) for label in counts.elements()]
+    else:
+        parts = [(brief(classes[label]) + (f" x{count}" if count > 1 else ""), count) for label, count in counts.items()]
+    text, shown = ", ".join(name for name, _ in parts) or "{}", len(parts)
     while font.getlength(text) > room and shown > 0:
         shown -= 1
-        text = ", ".join(names[:shown]) + f"{', ' if shown else ''}+{len(names) - shown}"
+        left = f"+{sum(count for _, count in parts[shown:])}"
+        text = ", ".join([*(name for name, _ in parts[:shown]), left])
     return text

@@ -154,7 +154,7 @@ def frames(look: Look, truth: Sequence[str] | None, side: int = SIDES[0]) -> Ite
         outline = outlined(photo, step)
         for taken in range(len(step.glimpses) + 1):
             row, column = step.glimpses[taken - 1] if taken else (0, 0)
-            said = f"glimpse {taken} at row {row + 1}, column {column + 1}" if taken else "the covert mask"
+            said = f"glimpse {taken} at row {row}, column {column}" if taken else "the covert mask"
             picture = page((f"step {place + 1}: {said}", name), outline, step, named[:place])
             _draw_glimpses(picture, frame, step, taken, photo)
             yield picture, GLIMPSE if taken else MASK

@@ -51,6 +51,10 @@ class Letters(ImageFont.FreeTypeFont):
         """Box of a text, px."""
         return self._face(text).getbbox(text, *args, **named)
 
+    def getmetrics(self) -> tuple[int, int]:
+        """Height above and depth below the line that letters stand on, px."""
+        return self._face("").getmetrics()
+
     def getmask2(self, text: str, *args: Any, **named: Any) -> Any:
         """The text drawn, and its offset."""
         return self._face(text).getmask2(text, *args, **named)

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import json
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -35,16 +36,29 @@ def replay_page(looks: Sequence[Look], truths: Sequence[Sequence[str] | None] | 
         truths: the true multisets, or None for those not known; with them, the page has the remaining multiset and hits and misses.
     """
     truths = [None] * len(looks) if truths is None else truths
-    found = [_document(look, truth) for look, truth in zip(looks, truths, strict=True)]
+    found = [document_of(look, truth) for look, truth in zip(looks, truths, strict=True)]
+    return page_of(found, found[0]["title"])
+
+
+def page_of(looks: Sequence[dict[str, Any]], title: str, pad: str = "", style: str = "", script: str = "", connect: str = "") -> str:
+    """The page that shows looks in the form of `document_of`.
+
+    Args:
+        looks: what it shows; none: what `script` has it show later.
+        title: of the page.
+        pad: HTML above it all.
+        style, script: CSS and JavaScript behind the page's own.
+        connect: what it may connect to, as a source of a content security policy; "": nothing.
+    """
     # "<" is escaped, so that no class name can end the script that holds the data.
-    data = json.dumps({"scale": SCALE.tolist(), "looks": found}, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    page = files("hsal_cli.pictures").joinpath("replay.html").read_text(encoding="utf-8")
-    before, after = page.split("@DATA@")
-    shown = (part.replace("@TITLE@", html.escape(found[0]["title"])).replace("@GENERATOR@", MARK) for part in (before, after))
-    return data.join(shown)
+    data = json.dumps({"scale": SCALE.tolist(), "looks": looks}, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    before, after = files("hsal_cli.pictures").joinpath("replay.html").read_text(encoding="utf-8").split("@DATA@")
+    parts = {"TITLE": html.escape(title), "GENERATOR": MARK, "PAD": pad, "STYLE": style, "SCRIPT": script}
+    parts["CONNECT"] = f"; connect-src {connect}" if connect else ""
+    return data.join(re.sub(r"@([A-Z]+)@", lambda place: parts[place[1]], part) for part in (before, after))
 
 
-def _document(look: Look, truth: Sequence[str] | None) -> dict[str, Any]:
+def document_of(look: Look, truth: Sequence[str] | None = None) -> dict[str, Any]:
     """What the page shows of one look; the meta-step that named stop is its last step."""
     title, subtitle = titles(look, truth)
     meta_steps = [*look.steps, *([look.end] if look.end is not None else [])]
@@ -67,6 +81,8 @@ def _document(look: Look, truth: Sequence[str] | None) -> dict[str, Any]:
         "name": brief(Path(look.name).name),
         "title": title,
         "subtitle": subtitle,
+        "lowest": round(look.lowest, DIGITS),
+        "warnings": look.warnings,
         "known": truth is not None,
         "image": data_uri(look.image),
         "size": [look.image.shape[1], look.image.shape[0]],

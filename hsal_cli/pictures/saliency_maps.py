@@ -17,8 +17,9 @@ from hsal_cli.words import brief
 
 SIDE = 232  # side of a square panel, px; others have its area
 TITLE, HEAD, LEGEND = 34, 24, 34  # heights of the lines of text, px
-COVER = 0.52  # how much of the colour a map lends to the image under it
-BLACK = 40  # grey that black is shown as, under a map
+COVER = 0.35  # how much of its lightness a map lends to the image under it
+TINT = 0.9  # and how much of its colour
+BLACK = 50  # grey that black is shown as, under a map
 GRID = 0.35  # how much of the paper's colour the lines between cells have
 DENSE = 9  # px; cells smaller than this get no lines, which would hide what they are to show
 
@@ -80,7 +81,7 @@ def overlay(photo: Image.Image, map_: np.ndarray) -> Image.Image:
     # Grey, since the colours are the map's; of full contrast, since little of it shows; brightened, since black would darken them all.
     seen = ImageOps.autocontrast(photo.convert("L"), cutoff=1)
     grey = BLACK + np.asarray(seen, dtype=np.float64)[..., None] * ((255 - BLACK) / 255)
-    pixels = (1 - COVER) * grey + COVER * colours
+    pixels = _under(colours, grey)
     if min(width / map_.shape[1], height / map_.shape[0]) >= DENSE:
         lines = np.zeros((height, width), bool)
         lines[np.flatnonzero(np.diff(rows)) + 1] = True
@@ -89,9 +90,16 @@ def overlay(photo: Image.Image, map_: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
+def _under(colours: np.ndarray, grey: np.ndarray) -> np.ndarray:
+    """The colours of a map with an image under them, whose light and dark they hardly change, so that it can still be read."""
+    light = colours @ np.array([0.299, 0.587, 0.114])
+    tinted = (1 - COVER) * grey + COVER * light[..., None] + TINT * (colours - light[..., None])
+    return tinted.clip(0, 255)
+
+
 def _legend() -> Image.Image:
     """What the colours and the mark mean."""
-    mixed = (1 - COVER) * 120 + COVER * heat(np.linspace(0, 1, 120))[None].astype(np.float64)  # as over a mid-grey image
+    mixed = _under(heat(np.linspace(0, 1, 120))[None].astype(np.float64), np.full((1, 120, 1), 120.0))  # as over a mid-grey image
     bar = Image.fromarray(np.repeat(mixed.round().astype(np.uint8), 14, axis=0))
     parts = [
         (None, 0, "lowest"),

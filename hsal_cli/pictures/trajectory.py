@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -32,12 +32,14 @@ from hsal_cli.pictures.marks import (
     shortened,
     to_maximum,
 )
-from hsal_cli.pictures.palette import FAINT, GREEN, INK, PAPER, RED, SKY, Colour, font, heat
+from hsal_cli.pictures.palette import FAINT, GREEN, INK, RED, SKY, Colour, font, heat
+from hsal_cli.pictures.vector import Raster, Vector
 from hsal_cli.words import brief
 
 if TYPE_CHECKING:
     from hsal_cli.models.look import Look, LookStep
 
+Sheet = TypeVar("Sheet", Raster, Vector)
 ROWS = (("image", "and glimpses", ""), ("saliency", "map", "S"), ("covert", "mask", "M"), ("priority", "map", "P"))
 MARGIN, GAP, APART = 16, 10, 30  # px; the last between trajectories
 LEFT = 96  # width of the row labels
@@ -126,45 +128,57 @@ def hits(labels: Sequence[str], truth: Sequence[str]) -> list[bool]:
 def trajectories(
     looks: Sequence[Look], truths: Sequence[Sequence[str] | None] | None = None, columns: int | None = None, side: int = 168
 ) -> Image.Image:
+    """Several trajectories as one picture of pixels (see `draw_trajectories`)."""
+    return draw_trajectories(Raster, looks, truths, columns, side).image
+
+
+def draw_trajectories(
+    sheet: type[Sheet],
+    looks: Sequence[Look],
+    truths: Sequence[Sequence[str] | None] | None = None,
+    columns: int | None = None,
+    side: int = 168,
+) -> Sheet:
     """Draws several trajectories into one picture, row by row, with one legend.
 
     Args:
+        sheet: what is drawn on, `Raster` or `Vector`.
         looks: at least one.
         truths: the true multisets, or None for those not known.
         columns: trajectories beside each other; None: as many as a page bears.
         side: of a square panel, px.
     """
     truths = [None] * len(looks) if truths is None else truths
-    blocks = [_draw_block(look, truth, layout_of(look, side)) for look, truth in zip(looks, truths, strict=True)]
+    blocks = [_draw_block(sheet, look, truth, layout_of(look, side)) for look, truth in zip(looks, truths, strict=True)]
     widths = _widths(blocks, columns or len(blocks))
     while columns is None and len(widths) > 1 and sum(widths) + APART * (len(widths) - 1) > WIDEST:
         widths = _widths(blocks, len(widths) - 1)
     rows = [blocks[start : start + len(widths)] for start in range(0, len(blocks), len(widths))]
     legend = _legend()
-    width = max(sum(widths) + APART * (len(widths) - 1), legend.width) + 2 * MARGIN
-    height = sum(max(block.height for block in row) + GAP for row in rows) + LEGEND + 2 * MARGIN
-    picture = Image.new("RGB", (width, height), PAPER)
+    width = max(sum(widths) + APART * (len(widths) - 1), legend.size[0]) + 2 * MARGIN
+    height = sum(max(block.size[1] for block in row) + GAP for row in rows) + LEGEND + 2 * MARGIN
+    picture = sheet((width, height))
     y = MARGIN
     for row in rows:
         x = MARGIN
         for block, room in zip(row, widths, strict=False):
             picture.paste(block, (x, y))
             x += room + APART
-        y += max(block.height for block in row) + GAP
+        y += max(block.size[1] for block in row) + GAP
     picture.paste(legend, (MARGIN, y))
     return picture
 
 
-def _widths(blocks: Sequence[Image.Image], columns: int) -> list[int]:
+def _widths(blocks: Sequence[Raster | Vector], columns: int) -> list[int]:
     """How wide each of so many columns of blocks is, px."""
-    return [max(block.width for block in blocks[place::columns]) for place in range(min(columns, len(blocks)))]
+    return [max(block.size[0] for block in blocks[place::columns]) for place in range(min(columns, len(blocks)))]
 
 
-def _draw_block(look: Look, truth: Sequence[str] | None, layout: Layout) -> Image.Image:
+def _draw_block(sheet: type[Sheet], look: Look, truth: Sequence[str] | None, layout: Layout) -> Sheet:
     heading = _heading(*titles(look, truth), room=max(layout.size[0], HEADING))
     width = max(layout.size[0], *(math.ceil(font(size).getlength(text)) for text, size, *_ in heading))
-    picture = Image.new("RGB", (width, layout.size[1]), PAPER)
-    draw = ImageDraw.Draw(picture)
+    picture = sheet((width, layout.size[1]))
+    draw = picture.draw
     for text, size, y, colour in heading:
         draw.text((0, y), text, colour, font(size), anchor="ls")
     photo = Image.fromarray(look.image).resize(layout.panel, Image.Resampling.LANCZOS)
@@ -229,7 +243,7 @@ def _row_label(draw: ImageDraw.ImageDraw, middle: int, first: str, second: str, 
 
 
 def _draw_step(
-    picture: Image.Image, draw: ImageDraw.ImageDraw, layout: Layout, place: int, photo: Image.Image, step: LookStep, is_hit: bool | None
+    picture: Raster | Vector, draw: ImageDraw.ImageDraw, layout: Layout, place: int, photo: Image.Image, step: LookStep, is_hit: bool | None
 ) -> None:
     boxes = [layout.box(row, place) for row in range(len(ROWS))]
     middle = (boxes[0][0] + boxes[0][2]) // 2

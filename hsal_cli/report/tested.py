@@ -66,7 +66,7 @@ def detail(loaded: LoadedPolicy, table: FeatureTable, device: torch.device | str
         for part, episode in roll_outs(loaded.policy, table, loaded.max_steps, BATCH, device):
             named.append(label_counts(episode.labels.T, classes))
             # The lowest probability among the labels chosen at the active meta-steps.
-            chosen = episode.scores.softmax(-1).gather(-1, episode.labels.clamp(min=0)[..., None])[..., 0]
+            chosen = (episode.scores / loaded.trust.temperature).softmax(-1).gather(-1, episode.labels.clamp(min=0)[..., None])[..., 0]
             confidence.append(torch.where(episode.active, chosen, 1.0).amin(0).double().cpu().numpy())
             advance(len(part))
             reporter.check_stop(STOPPED_HINT)

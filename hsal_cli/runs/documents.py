@@ -169,3 +169,8 @@ class Evaluation(PartScores, Document):
 def read_evaluation(source: Path, made_by: str) -> Evaluation:
     """Reads an evaluation; errors are those of `documents.read_document`."""
     return read_document(source, Evaluation, made_by)
+
+
+def predictor(name: str) -> str:
+    """A predictor that never looks (see `baselines`), in words; `count` is an objective, and another thing."""
+    return {"count_only": "number of objects known"}.get(name, name.replace("_", " "))

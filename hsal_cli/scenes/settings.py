@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
+from pathlib import Path
 from typing import Literal
 
 from hsal_cli.errors import UsageError
@@ -11,6 +13,13 @@ from hsal_cli.settings import SEED_LIMIT, check, setting
 
 DATASETS = ("mnist-multiset", "mnist-set", "mnist-single")
 RECIPES = {**{name: name for name in DATASETS}, "multiset": "mnist-multiset", "set": "mnist-set", "single": "mnist-single"}
+
+
+def made_by(path: Path) -> str:
+    """The hint for a scene file that is missing, or that is none: the command that makes it."""
+    if path.stem in (*DATASETS, "street-numbers", "svhn-multiset"):
+        return f"make it with: hsal make-data {path.stem} --out {shlex.quote(str(path))}"
+    return f"of your own images make it with: hsal make-data folder --images DIR --labels FILE --out {shlex.quote(str(path))}"
 
 
 FRAME_HELP = (

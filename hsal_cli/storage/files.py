@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MARKS = {
     ".png": re.compile(rb"Software\x00hsal "),
     ".html": re.compile(rb'<meta name="generator" content="hsal '),
+    ".svg": re.compile(rb"<!-- hsal "),
+    ".pdf": re.compile(rb"%PDF-[0-9.]+\n% hsal "),
     ".gif": re.compile(rb"\x21\xfe.hsal ", re.DOTALL),
 }
 MARKED_BYTES = 4096

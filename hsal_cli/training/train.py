@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hsal_cli import distributed
 from hsal_cli.errors import FileError, TrainingError, UsageError
+from hsal_cli.evaluation.calibration import measure_trust
 from hsal_cli.evaluation.evaluate import quick_scores
 from hsal_cli.features.stream import FeatureStream, window_rows
 from hsal_cli.features.table import FeatureRows, FeatureTable, open_features
@@ -72,7 +73,9 @@ class PolicyTask(FeatureTask):
 
     def validate(self) -> dict[str, float]:
         self.model.eval()
-        return quick_scores(self.model, self.held_out, self._meta["max_labels"] + 2, 2 * self.settings.batch_size, self.device)
+        how = (self.model, self.held_out, self._meta["max_labels"] + 2, 2 * self.settings.batch_size, self.device)
+        self._meta["trust"] = as_dict(measure_trust(*how))
+        return quick_scores(*how)
 
     def check(self, rows: list[dict[str, Any]]) -> str | None:
         row = rows[-1]
@@ -230,14 +233,19 @@ def resume(
     say_changes(run, str(device), reporter)
     material = _read(features or Path(config.features), longer, config.window, None, reporter)
     if config.features_digest != material.digests["features_digest"]:
-        raise FileError(f"{material.features} is not the feature file that {out} was trained on", "train a new run: hsal train")
+        raise FileError(
+            f"{material.features} is not the feature file that {out} was trained on",
+            f"train a new run: hsal train --data {material.features}",
+        )
     scale = policy_meta(before).volume_scale if before else volume_scale(material.table.parts())
     model, described = _model(material, config.variant, longer, scale)
     model.to(device)
     if config.init_from and before is None:
         source = Path(config.init_from.path)
         if start_from(model, described["kind"], source, material.classes)["digest"] != config.init_from.digest:
-            raise FileError(f"{source} does not hold the weights that {out} started from", "train a new run: hsal train")
+            raise FileError(
+                f"{source} does not hold the weights that {out} started from", f"train a new run: hsal train --data {material.features}"
+            )
     distributed.agree(**material.digests, train=as_dict(longer), variant=described.get("variant"), checkpoint=before and before.digest)
     task = _task(model, described, material, longer, device, config.backbone, out)
     progress = None if before is None else loop.restored(task, before)
