@@ -175,7 +175,7 @@ def main() -> None:
         counted = [
             ("train, batch 8", (*train, 8), "--epochs", (1, 3), 20),
             ("train, batch 38", (*train, 38), "--epochs", (1, 6), 10),
-            ("finetune resnet34, batch 8", tuned, "--crop-images", (16, 80), 8),
+            ("finetune resnet34, batch 8", tuned, "--crop-images", (8, 24), 2),
         ]
         print(f"{'':28}{'machine 1 sends':>17}{'machine 2 sends':>17}   bytes a step")
         for label, words, option, values, steps in counted:
