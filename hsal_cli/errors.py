@@ -60,9 +60,10 @@ class WorkerLost(HsalError):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, the device's or the machine's, by what Python, NumPy and torch raise then."""
+    """Whether memory ran out, the device's or the machine's, by what Python, NumPy, torch and NVIDIA's libraries raise then."""
     said = str(error)
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said
+    told = ("can't allocate memory", "ALLOC_FAILED")  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED: a workspace did not fit
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(words in said for words in told)
 
 
 def first_line(error: BaseException) -> str:

@@ -27,6 +27,9 @@ def run() -> None:
 
 def _call() -> None:
     global _raises
+    from hsal_cli import threads
+
+    threads.prepare()
     from hsal_cli.app import call
 
     _raises = True

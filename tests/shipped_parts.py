@@ -1,7 +1,6 @@
 """Tiny runs on one backbone, as the tests of exporting and of --pretrained share them."""
 
 import hashlib
-import importlib
 import json
 from pathlib import Path
 
@@ -37,8 +36,7 @@ class TinyModel(ActivationModel):
 def use_tiny_backbone(monkeypatch) -> None:
     """Wherever a backbone is loaded, a tiny one is meant."""
     monkeypatch.setattr("hsal_cli.vision.backbone.ActivationModel", TinyModel)
-    for module in ("precompute", "scene_features"):
-        monkeypatch.setattr(importlib.import_module(f"hsal_cli.features.{module}"), "fused", lambda model: model)
+    monkeypatch.setattr("hsal_cli.vision.backbone.fused", lambda model: model)
 
 
 def write_status(run: Path, kind: str, seed: int, command: str, **status) -> None:

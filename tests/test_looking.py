@@ -62,7 +62,7 @@ def test_each_replaced_mask_is_what_it_says_and_saliency_is_inhibited_by_the_own
     if way == "turned":
         torch.testing.assert_close(mask, first.flip(1, 2))
     kept = replaced(policy(), mask=way)
-    kept.meta_controller.way = None
+    kept.masks.way = None
     torch.testing.assert_close(roll(kept).saliency, own.saliency)
     same_cells = (own.glimpses[0] == other.glimpses[0]).all(1)  # inhibition also clears the cells of glimpses
     torch.testing.assert_close(other.saliency[1][same_cells], own.saliency[1][same_cells])

@@ -10,7 +10,8 @@ from learning_parts import with_stop_head
 from hsal_cli.policy.controllers import WinnerTakeAll
 from hsal_cli.policy.episode import Episode, draw, greedy, sampling
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.maps import GaussianAttention
+from hsal_cli.policy.maps import GaussianAttention, gaussian_masks
+from hsal_cli.policy.shared import SharedWeights, linear
 from hsal_cli.policy.stop_head import StopHead
 from hsal_cli.policy.variant import DEFAULT, FIXED_MASK, PAPER, PAPER_CELLS, Variant
 
@@ -309,7 +310,8 @@ def test_a_fixed_mask_covers_on_a_finer_map_what_it_covers_on_the_papers():
     saliency = torch.zeros(1, 7, 7).index_put((torch.tensor(0), torch.tensor(2), torch.tensor(4)), torch.tensor(1.0))
     blown_up = saliency.repeat_interleave(4, 1).repeat_interleave(4, 2)
     blown_up[0, 10, 18] += 1  # its maximum lies near the middle of the coarse cell
-    wide, narrow = fine(blown_up, saliency, None)[0], coarse(saliency, saliency, None)[0]
+    wide = gaussian_masks(fine(blown_up, saliency, None)[0], 28, 28, (1.0,))[0]
+    narrow = gaussian_masks(coarse(saliency, saliency, None)[0], 7, 7, (1.0,))[0]
     assert abs(wide.mean() / narrow.mean() - 1) < 0.02
     assert (wide[0].unfold(0, 4, 4).unfold(1, 4, 4).mean((2, 3)) - narrow[0]).abs().max() < 0.1
 
@@ -332,3 +334,24 @@ def test_wrong_shapes_are_refused_by_name():
         policy(volumes, saliency, choose=greedy)
     with pytest.raises(ValueError, match="steps have shape"):
         policy(volumes, saliency, choose=greedy, steps=torch.tensor([1]))
+
+
+def test_a_shared_weights_gradient_is_the_sum_over_its_uses():
+    torch.manual_seed(0)
+    weight, bias, table = (torch.randn(size, dtype=torch.double, requires_grad=True) for size in ((4, 3), (4,), (5, 4)))
+    x, places = torch.randn(6, 3, dtype=torch.double, requires_grad=True), torch.tensor([0, 4, 4, 1, 0, 0])
+
+    def loss(multiply):
+        state = multiply(x, weight, bias)
+        for _ in range(3):
+            state = torch.tanh(multiply(state[:, :3], weight, bias))
+            state = multiply(places, table, state)
+        return state.square().sum()
+
+    of = [weight, bias, table, x]
+    expected = torch.autograd.grad(loss(linear), of)
+    found = loss(SharedWeights())
+    torch.autograd.grad(found, [x], retain_graph=True)  # one that stops short of the weights leaves nothing behind
+    for _ in range(2):
+        for mine, theirs in zip(torch.autograd.grad(found, of, retain_graph=True), expected, strict=True):
+            torch.testing.assert_close(mine, theirs)

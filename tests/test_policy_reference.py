@@ -8,7 +8,7 @@ from learning_parts import with_stop_head
 
 from hsal_cli.policy.episode import greedy
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.maps import gaussian_mask, inhibit, initial_glimpse, priority_map
+from hsal_cli.policy.maps import gaussian_masks, inhibit, initial_glimpse, priority_map
 from hsal_cli.policy.variant import Variant
 
 CLASSES, C, H, W = 3, 4, 2, 3
@@ -242,12 +242,15 @@ def test_greedy_roll_out_ends_where_the_reference_names_stop():
 def test_mask_is_the_mixture_of_gaussians(height, width, components):
     generator = torch.Generator().manual_seed(0)
     mixture = torch.rand(4, components, 5, generator=generator, dtype=torch.float64) * torch.tensor([1, 2, 0.5, height, width])
-    masks = gaussian_mask(mixture, height, width)
-    assert masks.shape == (4, height, width)
+    masks = gaussian_masks(mixture, height, width, (1.0, 2.5))
+    assert masks.shape == (2, 4, height, width)
     for b in range(4):
+        narrow = mixture[b].tolist()
+        wide = [(alpha, tall / 2.5**2, broad / 2.5**2, k1, k2) for alpha, tall, broad, k1, k2 in narrow]
         for i in range(height):
             for j in range(width):
-                assert masks[b, i, j].item() == pytest.approx(phi(mixture[b].tolist(), i + 1, j + 1), rel=1e-12)
+                assert masks[0, b, i, j].item() == pytest.approx(phi(narrow, i + 1, j + 1), rel=1e-12)
+                assert masks[1, b, i, j].item() == pytest.approx(phi(wide, i + 1, j + 1), rel=1e-12)
 
 
 def test_interface_weights_the_saliency_map_and_the_volume_by_the_mask():
@@ -257,7 +260,8 @@ def test_interface_weights_the_saliency_map_and_the_volume_by_the_mask():
     for b in range(3):
         m, s, v = mask[b].flatten().tolist(), saliency[b].flatten().tolist(), volumes[b].tolist()
         assert priority_map(mask, saliency)[b].flatten().tolist() == pytest.approx(normalise([x * y for x, y in zip(m, s, strict=True)]))
-        assert initial_glimpse(mask, volumes)[b].tolist() == pytest.approx([sum(x * y for x, y in zip(m, row, strict=True)) for row in v])
+        expected = [sum(x * y for x, y in zip(m, row, strict=True)) for row in v]
+        assert initial_glimpse(mask, volumes.transpose(1, 2))[b].tolist() == pytest.approx(expected)
 
 
 def test_priority_map_spans_zero_to_one_and_is_zero_where_nothing_is_left():

@@ -19,10 +19,11 @@ import torch
 from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.features import writer as feature_writer
 from hsal_cli.features.precompute import plan, precompute
-from hsal_cli.features.saliency.models import activation_saliency
+from hsal_cli.features.saliency.models import activation_saliency, maps_of_image, saliency_model
 from hsal_cli.features.settings import PrecomputeSettings
 from hsal_cli.features.table import check_match, open_features
 from hsal_cli.progress import Reporter
+from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.storage import checkpoints
 from hsal_cli.upkeep.check import check_path
 from hsal_cli.vision.backbone import ActivationModel, load_backbone
@@ -138,10 +139,18 @@ def test_features_are_those_of_a_direct_forward_pass_and_everything_else_is_copi
         assert file.attrs["complete"] and all(data.fletcher32 for group in file.values() for data in group.values())
 
 
+def test_a_picture_that_is_looked_at_has_the_volumes_that_precomputing_stored(made):
+    scenes, backbone, features = made
+    with open_scenes(scenes) as file, open_features(features) as stored:
+        image, expected = torch.from_numpy(file.split("test").read(0, 1)), stored.maps("test", slice(0, 1))[1][0]
+    found = maps_of_image(image, "a", [saliency_model("activation")], load_backbone(backbone))["activation"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)  # in another precision they are further apart
+
+
 @pytest.fixture
 def loud(monkeypatch):
     """An activation model whose activations float16 cannot hold."""
-    room = sys.modules["hsal_cli.features.precompute"]
+    room = sys.modules["hsal_cli.vision.backbone"]
     real = room.fused
 
     def louder(model):

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from hsal_cli.training.rewards import action_rewards, count_labels, explained_variance, moments, of_named, remaining_before, turns
 
+ALL = torch.tensor(True)
+
 CLASSES = 4
 label = st.integers(0, CLASSES - 1)
 image = st.tuples(st.lists(label, max_size=5), st.lists(st.integers(-1, CLASSES), min_size=6, max_size=6))
@@ -97,13 +99,17 @@ def test_explained_variance_is_the_share_of_the_returns_variance_that_the_baseli
         return math.fsum((number - mean) ** 2 for number in numbers) / (len(numbers) - 1)
 
     expected = 1 - variance((returns - values).tolist()) / variance(returns.tolist())
-    assert explained_variance(moments(returns, returns - values)).item() == pytest.approx(expected)
-    halves = [moments(some, some - value) for some, value in zip(returns.split(30), values.split(30), strict=True)]
+    assert explained_variance(moments(returns, returns - values, ALL)).item() == pytest.approx(expected)
+    halves = [moments(some, some - value, ALL) for some, value in zip(returns.split(30), values.split(30), strict=True)]
     assert explained_variance(sum(halves)).item() == pytest.approx(expected)
-    assert explained_variance(moments(returns, 0 * returns)).item() == pytest.approx(1.0)
-    assert explained_variance(moments(returns, returns)).item() == pytest.approx(0.0)
+    among = torch.arange(80) % 2 == 0  # what does not count may be anything
+    padded = [torch.stack([part, torch.full_like(part, 9.0)], 1).flatten()[:80] for part in (returns, returns - values)]
+    of_40 = 1 - variance((returns - values)[:40].tolist()) / variance(returns[:40].tolist())
+    assert explained_variance(moments(*padded, among)).item() == pytest.approx(of_40)
+    assert explained_variance(moments(returns, 0 * returns, ALL)).item() == pytest.approx(1.0)
+    assert explained_variance(moments(returns, returns, ALL)).item() == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize("returns", [[], [1.0], [1.0, 1.0, 1.0]])
 def test_explained_variance_of_returns_that_do_not_vary_is_zero(returns: list[float]) -> None:
-    assert explained_variance(moments(torch.tensor(returns), torch.tensor(returns))).item() == 0.0
+    assert explained_variance(moments(torch.tensor(returns), torch.tensor(returns), ALL)).item() == 0.0

@@ -5,9 +5,9 @@ import contextlib
 import pytest
 import torch
 
-from hsal_cli.errors import UsageError
+from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.vision import devices
-from hsal_cli.vision.devices import autocast_gains, choose_device, forward_context
+from hsal_cli.vision.devices import autocast_gains, choose_device, computing, fitting, forward_context
 
 
 @pytest.fixture
@@ -17,6 +17,7 @@ def hardware(monkeypatch):
     def pretend(gpus: int = 0, mps: bool = False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
     return pretend
@@ -74,6 +75,33 @@ def test_a_cpu_computes_in_bfloat16_only_if_it_has_the_units(flags, gains, tmp_p
     with forward_context(cpu) as context:
         assert torch.is_autocast_enabled("cpu") is gains
     assert gains or isinstance(forward_context(cpu), contextlib.nullcontext), context
+
+
+def test_the_gpu_that_is_chosen_is_the_one_that_torch_means(hardware, monkeypatch):
+    hardware(2)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)  # pinned memory and get_device_name() go by it
+    choose_device("cuda:1")
+    assert chosen == [torch.device("cuda:1")]
+
+
+@pytest.mark.parametrize(
+    "said", ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"]
+)
+def test_a_workspace_that_does_not_fit_is_told_as_memory_that_ran_out(said):
+    with pytest.raises(HsalError, match="out of memory on cuda:0 with a batch size of 128") as caught, fitting("cuda:0", 128):
+        raise RuntimeError(said)
+    assert "--batch-size 64" in caught.value.hint
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_gpu_computes_in_tf32_unless_it_is_to_give_the_same_each_time(deterministic, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    before = torch.get_float32_matmul_precision()
+    with computing(torch.device("cuda"), deterministic):
+        assert torch.get_float32_matmul_precision() == ("highest" if deterministic else "high")
+        assert torch.are_deterministic_algorithms_enabled() is deterministic
+    assert torch.get_float32_matmul_precision() == before and not torch.are_deterministic_algorithms_enabled()
 
 
 def test_an_apple_gpu_computes_in_float32():

@@ -18,7 +18,7 @@ from hsal_cli.bench.timing import STOPPED_HINT, measure
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments.pipeline import Recipe
 from hsal_cli.progress import SILENT, Reporter
-from hsal_cli.scenes.make import cores
+from hsal_cli.threads import cores
 
 
 def bench(

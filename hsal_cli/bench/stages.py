@@ -21,7 +21,8 @@ from hsal_cli.runs.loop import CHECK_EVERY
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.scenes.compose import Composer
 from hsal_cli.scenes.digits.glyphs import find_digits
-from hsal_cli.scenes.make import PART, compose_part, cores, make_dataset
+from hsal_cli.scenes.make import PART, compose_part, make_dataset
+from hsal_cli.threads import cores
 from hsal_cli.training.train import PolicyTask
 from hsal_cli.vision.backbone import fused, load_backbone
 from hsal_cli.vision.devices import forward_context

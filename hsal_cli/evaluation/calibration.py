@@ -15,6 +15,7 @@ import torch
 from hsal_cli import distributed
 from hsal_cli.evaluation.attention import Tally, naming_steps, still_to_name
 from hsal_cli.models.trust import WORDS, Trust, ranges_of, statistics
+from hsal_cli.vision.devices import on_host
 
 if TYPE_CHECKING:
     from hsal_cli.features.table import FeatureTable
@@ -39,12 +40,12 @@ def choices(episode: Episode, labels: torch.Tensor) -> tuple[np.ndarray, np.ndar
     active, hits = episode.active.cpu().numpy(), still_to_name(episode, truth)
     done = hits.sum(0) == (truth >= 0).sum(1)  # stop comes last, so all hits came before it
     right = np.where(naming_steps(episode), hits, done)
-    named = episode.labels.clamp(min=0)[..., None]
-    scores = episode.scores.double()
+    named = episode.labels.cpu().clamp(min=0)[..., None]
+    scores = on_host(episode.scores)
     first = scores.gather(-1, named)
     # Named and first change places.
     swapped = torch.cat([first, scores.scatter(-1, named, scores[..., :1])[..., 1:]], -1)
-    return swapped.cpu().numpy()[active], right[active]
+    return swapped.numpy()[active], right[active]
 
 
 def confidence(scores: np.ndarray, temperature: float) -> np.ndarray:

@@ -266,12 +266,15 @@ def roll_outs(
     Yields:
         (part, episode): the rows of the table that make the batch, and what the policy did with them.
     """
+    from hsal_cli.vision.devices import moved
+
+    device = torch.device(device)
     for start, part in _batches(table, batch_size):
         generator = None if seed is None else torch.Generator().manual_seed((seed * 1_000_003 + start) % 2**63)
         with torch.inference_mode():
             episode = policy(
-                part.volumes.to(device).float(),
-                part.saliency.to(device),
+                moved(part.volumes, device),
+                moved(part.saliency, device),
                 choose=sampling(generator) if generator else greedy,
                 max_steps=max_steps,
                 sample_glimpses=generator is not None,

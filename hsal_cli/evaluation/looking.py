@@ -7,8 +7,6 @@ read alone: P_t and g_0 of a mask, the columns of glimpses. A cell that a glimps
 from __future__ import annotations
 
 import copy
-import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +19,8 @@ from hsal_cli.evaluation.metrics import label_counts
 from hsal_cli.policy.controllers import ControllerStep, Pick
 from hsal_cli.policy.episode import greedy
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.maps import gaussian_mask, highest_cell
+from hsal_cli.policy.maps import gaussian_masks, highest_cell
+from hsal_cli.policy.shared import Linear
 
 IMAGES = 2_000  # at most, the first of a split: each takes ten roll-outs more
 GLIMPSES = ("random", "center", "saliency", "second", "none")
@@ -42,10 +41,11 @@ class OtherGlimpses(nn.Module):
     def __init__(self, controller: nn.Module, way: str, saliency: Callable[[], Tensor]):
         super().__init__()
         self.controller, self.way, self.saliency = controller, way, saliency
+        self.value = controller.value
         self.generator = torch.Generator()
 
     def forward(
-        self, priority: Tensor, memory: Tensor, glimpse: Tensor, volumes: Tensor, scale: Tensor, state: Tensor | None, pick: Pick
+        self, priority: Tensor, memory: Tensor, glimpse: Tensor, volumes: Tensor, state: Tensor | None, pick: Pick, linear: Linear
     ) -> ControllerStep:
         """One meta-step, as `Controller` takes it."""
         height, width = priority.shape[1:]
@@ -61,29 +61,27 @@ class OtherGlimpses(nn.Module):
             return scores.topk(min(2, cells), dim=1).indices[:, -1] if self.way == "second" else pick(scores)
 
         seen = torch.zeros_like(volumes) if self.way == "none" else volumes
-        return self.controller(priority, memory, glimpse, seen, scale, state, other)
+        return self.controller(priority, memory, glimpse, seen, state, other, linear)
 
 
-class OtherMask(nn.Module):
-    """A meta-controller of which another mask is read; that mask's sum is the own one's.
+class OtherMask:
+    """In place of `HSAL.masks`: another mask is read; its sum is the own one's, and the own one inhibits.
 
     Args:
-        meta_controller: the policy's own.
+        policy: whose masks.
         way: uniform; center, saliency: a Gaussian in the middle or at the maximum of S_t; turned: its own by half a
             turn; None: its own.
-        beta: of the Gaussian, 1/cells^2.
     """
 
-    def __init__(self, meta_controller: nn.Module, way: str | None, beta: float):
-        super().__init__()
-        self.meta_controller, self.way, self.beta = meta_controller, way, beta
+    def __init__(self, policy: HSAL, way: str | None):
+        self.own, self.way, self.beta = policy.masks, way, sum(policy.variant.beta) / 2  # 1/cells^2
         self.saliency: Tensor | None = None
 
-    def forward(self, saliency: Tensor, memory: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One meta-step, as `MetaController` takes it; the Gaussians, by which saliency is inhibited, stay its own."""
+    def __call__(self, gaussians: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor]:
+        """As `HSAL.masks`."""
         self.saliency = saliency
-        mask, gaussians, state = self.meta_controller(saliency, memory, state)
-        return (mask if self.way is None else self._other(mask, saliency)), gaussians, state
+        mask, inhibiting = self.own(gaussians, saliency)
+        return mask if self.way is None else self._other(mask, saliency), inhibiting
 
     def _other(self, mask: Tensor, saliency: Tensor) -> Tensor:
         if self.way == "turned":
@@ -95,7 +93,7 @@ class OtherMask(nn.Module):
             middle = saliency.new_tensor([(height + 1) / 2, (width + 1) / 2]).expand(len(saliency), 2)
             place = middle if self.way == "center" else highest_cell(saliency)
             ones = saliency.new_ones(len(saliency), 1)
-            made = gaussian_mask(torch.cat([ones, self.beta * ones, self.beta * ones, place], 1)[:, None], height, width)
+            made = gaussian_masks(torch.cat([ones, self.beta * ones, self.beta * ones, place], 1)[:, None], height, width, (1.0,))[0]
         return made * (mask.sum((1, 2), keepdim=True) / made.sum((1, 2), keepdim=True))
 
 
@@ -109,13 +107,9 @@ def replaced(policy: HSAL, glimpses: str | None = None, mask: str | None = None)
     """
     other = copy.copy(policy)
     other._modules = dict(policy._modules)
-    # A width of its own makes inhibition of return use the Gaussians, where it would take the mask as it is read.
-    width = max(policy.variant.inhibition_width, math.nextafter(1.0, 2.0))
-    other.variant = dataclasses.replace(policy.variant, inhibition_width=width)
-    other.meta_controller = OtherMask(policy.meta_controller, mask, sum(policy.variant.beta) / 2)
+    other.masks = masks = OtherMask(policy, mask)
     if glimpses is not None:
-        meta = other.meta_controller
-        other.controller = OtherGlimpses(policy.controller, glimpses, lambda: meta.saliency)
+        other.controller = OtherGlimpses(policy.controller, glimpses, lambda: masks.saliency)
     return other
 
 
@@ -156,7 +150,7 @@ class Looking:
             if way == ("glimpses", "random"):
                 policy.controller.generator.manual_seed(self._seed * 1_000_003 + start)
             with torch.inference_mode():
-                episode = policy(volumes[:size].float(), saliency[:size], choose=greedy, max_steps=self._max_steps)
+                episode = policy(volumes[:size], saliency[:size], choose=greedy, max_steps=self._max_steps)
             self._right[way].append((label_counts(episode.labels.T, self._classes) == true).all(1))
 
     def scores(self) -> dict[str, Any]:

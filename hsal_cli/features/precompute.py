@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hsal_cli import distributed
+from hsal_cli import distributed, threads
 from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.features.saliency.models import SaliencyModel, saliency_model
 from hsal_cli.features.settings import PrecomputeSettings
@@ -28,8 +28,8 @@ from hsal_cli.scenes.scene_file import SceneFile, SceneSplit, open_scenes
 from hsal_cli.settings import as_dict
 from hsal_cli.storage.atomic import cannot_write
 from hsal_cli.storage.hdf5 import format_of
-from hsal_cli.vision.backbone import ActivationModel, LoadedBackbone, finer, fused, load_backbone
-from hsal_cli.vision.devices import autocast_gains, choose_device, fitting, forward_context
+from hsal_cli.vision.backbone import LoadedBackbone, finer, load_backbone
+from hsal_cli.vision.devices import autocast_gains, choose_device, fitting
 from hsal_cli.vision.images import to_input
 
 AGAIN = "run the same command again to continue"
@@ -102,6 +102,8 @@ def precompute(
         if todo.exists:
             reporter.say(f"{out} holds these features already")
             return out
+        if device.type == "cpu" and (line := threads.advice(torch.get_num_threads())):
+            reporter.say(line)
         reporter.say(f"{todo.images:,} images -> {todo.size / 1e9:.2f} GB at {out}")
         distributed.broadcast(lambda: _check_room(out, todo.size))
         config = {
@@ -215,7 +217,7 @@ def _fill(
     reporter: Reporter,
 ) -> None:
     """Computes what is missing: this worker every so many-th batch, cut where a single process would cut it. Worker 0 has the writer."""
-    model, own = fused(backbone.model), distributed.current()
+    own = distributed.current()
     with reporter.track("precompute", len(scenes), "images", sum(starts.values())) as advance, torch.inference_mode():
         for name, first in starts.items():
             split = scenes.split(name)
@@ -228,17 +230,14 @@ def _fill(
                 found = None
                 if own.rank < len(together):
                     rows, images = together[own.rank], next(read).to(device, non_blocking=True)
-                    volumes = volumes_of(model, images) if copied is None else copied.maps(name, slice(rows.start, rows.stop))[0].to(device)
+                    if copied is None:
+                        volumes = backbone.volumes(to_input(images, backbone.model.input_size))
+                    else:
+                        volumes = copied.maps(name, slice(rows.start, rows.stop))[0].to(device)
                     found = as_features(images, volumes, saliency, [f"{name}/{row}" for row in rows])
                 for rows, parts in zip(together, distributed.gather(found, list(map(len, together))), strict=False):
                     writer.put(name, rows.start, *parts)
                 advance(sum(map(len, together)))
-
-
-def volumes_of(model: ActivationModel, images: Tensor) -> Tensor:
-    """Volumes (B, C, h, w), float32, of uint8 images (B, H, W) or (B, H, W, 3) on the model's device; to be called without gradients."""
-    with forward_context(images.device):
-        return model(to_input(images, model.input_size)).float()
 
 
 def as_features(images: Tensor, volumes: Tensor, saliency: SaliencyModel, names: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 
 from hsal_cli.errors import FileError
-from hsal_cli.features.precompute import as_features, volumes_of
+from hsal_cli.features.precompute import as_features
 from hsal_cli.features.saliency.models import SaliencyModel
 from hsal_cli.features.table import FeatureRows, FeatureTable
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.scene_file import SceneSplit
-from hsal_cli.vision.backbone import LoadedBackbone, fused
+from hsal_cli.vision.backbone import LoadedBackbone
+from hsal_cli.vision.images import to_input
 
 BATCH = 32  # images a forward pass, as precomputing takes them
 
@@ -20,7 +21,7 @@ class SceneFeatures(FeatureRows):
 
     def __init__(self, split: SceneSplit, backbone: LoadedBackbone, saliency: SaliencyModel):
         self._split, self._saliency = split, saliency
-        self._path, self._model = backbone.path, fused(backbone.model)
+        self._backbone = backbone
         self.labels = torch.from_numpy(split.labels).long()
         self.boxes = None if split.boxes is None else torch.from_numpy(split.boxes).long()
         self.image_size = split.image_size
@@ -28,18 +29,20 @@ class SceneFeatures(FeatureRows):
     def select(self, rows: slice) -> FeatureTable:
         """Computes the table of a slice of rows; FileError: the images are damaged, or the backbone gives values that are not finite."""
         start, stop, _ = rows.indices(len(self))
-        parts = []
+        model, parts = self._backbone.model, []
+        device = next(model.parameters()).device
         with torch.inference_mode():
             for first in range(start, stop, BATCH):
                 last = min(first + BATCH, stop)
-                images = torch.from_numpy(self._split.read(first, last)).to(self._model.fc.weight.device)
+                images = torch.from_numpy(self._split.read(first, last)).to(device)
                 names = [f"{self._split.name}/{row}" for row in range(first, last)]
-                found = as_features(images, volumes_of(self._model, images), self._saliency, names)
+                volumes = self._backbone.volumes(to_input(images, model.input_size))
+                found = as_features(images, volumes, self._saliency, names)
                 parts.append([part.cpu() for part in found])
         volumes, saliency = (torch.cat(part) for part in zip(*parts, strict=True))
         if not saliency.isfinite().all():
             raise FileError(
-                f"backbone {self._path} gives volumes that are not finite", "take another one, or train one with: hsal finetune"
+                f"backbone {self._backbone.path} gives volumes that are not finite", "take another one, or train one with: hsal finetune"
             )
         boxes = None if self.boxes is None else self.boxes[rows]
         return FeatureTable(volumes, saliency, self.labels[rows], boxes, self.image_size)

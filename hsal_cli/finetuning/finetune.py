@@ -92,7 +92,7 @@ class FinetuneTask(ModelTask):
 
     def loss(self, rows: Tensor, side: int, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """This worker's part of the loss of a batch (see `replica.Loss`): of its rows, in views of this side."""
-        crops, own = self.kind == "crops", len(draws.places)
+        crops, own = self.kind == "crops", draws.own
         draws = draws.at_least_one()
         shown = self.data.show(rows[draws.places], crops, side, self.model, self.settings, draws).first(own, self.device)
         with forward_context(self.device):

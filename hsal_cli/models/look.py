@@ -150,9 +150,9 @@ def look(
         batch = pictures[start : start + BATCH]
         with torch.inference_mode():
             inputs = torch.cat([to_input(picture[None].to(device), backbone.model.input_size) for picture in batch])
-            volumes = backbone.model(inputs).float()
+            volumes = backbone.volumes(inputs)
             # One by one: pictures may differ in size.
-            shown = zip(batch, volumes.split(1), standing[start : start + BATCH], strict=True)
+            shown = zip(batch, volumes[:, None], standing[start : start + BATCH], strict=True)
             maps = torch.cat([saliency(picture[None].to(device), volume, [place]) for picture, volume, place in shown])
             episode = policy.policy(volumes, maps, choose=greedy, max_steps=max_steps or policy.max_steps)
         unlike = policy.trust.unlike(volumes, maps)
@@ -224,15 +224,17 @@ def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes:
         classes: K names.
         temperature: that probabilities are taken at.
     """
+    from hsal_cli.vision.devices import on_host
+
     scores = with_shift(episode.logits[:, place], episode.stop_shift[:, place]).detach()
-    probabilities = (scores / temperature).softmax(-1).double().cpu()  # (T, K+1)
+    probabilities = on_host((scores / temperature).softmax(-1))  # (T, K+1)
     width = episode.masks.shape[-1]
     names = [*classes, STOP]
     steps = []
     for step in range(int(episode.lengths[place])):
         label = int(episode.labels[step, place])
         parts = (episode.masks, episode.priority, episode.saliency, episode.gaussians)
-        mask, priority, saliency, gaussians = (part[step, place].double().cpu().numpy() for part in parts)
+        mask, priority, saliency, gaussians = (on_host(part[step, place]).numpy() for part in parts)
         cells = [divmod(cell, width) for cell in episode.glimpses[step, place].tolist()]
         sure = list(zip(names, probabilities[step].tolist(), strict=True))
         steps.append(LookStep(names[label], sure[label][1], cells, mask, priority, saliency, gaussians, sure))

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hsal_cli.policy.maps import GaussianAttention, column, gaussian_mask, highest_cell
+from hsal_cli.policy.maps import GaussianAttention, column, highest_cell
+from hsal_cli.policy.shared import Linear, linear
 from hsal_cli.policy.variant import Variant
 
 
@@ -26,22 +27,52 @@ class GRU(nn.GRUCell):
     With the controller's state reset at each meta-step that is one product in three at k = 2, forward and backward.
     """
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, state: Tensor | None = None, linear: Linear = linear) -> Tensor:
         """One step.
 
         Args:
             x: (B, inputs).
             state: (B, hidden), or None for zeros.
+            linear: multiplies by the weights.
 
         Returns:
             (B, hidden).
         """
-        if state is not None:
-            return super().forward(x, state)
-        reset, update, new = F.linear(x, self.weight_ih, self.bias_ih).chunk(3, 1)
-        hidden_reset, hidden_update, hidden_new = self.bias_hh.chunk(3)
-        candidate = torch.tanh(new + torch.sigmoid(reset + hidden_reset) * hidden_new)
-        return (1 - torch.sigmoid(update + hidden_update)) * candidate
+        gates = linear(x, self.weight_ih, self.bias_ih)
+        hidden_gates = self.bias_hh if state is None else linear(state, self.weight_hh, self.bias_hh)
+        if x.device.type in ("cpu", "mps"):
+            return _Gates.apply(gates, hidden_gates, state)
+        # What torch's own cell calls on a GPU: one kernel in place of ten, and one backward.
+        if state is None:
+            state, hidden_gates = x.new_zeros(len(x), self.hidden_size), hidden_gates.expand(len(x), -1).contiguous()
+        return torch.ops.aten._thnn_fused_gru_cell(gates, hidden_gates, state)[0]
+
+
+class _Gates(torch.autograd.Function):
+    """The cell behind its matrix products. Autograd would keep, and go through, three times as many tensors.
+
+    r = sigmoid(a_r + b_r),   z = sigmoid(a_z + b_z),   n = tanh(a_n + r b_n),   h' = n + z (h - n)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, state: Tensor | None) -> Tensor:
+        """a (B, 3 hidden), b the same or (3 hidden,), state (B, hidden) or None for zeros."""
+        (a_r, a_z, a_n), (b_r, b_z, b_n) = a.chunk(3, 1), b.chunk(3, -1)
+        r, z = (a_r + b_r).sigmoid_(), (a_z + b_z).sigmoid_()
+        n = (r * b_n).add_(a_n).tanh_()
+        ctx.save_for_backward(r, z, n, b, state)
+        return (1 - z).mul_(n) if state is None else (state - n).mul_(z).add_(n)
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        r, z, n, b, state = ctx.saved_tensors
+        by_a = above.new_empty(len(above), 3 * r.shape[1])
+        by_r, by_z, by_n = by_a.chunk(3, 1)
+        torch.mul(above * (1 - z), 1 - n * n, out=by_n)
+        torch.mul((-n if state is None else state - n).mul_(above), z * (1 - z), out=by_z)
+        torch.mul(by_n * b.chunk(3, -1)[2], r * (1 - r), out=by_r)
+        by_b = torch.cat([by_r, by_z, by_n * r], 1)
+        return by_a, by_b.sum(0) if b.dim() == 1 else by_b, None if state is None else above * z
 
 
 class MetaController(nn.Module):
@@ -62,20 +93,21 @@ class MetaController(nn.Module):
             variant.meta_hidden, variant.gaussians, height, width, variant.beta, reach, variant.aspect, variant.shape == "elliptic"
         )
 
-    def forward(self, saliency: Tensor, memory: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, saliency: Tensor, memory: Tensor, state: Tensor | None, linear: Linear = linear) -> tuple[Tensor, Tensor | None]:
         """One meta-step.
 
         Args:
             saliency: (B, h, w), S_t.
             memory: (B, K + 1), y_{t-1}.
             state: (B, hidden), h_{t-1}, or None for zeros.
+            linear: multiplies by the weights.
 
         Returns:
-            M_t (B, h, w), its Gaussians (B, G, 5), and h_t.
+            The Gaussians (B, G, 5) whose mixture is M_t, and h_t.
         """
-        state = self.gru(self.encode(torch.cat([saliency.flatten(1), memory], 1)), state)
-        gaussians = self.attention(state, saliency)
-        return gaussian_mask(gaussians, *saliency.shape[1:]), gaussians, state
+        encoded = linear(torch.cat([saliency.flatten(1), memory], 1), self.encode.weight, self.encode.bias)
+        state = self.gru(encoded, state, linear)
+        return self.attention(state, saliency, linear), state
 
 
 class WinnerTakeAll(nn.Module):
@@ -91,12 +123,11 @@ class WinnerTakeAll(nn.Module):
         self.beta = (low + high) / 2
         self.aspect = variant.aspect
 
-    def forward(self, saliency: Tensor, memory: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, saliency: Tensor, memory: Tensor, state: Tensor | None, linear: Linear = linear) -> tuple[Tensor, Tensor | None]:
         """One meta-step; arguments and results as of `MetaController`, with G = 1. The state stays as it is."""
         alpha = saliency.new_ones(len(saliency), 1)
         beta = self.beta * alpha
-        gaussians = torch.cat([alpha, beta / self.aspect**2, beta, highest_cell(saliency)], 1)[:, None]  # (B, 1, 5)
-        return gaussian_mask(gaussians, *saliency.shape[1:]), gaussians, state
+        return torch.cat([alpha, beta / self.aspect**2, beta, highest_cell(saliency)], 1)[:, None], state  # (B, 1, 5)
 
 
 PRIORITY_WEIGHT = 10.0  # a cell of half the highest priority starts at e^-5 of its probability
@@ -106,12 +137,12 @@ Pick = Callable[[Tensor], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class ControllerStep:
-    """The outcome of the k + 1 controller steps of one meta-step."""
+    """The outcome of the k + 1 controller steps of one meta-step; scores carry no gradient (see `Controller.heads`)."""
 
     logits: Tensor  # (B, K + 1)
     glimpses: Tensor  # (B, k) cells
     location_logits: Tensor  # (B, k, h * w)
-    values: Tensor  # (B, k + 1)
+    states: Tensor  # (B, k + 1, hidden), h_1 to h_{k+1}, detached
     state: Tensor  # (B, hidden), h_{k+1}
 
 
@@ -156,7 +187,14 @@ class Controller(nn.Module):
         self.value = nn.Linear(hidden, 1)
 
     def forward(
-        self, priority: Tensor, memory: Tensor, glimpse: Tensor, volumes: Tensor, scale: Tensor, state: Tensor | None, pick: Pick
+        self,
+        priority: Tensor,
+        memory: Tensor,
+        glimpse: Tensor,
+        volumes: Tensor,
+        state: Tensor | None,
+        pick: Pick,
+        linear: Linear = linear,
     ) -> ControllerStep:
         """The k + 1 controller steps of one meta-step.
 
@@ -164,38 +202,60 @@ class Controller(nn.Module):
             priority: (B, h, w), P_t.
             memory: (B, K + 1), y_{t-1}.
             glimpse: (B, C), g_0.
-            volumes: (B, C, h * w), as stored.
-            scale: what their columns are divided by.
+            volumes: (B, h * w, C).
             state: (B, hidden), the last state of the meta-step before, or None for zeros.
             pick: takes a cell for each row of location logits (B, h * w).
+            linear: multiplies by the weights.
         """
-        context = self.encode_context(torch.cat([priority.flatten(1), memory], 1))
+        context = linear(torch.cat([priority.flatten(1), memory], 1), self.encode_context.weight, self.encode_context.bias)
+        shown = self._shown(priority)
         states, cells, scores = [], [], []
         for i in range(self.glimpses + 1):
-            encoded = context + self.encode_glimpse(glimpse)
+            encoded = linear(glimpse, self.encode_glimpse.weight, context)
             if i > 0:
-                encoded = encoded + self.encode_location(cells[-1])
-            state = self.gru(encoded, state)
+                encoded = linear(cells[-1], self.encode_location.weight, encoded)
+            state = self.gru(encoded, state, linear)
             # Detached, as appendix A says: the rewards of glimpses and the baseline's error train their heads alone.
-            known = state.detach()
-            states.append(known)
+            states.append(state.detach())
             if i < self.glimpses:
-                scores.append(self._location_scores(known, priority))
-                cells.append(pick(scores[-1].detach()))
-                glimpse = column(volumes, cells[-1]) / scale
+                with torch.no_grad():
+                    scores.append(self._location_scores(states[-1], shown))
+                cells.append(pick(scores[-1]))
+                glimpse = column(volumes, cells[-1])
         size = len(state)
         return ControllerStep(
-            logits=self.label(state),
+            logits=self.label(states[-1]).detach(),
             glimpses=torch.stack(cells, 1) if cells else state.new_zeros((size, 0), dtype=torch.long),
             location_logits=torch.stack(scores, 1) if scores else state.new_zeros((size, 0, priority[0].numel())),
-            values=self.value(torch.stack(states, 1)).squeeze(2),
+            states=torch.stack(states, 1),
             state=state,
         )
 
-    def _location_scores(self, known: Tensor, priority: Tensor) -> Tensor:
-        """Scores (B, h * w) of the cells for the next glimpse, from the state (B, hidden) and P_t (B, h, w), detached."""
+    def heads(self, states: Tensor, state: Tensor, priority: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The three heads, for any number n of meta-steps at once: no state waits for what they say, only for what is chosen by it.
+
+        Args:
+            states: (n, k + 1, hidden), detached.
+            state: (n, hidden), the last of them, not detached.
+            priority: (n, h, w), P_t.
+
+        Returns:
+            Label logits (n, K + 1), location logits (n, k, h * w) and values (n, k + 1).
+        """
+        looking = states[:, : self.glimpses].flatten(0, 1)
+        shown = self._shown(priority[:, None].expand(-1, self.glimpses, -1, -1).flatten(0, 1))
+        location_logits = self._location_scores(looking, shown).view(len(state), self.glimpses, priority[0].numel())
+        return self.label(state), location_logits, self.value(states).squeeze(2)
+
+    def _shown(self, priority: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What the location head reads of P_t (B, h, w), detached, and what is added to its scores; None where it does not see P_t."""
         if not self.sees_priority:
-            return self.location(known)
+            return None
         priority = priority.detach().flatten(1)
-        scores = self.location(torch.cat([known, self.priority_gain * priority], 1))
-        return scores + self.priority_weight * priority
+        return self.priority_gain * priority, self.priority_weight * priority
+
+    def _location_scores(self, known: Tensor, shown: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Scores (B, h * w) of the cells for the next glimpse, from the state (B, hidden), detached, and P_t (see `_shown`)."""
+        if shown is None:
+            return self.location(known)
+        return self.location(torch.cat([known, shown[0]], 1)) + shown[1]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hsal_cli.policy.controllers import Controller, MetaController, Pick, WinnerTakeAll
 from hsal_cli.policy.episode import Choose, Episode, Source, draw, with_shift
-from hsal_cli.policy.maps import FLAT, gaussian_mask, inhibit, initial_glimpse, min_max, priority_map, widened
+from hsal_cli.policy.maps import FLAT, gaussian_masks, inhibit, initial_glimpse, min_max, one_hot, priority_map
+from hsal_cli.policy.shared import Linear, SharedWeights
 from hsal_cli.policy.stop_head import StopHead
 from hsal_cli.policy.variant import Variant
+
+LOOK_EVERY = 8  # meta-steps between looks, where all are active, at whether any image still names labels
 
 
 class HSAL(nn.Module):
@@ -49,27 +51,34 @@ class HSAL(nn.Module):
         max_steps: int | None = None,
         sample_glimpses: bool = False,
         generator: Source | None = None,
+        stop_counts: bool = True,
+        dense: bool | None = None,
     ) -> Episode:
         """Rolls the policy out over a batch.
 
         Args:
-            volumes: (B, C, h, w), raw, of any float type.
+            volumes: (B, C, h, w), raw, of any float type; fastest in channels_last order.
             saliency: (B, h, w), raw, at least 0.
             choose: names the labels; called once a meta-step with the examples still active (see `choosing.Choose`).
-            steps: (B,) int64, how many meta-steps each example takes, whatever it is labelled. On the CPU, it spares waiting for a GPU.
-            max_steps: without `steps`, an example ends after it names stop (that step is part of the episode), or after this many.
+            steps: (B,) int64, how many meta-steps each example takes, whatever it is labelled.
+            max_steps: without `steps`, an example ends after it names stop (that step is part of the episode), or after this many; with
+                them, the most that one of them may be.
             sample_glimpses: draw glimpses from their distribution; otherwise the likeliest cell is taken.
             generator: where the randomness of glimpses comes from; None: torch's own.
+            stop_counts: whether `choose` looks at the score of stop; where it does not, what the second head adds to it is computed for
+                all meta-steps at once.
+            dense: every example takes `max_steps` meta-steps, and those beyond its end are blotted out afterwards: more work, but the host
+                never waits to learn who is still active. Otherwise only those that are take a meta-step. None: wherever `volumes` are not
+                on a CPU.
 
         Raises:
-            ValueError: shapes that do not fit, or neither `steps` nor `max_steps`.
+            ValueError: shapes that do not fit, neither `steps` nor `max_steps`, or dense without `max_steps`.
         """
-        self._check(volumes, saliency, steps, max_steps)
+        dense = volumes.device.type != "cpu" if dense is None else dense
+        self._check(volumes, saliency, steps, max_steps, dense)
         size, device, dtype = len(volumes), volumes.device, self.volume_scale.dtype
-        rows = torch.arange(size, device=device)
-        if steps is None:
-            counts, limit = None, max_steps
-        else:
+        counts, limit, rows = None, max_steps, slice(size) if dense else torch.arange(size, device=device)
+        if steps is not None and not dense:
             # With the longest examples first, those still active are always a prefix of the batch: nothing is copied.
             steps, order = steps.cpu().sort(descending=True, stable=True)
             limit = int(steps[0]) if size else 0
@@ -80,9 +89,11 @@ class HSAL(nn.Module):
         if self.variant.saliency_transform == "sqrt":
             saliency = saliency.clamp(min=0).sqrt()
         first = min_max(saliency, torch.finfo(dtype).tiny)
+        channels, height, width = self.volume_shape
+        columns = torch.empty(size, height * width, channels, device=device, dtype=dtype)  # so that one column lies together
         live = _Live(
             rows=rows,
-            volumes=volumes.flatten(2).to(dtype),
+            volumes=columns.copy_(volumes.flatten(2).transpose(1, 2)).div_(self.volume_scale),
             first=first,
             saliency=saliency if self.variant.update == "raw" else first,
             memory=torch.zeros(size, self.classes + 1, device=device, dtype=dtype),
@@ -92,78 +103,117 @@ class HSAL(nn.Module):
             return draw(scores, generator, live.rows) if sample_glimpses else scores.argmax(1)
 
         record = _Record(size)
+        linear = SharedWeights()
         for t in range(limit):
-            if counts is not None and counts[t] < len(live.rows):
+            if counts is not None and counts[t] < len(live.volumes):
                 live.keep(slice(counts[t]))
-            if not len(live.rows):
+            if not len(live.volumes):
                 break
-            labels = self._meta_step(t, live, choose, pick, record)
-            if counts is None:
+            labels = self._meta_step(t, live, choose, pick, record, linear, stop_counts)
+            if dense:
+                if steps is None and t % LOOK_EVERY == LOOK_EVERY - 1 and record.all_named(self.stop):
+                    break
+            elif counts is None:
                 going = (labels != self.stop).nonzero()[:, 0]
                 if len(going) < len(labels):
                     live.keep(going)
-        return self._episode(record, live)
+        return self._episode(record, live, steps, dense)
 
-    def _meta_step(self, t: int, live: _Live, choose: Choose, pick: Pick, record: _Record) -> Tensor:
+    def _meta_step(self, t: int, live: _Live, choose: Choose, pick: Pick, record: _Record, linear: Linear, stop_counts: bool) -> Tensor:
         memory, update = live.memory, self.variant.update
         saliency = (
             live.saliency
             if update == "normalized"
             else min_max(live.saliency, FLAT if update == "rescaled" else torch.finfo(memory.dtype).tiny)
         )
-        mask, gaussians, live.meta_state = self.meta_controller(saliency, memory, live.meta_state)
+        gaussians, live.meta_state = self.meta_controller(saliency, memory, live.meta_state, linear)
+        mask, inhibiting = self.masks(gaussians, saliency)
         priority = priority_map(mask, saliency)
-        glimpse = initial_glimpse(mask, live.volumes) / self.volume_scale
-        step = self.controller(priority, memory, glimpse, live.volumes, self.volume_scale, live.state, pick)
-        stop_shift = step.logits.new_zeros(len(live.rows)) if self.stop_head is None else self.stop_head(live.first, saliency, priority)
-        labels = choose(t, live.rows, with_shift(step.logits, stop_shift).detach())
+        step = self.controller(priority, memory, initial_glimpse(mask, live.volumes), live.volumes, live.state, pick, linear)
+        scores, told = step.logits, {}
+        if stop_counts and self.stop_head is not None:
+            with torch.no_grad():
+                told["stop_shift"] = self.stop_head(live.first, saliency, priority)
+            scores = with_shift(scores, told["stop_shift"])
+        labels = choose(t, live.rows, scores)
         record.add(
             live.rows,
+            **told,
             labels=labels,
             logits=step.logits,
-            stop_shift=stop_shift,
+            states=step.states,
+            state=step.state,
             glimpses=step.glimpses,
             location_logits=step.location_logits,
-            values=step.values,
             masks=mask,
             priority=priority,
             saliency=saliency,
+            first=live.first,
             gaussians=gaussians,
         )
         if self.variant.controller_state == "carry":
             live.state = step.state
-        width = self.variant.inhibition_width
-        inhibiting = mask if width == 1 else gaussian_mask(widened(gaussians, width), *saliency.shape[1:])
         live.saliency = inhibit(live.saliency, inhibiting, step.glimpses, self.variant.inhibition == "normalized")
-        live.memory = F.one_hot(labels, self.classes + 1).to(memory.dtype)
+        live.memory = one_hot(labels, self.classes + 1, memory)
         return labels
 
-    def _episode(self, record: _Record, live: _Live) -> Episode:
+    def masks(self, gaussians: Tensor, saliency: Tensor) -> tuple[Tensor, Tensor]:
+        """M_t (B, h, w) of a mixture (B, G, 5) over S_t (B, h, w), and the wider one that saliency is inhibited by."""
+        width = self.variant.inhibition_width
+        found = gaussian_masks(gaussians, *saliency.shape[1:], (1.0,) if width == 1 else (1.0, width))
+        return found[0], found[-1]
+
+    def _episode(self, record: _Record, live: _Live, steps: Tensor | None, dense: bool) -> Episode:
         """The record as an episode; an empty one where no meta-step was taken."""
         cells, k = live.saliency.shape[1:], self.variant.glimpses
         gaussians = 1 if self.variant.mask == "winner-take-all" else self.variant.gaussians
-        floats, longs = live.saliency.new_zeros, live.rows.new_zeros
+        found = record.joined()
+        if found:
+            found |= self._heads(found)
+        active = record.active(live.memory.device, steps, self.stop, dense)
+
+        def table(name: str, *shape: int, fill: int = 0) -> Tensor:
+            part = found.get(name)  # autocast decides the type
+            if part is None:
+                part = live.memory.new_zeros(0, *shape, dtype=torch.long if name in ("labels", "glimpses") else None)
+            return record.table(part, active, fill, dense)
+
         return Episode(
-            active=record.active(live.rows.device),
-            labels=record.stack("labels", longs(0), fill=-1),
-            logits=record.stack("logits", floats(0, self.classes + 1)),
-            stop_shift=record.stack("stop_shift", floats(0)),
-            glimpses=record.stack("glimpses", longs(0, k)),
-            location_logits=record.stack("location_logits", floats(0, k, cells.numel())),
-            values=record.stack("values", floats(0, k + 1)),
-            masks=record.stack("masks", floats(0, *cells)),
-            priority=record.stack("priority", floats(0, *cells)),
-            saliency=record.stack("saliency", floats(0, *cells)),
-            gaussians=record.stack("gaussians", floats(0, gaussians, 5)),
+            active=active,
+            labels=table("labels", fill=-1),
+            logits=table("logits", self.classes + 1),
+            stop_shift=table("stop_shift"),
+            glimpses=table("glimpses", k),
+            location_logits=table("location_logits", k, cells.numel()),
+            values=table("values", k + 1),
+            masks=table("masks", *cells),
+            priority=table("priority", *cells),
+            saliency=table("saliency", *cells),
+            gaussians=table("gaussians", gaussians, 5),
         )
 
-    def _check(self, volumes: Tensor, saliency: Tensor, steps: Tensor | None, max_steps: int | None) -> None:
+    def _heads(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What no meta-step waits for, for all of them at once: values, and where gradients are wanted, every head's scores."""
+        heads: dict[str, Tensor] = {}
+        if torch.is_grad_enabled():
+            heads["logits"], heads["location_logits"], heads["values"] = self.controller.heads(
+                found["states"], found["state"], found["priority"]
+            )
+        else:
+            heads["values"] = self.controller.value(found["states"]).squeeze(2)
+        if self.stop_head is None:
+            heads["stop_shift"] = found["logits"].new_zeros(len(found["logits"]))
+        elif torch.is_grad_enabled() or "stop_shift" not in found:
+            heads["stop_shift"] = self.stop_head(found["first"], found["saliency"], found["priority"])
+        return heads
+
+    def _check(self, volumes: Tensor, saliency: Tensor, steps: Tensor | None, max_steps: int | None, dense: bool) -> None:
         if tuple(volumes.shape[1:]) != self.volume_shape:
             raise ValueError(f"volumes have shape {tuple(volumes.shape)}, this policy takes (B, {', '.join(map(str, self.volume_shape))})")
         if tuple(saliency.shape) != (len(volumes), *self.volume_shape[1:]):
             raise ValueError(f"saliency maps have shape {tuple(saliency.shape)}, the volumes {tuple(volumes.shape)}")
-        if steps is None and max_steps is None:
-            raise ValueError("neither steps nor max_steps is given: the roll-out has no end")
+        if max_steps is None and (steps is None or dense):
+            raise ValueError("neither steps nor max_steps is given, or dense without max_steps: the roll-out has no end")
         if steps is not None and steps.shape != volumes.shape[:1]:
             raise ValueError(f"steps have shape {tuple(steps.shape)}, the batch has {len(volumes)} examples")
 
@@ -172,8 +222,8 @@ class HSAL(nn.Module):
 class _Live:
     """The state of the examples still active; `rows` are their places in the batch."""
 
-    rows: Tensor  # (n,)
-    volumes: Tensor  # (n, C, h * w)
+    rows: Tensor | slice  # (n,), or all
+    volumes: Tensor  # (n, h * w, C), scaled
     first: Tensor  # (n, h, w), S_0
     saliency: Tensor  # (n, h, w), what inhibition of return has left
     memory: Tensor  # (n, K + 1)
@@ -195,26 +245,45 @@ class _Record:
     """
 
     def __init__(self, size: int) -> None:
-        self.size = size
-        self.places: list[Tensor] = []  # of each step's examples, in a (T * B) table
+        self.size, self.steps = size, 0
+        self.places: list[Tensor] = []  # of each step's examples, in a (T * B) table; none where all are active
         self.parts: dict[str, list[Tensor]] = {}
 
-    def add(self, rows: Tensor, **parts: Tensor) -> None:
-        self.places.append(rows + len(self.places) * self.size)
+    def add(self, rows: Tensor | slice, **parts: Tensor) -> None:
+        if not isinstance(rows, slice):
+            self.places.append(rows + self.steps * self.size)
+        self.steps += 1
         for name, part in parts.items():
             self.parts.setdefault(name, []).append(part)
 
-    def stack(self, name: str, empty: Tensor, fill: float = 0) -> Tensor:
-        """(T, B, ...): one field; `empty` is what no meta-steps at all give."""
-        steps = len(self.places)
-        joined = torch.cat(self.parts[name]) if steps else empty  # autocast decides the type
-        table = joined.new_full((steps * self.size, *empty.shape[1:]), fill)
-        if steps:
-            table = table.index_copy(0, torch.cat(self.places), joined)
-        return table.view(steps, self.size, *empty.shape[1:])
+    def all_named(self, stop: int) -> bool:
+        """Whether all examples have named stop; waits for the device."""
+        return bool((torch.stack(self.parts["labels"]) == stop).any(0).all())
 
-    def active(self, device: torch.device) -> Tensor:
-        table = torch.zeros(len(self.places) * self.size, dtype=torch.bool, device=device)
+    def joined(self) -> dict[str, Tensor]:
+        """Each field, of all meta-steps' examples one after the other; empty where there was none."""
+        self._where = torch.cat(self.places) if self.places else None
+        return {name: torch.cat(parts) for name, parts in self.parts.items()}
+
+    def active(self, device: torch.device, steps: Tensor | None, stop: int, dense: bool) -> Tensor:
+        """(T, B) bool, who took which meta-step."""
+        if dense and self.steps:
+            if steps is not None:
+                return torch.arange(self.steps, device=device)[:, None] < steps
+            going = (torch.stack(self.parts["labels"]) != stop).long().cumprod(0)  # has not named stop so far
+            return torch.cat([torch.ones_like(going[:1]), going[:-1]]) > 0
+        table = torch.zeros(self.steps * self.size, dtype=torch.bool, device=device)
         if self.places:
-            table[torch.cat(self.places)] = True
-        return table.view(len(self.places), self.size)
+            table[self._where] = True
+        return table.view(self.steps, self.size)
+
+    def table(self, joined: Tensor, active: Tensor, fill: float, dense: bool) -> Tensor:
+        """(T, B, ...): one field, with `fill` where an example is not active."""
+        shape = (self.steps, self.size, *joined.shape[1:])
+        if dense:
+            active, joined = active.view(*active.shape, *[1] * (joined.dim() - 1)), joined.view(shape)
+            return joined * active if fill == 0 else torch.where(active, joined, fill)
+        table = joined.new_full((self.steps * self.size, *joined.shape[1:]), fill)
+        if self.places:
+            table = table.index_copy(0, self._where, joined)
+        return table.view(shape)

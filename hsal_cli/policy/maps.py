@@ -11,38 +11,72 @@ Update mechanism, inhibition of return (figure 9):
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from hsal_cli.policy.shared import Linear, linear
 
 # How many times as large as torch's usual weights those of freely learned centres start: the usual ones put all centres on one spot, and a
 # policy whose centres start apart learns several times faster. Anchored ones start at the maximum.
 SPREAD = 8.0
 
 
-def gaussian_mask(gaussians: Tensor, height: int, width: int) -> Tensor:
-    """The covert attention mask M of a mixture of Gaussians.
+def gaussian_masks(gaussians: Tensor, height: int, width: int, widths: Sequence[float]) -> Tensor:
+    """The covert attention mask M of a mixture of Gaussians, and the same with its Gaussians wider.
 
     Args:
         gaussians: (B, G, 5), alpha, beta of rows and of columns (1/cells^2), kappa row and kappa column (cells, the first one is 1).
         height, width: cells of the map.
+        widths: how many times as wide the Gaussians are, of each mask.
 
     Returns:
-        (B, height, width), values in [0, sum of alpha].
+        (len(widths), B, height, width), values in [0, sum of alpha].
     """
-    alpha, tall, wide, row, column = gaussians.unbind(2)  # each (B, G)
-    rows = torch.arange(1, height + 1, device=gaussians.device, dtype=gaussians.dtype)
-    columns = torch.arange(1, width + 1, device=gaussians.device, dtype=gaussians.dtype)
+    alpha, beta, kappa = gaussians.split([1, 2, 2], 2)
+    far = (kappa[..., None] - _axis(max(height, width), gaussians)).square()  # (B, G, 2, cells)
+    # One `times` as wide has its betas over times^2.
+    exponents = beta[..., None] * far * numbers(tuple(-(times**-2) for times in widths), gaussians).view(-1, 1, 1, 1, 1)
     # A Gaussian of two coordinates is a product of two of one: h + w exponentials a component instead of h * w.
-    down = alpha[..., None] * torch.exp(-tall[..., None] * (row[..., None] - rows) ** 2)  # (B, G, h)
-    across = torch.exp(-wide[..., None] * (column[..., None] - columns) ** 2)  # (B, G, w)
-    return down.transpose(1, 2) @ across
+    down, across = exponents.exp().unbind(3)  # (W, B, G, cells)
+    if height != width:
+        down, across = down[..., :height], across[..., :width]
+    return (alpha * down).transpose(2, 3) @ across
 
 
-def widened(gaussians: Tensor, times: float) -> Tensor:
-    """The same mixture, (B, G, 5), each Gaussian `times` as wide: its betas over times^2."""
-    alpha, beta, centre = gaussians.split([1, 2, 2], dim=2)
-    return torch.cat([alpha, beta / times**2, centre], dim=2)
+def _axis(count: int, like: Tensor) -> Tensor:
+    """1 to `count`, as another tensor is."""
+    return numbers(tuple(range(1, count + 1)), like)
+
+
+def numbers(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """Constants (n,), where another tensor is and of its type; not to be changed."""
+    return _constant(values, like.device, like.dtype)
+
+
+@functools.cache
+def _constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Numbers on a device, which is waited for but once."""
+    with torch.inference_mode(False):  # or those of a first call for evaluation could not be trained with
+        return torch.tensor(values, dtype=dtype).to(device)
+
+
+def one_hot(places: Tensor, count: int, like: Tensor) -> Tensor:
+    """Rows (n, count) with a one at places (n,), of the type of another tensor."""
+    return _rows("ones", count, count, like.device, like.dtype)[places]
+
+
+@functools.cache
+def _rows(what: str, height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Tables to look up in: of the "ones" of one-hot codes, or of the row and column of each of the "cells" of a map, from 1."""
+    with torch.inference_mode(False):
+        if what == "ones":
+            return torch.eye(height, width, dtype=dtype).to(device)
+        return torch.cartesian_prod(torch.arange(1, height + 1), torch.arange(1, width + 1)).to(device, dtype)
 
 
 def highest_cell(saliency: Tensor) -> Tensor:
@@ -54,9 +88,7 @@ def highest_cell(saliency: Tensor) -> Tensor:
     Returns:
         (B, 2), row and column in cells, the first one is 1.
     """
-    cell = saliency.flatten(1).argmax(1)
-    width = saliency.shape[2]
-    return torch.stack([cell // width, cell % width], 1).to(saliency.dtype) + 1
+    return _rows("cells", *saliency.shape[1:], saliency.device, saliency.dtype)[saliency.flatten(1).argmax(1)]
 
 
 class GaussianAttention(nn.Module):
@@ -98,24 +130,29 @@ class GaussianAttention(nn.Module):
         self.aspect = aspect
         self.register_buffer("size", torch.tensor([height, width], dtype=torch.get_default_dtype()), persistent=False)
 
-    def forward(self, hidden: Tensor, saliency: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, saliency: Tensor, linear: Linear = linear) -> Tensor:
         """The mixture for a state.
 
         Args:
             hidden: (B, hidden), h_t.
             saliency: (B, h, w), S_t; only anchored centres look at it, at its maximum.
+            linear: multiplies by the weights.
 
         Returns:
             (B, G, 5), alpha, beta of rows, beta of columns, kappa row, kappa column.
         """
-        alpha, beta, centre = self.layer(hidden).view(-1, self.shape[0], 3 + self.betas).split([1, self.betas, 2], dim=2)
+        found = linear(hidden, self.layer.weight, self.layer.bias).view(-1, self.shape[0], 3 + self.betas)
+        alpha, beta, centre = found.split([1, self.betas, 2], dim=2)
         low, high = self.beta
         beta = low + (high - low) * torch.sigmoid(beta)
         if self.reach is None:
             kappa = torch.sigmoid(centre) * self.size
         else:
-            kappa = highest_cell(saliency)[:, None] + self.reach * torch.tanh(centre)
-        return torch.cat([F.softmax(alpha, dim=1), beta[..., :1] / self.aspect**2, beta[..., -1:], kappa], dim=2)
+            kappa = torch.add(highest_cell(saliency)[:, None], torch.tanh(centre), alpha=self.reach)
+        of_rows, of_columns = beta.split(1, 2) if self.betas == 2 else (beta, beta)
+        if self.aspect != 1:
+            of_rows = of_rows / self.aspect**2
+        return torch.cat([F.softmax(alpha, dim=1), of_rows, of_columns, kappa], dim=2)
 
 
 # S is in [0, 1] and single precision: differences below this are the rounding noise of S_t - M_t, and scaling them up to 1 would
@@ -133,8 +170,39 @@ def min_max(maps: Tensor, flat: float) -> Tensor:
     Returns:
         (B, h, w) in [0, 1].
     """
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return (maps - low) / (high - low).clamp(min=flat)
+    return _MinMax.apply(maps, flat)
+
+
+class _MinMax(torch.autograd.Function):
+    """y = (x - low) / max(high - low, flat), with the gradient of an extreme shared by the cells that have it, as torch shares it.
+
+    dy / dlow = (y - 1) / range, dy / dhigh = -y / range; where the range is `flat`, it is no function of either.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, flat: float) -> Tensor:
+        low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+        found = high - low
+        spread = found.clamp(min=flat)
+        scaled = (maps - low) / spread
+        ctx.save_for_backward(maps, low, high, spread, scaled)
+        ctx.flat = flat
+        return scaled
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None]:
+        maps, low, high, spread, scaled = ctx.saved_tensors
+        varies = high - low == spread
+        down = (above * varies if ctx.flat < FLAT else above) / spread  # of an empty raw map it would be infinite
+        by_spread = (down * scaled).sum((1, 2), keepdim=True) * varies
+        by_low = by_spread - down.sum((1, 2), keepdim=True)
+        return down + by_low * _share(maps, low) - by_spread * _share(maps, high), None
+
+
+def _share(maps: Tensor, extreme: Tensor) -> Tensor:
+    """The share (B, h, w) of each cell in its map's extreme (B, 1, 1)."""
+    there = maps == extreme
+    return there / there.sum((1, 2), keepdim=True)
 
 
 def priority_map(mask: Tensor, saliency: Tensor) -> Tensor:
@@ -152,26 +220,26 @@ def initial_glimpse(mask: Tensor, volumes: Tensor) -> Tensor:
 
     Args:
         mask: (B, h, w), M_t.
-        volumes: (B, C, h * w).
+        volumes: (B, h * w, C).
 
     Returns:
         (B, C).
     """
     # As a row times a matrix: on a CPU, torch takes ten times as long for the same product of a matrix and a column.
-    return (mask.flatten(1)[:, None] @ volumes.transpose(1, 2)).squeeze(1)
+    return (mask.flatten(1)[:, None] @ volumes).squeeze(1)
 
 
 def column(volumes: Tensor, cell: Tensor) -> Tensor:
     """The glimpse at a cell: the volume's column there.
 
     Args:
-        volumes: (B, C, h * w).
+        volumes: (B, h * w, C).
         cell: (B,), row * w + column, from 0.
 
     Returns:
         (B, C).
     """
-    return volumes.gather(2, cell[:, None, None].expand(-1, volumes.shape[1], 1)).squeeze(2)
+    return volumes.gather(1, cell[:, None, None].expand(-1, 1, volumes.shape[2])).squeeze(1)
 
 
 def inhibit(saliency: Tensor, mask: Tensor, glimpses: Tensor, normalized: bool) -> Tensor:
@@ -187,7 +255,27 @@ def inhibit(saliency: Tensor, mask: Tensor, glimpses: Tensor, normalized: bool) 
     Returns:
         (B, h, w), S_{t+1}.
     """
-    if normalized:
-        mask = mask / mask.amax((1, 2), keepdim=True).clamp(min=torch.finfo(mask.dtype).tiny)
-    standing = torch.ones_like(saliency).flatten(1).scatter(1, glimpses, 0.0).view_as(saliency)
-    return (saliency - mask).clamp(min=0) * standing
+    return _Inhibited.apply(saliency, mask, glimpses, normalized)
+
+
+class _Inhibited(torch.autograd.Function):
+    """max(S - M / max M, 0), or without the division, and 0 at glimpses."""
+
+    @staticmethod
+    def forward(ctx: Any, saliency: Tensor, mask: Tensor, glimpses: Tensor, normalized: bool) -> Tensor:
+        most = mask.amax((1, 2), keepdim=True).clamp(min=torch.finfo(mask.dtype).tiny) if normalized else None
+        taken = mask if most is None else mask / most
+        left = saliency - taken
+        standing = (left >= 0).flatten(1).scatter(1, glimpses, False).view_as(left)
+        ctx.save_for_backward(standing, mask, most, taken)
+        return left * standing
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        standing, mask, most, taken = ctx.saved_tensors
+        by_saliency = above * standing
+        if most is None:
+            return by_saliency, -by_saliency, None, None
+        by_mask = by_saliency / most  # less
+        by_most = (by_mask * taken).sum((1, 2), keepdim=True)
+        return by_saliency, by_most * _share(mask, most) - by_mask, None, None

@@ -25,6 +25,7 @@ from hsal_cli.runs.record import Record
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import SceneFile, open_scenes
 from hsal_cli.storage.hdf5 import format_of, open_hdf5
+from hsal_cli.vision.devices import on_host
 
 SPLIT = "test"
 BATCH = 256  # images rolled out together
@@ -67,7 +68,7 @@ def detail(loaded: LoadedPolicy, table: FeatureTable, device: torch.device | str
             named.append(label_counts(episode.labels.T, classes))
             # The lowest probability among the labels chosen at the active meta-steps.
             chosen = (episode.scores / loaded.trust.temperature).softmax(-1).gather(-1, episode.labels.clamp(min=0)[..., None])[..., 0]
-            confidence.append(torch.where(episode.active, chosen, 1.0).amin(0).double().cpu().numpy())
+            confidence.append(on_host(torch.where(episode.active, chosen, 1.0).amin(0)).numpy())
             advance(len(part))
             reporter.check_stop(STOPPED_HINT)
     return Detail(label_counts(table.labels, classes), np.concatenate(named), np.concatenate(confidence))

@@ -22,6 +22,7 @@ from hsal_cli.typed import Document, Odd, checked
 
 TRAIN_AGAIN = "train a new run, or start one from these weights alone: hsal train --init-from"
 SAVE_EVERY_S = 120.0  # between epochs, a crash or a kill loses no more work than this
+KERNELS = ("fused", "foreach", "capturable")  # what an optimiser's state says of how it is computed
 CHECK_EVERY = 20  # steps between looks at the loss on a GPU, where each look waits for the device
 
 
@@ -98,7 +99,11 @@ class ModelTask:
 
     def load(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
         self.model.load_state_dict(weights)
-        self.optimiser.load_state_dict(state["optimiser"])
+        saved, own = state["optimiser"], self.optimiser.state_dict()
+        # By which kernels a step is computed is up to this device and this hsal, not to those that saved.
+        pairs = zip(saved["param_groups"], own["param_groups"], strict=True)
+        groups = [{**group, **{name: mine[name] for name in KERNELS if name in mine}} for group, mine in pairs]
+        self.optimiser.load_state_dict({**saved, "param_groups": groups})
 
     def meta(self) -> dict[str, Any]:
         return self._meta
@@ -274,8 +279,7 @@ def _steps(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any], e
     steps = task.steps(epoch)
     for step in range(progress["step"], steps):
         count, metrics = task.step(step)
-        for key, value in metrics.items():
-            sums[key] = sums[key].to(value.device) + value.detach() * count if key in sums else value.detach() * count
+        _add(sums, metrics, count)
         progress.update(step=step + 1, count=progress["count"] + count, seconds=before + time.monotonic() - start)
         note = ""
         if sums["loss"].device.type == "cpu" or step % CHECK_EVERY == CHECK_EVERY - 1 or step + 1 == steps:
@@ -295,6 +299,13 @@ def _steps(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any], e
             if signal:
                 _stop(task, run, signal)
     progress["sums"] = {key: value.cpu() for key, value in sums.items()}
+
+
+def _add(sums: dict[str, Tensor], metrics: dict[str, Tensor], count: int) -> None:
+    """sums += count * metrics, on the metrics' device and all at once."""
+    for key, value in metrics.items():
+        sums[key] = sums[key].to(value.device) if key in sums else torch.zeros_like(value)
+    torch._foreach_add_([sums[key] for key in metrics], [value.detach() for value in metrics.values()], alpha=count)
 
 
 def _not_finite(what: str, progress: dict[str, Any], run: Run) -> TrainingError:

@@ -53,7 +53,7 @@ class Replica:
         try:
             with distributed.guarded():
                 loss, logged = self._loss(*parts)
-                (self._size * loss).backward()  # it takes the mean over the workers
+                (self._size * loss if self._size > 1 else loss).backward()  # it takes the mean over the workers
         except WorkerLost:
             for buffer, held in zip(self.model.buffers(), before, strict=True):
                 buffer.copy_(held)

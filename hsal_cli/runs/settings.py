@@ -114,6 +114,10 @@ class TrainSettings:
     label_entropy: float = setting(0.1, "Weight of the entropy bonus on label distributions (objective rl).", low=0, high=100)
     clip: float = setting(5.0, "Largest norm of the gradient.", above=0)
     validation: float = setting(0.05, "Share of the training images held out for validation.", above=0, high=0.5)
+    deterministic: bool = setting(
+        False,
+        "On a GPU: draw random numbers on the CPU, the ones that a CPU would train with, and compute the same way each time; slower.",
+    )
     seed: int = setting(0, "Seed of all that is random.", low=0, high=SEED_LIMIT)
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ from hsal_cli.scenes.gather import in_order
 from hsal_cli.scenes.scene_file import write_scenes
 from hsal_cli.scenes.settings import DATASETS, RECIPES, SceneSettings
 from hsal_cli.settings import as_dict
+from hsal_cli.threads import cores
 
 PART = 250  # images that a worker composes at a time
 PART_BYTES = 1 << 24  # or fewer, if they are large
@@ -181,11 +182,6 @@ def compose_part(composer: Composes, start: int, stop: int) -> Part:
         labels[place, : len(names)] = names
         boxes[place, : len(found)] = np.reshape(found, (-1, 4))
     return images, labels, boxes
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start_worker(composers: Mapping[str, Composes]) -> None:

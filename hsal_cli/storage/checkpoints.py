@@ -91,7 +91,7 @@ def write_checkpoint(folder: Path, weights: dict[str, torch.Tensor], state: dict
         (temporary / WEIGHTS).write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
         if state is not None:
             stream = io.BytesIO()
-            torch.save(state, stream)
+            torch.save(_on_cpu(state), stream)
             (temporary / STATE).write_bytes(stream.getbuffer())
         sums = {file.name: digest_of_file(file) for file in sorted(temporary.iterdir())}
         write_sealed(temporary / MANIFEST, {"hsal_version": __version__, "sha256": sums, "meta": meta})
@@ -139,6 +139,15 @@ def meta_of(checkpoint: Checkpoint, kind: type[M], hint: str) -> M:
         return checked(checkpoint.meta, kind, "meta")
     except Odd as odd:
         raise FileError(odd.said_of(checkpoint.path / MANIFEST), hint) from odd
+
+
+def _on_cpu(state: Any) -> Any:
+    """A state whose tensors lie on the CPU, so that it can be read where there is no such device as wrote it."""
+    if isinstance(state, dict):
+        return {key: _on_cpu(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(map(_on_cpu, state))
+    return state.cpu() if hasattr(state, "cpu") else state
 
 
 def save(root: Path, name: str, weights: dict[str, torch.Tensor], state: dict[str, Any], meta: dict[str, Any], best: bool) -> None:

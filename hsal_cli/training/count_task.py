@@ -15,6 +15,7 @@ from hsal_cli.policy.set_predictor import set_loss
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.training.feature_task import FeatureTask
 from hsal_cli.training.rewards import count_labels
+from hsal_cli.vision.devices import moved
 
 
 class CountTask(FeatureTask):
@@ -22,18 +23,18 @@ class CountTask(FeatureTask):
 
     headline = ("loss", "exact_match", "macro_f1")
 
-    def loss(self, rows: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = self.data.select(rows[draws.places])
-        counts = count_labels(batch.labels, self.model.classes).long().to(self.device)  # (n, K)
-        loss, found = self.summed(batch.volumes.to(self.device), batch.labels, counts, draws)
-        exact = (found.detach() == counts).all(1).sum() / len(rows)
-        total, exact = distributed.all_reduce(torch.stack([loss.detach() / len(rows), exact]))
-        return loss / len(rows), {"loss": total, "train_exact_match": exact}
+    def loss(self, places: slice, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        labels = self.labels[self.order_there[places]][draws.places]
+        counts = count_labels(labels, self.model.classes)  # (n, K)
+        loss, found = self.summed(self.maps(places, draws)[0], labels, counts, draws)
+        exact = (found.detach() == counts).all(1).sum() / draws.size
+        total, exact = distributed.all_reduce(torch.stack([loss.detach() / draws.size, exact]))
+        return loss / draws.size, {"loss": total, "train_exact_match": exact}
 
     def summed(self, volumes: Tensor, labels: Tensor, counts: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """The loss of a batch, summed over its images, and the counts (n, K) that are named in it."""
         kept = (draws.rand(self.model.features) >= DROPOUT).float() / (1 - DROPOUT)
-        logits = self.model(volumes, kept.to(self.device))
+        logits = self.model(volumes, moved(kept, self.device))
         # Summed over the classes: the negative log-likelihood of the whole multiset.
         loss = F.cross_entropy(logits.flatten(0, 1), counts.clamp(max=self.model.most).flatten(), reduction="sum")
         return loss, logits.argmax(-1)

@@ -14,6 +14,25 @@ from hsal_cli.runs.loop import ModelTask, one_cycle
 from hsal_cli.runs.replica import Replica
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.runs.settings import TrainSettings
+from hsal_cli.vision.devices import free_memory, moved
+
+SHARE = 0.6  # of a GPU's free memory that features may take
+BLOCK = 4096  # rows uploaded at a time
+
+
+def held_on(device: torch.device, data: FeatureRows) -> tuple[Tensor, Tensor] | None:
+    """Volumes and saliency maps on the device where they fit there, so that no step copies them; None where they do not."""
+    if not isinstance(data, FeatureTable):
+        return None
+    if device.type == "cpu":
+        return data.volumes, data.saliency
+    if data.volumes.nbytes + data.saliency.nbytes > SHARE * free_memory(device):
+        return None
+    size, channels, height, width = data.volumes.shape
+    columns = torch.empty(size, height * width, channels, dtype=data.volumes.dtype, device=device)  # as the policy reads them
+    for start in range(0, size, BLOCK):
+        columns[start : start + BLOCK] = moved(data.volumes[start : start + BLOCK], device).flatten(2).transpose(1, 2)
+    return columns.view(size, height, width, channels).permute(0, 3, 1, 2), moved(data.saliency, device)
 
 
 class FeatureTask(ModelTask, abc.ABC):
@@ -46,9 +65,13 @@ class FeatureTask(ModelTask, abc.ABC):
         self.data, self.rows, self.held_out, self._meta = data, rows, held_out, meta
         self.epochs = settings.epochs
         # Parameters and step count differ by objective (cross-entropy trains no location head), so gradients may be None.
-        self.optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+        self.optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
         self.replica = Replica(model, self.loss)
-        self.order = rows
+        self.generator = torch.Generator("cpu" if settings.deterministic else device)
+        self.most_labels = int((data.labels >= 0).sum(1).max())
+        self.labels = moved(data.labels, device)
+        self.held = held_on(device, data)
+        self.order = self.order_there = rows
         self.epoch = 0
 
     def steps(self, epoch: int) -> int:
@@ -58,22 +81,32 @@ class FeatureTask(ModelTask, abc.ABC):
         self.epoch = epoch
         draw = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + epoch) % 2**63)
         self.order = self.data.shuffled(self.rows, draw)
+        self.order_there = moved(self.order, self.device)
 
     def step(self, step: int) -> tuple[int, dict[str, Tensor]]:
         size = self.settings.batch_size
-        rows = self.order[step * size : (step + 1) * size]
+        places = slice(step * size, min((step + 1) * size, len(self.order)))
         self.model.train()
-        logged = self.replica.backward(rows, Draws.shared(self.settings.seed + 1, self.taken(step), len(rows)))
-        return len(rows), {**logged, "gradient_norm": self.descend(step)}
+        draws = Draws.shared(self.settings.seed + 1, self.taken(step), places.stop - places.start, self.generator)
+        logged = self.replica.backward(places, draws)
+        return draws.size, {**logged, "gradient_norm": self.descend(step).to(logged["loss"].dtype)}
 
     @abc.abstractmethod
-    def loss(self, rows: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, places: slice, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """This worker's part of a batch's loss (see `replica.Loss`).
 
         Args:
-            rows: of the data, the whole batch.
+            places: of the whole batch, in the order of the epoch.
             draws: its randomness; their `places` are the rows that this worker computes.
         """
+
+    def maps(self, places: slice, draws: Draws) -> tuple[Tensor, Tensor]:
+        """The volumes (n, C, h, w), in half precision, and saliency maps (n, h, w) of the rows that this worker computes, on the device."""
+        if self.held is not None:
+            rows = self.order_there[places][draws.places]
+            return self.held[0][rows], self.held[1][rows]
+        batch = self.data.select(self.order[places][draws.places])
+        return moved(batch.volumes, self.device), moved(batch.saliency, self.device)
 
     def taken(self, step: int) -> int:
         """How many steps come before this one, over all epochs."""

@@ -19,11 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hsal_cli import distributed
-from hsal_cli.policy.episode import Episode, Source, draw
+from hsal_cli.policy.episode import Episode, Rows, Source, draw
+from hsal_cli.policy.maps import numbers
 from hsal_cli.policy.variant import Variant
 from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.training.own_rewards import rewards_of_actions
 from hsal_cli.training.rewards import count_labels, explained_variance, moments, of_named, remaining_before, still_there, wide, without
+from hsal_cli.vision.devices import moved
 
 HALF = math.log(0.5)
 VALUE_WEIGHT = 0.5  # of the baseline's squared error; it trains the value head alone
@@ -43,11 +45,7 @@ class Targets:
     counts: Tensor
     sizes: Tensor
 
-    def to(self, device: torch.device) -> Targets:
-        """The same on a device."""
-        return Targets(self.labels.to(device), self.counts.to(device), self.sizes.to(device))
-
-    def select(self, places: Tensor) -> Targets:
+    def select(self, places: slice) -> Targets:
         """Those of some rows."""
         return Targets(self.labels[places], self.counts[places], self.sizes[places])
 
@@ -59,10 +57,10 @@ def make_targets(labels: Tensor, classes: int, settings: TrainSettings, generato
         labels: (B, L) padded with -1.
         classes: K.
         settings: the objective and the task.
-        generator: draws the order (on the labels' device).
+        generator: draws the order, on any device.
     """
     if settings.objective == "cross-entropy" and settings.task == "multiset":
-        keys = torch.rand(labels.shape, generator=generator, device=labels.device)
+        keys = moved(torch.rand(labels.shape, generator=generator, device=generator.device), labels.device)
         keys = torch.where(labels >= 0, keys, 2.0)
         labels = labels.gather(1, keys.argsort(dim=1))
     return Targets(labels, count_labels(labels, classes), (labels >= 0).sum(dim=1))
@@ -88,13 +86,14 @@ class Namer:
         self.never_stops = self.draws_from_left or variant.stop == "supervised"
         self.left = targets.counts.clone()
 
-    def __call__(self, step: int, rows: Tensor, logits: Tensor) -> Tensor:
+    def __call__(self, step: int, rows: Rows, logits: Tensor) -> Tensor:
         scores = logits.detach()
         if self.never_stops:
             scores = scores[:, : self.classes]
         if self.draws_from_left:
             scores = scores.masked_fill(~still_there(self.left[rows]), -torch.inf)
-        named = torch.where(self.targets.sizes[rows] > step, draw(scores, self.generator, rows), self.classes)
+        drawn = draw(scores, self.generator, rows)
+        named = torch.where(self.targets.sizes[rows] > step, drawn, numbers((self.classes,), drawn))
         if self.draws_from_left:
             self.left[rows] = without(self.left[rows], named)
         return named
@@ -127,9 +126,6 @@ def losses(
     naming = (steps[:, None] < targets.sizes) & episode.active
     last = (steps[:, None] == targets.sizes) & episode.active
 
-    def total(values: Tensor, where: Tensor) -> Tensor:
-        return torch.where(where, values, 0.0).sum() / batch
-
     left = remaining_before(episode.labels, targets.counts)
     rewards = rewards_of_actions(settings.rewarded, left, targets.labels)
     class_rewards = of_named(rewards, episode.labels)
@@ -141,52 +137,58 @@ def losses(
     label_entropy = -(log_named.exp() * log_named).sum(dim=-1)
 
     location_log = episode.location_logits.log_softmax(dim=-1)  # (T, B, k, h*w)
-    location_entropy = -(location_log.exp() * location_log).sum(dim=-1)
-    locating = naming[..., None].expand_as(location_entropy)
+    location_entropy = -(location_log.exp() * location_log).sum(dim=(-2, -1))
     cells = episode.priority.flatten(2).detach()  # (T, B, h*w), the reward of a glimpse at each
     location_rewards = cells.gather(-1, episode.glimpses)
     returns = torch.cat([location_rewards, class_rewards[..., None]], dim=-1) * naming[..., None]  # (T, B, k+1), each action's own reward
-    advantages = returns - episode.values.detach()
+    values = episode.values.detach()
     averages_actions = settings.objective == "rl" and variant.gradient == "expected"
 
-    terms: dict[str, Tensor] = {}
+    # name -> weight, and what is summed over the steps (T, B) that name labels; and over the last ones, weighted -1.
+    at_naming: dict[str, tuple[float, Tensor]] = {}
+    at_last: dict[str, Tensor] = {"stop": log_stop}
     if settings.objective == "rl":
         if averages_actions:
             gained = (log_named.exp() * rewards[..., : log_named.shape[-1]]).sum(dim=-1)
         else:
             named = log_named.gather(-1, episode.labels.clamp(0, log_named.shape[-1] - 1)[..., None])[..., 0]
-            gained = named * advantages[..., -1]
-        terms["class"] = -total(gained, naming)
-        terms["stop"] = -total(log_stop, last)
+            gained = named * (returns - values)[..., -1]
+        at_naming["class"] = -1.0, gained
         if variant.stop == "supervised":
-            terms["stop"] = terms["stop"] - total(_log_go(episode.logits), naming)
-        terms["label_entropy"] = -settings.label_entropy * total(label_entropy, naming)
+            at_naming["stop"] = -1.0, _log_go(episode.logits)
+        at_naming["label_entropy"] = -settings.label_entropy, label_entropy
     else:
-        terms["class"] = -total(_expected_log(log_all, left, targets, settings), naming)
-        terms["stop"] = -total(log_stop, last)
+        at_naming["class"] = -1.0, _expected_log(log_all, left, targets, settings)
     if settings.objective != "cross-entropy":
         if averages_actions:
-            pointed = (location_log.exp() * cells[:, :, None]).sum(dim=-1)
+            pointed = (location_log.exp() * cells[:, :, None]).sum(dim=(-2, -1))
         else:
-            pointed = location_log.gather(-1, episode.glimpses[..., None])[..., 0] * advantages[..., :-1]
-        terms["location"] = -total(pointed, locating)
-        terms["value"] = VALUE_WEIGHT * total((returns - episode.values).square(), naming[..., None])
+            pointed = (location_log.gather(-1, episode.glimpses[..., None])[..., 0] * (returns - values)[..., :-1]).sum(dim=-1)
+        at_naming["location"] = -1.0, pointed
+        at_naming["value"] = VALUE_WEIGHT, (returns - episode.values).square().sum(dim=-1)
     scores = episode.scores
     decided = scores.log_softmax(dim=-1)[..., classes]  # stop as both heads have it
     if decided.requires_grad:
-        terms["stop_shift"] = -total(decided, last) - total(_log_go(scores), naming)
+        at_naming["stop_shift"] = -1.0, _log_go(scores)
+        at_last["stop_shift"] = decided
+    weights = numbers(tuple(weight for weight, _ in at_naming.values()), log_all)
+    over = torch.where(naming, torch.stack([part for _, part in at_naming.values()]), 0.0).sum(dim=(1, 2)) * weights / batch
+    ends = torch.where(last, torch.stack(list(at_last.values())), 0.0).sum(dim=(1, 2)) / -batch
+    terms = dict(zip(at_naming, over.unbind(), strict=True))
+    for name, end in zip(at_last, ends.unbind(), strict=True):
+        terms[name] = terms[name] + end if name in terms else end
 
     # Where stop is never sampled early, it is counted where it would be the likeliest outcome.
     early = episode.labels == classes if variant.stop == "sampled" else decided > HALF
     averaged = {
-        "reward": (class_rewards, naming),
-        "location_reward": (location_rewards, locating),
-        "label_entropy": (label_entropy, naming),
-        "location_entropy": (location_entropy, locating),
-        "early_stops": (early, naming),
+        "reward": class_rewards,
+        "location_reward": location_rewards.sum(dim=-1),
+        "label_entropy": label_entropy,
+        "location_entropy": location_entropy,
+        "early_stops": early,
     }
-    rewarded, valued = returns[..., -1][naming], episode.values.detach()[..., -1][naming]
-    return terms, _logged(terms, averaged, moments(rewarded, rewarded - valued))
+    spread = moments(returns[..., -1], (returns - values)[..., -1], naming)
+    return terms, _logged(terms, averaged, naming, episode.glimpses.shape[-1], spread)
 
 
 def _log_go(scores: Tensor) -> Tensor:
@@ -194,17 +196,22 @@ def _log_go(scores: Tensor) -> Tensor:
     return scores[..., :-1].logsumexp(dim=-1) - scores.logsumexp(dim=-1)
 
 
-def _logged(terms: dict[str, Tensor], averaged: dict[str, tuple[Tensor, Tensor]], spread: Tensor) -> dict[str, Tensor]:
-    """Sums up over the workers, in double precision, and divides then: averages of averages would weigh images unequally."""
+def _logged(terms: dict[str, Tensor], averaged: dict[str, Tensor], naming: Tensor, glimpses: int, spread: Tensor) -> dict[str, Tensor]:
+    """Sums up over the workers, in double precision, and divides then: averages of averages would weigh images unequally.
+
+    Args:
+        averaged: (T, B), to be averaged over the steps that name labels; where the name says so, over their glimpses.
+        spread: `moments`, the first of which counts those steps.
+    """
     exact = wide(spread)
-    sums = [torch.where(where, values.detach(), 0.0).sum(dtype=exact) for values, where in averaged.values()]
-    counts = [where.sum(dtype=exact) for _, where in averaged.values()]
-    lost = [term.detach().to(exact) for term in terms.values()]
-    kinds = [torch.stack(kind) for kind in (lost, sums, counts)]
-    lost, sums, counts, spread = distributed.all_reduce(torch.cat([*kinds, spread])).split([len(lost), len(sums), len(counts), len(spread)])
-    logged = {"loss": lost.sum(), **{f"loss_{key}": value for key, value in zip(terms, lost, strict=True)}}
-    logged |= dict(zip(averaged, sums / counts.clamp(min=1), strict=True))
-    return {**logged, "explained_variance": explained_variance(spread)}
+    every = torch.stack([values.detach().to(exact) for values in averaged.values()])
+    sums = torch.where(naming, every, 0.0).sum(dim=(1, 2))
+    lost = torch.stack([term.detach() for term in terms.values()]).to(exact)
+    lost, sums, spread = distributed.all_reduce(torch.cat([lost, sums, spread])).split([len(lost), len(sums), len(spread)])
+    each = numbers(tuple(float(glimpses) if name.startswith("location") else 1.0 for name in averaged), spread)
+    means = sums / (spread[0] * each).clamp(min=1)
+    logged = {"loss": lost.sum(), **{f"loss_{key}": value for key, value in zip(terms, lost.unbind(), strict=True)}}
+    return {**logged, **dict(zip(averaged, means.unbind(), strict=True)), "explained_variance": explained_variance(spread)}
 
 
 def _expected_log(log_all: Tensor, remaining: Tensor, targets: Targets, settings: TrainSettings) -> Tensor:

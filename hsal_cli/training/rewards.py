@@ -21,9 +21,7 @@ def count_labels(labels: Tensor, classes: int) -> Tensor:
     Returns:
         (B, K) int64.
     """
-    counts = torch.zeros(len(labels), classes + 1, dtype=torch.long, device=labels.device)
-    counts.scatter_add_(1, torch.where(labels >= 0, labels, classes), torch.ones_like(labels))
-    return counts[:, :classes]
+    return (labels[..., None] == torch.arange(classes, device=labels.device)).sum(1)
 
 
 def still_there(left: Tensor) -> Tensor:
@@ -33,12 +31,11 @@ def still_there(left: Tensor) -> Tensor:
 
 def without(left: Tensor, named: Tensor) -> Tensor:
     """Multisets (B, K) less the label named in each, (B,), where it is still there; K (stop) and -1 (not active) are in none."""
-    hit = F.one_hot(named.clamp(0, left.shape[1] - 1), left.shape[1]) * ((named >= 0) & (named < left.shape[1]))[:, None]
-    return left - hit * still_there(left)
+    return (left - (named[:, None] == torch.arange(left.shape[1], device=named.device)).long()).clamp(min=0)
 
 
 def remaining_before(named: Tensor, counts: Tensor) -> Tensor:
-    """A_t of section 4.2, what is left of each multiset before a step.
+    """A_t of section 4.2, what is left of each multiset before a step: `without` each of the labels named before.
 
     Args:
         named: (T, B) labels in the order they were named; K (stop) and -1 (not active) are in no multiset.
@@ -47,10 +44,8 @@ def remaining_before(named: Tensor, counts: Tensor) -> Tensor:
     Returns:
         (T, B, K).
     """
-    left = [counts]
-    for labels in named:
-        left.append(without(left[-1], labels))
-    return torch.stack(left)[:-1]
+    each = (named[..., None] == torch.arange(counts.shape[1], device=named.device)).long()
+    return (counts - (each.cumsum(0) - each)).clamp(min=0)
 
 
 def turns(labels: Tensor, steps: int, classes: int) -> Tensor:
@@ -65,7 +60,7 @@ def turns(labels: Tensor, steps: int, classes: int) -> Tensor:
         (T, B, K), 1 for that label; all 0 where the list has ended.
     """
     padded = F.pad(labels, (0, max(0, steps - labels.shape[1])), value=-1)[:, :steps].T
-    return F.one_hot(torch.where(padded >= 0, padded, classes), classes + 1)[..., :classes]
+    return (padded[..., None] == torch.arange(classes, device=labels.device)).long()
 
 
 def action_rewards(left: Tensor) -> Tensor:
@@ -98,11 +93,19 @@ def wide(values: Tensor) -> torch.dtype:
     return torch.float32 if values.device.type == "mps" else torch.float64
 
 
-def moments(returns: Tensor, errors: Tensor) -> Tensor:
-    """What `explained_variance` needs of returns (N,) and of the baseline's errors (N,), returns less values: (5,), to be added up
-    over the parts of a batch."""
+def moments(returns: Tensor, errors: Tensor, among: Tensor) -> Tensor:
+    """What `explained_variance` needs of returns and of the baseline's errors, returns less values; to be added up over parts of a batch.
+
+    Args:
+        returns, errors: of any one shape.
+        among: bool, which of them count.
+
+    Returns:
+        (5,).
+    """
     returns, errors = returns.to(wide(returns)), errors.to(wide(errors))
-    return torch.stack([torch.ones_like(returns).sum(), returns.sum(), returns.square().sum(), errors.sum(), errors.square().sum()])
+    every = torch.stack([torch.ones_like(returns), returns, returns.square(), errors, errors.square()])
+    return torch.where(among, every, 0.0).flatten(1).sum(1)
 
 
 def explained_variance(sums: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hsal_cli import distributed
+from hsal_cli import distributed, threads
 from hsal_cli.errors import FileError, TrainingError, UsageError
 from hsal_cli.evaluation.calibration import measure_trust
 from hsal_cli.evaluation.evaluate import quick_scores
@@ -38,7 +38,7 @@ from hsal_cli.training.feature_task import FeatureTask
 from hsal_cli.training.objectives import Namer, losses, make_targets
 from hsal_cli.training.rewards import count_labels
 from hsal_cli.training.verdicts import mask_off_objects, supervised_stop
-from hsal_cli.vision.devices import choose_device, fitting
+from hsal_cli.vision.devices import choose_device, computing, fitting
 
 Model = HSAL | CountClassifier | SetPredictor
 DEFAULTS = TrainSettings()
@@ -51,24 +51,24 @@ class PolicyTask(FeatureTask):
 
     headline = ("reward", "exact_match", "macro_f1", "glimpse_hit", "early_stops")
 
-    def loss(self, rows: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, places: slice, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         settings, classes = self.settings, self.model.classes
-        targets = make_targets(self.data.labels[rows], classes, settings, draws.generator)
-        own, draws = len(draws.places), draws.at_least_one()
+        targets = make_targets(self.labels[self.order_there[places]], classes, settings, draws.generator)
+        own, draws = draws.own, draws.at_least_one()
         targets = targets.select(draws.places)
         if not own:
-            targets = dataclasses.replace(targets, sizes=torch.full((1,), -1))
-        batch = self.data.select(rows[draws.places])
-        steps, targets = (targets.sizes + 1).clamp(min=1), targets.to(self.device)
+            targets = dataclasses.replace(targets, sizes=torch.full_like(targets.sizes, -1))
+        choose = Namer(targets, classes, settings, self.model.variant, draws)
         episode = self.model(
-            batch.volumes.to(self.device),
-            batch.saliency.to(self.device),
-            choose=Namer(targets, classes, settings, self.model.variant, draws),
-            steps=steps,
+            *self.maps(places, draws),
+            choose=choose,
+            steps=(targets.sizes + 1).clamp(min=1),
+            max_steps=self.most_labels + 1,
             sample_glimpses=True,
             generator=draws,
+            stop_counts=not choose.never_stops,
         )
-        terms, logged = losses(episode, targets, settings, self.model.variant, len(rows))
+        terms, logged = losses(episode, targets, settings, self.model.variant, draws.size)
         return torch.stack(list(terms.values())).sum(), logged
 
     def validate(self) -> dict[str, float]:
@@ -329,7 +329,10 @@ def _run_through(task: FeatureTask, run: Run, config: dict[str, Any], progress: 
         f"training by {settings.objective} on {len(task.rows):,} images, {len(task.held_out):,} held out, {settings.epochs} epochs, "
         f"on {device}"
     )
-    with contextlib.closing(task.data), being_trained(run, config, str(device)), fitting(device, settings.batch_size):
+    if device.type == "cpu" and (line := threads.advice(torch.get_num_threads())):
+        reporter.say(line)
+    computed = computing(device, settings.deterministic)
+    with contextlib.closing(task.data), being_trained(run, config, str(device)), fitting(device, settings.batch_size), computed:
         history = loop.train(task, run, reporter, progress)
         run.set_status("finished", exact_match=max(row["exact_match"] for row in history))
     distributed.barrier()  # the others may read it now

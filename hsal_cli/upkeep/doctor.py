@@ -91,7 +91,7 @@ def _packages() -> Iterator[Finding]:
 def _cpu() -> Finding:
     import torch
 
-    from hsal_cli.scenes.make import cores
+    from hsal_cli.threads import cores
     from hsal_cli.vision.devices import autocast_gains
 
     usable, threads = cores(), torch.get_num_threads()

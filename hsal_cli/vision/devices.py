@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hsal_cli import distributed
 from hsal_cli.errors import HsalError, UsageError, out_of_memory
@@ -50,7 +52,30 @@ def choose_device(name: str | torch.device) -> torch.device:
         raise UsageError(
             f"device {name} does not exist: GPUs here are numbered 0 to {count - 1}", f"take --device cuda:{count - 1} or --device auto"
         )
-    return torch.device("cuda", index)
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)  # or pinned memory, and what asks for "the" GPU, would open and name the first one
+    return device
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device. A GPU is not waited for, as it is where what is copied lies in memory that may be swapped out."""
+    if tensor.device.type != "cpu" or device.type in ("cpu", "mps"):
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device, as far as it tells; 0 on a CPU, which holds things already."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return 0
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """A tensor of floats on the CPU in double precision, which an Apple GPU has not."""
+    return tensor.detach().cpu().double()
 
 
 def autocast_gains(device: torch.device) -> bool:
@@ -69,6 +94,23 @@ def autocast_gains(device: torch.device) -> bool:
 def forward_context(device: torch.device) -> contextlib.AbstractContextManager:
     """bfloat16 autocast where it gains, else a context that changes nothing."""
     return torch.autocast(device.type, torch.bfloat16) if autocast_gains(device) else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def computing(device: torch.device, deterministic: bool) -> Iterator[None]:
+    """How a GPU computes in the block: products in TF32, whose sums are single precision's; or the same way each time, in full."""
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without; read when it is first used
+    before = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+    torch.set_float32_matmul_precision("highest" if deterministic else "high")
+    torch.use_deterministic_algorithms(deterministic or before[1], warn_only=True)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.use_deterministic_algorithms(before[1])
 
 
 @contextlib.contextmanager

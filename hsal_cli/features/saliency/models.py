@@ -18,6 +18,7 @@ from hsal_cli.errors import UsageError
 from hsal_cli.features.saliency.cells import to_cells
 from hsal_cli.features.settings import SALIENCY_MODELS, saliency_kind
 from hsal_cli.registry import T, digest_of_part
+from hsal_cli.vision.devices import on_host
 from hsal_cli.vision.images import to_input
 
 if TYPE_CHECKING:
@@ -170,6 +171,5 @@ def maps_of_image(
         volumes = torch.zeros(1, 1, PAPER_SIDE, PAPER_SIDE)
     else:
         image = image.to(next(backbone.model.parameters()).device)
-        with torch.inference_mode():
-            volumes = backbone.model(to_input(image, backbone.model.input_size)).float()
-    return {model.name: model(image, volumes, [name])[0].double().cpu().numpy() for model in models}
+        volumes = backbone.volumes(to_input(image, backbone.model.input_size))
+    return {model.name: on_host(model(image, volumes, [name])[0]).numpy() for model in models}

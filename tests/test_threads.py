@@ -1,0 +1,54 @@
+"""Threads: as many as there are cores to use, that do not spin while they wait, and a line where they would share cores with others."""
+
+import os
+
+import pytest
+
+from hsal_cli import threads
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine of four cores, of which a process may use some, at some load."""
+
+    def pretend(usable: int = 4, quota: str = "max 100000", load: float = 0.0) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(usable)), raising=False)
+        monkeypatch.setattr(os, "cpu_count", lambda: 4)
+        monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+        (tmp_path / "cpu.max").write_text(quota)
+        monkeypatch.setattr(threads, "QUOTA", tmp_path / "cpu.max")
+
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("usable", "quota", "found"),
+    [(4, "max 100000", 4), (2, "max 100000", 2), (4, "150000 100000", 2), (4, "50000 100000", 1), (2, "800000 100000", 2), (4, "", 4)],
+)
+def test_cores_are_those_of_the_affinity_and_of_the_control_groups_quota(machine, usable, quota, found):
+    machine(usable, quota)
+    assert threads.cores() == found
+
+
+def test_threads_wait_without_spinning_and_are_no_more_than_the_cores(machine):
+    machine(quota="150000 100000")
+    threads.prepare()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE" and os.environ["OMP_NUM_THREADS"] == "2"
+
+
+def test_what_the_user_set_stays(machine, monkeypatch):
+    machine(usable=1)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    threads.prepare()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE" and os.environ["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize(("load", "count", "said"), [(0.2, 4, False), (3.0, 4, True), (3.0, 1, False), (1.0, 2, False)])
+def test_a_line_says_where_threads_would_share_cores_with_others(machine, load, count, said):
+    machine(load=load)
+    assert bool(threads.advice(count)) is said
+    assert not said or "OMP_NUM_THREADS=1" in threads.advice(count)
