@@ -75,7 +75,7 @@ class Machines:
         """
         more = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS.parent), **(environment or {})}
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
-        torchrun += ["--rdzv-endpoint=first:29400", "-m", "hsal_cli", *map(str, words)]
+        torchrun += ["--rdzv-endpoint=first:29400", "-m", "--", "hsal_cli", *map(str, words)]
         running = []
         with tempfile.TemporaryDirectory() as logs:
             for name in self.names:
