@@ -72,7 +72,7 @@ def _file_tables(found: dict[str, Any]) -> list[Table]:
         ("Labels", ["class", *splits], _labels(splits)),
     ]
     if found["config"]:
-        made.append(("Made with", ["setting", "value"], [[key, _shown(value)] for key, value in found["config"].items()]))
+        made.append(("Made with", ["setting", "value"], _settings(found["config"])))
     return made
 
 
@@ -152,11 +152,16 @@ def _run_tables(found: dict[str, Any]) -> list[Table]:
         made.append(("Metrics", ["metric", "best epoch", "last epoch"], rows))
     if found["test"] is not None:
         made.append(("hsal eval", ["what", "value"], [[key.replace("_", " "), _number(value)] for key, value in found["test"].items()]))
-    settings: list[list[str]] = []
-    for key, value in found["config"].items():
-        settings += [[f"{key}.{name}", _shown(part)] for name, part in value.items()] if isinstance(value, dict) else [[key, _shown(value)]]
-    made.append(("Settings", ["setting", "value"], settings))
+    made.append(("Settings", ["setting", "value"], _settings(found["config"])))
     return made
+
+
+def _settings(config: dict[str, Any]) -> list[list[str]]:
+    """Rows of settings, those of a group under its name."""
+    rows: list[list[str]] = []
+    for key, value in config.items():
+        rows += [[f"{key}.{name}", _shown(part)] for name, part in value.items()] if isinstance(value, dict) else [[key, _shown(value)]]
+    return rows
 
 
 def _number(value: Any) -> str:

@@ -13,18 +13,22 @@ from typer.core import TyperGroup
 from hsal_cli import console
 from hsal_cli.commands.asking import Yes, begin
 from hsal_cli.commands.options import Config, DryRun, Json, Overwrite, Preset, Workers, check_out, options, recipe_for
+from hsal_cli.commands.policies import LOOKING, check_look, finder_of
 from hsal_cli.errors import HsalError, UsageError
+from hsal_cli.features.settings import LookSettings
 from hsal_cli.scenes.settings import RECIPES, FolderSettings, SceneSettings, StreetSettings, SvhnSettings
 from hsal_cli.settings import as_dict
 
 if TYPE_CHECKING:
     from hsal_cli.scenes.readers.labels import Notes
     from hsal_cli.scenes.scene_file import SceneFile
+    from hsal_cli.scenes.street.frames import Finder
 
 PREVIEWED = 24  # images on the contact sheet
 FEW = 100_000  # images that take under five minutes on any machine
 SHOWN = 3  # examples of a reason for which images were left out
 OUTPUT = "out preview overwrite dry_run json"
+FRAME = {"The frame": LOOKING.replace("frame", "frame frame_jitter")}
 COMPOSED = {
     "How many": "train test count image_size seed",
     "Digits": "digit_size digits mnist_dir classes class_names transpose",
@@ -34,14 +38,21 @@ COMPOSED = {
 }
 STREET = {
     "Images": "train test image_size svhn_labels typefaces seed",
+    **FRAME,
     "Settings": "preset config workers",
     "Output": OUTPUT,
 }
-SVHN = {"Images": "svhn_dir download url train test extra image_size fit", "Settings": "preset config", "Output": OUTPUT}
+SVHN = {
+    "Images": "svhn_dir download url train test extra image_size fit",
+    **FRAME,
+    "Settings": "preset config",
+    "Output": OUTPUT,
+}
 FOLDER = {
     "Images and labels": "images labels labels_format classes boxes",
     "Train and test": "test_share test_list test_images test_labels seed",
     "Size": "image_size fit",
+    **FRAME,
     "Settings": "preset config",
     "Output": OUTPUT,
 }
@@ -71,8 +82,8 @@ Out = Annotated[Optional[Path], typer.Option("--out", help="The scene file to wr
 Preview = Annotated[
     Optional[Path], typer.Option("--preview", help="Also draw a contact sheet, a PNG, with boxes and labels.", show_default=False)
 ]
-Making = Callable[[Any, Path, Optional[int], console.Reporter, "Notes"], dict[str, Any]]
-"""makes(settings, out, workers, reporter, notes) writes the scene file -> what joins the report"""
+Making = Callable[[Any, Path, Optional[int], console.Reporter, "Notes", "Finder | None"], dict[str, Any]]
+"""makes(settings, out, workers, reporter, notes, finder of frames) writes the scene file -> what joins the report"""
 
 
 class NameAnywhere(TyperGroup):
@@ -97,7 +108,7 @@ def _add(name: str, kind: type, panels: dict[str, str], make: Making, plan: str)
 
     Args:
         kind: its settings.
-        panels: as in `options`; --workers and --yes are options of those commands alone whose panels name them.
+        panels: as in `options`; --workers, --yes and those of a first look are options of those commands alone whose panels name them.
         plan: what it would do, behind "Would", with the settings put in.
     """
 
@@ -112,6 +123,7 @@ def _add(name: str, kind: type, panels: dict[str, str], make: Making, plan: str)
         json: Json = False,
         preset: Preset = None,
         config: Config = None,
+        looks: LookSettings = LookSettings(),
     ) -> None:
         target = out or Path("data") / f"{name}.h5"
         check_out(target, overwrite, "hsal-scenes")
@@ -119,6 +131,8 @@ def _add(name: str, kind: type, panels: dict[str, str], make: Making, plan: str)
             _check_preview(preview, overwrite)
         if isinstance(settings, FolderSettings):
             settings.check_named()
+        frame = getattr(settings, "frame", "image")
+        check_look(frame, looks, own=False)
         if dry_run:
             report = {"dry_run": True, "dataset": name, "out": str(target), "settings": as_dict(settings)}
             console.print_json(report) if json else console.print_line(f"Would {plan.format(**vars(settings))} into {target}")
@@ -126,10 +140,12 @@ def _add(name: str, kind: type, panels: dict[str, str], make: Making, plan: str)
         reporter = console.TerminalReporter()
         if isinstance(settings, SceneSettings):
             _begin(settings, target, yes, preset, config, reporter)
-        _make(name, settings, target, workers, make, preview, json, reporter)
+        finder = finder_of(looks, None) if frame == "found" else None
+        _make(name, settings, target, workers, make, preview, json, reporter, finder)
 
-    left = tuple({"workers", "yes"}.difference(" ".join(panels.values()).split()))
-    decorated = options(settings=kind, panels=panels, leave_out=left)(command)
+    kinds = {"settings": kind, "looks": LookSettings} if FRAME.items() <= panels.items() else {"settings": kind}
+    left = tuple({"workers", "yes", "looks"}.difference(" ".join(panels.values()).split(), kinds))
+    decorated = options(panels=panels, leave_out=left, **kinds)(command)
     make_data.command(name, help=ABOUT[name], epilog=f"Example: {EXAMPLES[name]}")(decorated)
 
 
@@ -145,7 +161,9 @@ def _begin(settings: SceneSettings, out: Path, yes: bool, preset: str | None, co
 
 
 def _compose(name: str) -> Making:
-    def make(settings: SceneSettings, out: Path, workers: int | None, reporter: console.Reporter, notes: Notes) -> dict[str, Any]:
+    def make(
+        settings: SceneSettings, out: Path, workers: int | None, reporter: console.Reporter, notes: Notes, finder: Finder | None
+    ) -> dict[str, Any]:
         from hsal_cli.scenes.make import make_dataset
 
         make_dataset(name, settings, out, workers, reporter)
@@ -154,25 +172,31 @@ def _compose(name: str) -> Making:
     return make
 
 
-def _paint(settings: StreetSettings, out: Path, workers: int | None, reporter: console.Reporter, notes: Notes) -> dict[str, Any]:
+def _paint(
+    settings: StreetSettings, out: Path, workers: int | None, reporter: console.Reporter, notes: Notes, finder: Finder | None
+) -> dict[str, Any]:
     from hsal_cli.scenes.street.street import make_street_numbers
 
-    make_street_numbers(settings, out, workers, reporter)
+    make_street_numbers(settings, out, workers, reporter, finder)
     return {}
 
 
-def _svhn(settings: SvhnSettings, out: Path, workers: int | None, reporter: console.Reporter, notes: Notes) -> dict[str, Any]:
+def _svhn(
+    settings: SvhnSettings, out: Path, workers: int | None, reporter: console.Reporter, notes: Notes, finder: Finder | None
+) -> dict[str, Any]:
     from hsal_cli.scenes.street.svhn import make_svhn
     from hsal_cli.vision.images import read_image
 
-    return {"skipped": make_svhn(settings, out, read_image, reporter)}
+    return {"skipped": make_svhn(settings, out, read_image, reporter, finder)}
 
 
-def _folder(settings: FolderSettings, out: Path, workers: int | None, reporter: console.Reporter, notes: Notes) -> dict[str, Any]:
+def _folder(
+    settings: FolderSettings, out: Path, workers: int | None, reporter: console.Reporter, notes: Notes, finder: Finder | None
+) -> dict[str, Any]:
     from hsal_cli.scenes.folder import make_from_folder
     from hsal_cli.vision.images import FORMATS, read_image
 
-    make_from_folder(settings, out, read_image, FORMATS, reporter, notes)
+    make_from_folder(settings, out, read_image, FORMATS, reporter, notes, finder)
     return {"skipped": notes.skipped, "notes": notes.remarks}
 
 
@@ -192,6 +216,7 @@ def _make(
     preview: Path | None,
     json: bool,
     reporter: console.Reporter,
+    finder: Finder | None,
 ) -> None:
     """Makes a scene file, and says what is in it, and what was skipped and taken for granted, also with an error."""
     from hsal_cli.scenes.readers.labels import Notes
@@ -199,7 +224,7 @@ def _make(
     notes, start = Notes(), time.monotonic()
     try:
         with console.stopping(reporter):
-            more = make(settings, out, workers, reporter, notes)
+            more = make(settings, out, workers, reporter, notes, finder)
     except HsalError as error:
         if isinstance(settings, FolderSettings) and json:
             console.print_json({"error": error.message, "hint": error.hint, "skipped": notes.skipped, "notes": notes.remarks})
@@ -218,7 +243,11 @@ def _make(
             "out": str(out),
             "images": counts,
             "classes": scenes.classes,
-            **{key: scenes.config[key] for key in ("digits", "mnist_dir", "svhn_labels", "svhn_dir", "frame") if key in scenes.config},
+            **{
+                key: scenes.config[key]
+                for key in ("digits", "mnist_dir", "svhn_labels", "svhn_dir", "frame", "found")
+                if key in scenes.config
+            },
             "boxes": all(scenes.split(split).boxes is not None for split in scenes.splits),
             "digest": scenes.digest,
             "bytes": out.stat().st_size,
@@ -234,6 +263,12 @@ def _make(
         return
     words = " and ".join(f"{count:,} {split}" for split, count in counts.items())
     console.print_line(f"{words} images in {out} ({report['bytes'] / 1e6:,.0f} MB, {console.clock(seconds)})")
+    for split in counts:
+        if lie := report.get("found", {}).get(split):
+            console.print_line(
+                f"{split}: the region's IoU with the union of the boxes is {lie['iou']:.3f} on average, above 0.5 in "
+                f"{lie['iou_above_half']:.1%} of images; all objects lie in the frame in {lie['all_inside']:.1%}"
+            )
     _tell(report.get("skipped", []), report.get("notes", []), console.print_line)
     if preview is not None:
         console.print_line(f"Contact sheet in {preview}")

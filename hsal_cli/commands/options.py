@@ -52,7 +52,7 @@ def known_tables() -> dict[str, list[type]]:
     from hsal_cli.bench.settings import BenchSettings
     from hsal_cli.evaluation.settings import EvalSettings
     from hsal_cli.experiments.settings import SweepSettings
-    from hsal_cli.features.settings import PrecomputeSettings
+    from hsal_cli.features.settings import LookSettings, PrecomputeSettings
     from hsal_cli.policy.variant import Variant, VariantName
     from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
     from hsal_cli.scenes.settings import FolderSettings, SceneSettings, StreetSettings, SvhnSettings
@@ -62,6 +62,7 @@ def known_tables() -> dict[str, list[type]]:
         "street-numbers": [StreetSettings],
         "svhn-multiset": [SvhnSettings],
         "folder": [FolderSettings],
+        "found": [LookSettings],
         "finetune": [FinetuneSettings],
         "precompute": [PrecomputeSettings],
         "variant": [VariantName, Variant],
@@ -129,7 +130,7 @@ def options(
 
     Args:
         panels: title -> names of the parameters that `--help` shows under it; None: all under one.
-        leave_out: parameters that keep their defaults, and become no options.
+        leave_out: parameters that keep their defaults, and become no options; --preset and --config may be among them.
         kinds: parameter name -> settings dataclass. Where two share a field name, one option sets both.
 
     A command that has a parameter `given: Given` learns by it which settings the user gave.
@@ -145,7 +146,7 @@ def options(
         shared = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
             for name, annotation in (("preset", Preset), ("config", Config))
-            if kinds and name not in wants
+            if kinds and name not in (*wants, *leave_out)
         ]
 
         @functools.wraps(command)

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from hsal_cli import console, distributed
+from hsal_cli.commands.options import one_of
 from hsal_cli.errors import FileError, HsalError, UsageError
 
 if TYPE_CHECKING:
+    from hsal_cli.features.settings import LookSettings
     from hsal_cli.models.load import LoadedPolicy
     from hsal_cli.models.look import Look
+    from hsal_cli.scenes.street.frames import Finder
     from hsal_cli.vision.backbone import LoadedBackbone
 
 RunOption = Annotated[
@@ -22,6 +25,15 @@ RunOption = Annotated[
         "--run",
         help="Run of a trained policy, or one of its checkpoints.",
         show_default="the newest in runs/, else the pretrained mnist-multiset",
+    ),
+]
+LOOKING = "frame look zooms first_threshold zoom_threshold groups"  # options that say what is seen of an image
+FrameOption = Annotated[
+    one_of(("image", "found")),
+    typer.Option(
+        "--frame",
+        help="What the policy sees: image, the whole of it; found: the region that a first look finds, enlarged. --look names the network "
+        "that looks first, else it is the policy's own.",
     ),
 ]
 PretrainedOption = Annotated[
@@ -103,8 +115,15 @@ def looks(
     max_steps: int | None,
     reporter: console.Reporter,
     pretrained: str | None = None,
+    frame: str = "image",
+    first: LookSettings | None = None,
 ) -> Iterator[tuple[Path, Look | HsalError]]:
-    """Shows images to the policy that is meant, through the backbone it was trained with (see `look.look_at_files`)."""
+    """Shows images to the policy that is meant, through the backbone it was trained with (see `look.look_at_files`).
+
+    Args:
+        frame: "image", the whole of each; or "found", the region that a first look finds.
+        first: how that one looks.
+    """
     from hsal_cli.models.look import look_at_files
     from hsal_cli.vision.images import read_image
 
@@ -116,10 +135,42 @@ def looks(
                 yield path, error
         return
     loaded, backbone = load_with_backbone(run, device, reporter, pretrained)
-    for path, found in look_at_files(images, backbone, loaded, max_steps):
+    finder = finder_of(first, backbone) if frame == "found" and first else None
+    for path, found in look_at_files(images, backbone, loaded, max_steps, finder):
         for why in () if isinstance(found, HsalError) else found.warnings:
             reporter.warn(f"{path}: {why}")
         yield path, found
+
+
+def check_look(frame: str, first: LookSettings, own: bool = True) -> None:
+    """Refuses a network that finds nothing, and a frame to be found by none.
+
+    Args:
+        frame: what is cut out.
+        first: how a first look finds that.
+        own: whether the backbone of a policy looks where none is named.
+    """
+    if frame != "found" and first.look is not None:
+        raise UsageError(f"--look {first.look} finds frames, but frame = {frame}", "add --frame found, or leave --look out")
+    if frame == "found" and first.look is None and not own:
+        raise UsageError("frame = found, but no network is named that looks first", "add --look runs/finetune, the run of a backbone")
+
+
+def finder_of(first: LookSettings, own: LoadedBackbone | None) -> Finder:
+    """What finds the region of an image.
+
+    Args:
+        first: how; the network that looks may be named.
+        own: the backbone of a policy, on its device, which looks where none is named.
+    """
+    from hsal_cli.features.two_looks import TwoLooks
+    from hsal_cli.vision.backbone import load_backbone
+    from hsal_cli.vision.devices import choose_device
+
+    if first.look is None and own is not None:
+        return TwoLooks(own, first)
+    device = choose_device("auto") if own is None else own.model.fc.weight.device
+    return TwoLooks(load_backbone(Path(str(first.look)).expanduser(), device=device), first)
 
 
 def load_with_backbone(

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from hsal_cli import console
-from hsal_cli.commands.options import Device, Images, Json, Overwrite
-from hsal_cli.commands.policies import PretrainedOption, RunOption, images_in, looks
+from hsal_cli.commands.options import Device, Images, Json, Overwrite, options
+from hsal_cli.commands.policies import LOOKING, FrameOption, PretrainedOption, RunOption, check_look, images_in, looks
 from hsal_cli.errors import HsalError, UsageError
+from hsal_cli.features.settings import LookSettings
 from hsal_cli.words import brief
 
 if TYPE_CHECKING:
@@ -34,10 +35,13 @@ MaxSteps = Annotated[
 ]
 
 
+@options(panels={"The frame": LOOKING}, leave_out=("preset", "config"), first=LookSettings)
 def predict(
+    first: LookSettings,
     images: Images,
     run: RunOption = None,
     pretrained: PretrainedOption = None,
+    frame: FrameOption = "image",
     max_steps: MaxSteps = None,
     counts: Annotated[
         Optional[Path],
@@ -51,6 +55,7 @@ def predict(
     from hsal_cli.models.look import to_json
     from hsal_cli.storage.atomic import write_text
 
+    check_look(frame, first)
     reporter = console.TerminalReporter()
     if counts is not None:
         _check_table(counts, overwrite)
@@ -58,7 +63,7 @@ def predict(
     table: list[tuple[Path, Look]] = []
     failed = False
     with console.stopping(reporter):
-        for path, found in looks(images_in(images), run, device, max_steps, reporter, pretrained):
+        for path, found in looks(images_in(images), run, device, max_steps, reporter, pretrained, frame, first):
             if isinstance(found, HsalError):
                 failed = True
                 console.print_error(found.message, found.hint)

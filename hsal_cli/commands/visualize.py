@@ -11,9 +11,10 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.options import Device, Images, Json, options
-from hsal_cli.commands.policies import PretrainedOption, RunOption, images_in, load_with_backbone, looks
+from hsal_cli.commands.policies import LOOKING, FrameOption, PretrainedOption, RunOption, check_look, images_in, load_with_backbone, looks
 from hsal_cli.commands.predict import MaxSteps, words
 from hsal_cli.errors import HsalError, UsageError
+from hsal_cli.features.settings import LookSettings
 
 if TYPE_CHECKING:
     from hsal_cli.models.look import Look
@@ -27,6 +28,7 @@ MOST_ROWS = 50  # in one picture
 PANELS = {
     "What": "images data split rows labels run pretrained",
     "Also": "gif html",
+    "The frame": LOOKING,
     "How": "max_steps device",
     "Output": "out json",
 }
@@ -42,11 +44,13 @@ EXAMPLES = """Examples:
 """
 
 
-@options(panels=PANELS)
+@options(panels=PANELS, leave_out=("preset", "config"), first=LookSettings)
 def visualize(
+    first: LookSettings,
     images: Images = None,  # type: ignore[assignment]
     run: RunOption = None,
     pretrained: PretrainedOption = None,
+    frame: FrameOption = "image",
     out: Annotated[
         Optional[Path],
         typer.Option(
@@ -73,11 +77,17 @@ def visualize(
     """Draw where the policy looked in images: glimpses, saliency, covert mask and priority map at each meta-step."""
     picture = out.suffix.lower() if out is not None and out.suffix.lower() in PICTURES and not out.is_dir() else ".png"
     kinds = tuple(kind for kind, wanted in ((picture, True), (".gif", gif), (".html", html)) if wanted)
+    check_look(frame, first)
     reporter = console.TerminalReporter()
     images = images_in(images or [])
     if data is not None:
         if images or labels is not None:
             raise UsageError("--data goes without images and without --labels", "name either images or a scene file")
+        if frame != "image":
+            raise UsageError(
+                f"--frame {frame} takes images as they are, and those of {data} are cut and resized already",
+                "name image files, or cut the scene file so: hsal make-data NAME --frame found --look runs/finetune",
+            )
         target = targets([Path(data.name)], out, kinds)[0]
         _scenes(data, split, parse_rows(rows), run, target, kinds, max_steps, device, json, reporter, pretrained)
         return
@@ -95,7 +105,7 @@ def visualize(
     places = targets(wanted, out, kinds)
     documents, failed = [], False
     with console.stopping(reporter):
-        for number, (path, found) in enumerate(looks(wanted, run, device, max_steps, reporter, pretrained)):
+        for number, (path, found) in enumerate(looks(wanted, run, device, max_steps, reporter, pretrained, frame, first)):
             try:
                 if isinstance(found, HsalError):
                     raise found

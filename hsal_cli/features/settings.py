@@ -33,6 +33,26 @@ class PrecomputeSettings:
         saliency_kind(self.saliency)
 
 
+@dataclasses.dataclass(frozen=True)
+class LookSettings:
+    """How a first look finds the region that is cut out of an image (frame "found"). The defaults are a trial's: docs/method.md."""
+
+    look: str | None = setting(None, "The network that looks first: a run of hsal finetune on whole images, or one of its checkpoints.")
+    zooms: int = setting(
+        2, "Looks before the frame is cut: the first at the whole image, each other at the region so far + 50%.", low=1, high=4
+    )
+    first_threshold: float = setting(
+        0.45, "Cells of the first look whose root saliency is at least this share of the highest belong to the region.", low=0, high=1
+    )
+    zoom_threshold: float = setting(0.3, "The same of the other looks.", low=0, high=1)
+    groups: Literal["all", "strongest"] = setting(
+        "all", "all: the region holds every such cell; strongest: only the group of touching cells with the greatest sum."
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
 def saliency_kind(name: str) -> str:
     """The kind of saliency model that a `--saliency` value names: one of SALIENCY, "file", or a name that was registered.
 

@@ -15,6 +15,9 @@ from hsal_cli.models.load import LoadedPolicy
 from hsal_cli.policy.episode import Episode, greedy, with_shift
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hsal_cli.scenes.street.frames import Finder
     from hsal_cli.vision.backbone import LoadedBackbone
 
 BATCH = 16  # images a forward pass
@@ -57,6 +60,7 @@ class Look:
         steps: the meta-steps that name a label, in order.
         stop_probability: of stop at the last meta-step, which names it unless the cap on meta-steps came first.
         end: the meta-step that named stop; None where the cap came first.
+        region: x0, y0, x1, y1 in px, the part of the image that the policy saw, in whose cells all maps and glimpses are; None: all of it.
         unlike: how the image differs from all that the policy knows (see `trust.Trust`); empty where it does not, or nothing is known.
     """
 
@@ -65,6 +69,7 @@ class Look:
     steps: list[LookStep]
     stop_probability: float
     end: LookStep | None = None
+    region: tuple[int, int, int, int] | None = None
     unlike: Sequence[str] = ()
 
     @property
@@ -163,9 +168,13 @@ def look(
 
 
 def look_at_files(
-    paths: Sequence[Path], backbone: LoadedBackbone, policy: LoadedPolicy, max_steps: int | None = None
+    paths: Sequence[Path], backbone: LoadedBackbone, policy: LoadedPolicy, max_steps: int | None = None, finder: Finder | None = None
 ) -> Iterator[tuple[Path, Look | HsalError]]:
     """Shows image files to a policy, a few at a time, so that there may be any number of them.
+
+    Args:
+        paths, backbone, policy, max_steps: as in `look`.
+        finder: finds the region of each image that the policy is shown; None: it is shown the whole image.
 
     Yields:
         (path, look) in the order of the paths; in place of the look of a file that cannot be read, the error.
@@ -173,14 +182,20 @@ def look_at_files(
     from hsal_cli.vision.images import from_pil, read_image
 
     for start in range(0, len(paths), BATCH):
-        found: dict[int, torch.Tensor | HsalError] = {}
+        found: dict[int, Image | HsalError] = {}
         for place, path in enumerate(paths[start : start + BATCH]):
             try:
-                found[place] = from_pil(read_image(path))
+                found[place] = read_image(path)
             except HsalError as error:
                 found[place] = error
         images = {place: image for place, image in found.items() if not isinstance(image, HsalError)}
-        looks = dict(zip(images, look(list(images.values()), backbone, policy, max_steps, [paths[start + p] for p in images]), strict=True))
+        names = [paths[start + place] for place in images]
+        whole = list(images.values())
+        frames = [frame for _, frame in finder(whole)] if finder and whole else [None] * len(whole)
+        shown = [from_pil(image if frame is None else image.crop(frame)) for image, frame in zip(whole, frames, strict=True)]
+        seen = zip(look(shown, backbone, policy, max_steps, names), whole, frames, strict=True)
+        regions = [one if frame is None else dataclasses.replace(one, image=np.array(image), region=frame) for one, image, frame in seen]
+        looks = dict(zip(images, regions, strict=True))
         for place, image in found.items():
             yield paths[start + place], image if isinstance(image, HsalError) else looks[place]
 
@@ -248,12 +263,14 @@ def to_json(look: Look) -> dict[str, Any]:
 
     Each step has `label`, `probability`, `glimpses` (k pairs of row and column, cells from 0), `glimpses_px` (the middle of each such
     cell, y and x in px of the image), `boxes_px` (the cell's x0, y0, x1, y1, half-open), and `mask`, `priority`, `saliency`, h rows of w
-    numbers.
+    numbers. `region` is there where the policy saw no more than that part of the image, and cells are those of it.
     """
     size = look.image.shape[:2]
+    left, top, right, bottom = look.region or (0, 0, size[1], size[0])
 
     def box(cell: tuple[int, int], grid: tuple[int, ...]) -> list[float]:
-        rows, columns = ([side * (place + edge) / count for edge in (0, 1)] for side, place, count in zip(size, cell, grid, strict=True))
+        spans = zip((top, left), (bottom - top, right - left), cell, grid, strict=True)
+        rows, columns = ([start + side * (place + edge) / count for edge in (0, 1)] for start, side, place, count in spans)
         return [round(edge, 1) for edge in (columns[0], rows[0], columns[1], rows[1])]
 
     def middle(box: list[float]) -> list[float]:
@@ -270,9 +287,10 @@ def to_json(look: Look) -> dict[str, Any]:
         }
         for step in look.steps
     ]
+    region = {} if look.region is None else {"region": list(look.region)}
     named = {"image": look.name, "size": list(size), "labels": look.labels}
     sure = {"stop_probability": round(look.stop_probability, DIGITS), "lowest_probability": round(look.lowest, DIGITS)}
-    return {**named, "steps": steps, **sure, "warnings": look.warnings}
+    return {**named, **region, "steps": steps, **sure, "warnings": look.warnings}
 
 
 def as_rgb(image: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ from hsal_cli.pictures.marks import (
     fitted,
     outlined,
     panel_size,
+    seen_in,
     shortened,
     to_maximum,
 )
@@ -151,16 +152,16 @@ def frames(look: Look, truth: Sequence[str] | None, side: int = SIDES[0]) -> Ite
         return picture
 
     for place, step in enumerate(look.steps):
-        outline = outlined(photo, step)
+        outline = outlined(photo, step, seen_in((0, 0, *photo.size), look))
         for taken in range(len(step.glimpses) + 1):
             row, column = step.glimpses[taken - 1] if taken else (0, 0)
             said = f"glimpse {taken} at row {row}, column {column}" if taken else "the covert mask"
             picture = page((f"step {place + 1}: {said}", name), outline, step, named[:place])
-            _draw_glimpses(picture, frame, step, taken, photo)
+            _draw_glimpses(picture, frame, step, taken, photo, seen_in(frame.image, look))
             yield picture, GLIMPSE if taken else MASK
         verdict = {None: "", True: ", a hit", False: ", a miss"}[right[place]]
         picture = page((f"step {place + 1}: names {brief(step.label)}{verdict}", name), outline, step, named[: place + 1])
-        _draw_glimpses(picture, frame, step, None, photo)
+        _draw_glimpses(picture, frame, step, None, photo, seen_in(frame.image, look))
         _draw_bars(picture, frame, step)
         yield picture, NAME
     picture = page((title, subtitle), photo, look.end, named)
@@ -189,9 +190,9 @@ def _draw_bars(picture: Image.Image, frame: Frame, step: LookStep) -> None:
     draw_classes(draw, frame.place(3), step.classes)
 
 
-def _draw_glimpses(picture: Image.Image, frame: Frame, step: LookStep, taken: int | None, photo: Image.Image) -> None:
-    for box, shown in ((frame.image, photo), (frame.panel(2), None)):
-        draw_glimpses(ImageDraw.Draw(picture), box, step, taken, shown)
+def _draw_glimpses(picture: Image.Image, frame: Frame, step: LookStep, taken: int | None, photo: Image.Image, part: Box) -> None:
+    for box, shown, cells in ((frame.image, photo, part), (frame.panel(2), None, None)):
+        draw_glimpses(ImageDraw.Draw(picture), box, step, taken, shown, cells)
 
 
 def _draw_all(picture: Image.Image, frame: Frame, look: Look, photo: Image.Image) -> None:
@@ -202,7 +203,7 @@ def _draw_all(picture: Image.Image, frame: Frame, look: Look, photo: Image.Image
             labels.setdefault(cell, []).append(step.label)
     draw = ImageDraw.Draw(picture)
     for cell, names in labels.items():
-        x0, y0, x1, y1 = cell_box(frame.image, cell, look.steps[0].mask.shape)
+        x0, y0, x1, y1 = cell_box(seen_in(frame.image, look), cell, look.steps[0].mask.shape)
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=ORANGE, width=2)
         text = shortened(", ".join(map(brief, names)), SMALL, max(NAMES, 2 * (x1 - x0)))
         draw_plate(draw, frame.image, (x0, y0, x1, y1), text, photo)

@@ -13,7 +13,7 @@ from hsal_cli.pictures.palette import FAINT, INK, ORANGE, PALE, PAPER, SKY, font
 from hsal_cli.words import CELL, brief
 
 if TYPE_CHECKING:
-    from hsal_cli.models.look import LookStep
+    from hsal_cli.models.look import Look, LookStep
 
 PLATE = 14  # height of a glimpse's number, px
 BAR = 17  # height of a class probability, px
@@ -61,6 +61,18 @@ def cell_box(box: Box, cell: tuple[int, int], grid: tuple[int, int]) -> Box:
     return xs[0], ys[0], xs[1], ys[1]
 
 
+def seen_in(box: Box, look: Look) -> Box:
+    """The part of the image's panel that shows what the policy saw: all of it, or the region that was found."""
+    if look.region is None:
+        return box
+    (height, width), (x0, y0, x1, y1) = look.image.shape[:2], box
+    left, top, right, bottom = look.region
+    xs = [x0 + round((x1 - x0) * place / width) for place in (left, right)]
+    ys = [y0 + round((y1 - y0) * place / height) for place in (top, bottom)]
+    xs, ys = (([min(low, end - 1), max(high, low + 1)]) for (low, high), end in ((xs, x1), (ys, y1)))
+    return xs[0], ys[0], xs[1], ys[1]
+
+
 def to_maximum(mask: np.ndarray) -> np.ndarray:
     """A mask in units of its maximum, as it is coloured."""
     top = mask.max()
@@ -75,17 +87,25 @@ def draw_map(draw: ImageDraw.ImageDraw, box: Box, values: np.ndarray) -> None:
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), tuple(int(part) for part in colours[cell]))
 
 
-def draw_glimpses(draw: ImageDraw.ImageDraw, box: Box, step: LookStep, taken: int | None = None, photo: Image.Image | None = None) -> None:
+def draw_glimpses(
+    draw: ImageDraw.ImageDraw,
+    box: Box,
+    step: LookStep,
+    taken: int | None = None,
+    photo: Image.Image | None = None,
+    part: Box | None = None,
+) -> None:
     """Outlines the glimpsed cells and numbers them beside the cell, which may be small; glimpses of one cell share a plate.
 
     Args:
         taken: only the first so many glimpses; None: all.
         photo: what the panel shows, of its size, so that plates hide little of it; None: nothing that could be hidden.
+        part: of the panel, that the cells divide (see `seen_in`); None: all of it.
     """
     numbers: dict[tuple[int, int], list[int]] = {}
     for number, cell in enumerate(step.glimpses[:taken]):
         numbers.setdefault(tuple(cell), []).append(number + 1)
-    places = {cell: cell_box(box, cell, step.mask.shape) for cell in numbers}
+    places = {cell: cell_box(part or box, cell, step.mask.shape) for cell in numbers}
     for place in places.values():
         draw_ring(draw, place)
     for cell, place in places.items():
@@ -123,8 +143,18 @@ def draw_centres(draw: ImageDraw.ImageDraw, box: Box, step: LookStep) -> None:
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=PAPER, width=2)
 
 
-def outlined(photo: Image.Image, step: LookStep) -> Image.Image:
-    """The image with a line where the covert mask, as a function of place, has half its maximum."""
+def outlined(photo: Image.Image, step: LookStep, part: Box | None = None) -> Image.Image:
+    """The image with a line where the covert mask, as a function of place, has half its maximum.
+
+    Args:
+        photo: the image.
+        step: the meta-step.
+        part: px of the photo that the cells divide; None: all of it.
+    """
+    if part is not None and part != (0, 0, *photo.size):
+        photo = framed(photo, part)
+        photo.paste(outlined(photo.crop(part), step), part[:2])
+        return photo
     width, height = photo.size
     rows = (np.arange(height) + 0.5) / height * step.mask.shape[0] + 0.5
     columns = (np.arange(width) + 0.5) / width * step.mask.shape[1] + 0.5
@@ -140,6 +170,15 @@ def outlined(photo: Image.Image, step: LookStep) -> Image.Image:
         cover = np.clip(reach - distance, 0, 1)[..., None]
         pixels = pixels * (1 - cover) + np.array(colour) * cover
     return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def framed(photo: Image.Image, part: Box) -> Image.Image:
+    """The image with a line around a part of it."""
+    photo = photo.copy()
+    draw = ImageDraw.Draw(photo)
+    for colour, reach in ((INK, 3), (PAPER, 1)):
+        draw.rectangle((part[0] - reach, part[1] - reach, part[2] + reach - 1, part[3] + reach - 1), outline=colour, width=reach)
+    return photo
 
 
 def likeliest(classes: Sequence[tuple[str, float]], most: int) -> list[tuple[str, float]]:

@@ -86,6 +86,7 @@ def document_of(look: Look, truth: Sequence[str] | None = None) -> dict[str, Any
         "known": truth is not None,
         "image": data_uri(look.image),
         "size": [look.image.shape[1], look.image.shape[0]],
+        "region": list(look.region or (0, 0, look.image.shape[1], look.image.shape[0])),
         "grid": list(meta_steps[0].mask.shape) if meta_steps else [1, 1],
         "classes": [brief(name) for name, _ in meta_steps[0].classes] if meta_steps else [],
         "steps": steps,

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from hsal_cli.pictures.marks import (
     BAR,
     Box,
+    cell_box,
     draw_centres,
     draw_classes,
     draw_glimpses,
@@ -29,6 +30,7 @@ from hsal_cli.pictures.marks import (
     fitted,
     outlined,
     panel_size,
+    seen_in,
     shortened,
     to_maximum,
 )
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 Sheet = TypeVar("Sheet", Raster, Vector)
 ROWS = (("image", "and glimpses", ""), ("saliency", "map", "S"), ("covert", "mask", "M"), ("priority", "map", "P"))
+REGION = ("region", "enlarged", "")  # the row below the image, where the policy saw no more than that
 MARGIN, GAP, APART = 16, 10, 30  # px; the last between trajectories
 LEFT = 96  # width of the row labels
 TITLE, STEP, NAMED, LEGEND = 52, 20, 62, 30  # heights of the lines of text
@@ -57,11 +60,13 @@ class Layout:
         panel: (width, height) of a panel; its proportions are the image's.
         steps: columns, at least 1.
         classes: how many class probabilities a column shows.
+        rows: of panels: two lines of words and a symbol.
     """
 
     panel: tuple[int, int]
     steps: int
     classes: int = 0
+    rows: tuple[tuple[str, str, str], ...] = ROWS
 
     @property
     def across(self) -> int:
@@ -71,7 +76,7 @@ class Layout:
     @property
     def strip(self) -> int:
         """Height of the columns, from the step's number to the label that is named."""
-        return STEP + len(ROWS) * (self.panel[1] + GAP) + self.classes * BAR + NAMED
+        return STEP + len(self.rows) * (self.panel[1] + GAP) + self.classes * BAR + NAMED
 
     @property
     def size(self) -> tuple[int, int]:
@@ -84,7 +89,7 @@ class Layout:
         return max(self.panel[0], 112)
 
     def box(self, row: int, step: int) -> Box:
-        """The panel of a row (0 to 3) and a step: x0, y0, x1, y1, half-open."""
+        """The panel of a row, from 0, and a step: x0, y0, x1, y1, half-open."""
         width, height = self.panel
         below, beside = divmod(step, self.across)
         x = LEFT + beside * (self.column + GAP) + (self.column - width) // 2
@@ -93,7 +98,7 @@ class Layout:
 
     def bars(self, step: int) -> Box:
         """Where the class probabilities of a step stand."""
-        x, y = LEFT + step % self.across * (self.column + GAP), self.box(len(ROWS) - 1, step)[3] + GAP
+        x, y = LEFT + step % self.across * (self.column + GAP), self.box(len(self.rows) - 1, step)[3] + GAP
         return x, y, x + self.column, y + self.classes * BAR
 
 
@@ -101,7 +106,7 @@ def layout_of(look: Look, side: int = 168) -> Layout:
     """The layout of a trajectory whose panels have the area of a square of this side, px."""
     steps = shown_steps(look)
     classes = min(CLASSES, len(steps[0].classes)) if steps else 0
-    return Layout(panel_size(look.image, side), max(1, len(steps)), classes)
+    return Layout(panel_size(look.image, side), max(1, len(steps)), classes, ROWS if look.region is None else (ROWS[0], REGION, *ROWS[1:]))
 
 
 def side_by_side(count: int, width: int, room: int) -> int:
@@ -181,7 +186,9 @@ def _draw_block(sheet: type[Sheet], look: Look, truth: Sequence[str] | None, lay
     draw = picture.draw
     for text, size, y, colour in heading:
         draw.text((0, y), text, colour, font(size), anchor="ls")
-    photo = Image.fromarray(look.image).resize(layout.panel, Image.Resampling.LANCZOS)
+    whole = Image.fromarray(look.image)
+    photo = whole.resize(layout.panel, Image.Resampling.LANCZOS)
+    zoomed = None if look.region is None else whole.crop(look.region).resize(layout.panel, Image.Resampling.LANCZOS)
     steps = shown_steps(look)
     for first in range(0, max(1, len(steps)), layout.across):
         _draw_labels(draw, layout, first, bool(steps))
@@ -189,7 +196,15 @@ def _draw_block(sheet: type[Sheet], look: Look, truth: Sequence[str] | None, lay
         picture.paste(photo, layout.box(0, 0)[:2])
     right = hits(look.labels, truth) if truth is not None and look.steps else [None] * len(steps)
     for place, (step, is_hit) in enumerate(zip(steps, right, strict=True)):
-        _draw_step(picture, draw, layout, place, photo, step, is_hit)
+        if zoomed is not None:
+            box = layout.box(0, place)
+            picture.paste(outlined(photo, step, seen_in((0, 0, *photo.size), look)), box[:2])
+            for cell in step.glimpses:
+                draw_ring(draw, cell_box(seen_in(box, look), cell, step.mask.shape))
+        seen, box = (photo, layout.box(0, place)) if zoomed is None else (zoomed, layout.box(1, place))
+        picture.paste(outlined(seen, step), box[:2])
+        draw_glimpses(draw, box, step, photo=seen)
+        _draw_step(draw, layout, place, step, is_hit)
     return picture
 
 
@@ -209,7 +224,7 @@ def shown_steps(look: Look) -> list[LookStep]:
 
 def _draw_labels(draw: ImageDraw.ImageDraw, layout: Layout, step: int, named: bool) -> None:
     """The words at the left of the strip that begins with a step; without any meta-step, of the image alone."""
-    for row, (first, second, symbol) in enumerate(ROWS if named else ROWS[:1]):
+    for row, (first, second, symbol) in enumerate(layout.rows if named else layout.rows[:1]):
         _row_label(draw, layout.box(row, step)[1] + layout.panel[1] // 2, first, second, symbol)
     if named:
         _, y0, _, y1 = layout.bars(step)
@@ -242,18 +257,15 @@ def _row_label(draw: ImageDraw.ImageDraw, middle: int, first: str, second: str, 
         draw.text((x + font(15).getlength(symbol), middle + 6), "t", INK, font(11))
 
 
-def _draw_step(
-    picture: Raster | Vector, draw: ImageDraw.ImageDraw, layout: Layout, place: int, photo: Image.Image, step: LookStep, is_hit: bool | None
-) -> None:
-    boxes = [layout.box(row, place) for row in range(len(ROWS))]
+def _draw_step(draw: ImageDraw.ImageDraw, layout: Layout, place: int, step: LookStep, is_hit: bool | None) -> None:
+    """Draws a column but for its image."""
+    boxes = [layout.box(row, place) for row in range(len(layout.rows))]
     middle = (boxes[0][0] + boxes[0][2]) // 2
     draw.text((middle, boxes[0][1] - 4), f"step {place + 1}", FAINT, font(14), anchor="ms")
-    picture.paste(outlined(photo, step), boxes[0][:2])
-    for box, values in zip(boxes[1:], (step.saliency, to_maximum(step.mask), step.priority), strict=True):
+    for box, values in zip(boxes[-3:], (step.saliency, to_maximum(step.mask), step.priority), strict=True):
         draw_map(draw, box, values)
-    draw_centres(draw, boxes[2], step)
-    for box, shown in ((boxes[0], photo), (boxes[3], None)):
-        draw_glimpses(draw, box, step, photo=shown)
+    draw_centres(draw, boxes[-2], step)
+    draw_glimpses(draw, boxes[-1], step)
     draw_classes(draw, layout.bars(place), step.classes)
     _draw_named(draw, layout.column, (middle, layout.bars(place)[3]), step, is_hit)
 

@@ -19,7 +19,7 @@ from hsal_cli.scenes.readers.names import Common, Pictures, common_folders
 from hsal_cli.scenes.readers.read import read_labels
 from hsal_cli.scenes.scene_file import write_scenes
 from hsal_cli.scenes.settings import FolderSettings, split_names
-from hsal_cli.scenes.street.frames import framed
+from hsal_cli.scenes.street.frames import Finder, framed
 from hsal_cli.settings import as_dict
 
 Reader = Callable[[Path], Image.Image]
@@ -36,6 +36,7 @@ def make_from_folder(
     formats: tuple[str, ...],
     reporter: Reporter = SILENT,
     notes: Notes | None = None,
+    finder: Finder | None = None,
 ) -> Notes:
     """Makes a scene file of a user's images.
 
@@ -46,6 +47,7 @@ def make_from_folder(
         formats: Pillow's names of the formats that it reads: `vision.images.FORMATS`.
         reporter: progress.
         notes: hears of what is skipped as it comes, also where an error ends the work.
+        finder: finds the frames where they are to be found.
 
     Returns:
         What was skipped, with reasons, and what was taken for granted.
@@ -98,10 +100,11 @@ def make_from_folder(
     most = max(len(example.labels) for example in every)
     side = settings.image_size
     config = {"dataset": "folder", **as_dict(settings), "skipped": len(notes.skipped), "boxes": boxed}
+    config |= {"found": dict(finder.config)} if finder else {}
     with write_scenes(out, config, names) as writer, reporter.track("Reading images", len(every), "images") as advance:
         for split, examples in splits.items():
             jitter = settings.frame_jitter if split == "train" else 0
-            shown = framed(examples, jitter, settings.seed) if settings.frame == "number" else examples
+            shown = framed(examples, settings, split, finder, config.get("found"), settings.seed)
             parts = parts_of(shown, side, settings.fit, most, boxed, reporter, advance)
             writer.write_split(split, parts, (len(examples) * max(1, jitter), side, side, 3))
     return notes

@@ -178,7 +178,9 @@ class SceneWriter:
 
 @contextlib.contextmanager
 def write_scenes(target: Path, config: dict[str, Any], classes: list[str]) -> Iterator[SceneWriter]:
-    """Writes a scene file whole or not at all, in place of one that exists; `config` is every setting, as JSON types.
+    """Writes a scene file whole or not at all, in place of one that exists.
+
+    `config` is every setting, as JSON types; it is stamped when all is written, so that what is learned on the way may be noted in it.
 
     Raises:
         FileError: the place cannot be written, or there are more classes than labels can tell apart.
@@ -189,10 +191,10 @@ def write_scenes(target: Path, config: dict[str, Any], classes: list[str]) -> It
         raise FileError(f"{target}: {error}", "nothing was written; take fewer classes, with --classes where the command has it") from None
     # The newer layout has checksums of HDF5's own bookkeeping too.
     with atomic_write(target) as temporary, SteadyFile(temporary, "w", libver=("v110", "latest")) as file:
-        stamp(file, FORMAT, config)
         put_text(file, "classes", json.dumps(classes))
         writer = SceneWriter(file, temporary, classes)
         yield writer
+        stamp(file, FORMAT, config)
         seal(file, writer.digest)
 
 

@@ -24,20 +24,21 @@ def made_by(path: Path) -> str:
 
 FRAME_HELP = (
     "What is cut out before resizing: image: nothing, the whole image; number: the union of the image's boxes, enlarged by 30% in width "
-    "and in height, as the field does: of test images, too, an oracle there."
+    "and in height, as the field does: of test images, too, an oracle there; found: the region that a first look finds, without boxes."
 )
 JITTER_HELP = "Frame number: frames of each training image, shifted and scaled at random (boxes stay within); 0: the exact one."
 
 
 def check_frame(settings: StreetSettings | SvhnSettings | FolderSettings) -> None:
-    """Refuses frames that are to be shifted where nothing is cut out.
+    """Refuses frames that are to be shifted where none is cut by boxes.
 
     Raises:
         UsageError: there are.
     """
     if settings.frame_jitter and settings.frame != "number":
         raise UsageError(
-            f"frame_jitter = {settings.frame_jitter}, but frame = {settings.frame} cuts nothing out", "add --frame number, or leave it out"
+            f"frame_jitter = {settings.frame_jitter}, but frame = {settings.frame} cuts nothing out by boxes",
+            "add --frame number, or leave it out",
         )
 
 
@@ -117,7 +118,7 @@ class StreetSettings:
     train: int = setting(33_402, "Training images, by default as many as SVHN has.", low=0, high=100_000_000)
     test: int = setting(13_068, "Test images, likewise.", low=0, high=100_000_000)
     image_size: int = setting(112, "Side that the images are squashed to, px.", low=16, high=1024)
-    frame: Literal["image", "number"] = setting("number", FRAME_HELP)
+    frame: Literal["image", "number", "found"] = setting("number", FRAME_HELP)
     frame_jitter: int = setting(0, JITTER_HELP, low=0, high=100)
     svhn_labels: str | None = setting(
         None,
@@ -146,7 +147,7 @@ class SvhnSettings:
     test: int | None = setting(None, "Test images, the first ones; unset: all.", low=0, high=100_000_000)
     extra: bool = setting(False, "Add the images of extra to the training split.")
     image_size: int = setting(112, "Side that the images are brought to, px; the paper's network sees 224.", low=16, high=1024)
-    frame: Literal["image", "number"] = setting("number", FRAME_HELP)
+    frame: Literal["image", "number", "found"] = setting("number", FRAME_HELP)
     frame_jitter: int = setting(0, JITTER_HELP, low=0, high=100)
     fit: Literal["squash", "pad"] = setting("squash", "squash: the aspect ratio gives way to the square, as in the paper; pad: it is kept.")
     download: bool = setting(False, "Fetch the archives that are missing into svhn_dir; an interrupted download goes on where it was.")
@@ -176,7 +177,7 @@ class FolderSettings:
     test_share: float = setting(0.2, "Share of the images that are set apart for testing where nothing else says which.", low=0, high=0.9)
     classes: str | None = setting(None, "The classes to take, with commas between them; unset: all, in the order of the labels' own list.")
     image_size: int = setting(112, "Side that the images are brought to, px.", low=16, high=1024)
-    frame: Literal["image", "number"] = setting("image", FRAME_HELP)
+    frame: Literal["image", "number", "found"] = setting("image", FRAME_HELP)
     frame_jitter: int = setting(0, JITTER_HELP, low=0, high=100)
     fit: Literal["squash", "pad"] = setting("squash", "squash: the aspect ratio gives way to the square; pad: it is kept.")
     boxes: bool = setting(True, "Keep the boxes where every object has one.")

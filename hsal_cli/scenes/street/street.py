@@ -15,9 +15,11 @@ from PIL import Image, ImageFilter
 
 from hsal_cli.errors import UsageError
 from hsal_cli.progress import SILENT, Reporter
+from hsal_cli.scenes.gather import Example, parts_of
 from hsal_cli.scenes.make import write_composed
+from hsal_cli.scenes.scene_file import write_scenes
 from hsal_cli.scenes.settings import StreetSettings
-from hsal_cli.scenes.street.frames import Frame, cut, drawing, number_frame
+from hsal_cli.scenes.street.frames import Finder, Frame, clipped, cut, drawing, framed, number_frame
 from hsal_cli.scenes.street.plans import MOST_DIGITS, NumberPlan, draw_plan, read_plans
 from hsal_cli.scenes.street.typefaces import HEIGHT, Levels, Typeface, find_typefaces, letters
 from hsal_cli.scenes.street.wall import LUMA, Rect, against, clouds, colour, plate, wall
@@ -28,6 +30,7 @@ STREAM = 1 << 61  # keeps these random streams apart from the scenes' and the st
 FINER = 1.25  # a picture's longer side over the target's side, at most; more would not be seen
 INK = 96  # grey value of a digit's mask from which a pixel counts as its ink
 NARROWEST, WIDEST = 0.55, 1.35  # how far a digit is narrowed or widened to fill its box
+DIGITS = [str(digit) for digit in range(10)]
 LEGIBLE = 36.0  # least difference in brightness of digits and ground, of 255, before noise
 
 Box = tuple[int, int, int, int]
@@ -55,31 +58,43 @@ class StreetPainter:
         Returns:
             The image, uint8 (S, S, 3); its digits in random order; for each the box of its ink: x0, y0, x1, y1 in px, half-open.
         """
+        seen, digits, found = self._picture(index)
+        side = self.settings.image_size
+        image = seen.resize((side, side), Image.Resampling.BILINEAR)
+        return np.asarray(image), digits, [_squashed(box, seen.size, side) for box in found]
+
+    def example(self, index: int) -> Example:
+        """One image in its own size, painted now."""
+        seen, digits, found = self._picture(index)
+        return Example(f"{self.split} {index}", lambda: seen, digits, np.array(found, np.float64))
+
+    def _picture(self, index: int) -> tuple[Image.Image, list[int], list[Rect]]:
+        """Paints one image and cuts it to its frame: the picture, its digits in random order, and for each the box of its ink in px."""
         key = np.array([self.settings.seed, STREAM | (self.split == "test") << 40 | index], np.uint64)
         rng = np.random.Generator(np.random.Philox(key=key))
         plan = draw_plan(rng, self.split) if self.plans is None else self.plans[index % len(self.plans)]
         side = self.settings.image_size
         x0, y0, x1, y1 = self._frame(index, plan)
-        scale = min(1.0, FINER * side / max(1, x1 - x0, y1 - y0))
+        # Where a frame is yet to be found, nothing of the picture can be known not to be seen.
+        scale = 1.0 if self.settings.frame == "found" else min(1.0, FINER * side / max(1, x1 - x0, y1 - y0))
         size = tuple(max(8, round(length * scale)) for length in plan.size)
         finer = np.array([*size, *size]) / np.array([*plan.size, *plan.size])
         boxes = plan.boxes * finer
         canvas, found = self._paint(rng, size, plan.digits, boxes)
         x0, y0, x1, y1 = (round(value) for value in np.array([x0, y0, x1, y1]) * finer)
         seen = cut(Image.fromarray(self._seen(rng, canvas, boxes)), (x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)), f"{self.split} {index}")
-        image = seen.resize((side, side), Image.Resampling.BILINEAR)
         found = [(left - x0, top - y0, right - x0, bottom - y0) for left, top, right, bottom in found]
         order = np.argsort(rng.random(len(plan.digits)))
-        return np.asarray(image), [plan.digits[place] for place in order], [_squashed(found[place], seen.size, side) for place in order]
+        return seen, [plan.digits[place] for place in order], [found[place] for place in order]
 
     def _frame(self, index: int, plan: NumberPlan) -> Frame:
         """What is cut out, in px of the plan: by the boxes of the labels, not of the ink, as of SVHN's own images."""
         width, height = plan.size
-        if self.settings.frame == "image":
+        if self.settings.frame != "number":
             return 0, 0, width, height
         jittered = self.settings.frame_jitter and self.split == "train"
         frame = number_frame(plan.boxes, drawing(self.settings.seed, index) if jittered else None)
-        return frame[0], frame[1], min(frame[2], width), min(frame[3], height)
+        return clipped(frame, plan.size)
 
     def _paint(
         self, rng: np.random.Generator, size: tuple[int, int], digits: list[int], boxes: np.ndarray
@@ -254,7 +269,9 @@ def _squashed(box: Rect, size: tuple[int, int], side: int) -> Box:
     return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
 
 
-def make_street_numbers(settings: StreetSettings, out: Path, workers: int | None = None, reporter: Reporter = SILENT) -> Path:
+def make_street_numbers(
+    settings: StreetSettings, out: Path, workers: int | None = None, reporter: Reporter = SILENT, finder: Finder | None = None
+) -> Path:
     """Makes a scene file of street numbers.
 
     Args:
@@ -262,6 +279,7 @@ def make_street_numbers(settings: StreetSettings, out: Path, workers: int | None
         out: the file to write; one that exists is replaced.
         workers: processes that paint; None: one a core. What is painted does not depend on it.
         reporter: hears of the typefaces, and the progress.
+        finder: finds the frames where they are to be found; then one process paints, and the finder's network takes the other cores.
 
     Returns:
         `out`.
@@ -285,4 +303,15 @@ def make_street_numbers(settings: StreetSettings, out: Path, workers: int | None
         "svhn_labels_sha256": digest_of_file(Path(settings.svhn_labels).expanduser()) if settings.svhn_labels else None,
         "faces": [[face.name, face.source] for face in faces],
     }
-    return write_composed(out, config, [str(digit) for digit in range(10)], painters, sizes, workers, reporter)
+    if finder is not None:
+        config["found"], side = dict(finder.config), settings.image_size
+        most = max(painter.most for painter in painters.values())
+        with (
+            write_scenes(out, config, DIGITS) as writer,
+            reporter.track("Painting street-numbers", sum(sizes.values()), "images") as advance,
+        ):
+            for split, count in sizes.items():
+                pictures = framed(map(painters[split].example, range(count)), settings, split, finder, config["found"])
+                writer.write_split(split, parts_of(pictures, side, "squash", most, True, reporter, advance), (count, side, side, 3))
+        return out
+    return write_composed(out, config, DIGITS, painters, sizes, workers, reporter)

@@ -26,7 +26,7 @@ from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.gather import Example, parts_of
 from hsal_cli.scenes.scene_file import write_scenes
 from hsal_cli.scenes.settings import SvhnSettings
-from hsal_cli.scenes.street.frames import framed
+from hsal_cli.scenes.street.frames import Finder, framed
 from hsal_cli.settings import as_dict
 from hsal_cli.storage.download import GZIP, fetch
 from hsal_cli.storage.files import digest_of_file, is_plain_name, named, regular
@@ -222,7 +222,9 @@ class _Unpacked(gzip.GzipFile):
         return super().read(size)
 
 
-def make_svhn(settings: SvhnSettings, out: Path, read_image: Reader, reporter: Reporter = SILENT) -> list[dict[str, str]]:
+def make_svhn(
+    settings: SvhnSettings, out: Path, read_image: Reader, reporter: Reporter = SILENT, finder: Finder | None = None
+) -> list[dict[str, str]]:
     """Makes a scene file of SVHN.
 
     Labels stand as digitStruct.mat has them; their order is drawn anew whenever training needs one (section 5, "SVHN Multiset").
@@ -231,6 +233,7 @@ def make_svhn(settings: SvhnSettings, out: Path, read_image: Reader, reporter: R
         settings: from where, how many, how large.
         out: the file to write; one that exists is replaced.
         reporter: progress.
+        finder: finds the frames where they are to be found.
 
     Returns:
         What was skipped: nothing, as a damaged image is an error in a published data set.
@@ -258,12 +261,11 @@ def make_svhn(settings: SvhnSettings, out: Path, read_image: Reader, reporter: R
         "dataset": "svhn-multiset",
         **as_dict(settings),
         "archives": {name: digest_of_file(source.archive) for name, source in sources.items() if source.packed},
+        **({"found": dict(finder.config)} if finder else {}),
     }
     side = settings.image_size
     with write_scenes(out, config, DIGITS) as writer, reporter.track("Reading SVHN", sum(counts.values()), "images") as advance:
         for name, parts in splits.items():
-            examples = (example for source in parts for example in source.examples())
-            if settings.frame == "number":
-                examples = framed(examples, settings.frame_jitter if name == "train" else 0)
+            examples = framed((example for source in parts for example in source.examples()), settings, name, finder, config.get("found"))
             writer.write_split(name, parts_of(examples, side, settings.fit, most, True, reporter, advance), (counts[name], side, side, 3))
     return []
