@@ -15,6 +15,7 @@ import json
 import math
 import os
 import pickle
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -34,6 +35,8 @@ TIMEOUT = "HSAL_WORKER_TIMEOUT"
 TIMEOUT_S = 600.0  # a worker that is not heard of for so long is lost; one that ends is missed at once
 GRACE_S = 5.0  # how long the others leave it to worker 0 to say an error that all of them have
 POLL_S = 0.5
+ANSWER_S = 30.0  # the store never keeps anyone waiting; where it does not answer for so long, it cannot be reached
+OF_GLOO = ("gloo", "pair closure", "connection closed by peer")  # what its errors say; they have no class of their own
 AGAIN = "run the same command again"
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 WITHOUT = f"start it with torchrun, or for one process: unset {' '.join(VARIABLES)}"
@@ -59,18 +62,50 @@ class Workers:
         return self.rank == 0
 
 
+class _Store:
+    """torch's store, whose calls fail after `ANSWER_S`; by itself they wait until TCP gives up, 15 minutes after a cable broke."""
+
+    def __init__(self, store: Any):
+        self._store, self._lost = store, False
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            from torch import distributed as dist
+
+            found: list[Any] = []
+
+            def ask() -> None:
+                try:
+                    found.extend((getattr(self._store, name)(*arguments), None))
+                except Exception as error:
+                    found.extend((None, error))
+
+            if not self._lost:
+                asking = threading.Thread(target=ask, daemon=True)  # one that waits for ever ends with the process
+                asking.start()
+                asking.join(ANSWER_S)
+            if not found:
+                self._lost = True
+                raise dist.DistNetworkError("the store of the workers does not answer")
+            if found[1] is not None:
+                raise found[1]
+            return found[0]
+
+        return call
+
+
 @dataclasses.dataclass
 class _Group:
     """The connections of a group of workers; `store` is common to all of them."""
 
     workers: Workers
-    store: Any
+    store: _Store
     reporter: Reporter
     meetings: int = 0
 
 
 _group: _Group | None = None
-_last: Any = None  # the store of the last group, by which workers agree who says an error
+_last: _Store | None = None  # the store of the last group, by which workers agree who says an error
 _joined = 0
 
 
@@ -151,8 +186,11 @@ def joined(device: torch.device, reporter: Reporter) -> Iterator[None]:
     except (RuntimeError, OSError) as error:
         raise HsalError(
             f"worker {workers.rank} of {workers.size} does not find the others: {first_line(error)}",
-            "look whether all were started, and whether MASTER_ADDR and MASTER_PORT can be reached",
+            f"look whether all were started, and whether {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} can be reached from each "
+            "machine; where a machine's own name stands for 127.0.0.1, name its network: export GLOO_SOCKET_IFNAME=eth0 (on GPUs "
+            "NCCL_SOCKET_IFNAME too)",
         ) from error
+    store = _Store(store)
     _group, _last, failed = _Group(workers, store, reporter), store, False
     try:
         yield
@@ -233,7 +271,8 @@ def guarded() -> Iterator[None]:
 def _of_connection(error: RuntimeError) -> bool:
     from torch import distributed as dist
 
-    return isinstance(error, (dist.DistBackendError, dist.DistNetworkError)) or "gloo" in str(error).lower()
+    said = str(error).lower()
+    return isinstance(error, (dist.DistBackendError, dist.DistNetworkError)) or any(words in said for words in OF_GLOO)
 
 
 def all_reduce(values: Tensor) -> Tensor:

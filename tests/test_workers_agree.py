@@ -8,6 +8,7 @@ from learning_parts import easy_table
 
 from hsal_cli import distributed
 from hsal_cli.errors import UsageError
+from hsal_cli.runs.run import create
 
 
 def test_what_differs_is_named_with_its_values_and_who_has_them(monkeypatch) -> None:
@@ -68,3 +69,14 @@ def test_evaluation_compares_too(worker_place, worker_nursery) -> None:
     first, second = worker_nursery.run(worker_place, *words, more={1: ["--sample", "2"]})
     assert first["code"] == second["code"] == 2 and "eval.sample is 0 (worker 0), 2 (worker 1)" in first["err"], (first, second)
     assert not (worker_place / "differ.json").exists()
+
+
+def test_a_place_that_not_all_workers_see_is_refused_and_left_clean(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(distributed, "current", lambda: distributed.Workers(0, 3))
+    monkeypatch.setattr(distributed, "all_gather", lambda own: [own, True, False])
+    with pytest.raises(UsageError, match="worker 2 does not see "):
+        create(tmp_path / "runs/new", "policy", {})
+    assert not any(tmp_path.iterdir())
+    monkeypatch.setattr(distributed, "all_gather", lambda own: [own, own, own])
+    assert create(tmp_path / "runs/new", "policy", {}).status.state == "running"
+    assert [place.name for place in tmp_path.rglob(".hsal-*")] == []

@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from worker_parts import assert_same_training, hsal
 
+from hsal_cli import distributed
+from hsal_cli.errors import WorkerLost
 from hsal_cli.storage import checkpoints
 
 TRAIN = ("train", "--data", "easy.features.h5", "--out")
@@ -131,3 +134,28 @@ def test_torchrun_ends_when_a_worker_is_killed(worker_place) -> None:
 def test_wrong_usage_is_said_once_under_torchrun(words, message, worker_place) -> None:
     found = said(torchrun(worker_place, *words))
     assert len(found) == 2 and message in found[0]
+
+
+def test_a_store_that_does_not_answer_is_given_up_once(monkeypatch) -> None:
+    answer = threading.Event()
+
+    class Silent:
+        def check(self, names: list[str]) -> bool:
+            return answer.wait(60)
+
+    monkeypatch.setattr(distributed, "ANSWER_S", 0.01)
+    store = distributed._Store(Silent())
+    with pytest.raises(RuntimeError, match="does not answer"):
+        store.check(["error"])
+    answer.set()
+    with pytest.raises(RuntimeError, match="does not answer"):  # and nothing waits for it again
+        store.check(["error"])
+
+
+def test_what_gloo_says_behind_a_cut_cable_is_a_lost_worker(monkeypatch) -> None:
+    monkeypatch.setattr(distributed, "_group", object())
+    monkeypatch.setattr(distributed, "_published", lambda: None)
+    with pytest.raises(WorkerLost), distributed.guarded():
+        raise RuntimeError("Application timeout caused pair closure")
+    with pytest.raises(RuntimeError, match="shapes"), distributed.guarded():
+        raise RuntimeError("shapes differ")

@@ -98,7 +98,7 @@ def precompute(
         source = stack.enter_context(open_scenes(scenes))
         todo = _plan(source, loaded, saliency, out, overwrite)
         asked = {**as_dict(settings), "out": str(out), "overwrite": overwrite, "volumes_from": volumes_from and str(volumes_from)}
-        distributed.agree(features_digest=todo.digest, scenes_digest=source.digest, precompute=asked)
+        distributed.agree(features_digest=todo.digest, scenes_digest=source.digest, precompute=asked, features_are_there=todo.exists)
         if todo.exists:
             reporter.say(f"{out} holds these features already")
             return out

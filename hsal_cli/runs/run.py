@@ -20,9 +20,11 @@ import csv
 import datetime
 import io
 import json
+import os
 import platform
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -189,10 +191,40 @@ def create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool = Fal
     """Makes a run directory with its config, command, environment and status; of several workers the first one does.
 
     Raises:
-        UsageError: the place is taken by something else, or by a run and `overwrite` is not set.
+        UsageError: the place is taken by something else, or by a run and `overwrite` is not set, or not all workers see it.
         FileError: it cannot be written, or it is a link, or what would be removed of it lies behind one.
     """
+    _check_shared(path)
     return distributed.broadcast(lambda: _create(path, kind, config, overwrite))
+
+
+def _check_shared(path: Path) -> None:
+    """Refuses a place that not all workers see: they would train, and then not find what worker 0 wrote."""
+    if distributed.current().size == 1:
+        return
+
+    def mark() -> Path | None:
+        place = next(place for place in (path, *path.parents) if place.is_dir())
+        with contextlib.suppress(OSError):  # making the run will say why nothing can be written there
+            handle, name = tempfile.mkstemp(prefix=".hsal-", dir=place)
+            os.close(handle)
+            return place / Path(name).name
+        return None
+
+    file = distributed.broadcast(mark)
+    if file is None:
+        return
+    try:
+        seen = distributed.all_gather(file.exists())
+    finally:
+        if distributed.current().leads:
+            file.unlink(missing_ok=True)
+    if not all(seen):
+        blind = ", ".join(str(rank) for rank, sees in enumerate(seen) if not sees)
+        raise UsageError(
+            f"worker {blind} does not see {file.parent.absolute()} of worker 0's machine, where the run is to be written",
+            "name a place on a disk that all machines share: --out /SHARED/runs/NAME",
+        )
 
 
 def _create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool) -> Run:
