@@ -107,7 +107,7 @@ def main(name: str) -> int:
     print(f"an epoch of 60,000 images: {seconds:.2f} s, {60_000 / seconds:,.0f} images/s (goal on an H200: 1.5 s)")
     print("tests:", flush=True)
     commands = [
-        [sys.executable, "-m", "pytest", "-q", "tests/test_vision_devices.py", "tests/test_gpu_path.py"],
+        [sys.executable, "-m", "pytest", "-q", "tests/test_vision_devices.py", "tests/gpu_path.py"],
         [sys.executable, "-m", "hsal_cli", "bench", "--device", str(device), "--stages", BENCH, "--seconds", "2", "--laps", "3"],
     ]
     return int(found >= CLOSE or any(subprocess.run(command).returncode for command in commands))
