@@ -19,7 +19,8 @@ GALLERY = ROOT / "docs" / "gallery.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # What CHANGELOG.md says was true of its day.
 LIVING = [page for page in PAGES if page.name != "CHANGELOG.md"]
-FOREIGN = {"--depth", "--quick", "--nnodes", "--nproc-per-node", "--run-path"}  # of other programs (git, tests/reliability.py, torchrun), in running text
+# Options of other programs (git, tests/reliability.py, torchrun), named in running text.
+FOREIGN = {"--depth", "--quick", "--nnodes", "--nproc-per-node", "--run-path"}
 MOST, ALL = 350_000, 3_000_000  # bytes of a picture, and of all those of the gallery
 
 by_page = functools.partial(pytest.mark.parametrize, "page", ids=lambda page: str(page.relative_to(ROOT)))

@@ -512,8 +512,9 @@ def test_an_odd_run_of_a_grid_is_passed_over(name: str, here: Path, capsys) -> N
     shutil.copytree(here / "runs/p", here / "grid/runs/d.rl.seed0")
     put(**{"kind" if name == "status.json" else "train": 3})(here / "grid/runs/d.rl.seed0" / name)
     code, out, said = call("reproduce --out grid --datasets d --objectives rl --seeds 0-1 --dry-run --json", capsys)
+    assert code == 0, said
     states = {step["step"]: step["state"] for step in json.loads(out)["steps"]}
-    assert code == 0 and states["train d.rl.seed0"] == "odd" and states["train d.rl.seed1"] == "missing", said
+    assert states["train d.rl.seed0"] == "odd" and states["train d.rl.seed1"] == "missing", said
 
 
 @pytest.mark.fault(28, "a folder with odd runs: every one is checked, the odd ones are named", tried=5)

@@ -214,7 +214,8 @@ def _field_options(kind: type) -> dict[str, Any]:
             base = str
             extra["metavar"] = "LO-HI"
         if base is bool:
-            flag += "/--no-" + field.name.replace("_", "-")
+            if field.name != "deterministic":  # whose two names no terminal of 80 columns shows whole
+                flag += "/--no-" + field.name.replace("_", "-")
             extra["show_default"] = "on" if default else "off"
         if base in (int, float):
             extra["help"] += _range_of(field.metadata)

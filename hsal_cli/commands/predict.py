@@ -28,6 +28,7 @@ EXAMPLES = """Examples:
   hsal predict image.png --json
       with glimpses, in cells and in pixels, and maps
 """
+PANELS = {"What": "run pretrained max_steps device", "The frame": LOOKING, "Output": "counts overwrite json"}
 HEAD = "image"  # the first column of a table of counts
 MaxSteps = Annotated[
     Optional[int],
@@ -35,7 +36,7 @@ MaxSteps = Annotated[
 ]
 
 
-@options(panels={"The frame": LOOKING}, leave_out=("preset", "config"), first=LookSettings)
+@options(panels=PANELS, leave_out=("preset", "config"), first=LookSettings)
 def predict(
     first: LookSettings,
     images: Images,

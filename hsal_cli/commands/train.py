@@ -35,7 +35,7 @@ PANELS = {
     "What": "data objective task reward backbone saliency init_from resume",
     "How long": "epochs batch_size learning_rate schedule label_entropy clip validation seed",
     "Variant": "variant set_ preset config",
-    "Where": "device memory_budget yes",
+    "Where": "device memory_budget deterministic yes",
     "Output": "out overwrite dry_run json",
 }
 EXAMPLES = """Examples:

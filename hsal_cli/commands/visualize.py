@@ -86,7 +86,7 @@ def visualize(
         if frame != "image":
             raise UsageError(
                 f"--frame {frame} takes images as they are, and those of {data} are cut and resized already",
-                "name image files, or cut the scene file so: hsal make-data NAME --frame found --look runs/finetune",
+                "name image files, or cut the scene file so: hsal make-data street-numbers --frame found --look runs/finetune",
             )
         target = targets([Path(data.name)], out, kinds)[0]
         _scenes(data, split, parse_rows(rows), run, target, kinds, max_steps, device, json, reporter, pretrained)
