@@ -36,6 +36,7 @@ class TinyModel(ActivationModel):
 def use_tiny_backbone(monkeypatch) -> None:
     """Wherever a backbone is loaded, a tiny one is meant."""
     monkeypatch.setattr("hsal_cli.vision.backbone.ActivationModel", TinyModel)
+    monkeypatch.setattr("hsal_cli.bench.shop.ActivationModel", TinyModel)
     monkeypatch.setattr("hsal_cli.vision.backbone.fused", lambda model: model)
 
 
