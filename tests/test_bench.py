@@ -176,8 +176,8 @@ def test_the_stages_that_compute_are_measured_and_nothing_is_left_behind(tmp_pat
         assert stage["unit"] == "images/s" and stage["rate"] > 0 and stage["floor"] > 0
         assert stage["ratio"] == pytest.approx(stage["rate"] / stage["floor"], rel=1e-12)
         assert isinstance(stage["reached"], bool) and len(stage["rates"]) == len(stage["floors"]) == 1
-    left = [path for path in temporary.iterdir() if not path.name.startswith("torchinductor")]  # which torch makes where it is imported first
-    assert left == []
+    # What torch leaves where it is imported first is not ours.
+    assert [path for path in temporary.iterdir() if not path.name.startswith("torchinductor")] == []
 
 
 def test_the_commands_are_called_in_processes_of_their_own_and_told_in_seconds(temporary, monkeypatch) -> None:
