@@ -47,7 +47,7 @@ demo: $(READY)
 
 # Everything from data to pictures, trained here: what to expect stands in docs/results.md. A line of progress at least every 20 s.
 demo-train: $(READY)
-	@echo "at most ten minutes on 2 idle cores; 1.5 GB in demo-train/; Ctrl-C saves, and the same command goes on"
+	@echo "each step says how long it takes; 1.5 GB in demo-train/; Ctrl-C saves, and the same command goes on"
 	@mkdir -p demo-train
 	@cd demo-train && $(HSAL) reproduce --config ../docs/demo.toml --datasets mnist-multiset --seeds 0 --epochs $(EPOCHS) --out runs/demo --yes
 
