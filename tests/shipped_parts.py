@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from evaluation_parts import NAMES, SMALL, policy_meta, small_policy
 from torch import nn
+from typer.testing import CliRunner
 
+from hsal_cli.errors import HsalError
+from hsal_cli.main import app
 from hsal_cli.settings import as_dict
 from hsal_cli.storage.checkpoints import write_checkpoint
 from hsal_cli.storage.hdf5 import seal, stamp
@@ -119,3 +122,14 @@ def write_scenes(path: Path, images: int = 41, classes: list[str] = NAMES) -> Pa
             file[f"{split}/labels"], file[f"{split}/boxes"] = labels, boxes
         seal(file, "5" * 64)
     return path
+
+
+def call(*words: object, code: int = 0):
+    """Runs a command, which must end with this code; what hsal refused is its `error`."""
+    found = CliRunner().invoke(app, [str(word) for word in words])
+    if isinstance(found.exception, HsalError):
+        assert found.exception.exit_code == code, found.exception
+        found.error = found.exception
+    else:
+        assert found.exit_code == code, (found.output, found.exception)
+    return found

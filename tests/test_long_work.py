@@ -12,17 +12,15 @@ import h5py
 import pytest
 import torch
 import typer
-from shipped_parts import use_tiny_backbone, write_backbone, write_policy, write_scenes
-from typer.testing import CliRunner
+from shipped_parts import call, use_tiny_backbone, write_backbone, write_policy, write_scenes
 
 from hsal_cli import console
 from hsal_cli.bench import estimate
 from hsal_cli.bench.estimate import Work, before_a_policy, may_be_long, seconds_of
 from hsal_cli.commands.asking import about, begin
 from hsal_cli.commands.options import recipe_for
-from hsal_cli.errors import HsalError, UsageError
+from hsal_cli.errors import UsageError
 from hsal_cli.experiments.pipeline import SINGLE, backbone_scenes, only_scenes
-from hsal_cli.main import app
 from hsal_cli.models.export import export
 from hsal_cli.runs.settings import FinetuneSettings
 from hsal_cli.scenes.settings import SceneSettings, made_by
@@ -47,16 +45,6 @@ def here(tmp_path, monkeypatch) -> Path:
     (folder / "data").mkdir(parents=True)
     monkeypatch.chdir(folder)
     return folder
-
-
-def call(*words: object, code: int = 0):
-    found = CliRunner().invoke(app, [str(word) for word in words])
-    if isinstance(found.exception, HsalError):
-        assert found.exception.exit_code == code, found.exception
-        found.error = found.exception
-    else:
-        assert found.exit_code == code, (found.output, found.exception)
-    return found
 
 
 def stub(place: Path, form: str = "hsal-scenes") -> Path:

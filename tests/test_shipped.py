@@ -8,16 +8,14 @@ import pytest
 import torch
 from evaluation_parts import NAMES
 from PIL import Image
-from shipped_parts import use_tiny_backbone, write_backbone, write_policy, write_scenes
-from typer.testing import CliRunner
+from shipped_parts import call, use_tiny_backbone, write_backbone, write_policy, write_scenes
 
-from hsal_cli.errors import FileError, HsalError, UsageError
+from hsal_cli.errors import FileError, UsageError
 from hsal_cli.features.precompute import precompute
 from hsal_cli.features.saliency.models import ActivationSaliency
 from hsal_cli.features.scene_features import SceneFeatures
 from hsal_cli.features.settings import PrecomputeSettings
 from hsal_cli.features.table import open_features
-from hsal_cli.main import app
 from hsal_cli.models import shipped
 from hsal_cli.models.export import export
 from hsal_cli.models.shipped import find_shipped, load_shipped, own_folder
@@ -46,16 +44,6 @@ def here(tmp_path, monkeypatch) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "image.png")
     return folder
-
-
-def call(*words: object, code: int = 0):
-    found = CliRunner().invoke(app, [str(word) for word in words])
-    if isinstance(found.exception, HsalError):
-        assert found.exception.exit_code == code, found.exception
-        found.error = found.exception
-    else:
-        assert found.exit_code == code, (found.output, found.exception)
-    return found
 
 
 def test_all_that_the_manifest_names_comes_with_hsal() -> None:

@@ -13,8 +13,9 @@ from torchvision.models import resnet18
 from hsal_cli.errors import FileError, HsalError
 from hsal_cli.progress import Reporter
 from hsal_cli.storage.checkpoints import write_checkpoint, write_index
-from hsal_cli.vision import backbone
-from hsal_cli.vision.backbone import ActivationModel, imagenet_url, initial_weights
+from hsal_cli.vision import initial
+from hsal_cli.vision.backbone import ActivationModel
+from hsal_cli.vision.initial import imagenet_url, initial_weights
 
 
 class Heard(Reporter):
@@ -54,7 +55,7 @@ def served(theirs, tmp_path, monkeypatch) -> Path:
     file = tmp_path / "weights.pth"
     torch.save(theirs, file)
     file = file.rename(tmp_path / f"resnet18-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth")
-    monkeypatch.setattr(backbone, "imagenet_url", lambda arch: file.as_uri())
+    monkeypatch.setattr(initial, "imagenet_url", lambda arch: file.as_uri())
     return file
 
 

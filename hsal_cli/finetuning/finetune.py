@@ -26,8 +26,9 @@ from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
-from hsal_cli.vision.backbone import ActivationModel, backbone_meta, initial_weights
+from hsal_cli.vision.backbone import ActivationModel, backbone_meta
 from hsal_cli.vision.devices import choose_device, fitting, forward_context
+from hsal_cli.vision.initial import initial_weights
 
 FULL_AFTER_CROPS, FULL_ALONE, FULL_ALONE_CPU = 36_000, 600_000, 40_000
 DEFAULTS = FinetuneSettings()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 from pathlib import Path
@@ -83,7 +84,7 @@ class LossSums:
 
 
 @dataclasses.dataclass(frozen=True)
-class Objects:
+class Objects(abc.ABC):
     """Objects, each an example to learn from.
 
     Attributes:
@@ -129,9 +130,9 @@ class Objects:
         held = held[place]
         return tuple(dataclasses.replace(self, rows=self.rows[own], columns=self.columns[own]) for own in (held, ~held))
 
+    @abc.abstractmethod
     def show(self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws) -> Shown:
         """What a step shows of these examples: in crops, or in the full image, in views of this side, px."""
-        raise NotImplementedError
 
     def loss(self, logits: Tensor, labels: Tensor) -> LossSums:
         """Cross-entropy over the objects, and how many of them are named rightly."""
@@ -154,9 +155,9 @@ class Objects:
         right, cases = distributed.all_reduce(torch.tensor([right, cases], dtype=torch.float64)).tolist()
         return right / max(cases, 1)
 
+    @abc.abstractmethod
     def _right(self, model: ActivationModel, inputs: Tensor, rows: Tensor) -> tuple[Tensor, int]:
         """How much is right of the images at `rows`, of how many cases."""
-        raise NotImplementedError
 
 
 class SingleObjects(Objects):

@@ -121,7 +121,7 @@ def _mps() -> Finding:
 
 
 def _imagenet() -> Finding:
-    from hsal_cli.vision.backbone import imagenet_url
+    from hsal_cli.vision.initial import imagenet_url
     from hsal_cli.vision.weights import cached_path, is_whole
 
     cached = cached_path(imagenet_url("resnet34"))
