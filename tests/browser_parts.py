@@ -41,3 +41,14 @@ def scheme(page, name):
 def phone(page, width=360):
     """Shows the page as a phone of this width, px."""
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 740, "deviceScaleFactor": 1, "mobile": True})
+
+
+def stand_out(page, name: str, selectors: tuple[str, ...]) -> None:
+    """In the scheme light or dark, words stand out from the page at 4.5 to 1 at least (WCAG 2, AA)."""
+    scheme(page, name)
+    back = luminance(page.execute_script("return getComputedStyle(document.body).backgroundColor"))
+    assert (back < 0.05) == (name == "dark")
+    for selector in selectors:
+        words = luminance(page.execute_script(f"return getComputedStyle(document.querySelector('{selector}')).color"))
+        assert (max(words, back) + 0.05) / (min(words, back) + 0.05) >= 4.5, selector
+    scheme(page, "")

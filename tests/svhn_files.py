@@ -8,6 +8,10 @@ import h5py
 import numpy as np
 from PIL import Image
 
+from hsal_cli.scenes.settings import SvhnSettings
+from hsal_cli.scenes.street.svhn import make_svhn
+from hsal_cli.vision.images import read_image
+
 House = tuple[str, tuple[int, int], list[tuple[int, float, float, float, float]]]
 HOUSES: list[House] = [  # name, width and height, (label, left, top, width, height) of each digit; label 10 is the digit 0
     ("1.png", (60, 30), [(1, 10, 5, 10, 20), (10, 25, 6, 12, 20)]),
@@ -66,3 +70,9 @@ def pack(folder: Path, split: str, target: Path, order: list[str] | None = None)
         information.size = len(text)
         archive.addfile(information, io.BytesIO(text))
     return target
+
+
+def made(folder: Path, out: Path, **changes) -> Path:
+    """The scene file of a folder in SVHN's format 1, images of 64 px."""
+    make_svhn(SvhnSettings(svhn_dir=str(folder), image_size=64, **changes), out, read_image)
+    return out

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from svhn_files import HOUSES, pack, write_structure, write_svhn
+from svhn_files import HOUSES, made, pack, write_structure, write_svhn
 from typer.testing import CliRunner
 
 from hsal_cli.app import app
@@ -18,7 +18,6 @@ from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import FolderSettings, StreetSettings, SvhnSettings
 from hsal_cli.scenes.street.frames import drawing, number_frame
 from hsal_cli.scenes.street.street import StreetPainter, make_street_numbers
-from hsal_cli.scenes.street.svhn import make_svhn
 from hsal_cli.scenes.street.typefaces import find_typefaces, letters
 from hsal_cli.vision.images import FORMATS, read_image
 
@@ -47,11 +46,6 @@ def corners(digits: list[tuple[int, float, float, float, float]]) -> list[tuple[
 def svhn(tmp_path_factory) -> Path:
     folder = write_svhn(tmp_path_factory.mktemp("svhn"), "train")
     return write_svhn(folder, "test", HOUSES[:2])
-
-
-def made(folder: Path, out: Path, **changes) -> Path:
-    make_svhn(SvhnSettings(svhn_dir=str(folder), image_size=64, **changes), out, read_image)
-    return out
 
 
 def test_the_number_is_cut_out_of_svhns_image_before_it_is_resized(svhn, tmp_path):

@@ -9,26 +9,19 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
-from svhn_files import HOUSES, pack, write_structure, write_svhn
+from svhn_files import HOUSES, made, pack, write_structure, write_svhn
 
 from hsal_cli.errors import FileError, Interrupted
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.scene_file import open_scenes
-from hsal_cli.scenes.settings import SvhnSettings
-from hsal_cli.scenes.street.svhn import make_svhn, read_structure
+from hsal_cli.scenes.street.svhn import read_structure
 from hsal_cli.storage.download import fetch
-from hsal_cli.vision.images import read_image
 
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory) -> Path:
     folder = write_svhn(tmp_path_factory.mktemp("svhn"), "train")
     return write_svhn(folder, "test", HOUSES[:2])
-
-
-def made(folder: Path, out: Path, **changes) -> Path:
-    make_svhn(SvhnSettings(svhn_dir=str(folder), image_size=64, **changes), out, read_image)
-    return out
 
 
 def test_the_structure_gives_digits_and_boxes_in_the_order_of_the_numbers(unpacked):
