@@ -23,7 +23,13 @@ SEED_LIMIT = 2**63
 
 
 def setting(
-    default: Any, help: str, low: float | None = None, high: float | None = None, above: float | None = None, fixed: bool = False
+    default: Any,
+    help: str,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    fixed: bool = False,
+    one_way: bool = False,
 ) -> Any:
     """A dataclass field with its sentence and its range.
 
@@ -33,8 +39,10 @@ def setting(
         low, high: the smallest and largest value allowed (for a pair: of each of the two).
         above: a bound that the value must exceed.
         fixed: not to be given by users; no option and no TOML key sets it.
+        one_way: a switch without its --no- form, where both names are too long for the help of a terminal of 80 columns.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "above": above, "fixed": fixed})
+    limits = {"low": low, "high": high, "above": above}
+    return dataclasses.field(default=default, metadata={"help": help, **limits, "fixed": fixed, "one_way": one_way})
 
 
 def kind_of(field_type: Any) -> tuple[Any, tuple[str, ...], bool]:

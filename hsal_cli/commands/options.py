@@ -214,7 +214,7 @@ def _field_options(kind: type) -> dict[str, Any]:
             base = str
             extra["metavar"] = "LO-HI"
         if base is bool:
-            if field.name != "deterministic":  # whose two names no terminal of 80 columns shows whole
+            if not field.metadata["one_way"]:
                 flag += "/--no-" + field.name.replace("_", "-")
             extra["show_default"] = "on" if default else "off"
         if base in (int, float):

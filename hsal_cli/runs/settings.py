@@ -117,6 +117,7 @@ class TrainSettings:
     deterministic: bool = setting(
         False,
         "On a GPU: draw random numbers on the CPU, the ones that a CPU would train with, and compute the same way each time; slower.",
+        one_way=True,
     )
     seed: int = setting(0, "Seed of all that is random.", low=0, high=SEED_LIMIT)
 
