@@ -241,11 +241,11 @@ def test_a_run_trained_by_what_there_is_no_more_is_refused_by_name(table, name, 
     assert "with the hsal that" in caught.value.message  # which says more than the hint
 
 
-@pytest.mark.parametrize("images", [2, 3, 40, 50_000])
-def test_what_is_held_out_and_what_is_trained_on_make_the_training_split(images: int) -> None:
+@pytest.mark.parametrize(("images", "held"), [(2, 1), (3, 1), (40, 8), (200, 40), (400, 50), (2_000, 100), (50_000, VALIDATION_MOST)])
+def test_what_is_held_out_and_what_is_trained_on_make_the_training_split(images: int, held: int) -> None:
     rows, held_out = hold_out(images, 0.05, seed=3)
     assert torch.equal(torch.cat([rows, held_out]).sort().values, torch.arange(images))
-    assert len(held_out) == min(max(1, round(images * 0.05)), VALIDATION_MOST)
+    assert len(held_out) == held, "the share, but of few images 50 or a fifth"
     assert torch.equal(hold_out(images, 0.05, seed=3)[1], held_out)
 
 

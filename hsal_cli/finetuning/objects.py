@@ -20,7 +20,7 @@ from hsal_cli import distributed
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.finetuning.views import cell_centres, crowd, object_regions, on_objects, own_cells, share_in_view, view_centres, views
 from hsal_cli.runs.seeds import Draws
-from hsal_cli.runs.settings import FinetuneSettings
+from hsal_cli.runs.settings import HELD_OUT, FinetuneSettings
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.training.rewards import count_labels
 from hsal_cli.vision.backbone import ActivationModel
@@ -123,10 +123,11 @@ class Objects(abc.ABC):
         return None if self.scenes.corners is None else self.scenes.corners[self.rows, self.columns]
 
     def hold_out(self: Own, count: int, seed: int) -> tuple[Own, Own]:
-        """Splits off what stands in `count` images, at most half of those that are meant: (held out, the rest)."""
+        """Splits off what stands in `count` images, at most a fifth of all, or `HELD_OUT`: (held out, the rest)."""
         images, place = self.rows.unique(return_inverse=True)
+        most = max(len(images) // 5, min(HELD_OUT, len(images) // 2))
         held = torch.zeros(len(images), dtype=torch.bool)
-        held[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: min(count, len(images) // 2)]] = True
+        held[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: min(count, most)]] = True
         held = held[place]
         return tuple(dataclasses.replace(self, rows=self.rows[own], columns=self.columns[own]) for own in (held, ~held))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from hsal_cli.typed import Document
 
 Kind = Literal["backbone", "policy", "count"]
 State = Literal["running", "stopped", "failed", "finished"]
+NEAR_ZERO = 0.05  # an exact match below it tells epochs apart by chance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,12 @@ class Row:
     """What every line of metrics.jsonl has: the `epoch`, counted from 1."""
 
     epoch: int
+
+
+def rank(row: Mapping[str, Any], score: str) -> tuple[float, float, int]:
+    """By what the best epoch is the greatest: its score, but none near zero; then macro-F1; then its number."""
+    value = max(row[score], NEAR_ZERO) if score == "exact_match" else row[score]
+    return value, row.get("macro_f1", 0.0), row["epoch"]
 
 
 @dataclasses.dataclass(frozen=True)

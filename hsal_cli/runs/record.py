@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from hsal_cli.errors import FileError, HsalError
 from hsal_cli.policy.variant import PAPER_CELLS, Variant, stored_variant
 from hsal_cli.progress import SILENT, Reporter
-from hsal_cli.runs.documents import Evaluation, Status, read_evaluation
+from hsal_cli.runs.documents import Evaluation, Status, rank, read_evaluation
 from hsal_cli.runs.places import PLACES
 from hsal_cli.runs.run import EVALUATED, EVALUATIONS, Run, open_run, recover
 
@@ -65,9 +65,9 @@ class Record:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The row of the best epoch, the first of equals; None where none was finished."""
+        """The row of the best epoch (see `rank`); None where none was finished."""
         scored = [row for row in self.rows if self.score in row]
-        return max(scored, key=lambda row: row[self.score]) if scored else None
+        return max(scored, key=lambda row: rank(row, self.score)) if scored else None
 
     @property
     def flat(self) -> dict[str, Any]:

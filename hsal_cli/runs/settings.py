@@ -12,6 +12,7 @@ from hsal_cli.typed import Odd
 from hsal_cli.vision.architectures import CHANNELS, check_architecture
 
 REWARDS = Registry("reward", "hsal.reward", ("multiset", "list"))
+HELD_OUT = 50  # fewer held-out images would tell hardly anything
 # What hsal 0.1 could set and there is no more, with the one value that is left of it.
 GONE = {"feedback": "sampled", "return_to_go": False, "location_entropy": 0.0, "location_weight": 1.0, "value_weight": 0.5}
 
@@ -76,7 +77,9 @@ class FinetuneSettings:
     weight_decay: float = setting(0.01, "Weight decay of AdamW.", low=0, high=10)
     augment: bool = setting(True, "Random shifts, scales, rotations and contrast.")
     distort: float = setting(0.0, "Strength of random stretch, shear and elastic distortion beside them; 0: none.", low=0, high=3)
-    validation: int = setting(500, "Training images held out for validation; at most half of them.", low=1, high=1_000_000)
+    validation: int = setting(
+        500, f"Training images held out for validation; at most a fifth of them, or {HELD_OUT}, or half.", low=1, high=1_000_000
+    )
     seed: int = setting(0, "Seed of all that is random.", low=0, high=SEED_LIMIT)
 
     def __post_init__(self) -> None:
@@ -113,7 +116,9 @@ class TrainSettings:
     )
     label_entropy: float = setting(0.1, "Weight of the entropy bonus on label distributions (objective rl).", low=0, high=100)
     clip: float = setting(5.0, "Largest norm of the gradient.", above=0)
-    validation: float = setting(0.05, "Share of the training images held out for validation.", above=0, high=0.5)
+    validation: float = setting(
+        0.05, f"Share of the training images held out for validation; of few images {HELD_OUT} or a fifth are.", above=0, high=0.5
+    )
     deterministic: bool = setting(
         False,
         "On a GPU: draw random numbers on the CPU, the ones that a CPU would train with, and compute the same way each time; slower.",

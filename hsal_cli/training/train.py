@@ -26,10 +26,11 @@ from hsal_cli.policy.variant import DEFAULT, Variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import loop
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.documents import rank
 from hsal_cli.runs.places import with_stored
 from hsal_cli.runs.run import Run
 from hsal_cli.runs.seeds import Draws
-from hsal_cli.runs.settings import TrainSettings
+from hsal_cli.runs.settings import HELD_OUT, TrainSettings
 from hsal_cli.runs.start import being_trained, resume_from, say_changes, say_missing_classes
 from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
@@ -95,7 +96,7 @@ def hold_out(images: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     Raises:
         UsageError: there are too few images for both.
     """
-    count = min(max(1, round(images * share)), VALIDATION_MOST)
+    count = min(max(1, round(images * share), min(HELD_OUT, images // 5)), VALIDATION_MOST)
     if count >= images:
         raise UsageError(f"{images} training images are too few to hold some out", "take a data set with more of them, two at least")
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
@@ -334,7 +335,7 @@ def _run_through(task: FeatureTask, run: Run, config: dict[str, Any], progress: 
     computed = computing(device, settings.deterministic)
     with contextlib.closing(task.data), being_trained(run, config, str(device)), fitting(device, settings.batch_size), computed:
         history = loop.train(task, run, reporter, progress)
-        run.set_status("finished", exact_match=max(row["exact_match"] for row in history))
+        run.set_status("finished", exact_match=max(history, key=lambda row: rank(row, "exact_match"))["exact_match"])
     distributed.barrier()  # the others may read it now
     return run
 
