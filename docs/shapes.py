@@ -1,6 +1,6 @@
 """Draws pictures of one to six coloured shapes into shapes/, and shapes/labels.csv: a line a picture, its shapes, no boxes.
 
-python docs/shapes.py [TRAIN] [boxes]: 200 pictures to learn from, or as many as said, and 500 to test with; `boxes`: a line a shape, with its box.
+python docs/shapes.py [TRAIN] [boxes]: 200 pictures to learn from, or as many as said, and 500 to test with; boxes: a line a shape, boxed.
 """
 
 import csv

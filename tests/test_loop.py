@@ -13,7 +13,7 @@ from hsal_cli.progress import SILENT
 from hsal_cli.runs import loop
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.loop import one_cycle, restored, train
-from hsal_cli.runs.record import read_record
+from hsal_cli.runs.record import Record
 from hsal_cli.storage import checkpoints
 
 
@@ -124,7 +124,8 @@ def test_the_best_epoch_is_chosen_by_more_than_exact_match(scores, macro_f1, bes
     task.check = lambda rows: None
     task.validate = lambda: {"exact_match": scores[task.epoch], "macro_f1": macro_f1[task.epoch]}
     train(task, run, StoppingReporter())
-    assert checkpoints.load(run.checkpoints, "best").meta["epoch"] == best == read_record(run.path).best["epoch"]
+    assert checkpoints.load(run.checkpoints, "best").meta["epoch"] == best
+    assert Record(run.path, "policy", "finished", {}, run.rows(), run.status, None).best["epoch"] == best
 
 
 def test_a_stop_at_the_very_last_step_lets_training_finish(run: runs.Run) -> None:
