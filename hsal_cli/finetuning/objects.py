@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import TypeVar
 
@@ -135,6 +136,10 @@ class Objects(abc.ABC):
     def show(self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws) -> Shown:
         """What a step shows of these examples: in crops, or in the full image, in views of this side, px."""
 
+    def answers(self, model: ActivationModel, volumes: Tensor, regions: Tensor | None) -> Tensor:
+        """What volumes (B, C, h, w) say, which `loss` takes: logits (B, K), or (B, M, K) of regions."""
+        return model.name(volumes, regions).float()
+
     def loss(self, logits: Tensor, labels: Tensor) -> LossSums:
         """Cross-entropy over the objects, and how many of them are named rightly."""
         logits, labels = logits[labels >= 0], labels[labels >= 0]
@@ -258,15 +263,22 @@ class CountedImages(LabelledImages):
     def _asked(self, labels: Tensor, draws: Draws) -> Tensor:
         return count_labels(labels, self.scenes.classes)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> LossSums:
-        """Poisson's likelihood of the counts, whose rate grows with the evidence; and the accuracy of `score`."""
-        rates = F.softplus(logits)
+    def answers(self, model: ActivationModel, volumes: Tensor, regions: None) -> Tensor:
+        """Expected counts (B, K) > 0: what each cell expects, added up; cells without evidence expect one object among them all.
+
+        No cell can take back what another one counts, so each must find its own objects.
+        """
+        cells = model.fc(volumes.permute(0, 2, 3, 1)).float()
+        return F.softplus(cells - math.log(cells[0, ..., 0].numel())).sum((1, 2))
+
+    def loss(self, rates: Tensor, labels: Tensor) -> LossSums:
+        """Poisson's likelihood of the counts (B, K); and the accuracy of `score`."""
         loss = F.poisson_nll_loss(rates, labels.float(), log_input=False, reduction="sum")
         return LossSums(loss, rates.numel(), _overlap(rates.round(), labels).sum(), len(rates))
 
     def _right(self, model: ActivationModel, inputs: Tensor, rows: Tensor) -> tuple[Tensor, int]:
         counts = count_labels(self.scenes.multisets[rows], self.scenes.classes)
-        return _overlap(F.softplus(model.classify(inputs).float().cpu()).round(), counts).sum(), len(rows)
+        return _overlap(self.answers(model, model(inputs), None).cpu().round(), counts).sum(), len(rows)
 
 
 KINDS: dict[str, type[Objects]] = {"single": SingleObjects, "crops": BoxedObjects, "random-label": LabelledImages, "counts": CountedImages}

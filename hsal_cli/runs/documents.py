@@ -18,6 +18,14 @@ NEAR_ZERO = 0.05  # an exact match below it tells epochs apart by chance
 
 
 @dataclasses.dataclass(frozen=True)
+class Scores:
+    """Share of images whose multiset is named exactly, and the mean F1 of the classes that occur: all is compared by these two."""
+
+    exact_match: float
+    macro_f1: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Status(Document):
     """status.json: what a run is, and how far it has come.
 
@@ -30,6 +38,8 @@ class Status(Document):
         workers: by how many processes.
         exact_match, accuracy: the best score on held-out images, of a finished policy or count classifier, or of a finished backbone.
         test_accuracy: of a finished backbone, on test images.
+        images: how many it was trained on; None where an older version did not note it.
+        never_looks: predictor that never looks -> its scores on the held-out images of a policy or count classifier.
     """
 
     kind: Kind
@@ -42,6 +52,8 @@ class Status(Document):
     exact_match: float | None = None
     accuracy: float | None = None
     test_accuracy: float | None = None
+    images: int | None = None
+    never_looks: dict[str, Scores] = dataclasses.field(default_factory=dict)
 
     @property
     def accuracies(self) -> dict[str, float]:
@@ -111,14 +123,6 @@ def rank(row: Mapping[str, Any], score: str) -> tuple[float, float, int]:
     """By what the best epoch is the greatest: its score, but none near zero; then macro-F1; then its number."""
     value = max(row[score], NEAR_ZERO) if score == "exact_match" else row[score]
     return value, row.get("macro_f1", 0.0), row["epoch"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """Share of images whose multiset is named exactly, and the mean F1 of the classes that occur: all is compared by these two."""
-
-    exact_match: float
-    macro_f1: float
 
 
 @dataclasses.dataclass(frozen=True)

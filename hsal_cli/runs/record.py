@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ class Record:
         status: status.json.
         evaluation: eval.json, None where there is none of the run's own data.
         note: why an eval.json that is there is not shown; else "".
+        backbone: the run behind the features of a policy, where it is still there.
     """
 
     path: Path
@@ -44,6 +46,7 @@ class Record:
     status: Status
     evaluation: Evaluation | None
     note: str = ""
+    backbone: Record | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -232,4 +235,8 @@ def read_record(path: Path) -> Record:
         evaluation = read_evaluation(path / EVALUATIONS["best"], f"hsal eval --run {path}")
         if run.other_data(evaluation):
             evaluation, note = None, f"eval.json holds scores on {run.other_data(evaluation)}, not on the test split of the run's own data"
-    return Record(path, status.kind, status.state, run.config.raw, run.rows(), status, evaluation, note)
+    backbone = None
+    if place := run.config.raw.get("backbone"):
+        with contextlib.suppress(FileError):
+            backbone = read_record(Path(place))
+    return Record(path, status.kind, status.state, run.config.raw, run.rows(), status, evaluation, note, backbone)

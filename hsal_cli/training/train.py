@@ -16,6 +16,7 @@ from hsal_cli import distributed, threads
 from hsal_cli.errors import FileError, TrainingError, UsageError
 from hsal_cli.evaluation.calibration import measure_trust
 from hsal_cli.evaluation.evaluate import quick_scores
+from hsal_cli.evaluation.metrics import label_counts, trivial_baselines
 from hsal_cli.features.stream import FeatureStream, window_rows
 from hsal_cli.features.table import FeatureRows, FeatureTable, open_features
 from hsal_cli.models.load import policy_meta
@@ -335,7 +336,10 @@ def _run_through(task: FeatureTask, run: Run, config: dict[str, Any], progress: 
     computed = computing(device, settings.deterministic)
     with contextlib.closing(task.data), being_trained(run, config, str(device)), fitting(device, settings.batch_size), computed:
         history = loop.train(task, run, reporter, progress)
-        run.set_status("finished", exact_match=max(history, key=lambda row: rank(row, "exact_match"))["exact_match"])
+        classes = task.model.classes
+        blind = trivial_baselines(label_counts(task.data.labels[task.rows], classes), label_counts(task.held_out.labels, classes))
+        best = max(history, key=lambda row: rank(row, "exact_match"))
+        run.set_status("finished", exact_match=best["exact_match"], images=len(task.rows), never_looks=blind)
     distributed.barrier()  # the others may read it now
     return run
 
