@@ -13,6 +13,7 @@ from evaluation_parts import write_features
 from learning_parts import SMALL, StoppingReporter, assert_equal, easy_table, small, without
 
 from hsal_cli.errors import FileError, Interrupted, TrainingError, UsageError
+from hsal_cli.evaluation.metrics import label_counts, trivial_baselines
 from hsal_cli.models.load import load_policy
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.variant import DEFAULT
@@ -239,6 +240,24 @@ def test_a_run_trained_by_what_there_is_no_more_is_refused_by_name(table, name, 
     with pytest.raises(FileError, match=re.escape(f"was trained with {name} {value}, which this hsal no longer has")) as caught:
         resume(run.path, CPU)
     assert "with the hsal that" in caught.value.message  # which says more than the hint
+
+
+def test_a_run_knows_what_never_looks_reaches_and_how_its_images_became_squares(tmp_path: Path) -> None:
+    config = {"scenes_config": {"fit": "pad"}}
+    source = write_features(tmp_path / "easy.features.h5", {"train": easy_table(32)}, classes=NAMES, config=config)
+    run = train(source, tmp_path / "run", SMALL, dataclasses.replace(FAST, epochs=1), CPU)
+    assert load_policy(run.path).meta.fit == "pad"
+    rows, held = hold_out(32, FAST.validation, FAST.seed)
+    labels = easy_table(32).labels
+    assert run.status.images == len(rows)
+    assert run.status.raw["never_looks"] == trivial_baselines(label_counts(labels[rows], 2), label_counts(labels[held], 2))
+
+
+def test_few_images_are_shown_more_often_unless_settings_are_given() -> None:
+    settings = TrainSettings()
+    assert settings.suited(200, set()) == dataclasses.replace(settings, epochs=60, batch_size=32)
+    assert settings.suited(1_000, {"batch_size"}) == dataclasses.replace(settings, epochs=12)
+    assert settings.suited(2_000, set()) == settings == settings.suited(20, {"epochs", "batch_size"})
 
 
 @pytest.mark.parametrize(("images", "held"), [(2, 1), (3, 1), (40, 8), (200, 40), (400, 50), (2_000, 100), (50_000, VALIDATION_MOST)])

@@ -136,6 +136,7 @@ class Material:
         shape: of a volume, (C, h, w).
         digests: what config.json and checkpoints say of the data's origin.
         window: images held in memory at a time; 0: all.
+        fit: how the images became squares.
     """
 
     features: Path
@@ -146,6 +147,7 @@ class Material:
     shape: tuple[int, int, int]
     digests: dict[str, str]
     window: int
+    fit: str
 
 
 def train(
@@ -273,13 +275,14 @@ def _read(features: Path, settings: TrainSettings, window: int | None, memory: f
         table = left_to_right(table) if settings.task == "list" else table
         rows, held_out = hold_out(len(table), settings.validation, settings.seed)
         scored = file.table("train", held_out) if window else table.select(held_out)
+        fit = file.config.scenes_config.get("fit", "squash")
         digests = {
             "features_digest": file.digest,
             "scenes_digest": file.scenes_digest,
             "backbone_digest": file.backbone_digest,
             "saliency": file.saliency,
         }
-        found = Material(features, table, rows, scored, file.classes, file.volume_shape, digests, window)
+        found = Material(features, table, rows, scored, file.classes, file.volume_shape, digests, window, fit)
     say_missing_classes(table.labels, found.classes, features, reporter)
     return found
 
@@ -318,6 +321,7 @@ def _task(
         "max_labels": int((material.table.labels >= 0).sum(1).max()),
         "backbone": backbone,
         "features": str(material.features),
+        "fit": material.fit,
         **material.digests,
     }
     make_task = {"count": CountTask, "set": SetTask}.get(settings.objective, PolicyTask)
