@@ -187,7 +187,7 @@ class Composer:
             np.maximum(window, pool[row, y : y + piece, x : x + piece], out=window)
 
     def _strew_on_board(self, rng: Uniforms, image: np.ndarray, rows: list[int]) -> None:
-        """The authors' clutter: squares cut anywhere from any digits, blank or not, each in a cell of its own on a board of such squares."""
+        """The authors' clutter: squares cut anywhere from any digits, even blank ones, each in a cell of its own of a board of squares."""
         piece = self.settings.clutter_size
         across = image.shape[0] // piece
         cells = list(range(across**2))
