@@ -80,6 +80,19 @@ def test_an_unknown_name_is_answered_with_those_that_there_are(here) -> None:
             assert name in error.message and "mnist-multiset.multiset, mnist-multiset.rl" in error.hint
 
 
+def test_policies_of_another_backbone_come_in_a_folder_within(here, monkeypatch) -> None:
+    monkeypatch.chdir(here.parent / "elsewhere")
+    write_policy(Path("runs/c"), write_backbone(Path("runs/other"), seed=3))
+    within = here.parent / "package" / "pretrained" / "street-numbers"
+    export(["street-numbers.rl=runs/c"], within)
+    assert find_shipped("street-numbers") == (within, "street-numbers.rl")
+    found = load_shipped("street-numbers")
+    digest = digest_of_file(within / "backbone" / "weights.safetensors")
+    assert found.backbone.digest == digest != load_shipped("mnist-multiset").backbone.digest
+    assert "street-numbers.rl" in call("eval", "--pretrained", "nonsense", code=2).error.hint
+    call("check", str(within.parent))
+
+
 def test_a_run_and_a_pretrained_policy_exclude_each_other(here) -> None:
     for command in (("eval",), ("predict", "image.png"), ("visualize", "image.png")):
         assert "exclude each other" in call(*command, "--pretrained", "mnist-multiset", "--run", "runs/x", code=2).error.message
