@@ -12,7 +12,8 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # make test runs one process a core
 # Files of more than ten seconds begin first, so that two workers end together; xdist keeps the order with --no-loadscope-reorder.
-LONG = ("test_gpu_path.py", "test_faults_process.py", "test_reproduce.py")
+LONG = ("test_gpu_path.py", "test_faults_process.py", "test_streams_and_signals.py", "test_reproduce.py", "test_pipeline.py")
+LONG += ("test_workers_faults.py", "test_train_policy.py", "test_precompute.py", "test_two_looks.py", "test_bench.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
