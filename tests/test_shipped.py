@@ -244,8 +244,10 @@ def test_images_work_with_no_run_at_all(here) -> None:
     drawn = json.loads(call("visualize", "image.png", "--pretrained", "mnist-multiset", "--json").stdout)[0]
     assert drawn["labels"] == named["labels"] and Path(drawn["picture"]).is_file()
     write_scenes(Path("s.h5"))
-    call("visualize", "--data", "s.h5", "--rows", "0-1", "--pretrained", "mnist-multiset.multiset", "--out", "two.png")
-    assert Path("two.png").is_file()
+    asked = ("visualize", "--data", "s.h5", "--rows", "0-1", "--max-steps", 1, "--out", "two.png", "--json")
+    found = call(*asked, "--pretrained", "mnist-multiset.multiset")
+    warned = [why for seen in json.loads(found.stdout) for why in seen["warnings"]]
+    assert Path("two.png").is_file() and warned and all(why in found.stderr for why in warned)
 
 
 def test_without_a_run_the_pretrained_policy_is_taken_and_said_and_a_run_goes_before_it(here) -> None:
