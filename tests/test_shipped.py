@@ -73,6 +73,14 @@ def test_policy_and_backbone_come_back_in_float32_as_they_were_up_to_rounding(he
     assert found.stated.result.exact_match == 0.75
 
 
+def test_a_model_made_with_an_option_that_there_is_no_more_is_loaded(here) -> None:
+    path = here.parent / "package" / "pretrained" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["backbone"]["command"] = "hsal finetune --distort 0.5 --out runs/finetune"
+    path.write_text(json.dumps(manifest))
+    assert load_shipped("mnist-multiset").backbone.model.arch
+
+
 def test_an_unknown_name_is_answered_with_those_that_there_are(here) -> None:
     for name in ("nonsense", "mnist-multiset.count", "mnist"):
         for command in (("eval",), ("predict", "image.png"), ("visualize", "image.png")):

@@ -17,7 +17,7 @@ from hsal_cli.settings import as_dict
 PANELS = {
     "What": "data objects arch weights resume",
     "How long": "mode crop_images full_images epoch_images batch_size learning_rate weight_decay validation seed",
-    "Views": "input_size resolution dilate crowd background augment distort",
+    "Views": "input_size resolution dilate crowd background augment",
     "Settings": "preset config",
     "Where": "device yes",
     "Output": "out overwrite dry_run json",

@@ -242,6 +242,8 @@ def finetune(
         if run.status.state == "finished" and longer == settings:
             reporter.say(f"{out} is finished: nothing to do")
             return run
+        if gone := config.raw["finetune"].get("distort"):
+            raise UsageError(f"{out} was begun with distort {gone}, which this hsal no longer has", "go on with the hsal that began it")
         before = resume_from(run, reporter)
         settings = _lengthened(settings, longer, before, out, reporter)
         say_changes(run, str(device), reporter)

@@ -174,11 +174,11 @@ class SingleObjects(Objects):
         rows, boxes, labels = self.rows[picked], self.boxes, self.labels
         if crops or settings.crowd == 1:
             own = None if boxes is None else boxes[picked]
-            inputs, seen = views(self.images[rows], own if crops else None, side, model.input_size, settings.distortion, draws)
+            inputs, seen = views(self.images[rows], own if crops else None, side, model.input_size, settings.augment, draws)
             astray = None if own is None else on_objects(own[:, None], view_centres(seen, side, model.stride, self.size))
             return Shown(inputs, labels[picked], None, astray)
         together = crowd(self.images, self.rows, boxes, labels, picked, settings.crowd, draws)
-        inputs, seen = views(together.images, None, side, model.input_size, settings.distortion, draws)
+        inputs, seen = views(together.images, None, side, model.input_size, settings.augment, draws)
         centres = view_centres(seen, side, model.stride, self.size)
         labels = _in_view(together.labels, share_in_view(seen, together.boxes, self.size))
         return Shown(inputs, labels, object_regions(together.boxes, centres), on_objects(together.boxes, centres))
@@ -199,7 +199,7 @@ class BoxedObjects(Objects):
         rows, columns = self.rows[picked], self.columns[picked]
         corners, labels = self.scenes.corners[rows], self.scenes.multisets[rows]
         own = self.boxes[picked] if crops else None
-        inputs, seen = views(self.images[rows], own, side, model.input_size, settings.distortion, draws)
+        inputs, seen = views(self.images[rows], own, side, model.input_size, settings.augment, draws)
         centres = view_centres(seen, side, model.stride, self.size)
         regions = own_cells(corners, centres)
         if crops:
@@ -236,7 +236,7 @@ class LabelledImages(Objects):
     def show(self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws) -> Shown:
         """Full views, and a label of each."""
         rows = self.rows[picked]
-        inputs, _ = views(self.images[rows], None, model.input_size, model.input_size, settings.distortion, draws)
+        inputs, _ = views(self.images[rows], None, model.input_size, model.input_size, settings.augment, draws)
         return Shown(inputs, self._asked(self.scenes.multisets[rows], draws))
 
     def _asked(self, labels: Tensor, draws: Draws) -> Tensor:

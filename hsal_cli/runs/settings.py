@@ -86,7 +86,6 @@ class FinetuneSettings:
     learning_rate: float = setting(1e-3, "Peak learning rate of AdamW (one-cycle, with warm-up).", above=0, high=10)
     weight_decay: float = setting(0.01, "Weight decay of AdamW.", low=0, high=10)
     augment: bool = setting(True, "Random shifts, scales, rotations and contrast.")
-    distort: float = setting(0.0, "Strength of random stretch, shear and elastic distortion beside them; 0: none.", low=0, high=3)
     validation: int = setting(
         500, f"Training images held out for validation; at most a fifth of them, or {HELD_OUT}, or half.", low=1, high=1_000_000
     )
@@ -96,11 +95,6 @@ class FinetuneSettings:
         check(self)
         if self.arch != "auto":
             check_architecture(self.arch, self.channels)
-
-    @property
-    def distortion(self) -> float | None:
-        """`distort` where views are augmented at all."""
-        return self.distort if self.augment else None
 
 
 @dataclasses.dataclass(frozen=True)
