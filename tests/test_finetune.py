@@ -310,6 +310,15 @@ def test_the_background_term_is_off_by_default_and_needs_boxes(tmp_path: Path) -
         finetune(scenes, tmp_path / "other", dataclasses.replace(settings, background=0.5), CPU)
 
 
+def test_where_counts_teach_the_background_is_what_expects_no_object(tmp_path: Path) -> None:
+    scenes = write_scenes(tmp_path / "plain.h5", boxes=False)
+    shares = {}
+    for weight in (1e-9, 1.0):
+        settings = dataclasses.replace(FAST, mode="full", full_images=288, epoch_images=144, background=weight, objects="counts")
+        shares[weight] = finetune(scenes, tmp_path / f"run-{weight}", settings, CPU).rows()[-1]["background_share"]
+    assert 0 < shares[1.0] < 0.8 * shares[1e-9] < 0.8
+
+
 def test_views_depend_on_the_generator_alone() -> None:
     images = torch.randint(0, 256, (4, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     first, again, other = (views(images, None, 32, 32, True, Draws.all(seeded(seed, 0), 4))[0] for seed in (1, 1, 2))

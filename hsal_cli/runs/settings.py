@@ -75,7 +75,8 @@ class FinetuneSettings:
     )
     background: float = setting(
         0.0,
-        "Weight of a second loss, the share of the saliency that lies off the objects, by their boxes; 0: none, as in the paper.",
+        "Weight of a second loss, the share of the saliency that lies off the objects, by their boxes, or where counts teach in cells that "
+        "expect none; 0: none, as in the paper.",
         low=0,
         high=100,
     )
