@@ -42,7 +42,7 @@ KINDS = {
     "paper": (PAPER, {}),
     "winner-take-all": (dataclasses.replace(DEFAULT, mask="winner-take-all"), {}),
     "no glimpses": (dataclasses.replace(DEFAULT, glimpses=0), {}),
-    "tall Gaussians": (dataclasses.replace(DEFAULT, shape="elliptic", update="raw"), {}),
+    "tall Gaussians": (dataclasses.replace(DEFAULT, aspect=2.0, update="raw"), {}),
     "cross-entropy": (DEFAULT, {"objective": "cross-entropy"}),
     "multiset": (DEFAULT, {"objective": "multiset"}),
     "list": (DEFAULT, {"task": "list"}),
