@@ -121,6 +121,8 @@ def format_of(source: Path) -> str | None:
 
 def format_told(source: Path, hint: str, missing: str = "check the path") -> str | None:
     """`format_of` a file that must be HDF5; FileError, with one of these hints, where it is not, or is missing."""
+    import h5py
+
     if not source.is_file():
         raise FileError(f"{source} is missing", missing)
     if not h5py.is_hdf5(source):
