@@ -1,11 +1,12 @@
 """All stages on a device that pretends to be a GPU (see fake_device): nothing is refused, and a training step waits for nothing."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import gpu
 import pytest
 import torch
-from fake_device import DEVICE, NAME, FakeDevice
+from fake_device import DEVICE, NAME, FakeDevice, FakeGraph
 from learning_parts import SMALL, TWO_STOP_HEADS, easy_table
 
 from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
@@ -29,13 +30,14 @@ from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.storage.atomic import write_sealed
 from hsal_cli.storage.checkpoints import load
-from hsal_cli.training import feature_task, objectives, rewards
+from hsal_cli.training import captured, feature_task, objectives, rewards
 from hsal_cli.training.count_task import CountTask
 from hsal_cli.training.train import PolicyTask, resume, train
 
 CPU = torch.device("cpu")
 FEW = {"meta_encode": 8, "meta_hidden": 8, "controller_encode": 8, "controller_hidden": 8, "location_hidden": 8}
-LAUNCHES = 1_250  # of a step of five meta-steps; the default policy makes 1,126
+LAUNCHES = 1_000  # of a step of five meta-steps
+CAPTURED = 30  # of one that is played back
 KINDS = {
     "rl": (DEFAULT, {}),
     "sampled": (dataclasses.replace(DEFAULT, gradient="sampled"), {}),
@@ -98,6 +100,72 @@ def test_a_training_step_waits_for_nothing_and_makes_few_launches(kind, resident
     assert device.launches <= LAUNCHES
 
 
+@pytest.fixture
+def graphs(monkeypatch):
+    """The device, with graphs that it captures at the second step."""
+    monkeypatch.setattr(feature_task, "free_memory", lambda device: 1e12)
+    monkeypatch.setattr(feature_task, "graph_on", lambda device: FakeGraph)
+    monkeypatch.setattr(captured, "WARM", 1)
+    with FakeDevice() as found:
+        yield found
+
+
+def fourth_of(task: PolicyTask, device: FakeDevice) -> list[dict[str, float]]:
+    """What four steps say, the third of fewer images, and behind them all weights; the fourth is counted."""
+    said = []
+    for epoch, step in ((0, 0), (0, 1), (0, 2), (1, 0)):
+        task.start_epoch(epoch)
+        device.clear()
+        said.append(task.step(step)[1])
+    device.counted = device.launches, list(device.waits)
+    return [{name: value.tolist() for name, value in each.items()} for each in [*said, task.weights()]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "resident"), [("rl", True), ("rl", False), ("paper", True), ("cross-entropy", True), ("multiset", True), ("list", True)]
+)
+def test_a_captured_step_is_the_step_and_makes_a_few_launches(kind, resident, graphs, monkeypatch) -> None:
+    if not resident:
+        monkeypatch.setattr(feature_task, "free_memory", lambda device: 0)
+    variant, settings = KINDS[kind]
+    task = task_of(variant, DEVICE, **settings)
+    found = fourth_of(task, graphs)
+    assert (task.captured.replayed, task.warning) == (2, None)
+    launches, waits = graphs.counted
+    assert launches <= CAPTURED and not waits
+    plain = task_of(variant, DEVICE, **settings)
+    plain.captured = None
+    for mine, theirs in zip(found, fourth_of(plain, graphs), strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            torch.testing.assert_close(torch.tensor(mine[name]), torch.tensor(theirs[name]), atol=1e-6, rtol=1e-5)
+
+
+def test_a_step_that_cannot_be_captured_is_taken_as_it_is_and_said(graphs, monkeypatch) -> None:
+    expected = task_of(DEFAULT, DEVICE)
+    expected.captured = None
+    task = task_of(DEFAULT, DEVICE)
+    loss = task.replica._loss
+
+    def waiting(*parts):
+        found = loss(*parts)
+        found[0].item()
+        return found
+
+    task.replica._loss = waiting
+    assert steps_of(task)[:2] == steps_of(expected)[:2]
+    task.step(1)
+    assert task.captured is None and "the host waits in a capture" in task.warning
+    row = {"epoch": 1, "early_stops": 0.0, "reward": 0.0, "exact_match": 0.0}
+    assert "could not be captured" in task.check([row]) and task.check([row]) is None
+
+
+@pytest.mark.parametrize(("size", "kind"), [(1, "cuda"), (2, "cuda"), (1, "cpu")])
+def test_graphs_are_captured_by_one_worker_on_an_nvidia_gpu(size, kind, monkeypatch) -> None:
+    monkeypatch.setattr(captured.distributed, "current", lambda: SimpleNamespace(size=size))
+    assert (captured.graph_on(torch.device(kind)) is captured.CudaGraph) == ((size, kind) == (1, "cuda"))
+
+
 def test_an_epoch_is_begun_without_waiting(device) -> None:
     task = task_of(DEFAULT, DEVICE)
     device.clear()
@@ -124,6 +192,7 @@ def test_a_device_draws_the_same_again_for_the_same_step(device) -> None:
 
 def test_the_script_for_a_machine_with_a_gpu_runs(device) -> None:
     assert gpu.differences(DEVICE, 512, 8) < gpu.CLOSE
+    assert gpu.captured_apart(DEVICE, 128, 8) == (0, 0)  # this one captures nothing
     gpu.step_without_waiting(DEVICE, 256, 8)
     assert gpu.epoch_seconds(DEVICE, 256, 8) > 0
 
