@@ -37,6 +37,19 @@ def held_on(device: torch.device, data: FeatureRows) -> tuple[Tensor, Tensor] | 
     return columns.view(size, height, width, channels).permute(0, 3, 1, 2), moved(data.saliency, device)
 
 
+def mirrored(volumes: Tensor, saliency: Tensor, ways: Tensor) -> tuple[Tensor, Tensor]:
+    """Volumes (n, C, h, w) and saliency maps (n, h, w) in another arrangement, which holds the same multiset.
+
+    Args:
+        ways: (n,) of 0..7; by bits: columns reversed, rows reversed, and rows made columns where there are as many of them.
+    """
+    turns = [lambda maps: maps.flip(-1), lambda maps: maps.flip(-2), lambda maps: maps.transpose(-1, -2)]
+    for bit, turn in enumerate(turns[: 3 if saliency.shape[1] == saliency.shape[2] else 2]):
+        chosen = (ways >> bit & 1).bool().to(volumes.device)[:, None, None]
+        volumes, saliency = torch.where(chosen[:, None], turn(volumes), volumes), torch.where(chosen, turn(saliency), saliency)
+    return volumes, saliency
+
+
 class FeatureTask(ModelTask, abc.ABC):
     """Training on features as a task of the loop, without its loss and scores.
 
@@ -137,9 +150,13 @@ class FeatureTask(ModelTask, abc.ABC):
         order = self.order_there[places]
         if self.held is not None:
             rows = order[draws.places]
-            return self.labels[order], self.held[0][rows], self.held[1][rows]
-        batch = self.data.select(self.order[places][draws.places])
-        return self.labels[order], moved(batch.volumes, self.device), moved(batch.saliency, self.device)
+            volumes, saliency = self.held[0][rows], self.held[1][rows]
+        else:
+            batch = self.data.select(self.order[places][draws.places])
+            volumes, saliency = moved(batch.volumes, self.device), moved(batch.saliency, self.device)
+        if self.settings.mirror:
+            volumes, saliency = mirrored(volumes, saliency, draws.randint(8))
+        return self.labels[order], volumes, saliency
 
     def taken(self, step: int) -> int:
         """How many steps come before this one, over all epochs."""
