@@ -16,6 +16,7 @@ from hsal_cli.features.saliency.models import maps_of_image, saliency_model
 from hsal_cli.features.settings import PrecomputeSettings
 from hsal_cli.features.table import open_features
 from hsal_cli.finetuning.finetune import finetune
+from hsal_cli.finetuning.views import views
 from hsal_cli.models.export import export
 from hsal_cli.models.load import find_backbone, load_model
 from hsal_cli.models.look import look_at_scenes
@@ -25,6 +26,7 @@ from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.variant import DEFAULT, PAPER
 from hsal_cli.progress import SILENT
 from hsal_cli.report.tested import detail
+from hsal_cli.runs.seeds import Draws
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.settings import SceneSettings
@@ -216,6 +218,24 @@ def test_a_dense_roll_out_is_a_sparse_one(most) -> None:
             empty = -1 if field.name == "labels" else 0
             torch.testing.assert_close(few.float(), many[: len(few)].float(), atol=1e-5, rtol=1e-4)
             assert bool((many[len(few) :] == empty).all())
+
+
+@pytest.mark.parametrize("boxed", [True, False])
+def test_views_are_cut_on_the_device_from_bytes_and_nothing_is_waited_for(boxed, device) -> None:
+    images = torch.randint(0, 256, (6, 40, 50, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[5.0, 6.0, 20.0, 22.0]]).expand(6, 4) if boxed else None
+
+    def cut(where: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        return views(images, boxes, 32, 48, True, Draws.all(torch.Generator().manual_seed(1), 6), where)
+
+    cut(DEVICE)  # constants are laid out
+    device.clear()
+    device.pinned.clear()
+    seen, theta = cut(DEVICE)
+    assert not device.waits
+    assert sorted(sent.dtype.itemsize * sent.numel() for sent in device.pinned.values()) == [6 * 4, 6 * 6 * 4, images.numel()]
+    for mine, theirs in zip((seen.cpu(), theta), cut(CPU), strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 @pytest.fixture(scope="module")

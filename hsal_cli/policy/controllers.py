@@ -246,24 +246,25 @@ class Controller(nn.Module):
         """
         looking, shown = states[:, : self.glimpses].flatten(0, 1), self._shown(priority)
         if shown is not None:
-            shown = tuple(part[:, None].expand(-1, self.glimpses, -1).flatten(0, 1) for part in shown)
+            shown = (*(part[:, None].expand(-1, self.glimpses, -1).flatten(0, 1) for part in shown[:2]), shown[2])
         location_logits = self._location_scores(looking, shown).view(len(state), self.glimpses, priority[0].numel())
         return self.label(state), location_logits, self.value(states).squeeze(2)
 
-    def _shown(self, priority: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What P_t (B, h, w), detached, adds to the location head's hidden layer and to its scores; None where it does not see P_t."""
+    def _shown(self, priority: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What P_t (B, h, w), detached, adds to the location head's hidden layer and to its scores, and the weights of that layer for the
+        state; None where it does not see P_t.
+        """
         if not self.sees_priority:
             return None
         first, _, last = self.location
         priority = priority.detach().flatten(1)
-        weight = first.weight[:, -priority.shape[1] :]
-        hidden = torch.addmm(first.bias, priority, weight.t(), alpha=self.priority_gain)
-        return hidden, torch.addcmul(last.bias, priority, self.priority_weight)
+        of_state, of_priority = first.weight.split([first.in_features - priority.shape[1], priority.shape[1]], 1)
+        hidden = torch.addmm(first.bias, priority, of_priority.t(), alpha=self.priority_gain)
+        return hidden, torch.addcmul(last.bias, priority, self.priority_weight), of_state
 
-    def _location_scores(self, known: Tensor, shown: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _location_scores(self, known: Tensor, shown: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
         """Scores (B, h * w) of the cells for the next glimpse, from the state (B, hidden), detached, and P_t (see `_shown`)."""
         if shown is None:
             return self.location(known)
-        first, _, last = self.location
-        hidden = torch.addmm(shown[0], known, first.weight[:, : known.shape[1]].t()).relu_()
-        return torch.addmm(shown[1], hidden, last.weight.t())
+        hidden = torch.addmm(shown[0], known, shown[2].t()).relu_()
+        return torch.addmm(shown[1], hidden, self.location[2].weight.t())

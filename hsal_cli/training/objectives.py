@@ -145,7 +145,7 @@ def losses(
     cells = episode.priority.flatten(2).detach()  # (T, B, h*w), the reward of a glimpse at each
     location_rewards = cells.gather(-1, episode.glimpses)
     returns = torch.cat([location_rewards, class_rewards[..., None]], dim=-1) * naming[..., None]  # (T, B, k+1), each action's own reward
-    values = episode.values.detach()
+    errors = returns - episode.values.detach()
     averages_actions = settings.objective == "rl" and variant.gradient == "expected"
 
     # name -> weight, and what is summed over the steps (T, B) that name labels; and over the last ones, weighted -1.
@@ -156,7 +156,7 @@ def losses(
             gained = (odds * rewards[..., : log_named.shape[-1]]).sum(dim=-1)
         else:
             named = log_named.gather(-1, episode.labels.clamp(0, log_named.shape[-1] - 1)[..., None])[..., 0]
-            gained = named * (returns - values)[..., -1]
+            gained = named * errors[..., -1]
         at_naming["class"] = -1.0, gained
         if variant.stop == "supervised":
             # log(1 - p_stop), from the labels' scores, so that it stays finite as p_stop nears 1
@@ -168,7 +168,7 @@ def losses(
         if averages_actions:
             pointed = (location_odds * cells[:, :, None]).sum(dim=(-2, -1))
         else:
-            pointed = (location_log.gather(-1, episode.glimpses[..., None])[..., 0] * (returns - values)[..., :-1]).sum(dim=-1)
+            pointed = (location_log.gather(-1, episode.glimpses[..., None])[..., 0] * errors[..., :-1]).sum(dim=-1)
         at_naming["location"] = -1.0, pointed
         at_naming["value"] = VALUE_WEIGHT, (returns - episode.values).square().sum(dim=-1)
     scores = episode.scores
@@ -177,12 +177,13 @@ def losses(
     if decided.requires_grad:
         at_naming["stop_shift"] = -1.0, scores[..., :classes].logsumexp(dim=-1) - all_scores
         at_last["stop_shift"] = decided
-    weights, nothing = numbers(tuple(weight for weight, _ in at_naming.values()), log_all), numbers((0.0,), log_all)
-    over = torch.where(naming, torch.stack([part for _, part in at_naming.values()]), nothing).sum(dim=(1, 2)) * weights / batch
-    ends = torch.where(last, torch.stack(list(at_last.values())), nothing).sum(dim=(1, 2)) / -batch
-    terms = dict(zip(at_naming, over.unbind(), strict=True))
-    for name, end in zip(at_last, ends.unbind(), strict=True):
-        terms[name] = terms[name] + end if name in terms else end
+    weights = [weight / batch for weight, _ in at_naming.values()] + [-1 / batch] * len(at_last)
+    among = torch.stack([naming] * len(at_naming) + [last] * len(at_last))
+    every = torch.stack([part for _, part in at_naming.values()] + list(at_last.values()))
+    sums = torch.where(among, every, numbers((0.0,), every)).sum(dim=(1, 2)) * numbers(tuple(weights), every)
+    terms: dict[str, Tensor] = {}
+    for name, term in zip([*at_naming, *at_last], sums.unbind(), strict=True):
+        terms[name] = terms[name] + term if name in terms else term
 
     # Where stop is never sampled early, it is counted where it would be the likeliest outcome.
     early = episode.labels == classes if variant.stop == "sampled" else decided > HALF
@@ -193,7 +194,7 @@ def losses(
         "location_entropy": location_entropy,
         "early_stops": early,
     }
-    spread = moments(returns[..., -1], (returns - values)[..., -1], naming)
+    spread = moments(returns[..., -1], errors[..., -1], naming)
     return terms, _logged(terms, averaged, naming, episode.glimpses.shape[-1], spread)
 
 
