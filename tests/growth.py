@@ -1,8 +1,8 @@
 """What each stage costs as work grows: `python tests/growth.py FOLDER [IMAGES...]` in a checkout; a table, FOLDER/growth.json, growth.png.
 
-Images of 100 px, seen by an untrained EfficientNet-Lite0 at 56 px whose volume has 32 channels: features of 3 KB an image, 3.1 GB for a million. Where
-they are over 1 GB, training reads them in windows. Each stage is a command in a process of its own, start included. What is made is kept,
-so that a run that was ended goes on; a folder for a million images takes about 12 GB.
+Images of 100 px, seen by an untrained EfficientNet-Lite0 at 56 px whose volume has 32 channels: features of 3 KB an image, 3.1 GB for a
+million. Where they are over 1 GB, training reads them in windows. Each stage is a command in a process of its own, start included. What is
+made is kept, so that a run that was ended goes on; a folder for a million images takes about 12 GB.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 TEST = 1_000  # images of the test split, whatever the size
-BACKBONE = "finetune --yes --arch timm:tf_efficientnet_lite0 --weights none --mode full --full-images 64 --epoch-images 64 --validation 8 --channels 32"
+BACKBONE = "finetune --yes --arch timm:tf_efficientnet_lite0 --channels 32 --weights none --data single.h5 --input-size 56 --out backbone"
+BRIEF = "--mode full --full-images 64 --epoch-images 64 --validation 8"
 STAGES = {
     "make-data": "make-data mnist-multiset --train {images} --test 1000 --out {images}.h5",
     "precompute": "precompute --data {images}.h5 --backbone backbone --out {images}.features.h5",
@@ -46,7 +47,7 @@ def measured(folder: Path, sizes: list[int]) -> list[dict[str, Any]]:
     rows = json.loads(kept.read_text()) if kept.exists() else []
     if not (folder / "backbone").exists():
         timed(folder, "make-data mnist-single --train 200 --test 20 --out single.h5")
-        timed(folder, f"{BACKBONE} --data single.h5 --input-size 56 --out backbone")
+        timed(folder, f"{BACKBONE} {BRIEF}")
     for images in sizes:
         for stage, words in STAGES.items():
             if not any((row["stage"], row["images"]) == (stage, images) for row in rows):
