@@ -1,7 +1,8 @@
 """The feature file: volumes and raw saliency maps of a scene file, computed once by a fine-tuned activation model.
 
 Root attributes: those of `hdf5.stamp` and `hdf5.seal`, `classes` (JSON list), `backbone_digest`, `scenes_digest`, `image_size`
-(H, W in px, of the first split), `input_size` (px), `volume_shape` (C, h, w), `saliency` and `saliency_digest` (see
+(H, W in px, of the first split), `input_size` (px), `volume_shape` (C, h, w), `fine` (how many of the C
+are a finer stage's; absent in older files), `saliency` and `saliency_digest` (see
 `saliency.SaliencyModel`; absent in files of before there was a choice). A group a split, with attribute `image_size` and
     volumes   float16 (N, C, h, w)
     saliency  float32 (N, h, w), raw: for "activation" the sum of squares of the volume before it was rounded to float16
@@ -113,6 +114,7 @@ class FeatureFile(OpenedFile):
         classes: the class names; labels index them.
         splits: the names of the splits in it, train and test first.
         volume_shape: (C, h, w).
+        fine: how many of the C are a finer stage's, the last ones (`precompute --resolution fine`).
         image_size: height and width of the scene file's images, px, in its first split.
         input_size: side that they were resized to, px.
         digest: sha256 of what the features were made from.
@@ -148,6 +150,7 @@ class FeatureFile(OpenedFile):
         rows, columns = (int(side) for side in file.attrs["image_size"])
         self.input_size = int(file.attrs["input_size"])
         self.volume_shape, self.image_size = (channels, height, width), (rows, columns)
+        self.fine = int(attribute(file, "fine", 0))
         self.splits = train_first(file)
         for name, group in file.items():
             count, longest = group["labels"].shape
@@ -265,8 +268,10 @@ def finite_rows(values: np.ndarray) -> np.ndarray:
     return np.isfinite(values).reshape(len(values), -1).all(1)
 
 
-def features_digest(scenes_digest: str, backbone_digest: str, saliency_digest: str = "activation", resolution: int | None = None) -> str:
-    """The digest of features: of what they are made from; `resolution`: cells along a side, where they are more than the backbone's own."""
+def features_digest(
+    scenes_digest: str, backbone_digest: str, saliency_digest: str = "activation", resolution: int | str | None = None
+) -> str:
+    """The digest of features: of what they are made from; `resolution`: cells along a side, where not the backbone's own, or "fine"."""
     made_from: dict[str, Any] = {"scenes": scenes_digest, "backbone": backbone_digest, "format_version": FORMAT_VERSION}
     if saliency_digest != "activation":  # left out there, so that features made before there was a choice keep their digest
         made_from["saliency"] = saliency_digest
@@ -325,11 +330,12 @@ def check_match(
 def features_path(scenes: Path, saliency: str = "activation", resolution: str | None = None) -> Path:
     """Where the features of a scene file go: data/x.h5 -> data/x.features.h5.
 
-    With another saliency model it is data/x.itti.features.h5, with a resolution that was asked for data/x.14x14.features.h5.
+    With another saliency model it is data/x.itti.features.h5, with a resolution that was asked for data/x.14x14.features.h5 or
+    data/x.fine.features.h5.
     """
     kind = kind_in(saliency)
     names = [scenes.name.removesuffix(".h5")]
-    names += [] if resolution is None else [f"{resolution}x{resolution}"]
+    names += [] if resolution is None else [resolution if resolution == "fine" else f"{resolution}x{resolution}"]
     names += [] if kind == "activation" else [kind]
     return scenes.with_name(".".join([*names, "features.h5"]))
 
@@ -337,7 +343,7 @@ def features_path(scenes: Path, saliency: str = "activation", resolution: str | 
 def dataset_of(features: Path, saliency: str = "activation") -> str:
     """The name of the data set in a feature file's name: data/x.features.h5 and data/x.14x14.itti.features.h5 are of x."""
     name = features.name.removesuffix(".h5").removesuffix(".features")
-    for endings in ((*SALIENCY, "file", kind_in(saliency)), ("7x7", "14x14", "28x28")):
+    for endings in ((*SALIENCY, "file", kind_in(saliency)), ("7x7", "14x14", "28x28", "fine")):
         ending = name.rpartition(".")[2]
         name = name.removesuffix(f".{ending}") if ending in endings else name
     return name

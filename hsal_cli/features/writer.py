@@ -50,6 +50,7 @@ class Origin:
         backbone: where the activation model is.
         backbone_digest: sha256 of its weights.
         volume_shape: (C, h, w).
+        fine: how many of the C are a finer stage's.
         input_size: side that images are resized to, px.
         saliency, saliency_digest: name and digest of the saliency model.
         digest: of the features.
@@ -60,6 +61,7 @@ class Origin:
     backbone: Path
     backbone_digest: str
     volume_shape: tuple[int, int, int]
+    fine: int
     input_size: int
     saliency: str
     saliency_digest: str
@@ -240,7 +242,7 @@ def _describe(file: h5py.File, origin: Origin) -> None:
     texts |= {"backbone_digest": origin.backbone_digest, "saliency": origin.saliency, "saliency_digest": origin.saliency_digest}
     for name, text in texts.items():
         put_text(file, name, text)
-    file.attrs["input_size"], file.attrs["volume_shape"] = origin.input_size, origin.volume_shape
+    file.attrs["input_size"], file.attrs["volume_shape"], file.attrs["fine"] = origin.input_size, origin.volume_shape, origin.fine
     file.attrs["image_size"] = scenes.split(scenes.splits[0]).image_size
 
 

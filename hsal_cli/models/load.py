@@ -202,10 +202,11 @@ def find_backbone(loaded: LoadedPolicy, device: torch.device | str = "cpu", name
     if folder is None:
         place = f"not at {named}" if named else f"neither at {recorded} nor under {RUNS}/" if recorded else f"not under {RUNS}/"
         raise FileError(f"the backbone the policy was trained with (weights {digest[:12]}) is {place}", "name that one" if named else hint)
-    from hsal_cli.vision.backbone import finer, load_backbone
+    from hsal_cli.vision.backbone import FINE, at_resolution, load_backbone
 
     backbone = load_backbone(folder, device=device)
-    return dataclasses.replace(backbone, model=finer(backbone.model, meta.volume_shape[1]))
+    channels, side, _ = meta.volume_shape
+    return at_resolution(backbone, FINE if channels > backbone.model.channels else str(side))
 
 
 def backbone_folder(digest: str, *places: Path | str | None) -> Path | None:

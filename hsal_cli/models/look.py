@@ -157,7 +157,7 @@ def look(
             inputs = torch.cat([to_input(picture[None].to(device), backbone.model.input_size) for picture in batch])
             volumes = backbone.volumes(inputs)
             # One by one: pictures may differ in size.
-            shown = zip(batch, volumes[:, None], standing[start : start + BATCH], strict=True)
+            shown = zip(batch, volumes[:, None, : backbone.model.channels], standing[start : start + BATCH], strict=True)
             maps = torch.cat([saliency(picture[None].to(device), volume, [place]) for picture, volume, place in shown])
             episode = policy.policy(volumes, maps, choose=greedy, max_steps=max_steps or policy.max_steps)
         unlike = policy.trust.unlike(volumes, maps)
