@@ -55,10 +55,11 @@ def known_tables() -> dict[str, list[type]]:
     from hsal_cli.features.settings import LookSettings, PrecomputeSettings
     from hsal_cli.policy.variant import Variant, VariantName
     from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
-    from hsal_cli.scenes.settings import FolderSettings, SceneSettings, StreetSettings, SvhnSettings
+    from hsal_cli.scenes.settings import FolderSettings, SceneSettings, SearchSettings, StreetSettings, SvhnSettings
 
     return {
         "make-data": [SceneSettings],
+        "mnist-search": [SearchSettings],
         "street-numbers": [StreetSettings],
         "svhn-multiset": [SvhnSettings],
         "folder": [FolderSettings],
