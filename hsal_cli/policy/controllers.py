@@ -132,6 +132,7 @@ class WinnerTakeAll(nn.Module):
 
 
 PRIORITY_WEIGHT = 10.0  # a cell of half the highest priority starts at e^-5 of its probability
+PRIORITY_UNIT = 100.0  # of that weight where it is learned from 0: a hundred steps of Adam at 1e-3 then bring it to the other's start
 TAKEN = -1e4  # score of a cell that was looked at: its probability is 0, and 0 times its logarithm still a number
 Pick = Callable[[Tensor], Tensor]
 """pick(location logits (n, h * w)) -> cells (n,)"""
@@ -190,7 +191,7 @@ class Controller(nn.Module):
         # Added to the scores, P_t lets the head start where priority is highest and learn when to depart from it. Measured: read through
         # the MLP alone, the head settles on cells of priority 0.84 and its entropy falls to 0.05 before it finds better ones.
         # For fine glimpses it is learned from 0 on, so that an untrained policy looks anywhere.
-        self.priority_unit, start = (PRIORITY_WEIGHT, 0.0) if looks_finer else (1.0, PRIORITY_WEIGHT)
+        self.priority_unit, start = (PRIORITY_UNIT, 0.0) if looks_finer else (1.0, PRIORITY_WEIGHT)
         self.priority_weight = nn.Parameter(torch.tensor(start)) if self.sees_priority else None
         self.label = nn.Linear(hidden, labels)
         self.value = nn.Linear(hidden, 1)
