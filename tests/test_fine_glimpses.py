@@ -5,9 +5,12 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+import typer
 from learning_parts import SMALL, easy_table
 from test_precompute import write_backbone, write_scenes
+from typer.testing import CliRunner
 
+from hsal_cli.commands.train import train as train_command
 from hsal_cli.errors import UsageError
 from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
 from hsal_cli.evaluation.settings import EvalSettings
@@ -123,3 +126,17 @@ def test_features_with_a_finer_stage_go_from_scenes_to_scores_and_pictures(tmp_p
     loaded.policy.controller.label.bias.data[-1] = -100  # never stop, so that there is a step to look at
     assert len(look([torch.zeros(20, 30, dtype=torch.uint8)], found, loaded, max_steps=1)[0].steps) == 1
     assert load_backbone(backbone).model.fine == 0
+
+
+def test_training_with_fine_glimpses_computes_the_features_that_they_read(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scenes, backbone = write_scenes(tmp_path / "s.h5"), write_backbone(tmp_path / "b")
+    sizes = [word for name in ("meta_encode", "meta_hidden", "location_hidden") for word in ("--set", f"{name}=8")]
+    words = ["--data", scenes, "--backbone", backbone, "--out", "run", "--epochs", "1", "--set", "glimpse=fine", "--yes", *sizes]
+    app = typer.Typer()
+    app.command()(train_command)
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    with open_features(tmp_path / "s.fine.features.h5") as features:
+        assert features.fine == load_policy(tmp_path / "run").policy.variant.fine == 1024
+    assert not (tmp_path / "s.features.h5").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -127,8 +126,6 @@ def train(
         given_too = f"--variant {variant}" if variant else f"--set {texts[0]}"
         raise UsageError(f"objective {settings.objective} trains no policy, so {given_too} says nothing", "leave --variant and --set out")
     chosen_variant = variant_for(preset, config, variant, texts)
-    if chosen_variant.glimpse == "fine" and precompute.resolution is None:
-        precompute = dataclasses.replace(precompute, resolution="fine")
     settled = {"data": str(scenes), "train": as_dict(settings), "variant": as_dict(chosen_variant)}
     if resume is not None:
         _check_alone(resume, {"--backbone": backbone, "--init-from": init_from, "--saliency": saliency, "--memory-budget": memory_budget})

@@ -288,6 +288,11 @@ def at_resolution(backbone: LoadedBackbone, resolution: str | None) -> LoadedBac
     return dataclasses.replace(backbone, model=with_finer_stage(model) if resolution == FINE else finer(model, int(resolution)))
 
 
+def giving(backbone: LoadedBackbone, shape: tuple[int, int, int]) -> LoadedBackbone:
+    """A backbone whose volumes have the shape (C, h, w) of those that a policy was trained on."""
+    return at_resolution(backbone, FINE if shape[0] > backbone.model.channels else str(shape[1]))
+
+
 def fused(model: ActivationModel) -> ActivationModel:
     """A copy for inference whose BatchNorms are folded into the convolutions before them: the same up to rounding, 8% faster on a CPU.
 
