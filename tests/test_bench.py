@@ -209,7 +209,7 @@ def test_the_picture_is_looked_at_by_the_policy_made_for_it(tmp_path, glimpse) -
 
     recipe = dataclasses.replace(small_recipe(), variant=Variant(**SMALL, glimpse=glimpse))
     shop = Shop(recipe, tmp_path, torch.device("cpu"), StoppingReporter())
-    assert shop.fine == (4 * 128 if glimpse == "fine" else 0) and shop.table.volumes.shape[1] == 512 + shop.fine
+    assert shop.fine == (4 * 64 if glimpse == "fine" else 0) and shop.table.volumes.shape[1] == 512 + shop.fine
     loaded = load_policy(shop.policy_checkpoint())
     [(_, found)] = look_at_files([shop.picture()], find_backbone(loaded), loaded, stages.LOOK_STEPS)
     assert len(found.labels) == stages.LOOK_STEPS

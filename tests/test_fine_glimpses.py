@@ -85,6 +85,8 @@ def test_glimpses_kept_apart_never_fall_on_one_cell_and_a_cell_looked_at_is_no_r
     finer, table = torch.rand(12, 4, 3, 3), easy_table(12, 2, seed=3)
     episode = roll(policy(), finer)
     assert (episode.glimpses[..., 0] != episode.glimpses[..., 1]).all()
+    left = episode.saliency[1].flatten(1).gather(1, episode.glimpses[0])
+    assert (left[:, 0] == 0).all() and (left[:, 1] > 0).any()  # what lies beside the object is to be found later
     chances = episode.location_logits.softmax(-1)
     assert (chances[..., 1, :].gather(-1, episode.glimpses[..., :1]) == 0).all() and (chances[..., 0, :] > 0).all()
     settings = TrainSettings()

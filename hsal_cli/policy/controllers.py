@@ -132,7 +132,7 @@ class WinnerTakeAll(nn.Module):
 
 
 PRIORITY_WEIGHT = 10.0  # a cell of half the highest priority starts at e^-5 of its probability
-PRIORITY_UNIT = 100.0  # of that weight where it is learned from 0: a hundred steps of Adam at 1e-3 then bring it to the other's start
+PRIORITY_UNIT = 30.0  # of that weight where it is learned from 0: it then comes to the other's start within some hundred steps of Adam
 TAKEN = -1e4  # score of a cell that was looked at: its probability is 0, and 0 times its logarithm still a number
 Pick = Callable[[Tensor], Tensor]
 """pick(location logits (n, h * w)) -> cells (n,)"""

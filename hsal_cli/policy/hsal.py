@@ -161,7 +161,9 @@ class HSAL(nn.Module):
         )
         if self.variant.controller_state == "carry":
             live.state = step.state
-        live.saliency = inhibit(live.saliency, inhibiting, step.glimpses, self.variant.inhibition == "normalized")
+        # Of glimpses kept apart all but the first may fall on what lies beside the object, which is to be found later.
+        looked = step.glimpses[:, :1] if self.variant.glimpses_apart == "yes" else step.glimpses
+        live.saliency = inhibit(live.saliency, inhibiting, looked, self.variant.inhibition == "normalized")
         live.memory = one_hot(labels, self.classes + 1, memory)
         return labels
 

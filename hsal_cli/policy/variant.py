@@ -36,7 +36,8 @@ class Variant:
     )
     glimpses_apart: Literal["no", "yes"] = setting(
         "no",
-        "Inhibition of return within a meta-step: yes: no cell is looked at twice, and the priority of one that was is no longer a reward.",
+        "Inhibition of return within a meta-step: yes: no cell is looked at twice, the priority of one that was is no longer a reward, and "
+        "the first alone loses all its saliency.",
     )
     gaussians: int = setting(5, "Components of the Gaussian attention mask, K (appendix A: 5).", low=1, high=64)
     meta_encode: int = setting(128, "Width of the meta-controller's input encoding (appendix A: 128).", low=1, high=8192)
