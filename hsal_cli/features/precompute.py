@@ -18,9 +18,9 @@ from torch import Tensor
 
 from hsal_cli import distributed, threads
 from hsal_cli.errors import FileError, Interrupted, UsageError
-from hsal_cli.features.saliency.models import SaliencyModel, saliency_model
+from hsal_cli.features.saliency.models import SaliencyModel, saliency_model, seen_by_saliency
 from hsal_cli.features.settings import PrecomputeSettings
-from hsal_cli.features.table import FORMAT, FeatureFile, check_match, features_digest, open_features
+from hsal_cli.features.table import FORMAT, FeatureFile, check_match, features_digest, map_shape, open_features
 from hsal_cli.features.writer import FeatureWriter, Origin, features_to_fill, partial_of
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.gather import in_order
@@ -156,7 +156,8 @@ def _plan(scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, 
     size = 0
     for split in splits:
         copied = split.labels.nbytes + (0 if split.boxes is None else split.boxes.nbytes)
-        size += len(split) * side * side * (2 * channels + 4) + copied
+        cells = math.prod(map_shape((channels, side, side), backbone.model.fine))
+        size += len(split) * (2 * channels * side * side + 4 * cells) + copied
     digest = features_digest(scenes.digest, backbone.digest, saliency.digest, made_finer(backbone))
     exists = out.exists() and _is_there(out, digest, scenes, backbone, saliency, overwrite)
     return PrecomputePlan(sum(map(len, splits)), size, (channels, side, side), digest, exists)
@@ -245,14 +246,15 @@ def as_features(images: Tensor, volumes: Tensor, channels: int, saliency: Salien
 
     Args:
         images: uint8 (B, H, W) or (B, H, W, 3).
-        channels: C, those of which saliency is made.
+        channels: C; those behind are a finer stage's.
         names: of each image, for the saliency model.
 
     Returns:
-        volumes: float16 (B, C + fine, h, w), contiguous; saliency: float32 (B, h, w), of the volumes before they were rounded.
+        volumes: float16 (B, C + fine, h, w), contiguous; saliency: float32 (B, h, w), with a finer stage (B, 2h, 2w), of
+            activations before they were rounded.
     """
     # Volumes that are not finite are refused by the maps they give; a model that does not read them must show them too.
-    maps = saliency(images, volumes[:, :channels], names) + 0 * volumes.amax((1, 2, 3)).float()[:, None, None]
+    maps = saliency(images, seen_by_saliency(volumes, channels), names) + 0 * volumes.amax((1, 2, 3)).float()[:, None, None]
     return volumes.clamp_(max=LARGEST_HALF).half().contiguous(), maps
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +29,7 @@ def window_rows(file: FeatureFile, split: str, budget: float | None) -> int:
         UsageError: the budget is too small for two windows of one block.
     """
     channels, height, width = file.volume_shape
-    row = height * width * (2 * channels + 4)
+    row = 2 * channels * height * width + 4 * math.prod(file.map_shape)
     free = _free_memory() if budget is None else budget * 1e9
     if free is None or file.rows(split) * row <= free:
         return 0
@@ -126,4 +127,4 @@ class FeatureStream(FeatureRows):
 
     def _room(self, rows: int) -> tuple[Tensor, Tensor]:
         channels, height, width = self._file.volume_shape
-        return torch.empty(rows, channels, height, width, dtype=torch.float16), torch.empty(rows, height, width)
+        return torch.empty(rows, channels, height, width, dtype=torch.float16), torch.empty(rows, *self._file.map_shape)

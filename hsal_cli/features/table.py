@@ -5,7 +5,8 @@ Root attributes: those of `hdf5.stamp` and `hdf5.seal`, `classes` (JSON list), `
 are a finer stage's; absent in older files), `saliency` and `saliency_digest` (see
 `saliency.SaliencyModel`; absent in files of before there was a choice). A group a split, with attribute `image_size` and
     volumes   float16 (N, C, h, w)
-    saliency  float32 (N, h, w), raw: for "activation" the sum of squares of the volume before it was rounded to float16
+    saliency  float32 (N, h, w), raw: for "activation" the sum of squares of the volume before it was rounded to float16; (N, 2h, 2w) and of
+              the finer stage, where there is one
     labels    int16 (N, L), padded with -1, copied from the scene file
     boxes     int16 (N, L, 4) x0, y0, x1, y1 in px, half-open, padded with -1, copied; absent where the scene file has none
 and attribute `cut_off`, how many activations were above the most that float16 holds, which they were cut off at (absent in older files).
@@ -115,6 +116,7 @@ class FeatureFile(OpenedFile):
         splits: the names of the splits in it, train and test first.
         volume_shape: (C, h, w).
         fine: how many of the C are a finer stage's, the last ones (`precompute --resolution fine`).
+        map_shape: rows and columns of the saliency maps: (h, w), or twice as many with a finer stage.
         image_size: height and width of the scene file's images, px, in its first split.
         input_size: side that they were resized to, px.
         digest: sha256 of what the features were made from.
@@ -151,10 +153,11 @@ class FeatureFile(OpenedFile):
         self.input_size = int(file.attrs["input_size"])
         self.volume_shape, self.image_size = (channels, height, width), (rows, columns)
         self.fine = int(attribute(file, "fine", 0))
+        self.map_shape = map_shape(self.volume_shape, self.fine)
         self.splits = train_first(file)
         for name, group in file.items():
             count, longest = group["labels"].shape
-            shapes = {"volumes": (count, *self.volume_shape), "saliency": (count, *self.volume_shape[1:]), "boxes": (count, longest, 4)}
+            shapes = {"volumes": (count, *self.volume_shape), "saliency": (count, *self.map_shape), "boxes": (count, longest, 4)}
             for part, shape in shapes.items():
                 if (part in group or part != "boxes") and group[part].shape != shape:
                     raise ValueError(f"{name}/{part} has shape {group[part].shape}, not {shape}")
@@ -259,6 +262,12 @@ class FeatureFile(OpenedFile):
                 f"{self.path}: {split}: row {rows[int(below.argmax())]} of saliency has values below 0",
                 f"write maps of numbers from 0 up, or {AGAIN}",
             )
+
+
+def map_shape(volume_shape: tuple[int, int, int], fine: int) -> tuple[int, int]:
+    """Rows and columns of the maps: those of the volume, or of its finer stage."""
+    times = 2 if fine else 1
+    return times * volume_shape[1], times * volume_shape[2]
 
 
 def finite_rows(values: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from hsal_cli.errors import FileError, first_line
-from hsal_cli.features.table import FORMAT
+from hsal_cli.features.table import FORMAT, map_shape
 from hsal_cli.progress import Reporter
 from hsal_cli.scenes.scene_file import SceneFile
 from hsal_cli.storage.atomic import atomic_write, cannot_write, clear_after_the_dead, sync, take_place
@@ -213,7 +213,7 @@ def _rescue(old: h5py.File, partial: Path, origin: Origin) -> None:
 
 def _parts(origin: Origin) -> dict[str, tuple[int, ...]]:
     """What is computed of each row, and its shape."""
-    return {"volumes": origin.volume_shape, "saliency": origin.volume_shape[1:]}
+    return {"volumes": origin.volume_shape, "saliency": map_shape(origin.volume_shape, origin.fine)}
 
 
 def _lay_out(file: h5py.File, origin: Origin) -> None:
@@ -280,7 +280,7 @@ class FeatureWriter:
 
         Args:
             volumes: float16 (n, C, h, w), contiguous; on any device.
-            saliency: float32 (n, h, w), on the same.
+            saliency: float32 (n, h, w) or (n, 2h, 2w), on the same.
 
         Raises:
             OSError: an earlier write failed. FileError: an earlier batch was not finite, or its saliency below 0.

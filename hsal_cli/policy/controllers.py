@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hsal_cli.policy.maps import GaussianAttention, column, highest_cell
+from hsal_cli.policy.maps import GaussianAttention, cells_above, column, highest_cell, patches
 from hsal_cli.policy.shared import Linear, linear
 from hsal_cli.policy.variant import Variant
 
@@ -157,12 +157,12 @@ class Controller(nn.Module):
     Args:
         variant: as it is on the map.
         labels: K + 1.
-        volume_shape: (C + fine, h, w) of the volumes.
+        channels: C of the volumes, without those of a finer stage.
+        height, width: cells of the maps.
     """
 
-    def __init__(self, variant: Variant, labels: int, volume_shape: tuple[int, int, int]) -> None:
+    def __init__(self, variant: Variant, labels: int, channels: int, height: int, width: int) -> None:
         super().__init__()
-        channels, height, width = volume_shape[0] - variant.fine, *volume_shape[1:]
         cells = height * width
         self.glimpses = variant.glimpses
         self.sees_priority = variant.location_input == "priority"
@@ -180,8 +180,13 @@ class Controller(nn.Module):
             nn.init.uniform_(part, -bound, bound)
         # A fine glimpse takes the place of a column; normalised, for its stage is on a scale of its own.
         looks_finer = variant.glimpse == "fine"
-        self.fine_norm = nn.LayerNorm(variant.fine) if looks_finer else None
-        self.encode_fine = nn.Linear(variant.fine, channels) if looks_finer else None
+        self.fine_norm = self.encode_fine = None
+        reads = cells_above(height, width) if variant.fine else None  # at each cell of the map; None: the volume's column there
+        if looks_finer:
+            reads = patches(height, width)
+            numbers_read = variant.fine // 4 * reads.shape[1]
+            self.fine_norm, self.encode_fine = nn.LayerNorm(numbers_read), nn.Linear(numbers_read, channels)
+        self.register_buffer("reads", reads, persistent=False)
         self.gru = GRU(encode, hidden)
         self.location = nn.Sequential(
             nn.Linear(hidden + (cells if self.sees_priority else 0), variant.location_hidden),
@@ -212,7 +217,7 @@ class Controller(nn.Module):
             priority: (B, h, w), P_t.
             memory: (B, K + 1), y_{t-1}.
             glimpse: (B, C), g_0.
-            seen: (B, h * w, C), what a glimpse reads at each cell; fine: (B, h * w, fine), of any float type.
+            seen: (B, h * w, C), what a glimpse reads at each cell; fine: as `finer_columns` gives it, of any float type.
             state: (B, hidden), the last state of the meta-step before, or None for zeros.
             pick: takes a cell for each row of location logits (B, h * w).
             linear: multiplies by the weights.
@@ -231,7 +236,7 @@ class Controller(nn.Module):
                 with torch.no_grad():
                     scores.append(self._without(self._location_scores(states[-1], shown), cells))
                 cells.append(pick(scores[-1]))
-                glimpse = column(seen, cells[-1])
+                glimpse = column(seen, cells[-1] if self.reads is None else self.reads[cells[-1]])
                 if self.fine_norm is not None and self.encode_fine is not None:
                     glimpse = self.fine_norm(glimpse.to(priority.dtype))
                     glimpse = F.relu(linear(glimpse, self.encode_fine.weight, self.encode_fine.bias))

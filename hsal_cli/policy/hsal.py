@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hsal_cli.errors import UsageError
 from hsal_cli.policy.controllers import Controller, MetaController, Pick, WinnerTakeAll
 from hsal_cli.policy.episode import Choose, Episode, Source, draw, with_shift
-from hsal_cli.policy.maps import FLAT, gaussian_masks, inhibit, initial_glimpse, min_max, one_hot, priority_map
+from hsal_cli.policy.maps import FLAT, finer_columns, gaussian_masks, inhibit, initial_glimpse, min_max, one_hot, priority_map
 from hsal_cli.policy.shared import Linear, SharedWeights
 from hsal_cli.policy.stop_head import StopHead
 from hsal_cli.policy.variant import Variant
@@ -33,7 +33,10 @@ class HSAL(nn.Module):
         self.classes = classes
         self.stop = classes
         self.volume_shape = tuple(volume_shape)
-        _, height, width = self.volume_shape
+        channels, (height, width) = volume_shape[0] - variant.fine, volume_shape[1:]
+        if variant.fine:  # maps are those of the finer stage
+            height, width = 2 * height, 2 * width
+        self.map_shape = height, width
         self.variant = variant = variant.on_map(height * width)
         if variant.glimpse == "fine" and not variant.fine:
             raise UsageError(
@@ -43,7 +46,7 @@ class HSAL(nn.Module):
         self.meta_controller = (
             WinnerTakeAll(variant) if variant.mask == "winner-take-all" else MetaController(variant, classes + 1, height, width)
         )
-        self.controller = Controller(variant, classes + 1, self.volume_shape)
+        self.controller = Controller(variant, classes + 1, channels, height, width)
         self.stop_head = StopHead() if variant.stop_input == "state+saliency" else None
         self.register_buffer("volume_scale", torch.tensor(float(volume_scale)))
 
@@ -64,7 +67,7 @@ class HSAL(nn.Module):
 
         Args:
             volumes: (B, C + fine, h, w), raw, of any float type; fastest in channels_last order.
-            saliency: (B, h, w), raw, at least 0.
+            saliency: (B, h, w), raw, at least 0; with a finer stage (B, 2h, 2w), and so are all maps.
             choose: names the labels; called once a meta-step with the examples still active (see `choosing.Choose`).
             steps: (B,) int64, how many meta-steps each example takes, whatever it is labelled.
             max_steps: without `steps`, an example ends after it names stop (that step is part of the episode), or after this many; with
@@ -100,7 +103,7 @@ class HSAL(nn.Module):
         live = _Live(
             rows=rows,
             volumes=columns.copy_(volumes[:, :channels].flatten(2).transpose(1, 2)).div_(self.volume_scale),
-            fine=volumes[:, channels:].flatten(2).transpose(1, 2) if self.variant.glimpse == "fine" else None,
+            fine=finer_columns(volumes[:, channels:]) if self.variant.glimpse == "fine" else None,
             first=first,
             saliency=saliency if self.variant.update == "raw" else first,
             memory=torch.zeros(size, self.classes + 1, device=device, dtype=dtype),
@@ -220,7 +223,7 @@ class HSAL(nn.Module):
     def _check(self, volumes: Tensor, saliency: Tensor, steps: Tensor | None, max_steps: int | None, dense: bool) -> None:
         if tuple(volumes.shape[1:]) != self.volume_shape:
             raise ValueError(f"volumes have shape {tuple(volumes.shape)}, this policy takes (B, {', '.join(map(str, self.volume_shape))})")
-        if tuple(saliency.shape) != (len(volumes), *self.volume_shape[1:]):
+        if tuple(saliency.shape) != (len(volumes), *self.map_shape):
             raise ValueError(f"saliency maps have shape {tuple(saliency.shape)}, the volumes {tuple(volumes.shape)}")
         if max_steps is None and (steps is None or dense):
             raise ValueError("neither steps nor max_steps is given, or dense without max_steps: the roll-out has no end")
@@ -237,7 +240,7 @@ class _Live:
     first: Tensor  # (n, h, w), S_0
     saliency: Tensor  # (n, h, w), what inhibition of return has left
     memory: Tensor  # (n, K + 1)
-    fine: Tensor | None  # (n, h * w, fine), raw, what a fine glimpse reads; None: it reads the volume's columns
+    fine: Tensor | None  # raw, what a fine glimpse reads (see `finer_columns`); None: it reads the volume's columns
     meta_state: Tensor | None = None  # (n, hidden), the meta-controller's h_{t-1}; None is zeros
     state: Tensor | None = None  # (n, hidden), the controller's
 
