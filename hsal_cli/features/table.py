@@ -84,7 +84,7 @@ class FeatureTable(FeatureRows):
 
     Attributes:
         volumes: float16 (N, C, h, w), as the activation model gave them.
-        saliency: float32 (N, h, w), raw, >= 0.
+        saliency: float32 (N, h, w), with a finer stage (N, 2h, 2w), raw, >= 0.
         labels, boxes, image_size: as in `FeatureRows`.
     """
 
