@@ -22,9 +22,9 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[test]'
 	touch $(READY)
 
-# One process a core; the tests of a file stay together, since they share what they prepare.
+# One process a core; the tests of a file stay together, since they share what they prepare; long files first (tests/conftest.py).
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -74,6 +74,7 @@ def main() -> None:
     from hsal_cli.upkeep import check as _  # noqa: F401
 
     torch.set_num_threads(1)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored behind nohup
     if sys.argv[1:] == ["small"]:
         make_small()
     for line in sys.stdin:

@@ -11,6 +11,21 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # make test runs one process a core
+# Files of more than ten seconds begin first, so that two workers end together; xdist keeps the order with --no-loadscope-reorder.
+LONG = ("test_gpu_path.py", "test_faults_process.py", "test_streams_and_signals.py", "test_reproduce.py", "test_pipeline.py")
+LONG += ("test_workers_faults.py", "test_train_policy.py", "test_precompute.py", "test_two_looks.py", "test_bench.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+@pytest.fixture
+def seconds_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans take the speeds of every stage as given, 100 images a second, in place of a measurement of many seconds."""
+    from hsal_cli.bench import estimate
+
+    monkeypatch.setattr(estimate, "seconds_of", lambda works, *_: [sum(work.images.values()) / 100 for work in works])
 
 
 @pytest.fixture(scope="session")

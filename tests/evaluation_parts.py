@@ -53,10 +53,12 @@ def small_table(count=23, seed=0, boxes=True, shape=SHAPE) -> FeatureTable:
     return FeatureTable(volumes, volumes.float().square().sum(1), labels, placed if boxes else None, SIZE)
 
 
-def write_features(path: Path, tables: dict[str, FeatureTable], backbone_digest="b" * 64, classes=NAMES, scenes_digest="s" * 64) -> Path:
+def write_features(
+    path: Path, tables: dict[str, FeatureTable], backbone_digest="b" * 64, classes=NAMES, scenes_digest="s" * 64, config=None
+) -> Path:
     """A feature file in the documented form."""
     with h5py.File(path, "w") as file:
-        stamp(file, "hsal-features", {})
+        stamp(file, "hsal-features", config or {})
         file.attrs.update(classes=json.dumps(classes), backbone_digest=backbone_digest, scenes_digest=scenes_digest)
         file.attrs.update(image_size=SIZE, input_size=96, volume_shape=next(iter(tables.values())).volumes.shape[1:])
         for name, table in tables.items():

@@ -49,14 +49,15 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=["cuda", "mps"])
+@pytest.fixture
 def device(request, monkeypatch):
-    """The device, with the memory and the types of an NVIDIA or of an Apple GPU."""
-    if request.param == "mps":
+    """The device, with the memory and the types of an Apple GPU, which refuses more; or, as a parameter, of an NVIDIA one: "cuda"."""
+    kind = getattr(request, "param", "mps")
+    if kind == "mps":
         for module in (rewards, objectives):
             monkeypatch.setattr(module, "wide", lambda values: torch.float32 if values.device.type == NAME else torch.float64)
     monkeypatch.setattr(feature_task, "free_memory", lambda device: 1e12)
-    with FakeDevice(double=request.param == "cuda") as found:
+    with FakeDevice(double=kind == "cuda") as found:
         yield found
 
 
@@ -84,8 +85,8 @@ def test_with_the_cpus_random_numbers_a_gpu_trains_as_a_cpu_does(kind, device) -
         assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("resident", [True, False])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+@pytest.mark.parametrize(("kind", "resident"), [*((kind, True) for kind in KINDS), ("rl", False), ("list", False)])
 def test_a_training_step_waits_for_nothing_and_makes_few_launches(kind, resident, device, monkeypatch) -> None:
     if not resident:
         monkeypatch.setattr(feature_task, "free_memory", lambda device: 0)
@@ -123,9 +124,9 @@ def test_a_device_draws_the_same_again_for_the_same_step(device) -> None:
 
 
 def test_the_script_for_a_machine_with_a_gpu_runs(device) -> None:
-    assert gpu.differences(DEVICE, 512, 8) < gpu.CLOSE
+    assert gpu.differences(DEVICE, 128, 8) < gpu.CLOSE
     gpu.step_without_waiting(DEVICE, 256, 8)
-    assert gpu.epoch_seconds(DEVICE, 256, 8) > 0
+    assert gpu.epoch_seconds(DEVICE, 128, 8) > 0
 
 
 @pytest.mark.parametrize("most", [2, 20])
@@ -159,7 +160,7 @@ def test_every_stage_runs_on_a_gpu_and_what_it_writes_is_read_without_one(scenes
     tiny = {"arch": "resnet18", "weights": "none", "input_size": 56, "batch_size": 4, "full_images": 4, "epoch_images": 4, "validation": 4}
     for objects, mode in (("single", "crops"), ("crops", "full"), ("counts", "full")):
         data = scenes["single" if objects == "single" else "multiset"]
-        settings = FinetuneSettings(objects=objects, mode=mode, crop_images=4, distort=0.5, **tiny)
+        settings = FinetuneSettings(objects=objects, mode=mode, crop_images=4, **tiny)
         finetune(data, tmp_path / f"backbone-{objects}", settings, DEVICE)
     backbone = tmp_path / "backbone-single"
     features = {}

@@ -1,5 +1,6 @@
 """hsal eval, visualize and predict on a toy run: what they write and print, and what they refuse."""
 
+import dataclasses
 import json
 import shutil
 
@@ -186,6 +187,28 @@ def test_glimpses_are_in_pixels_of_the_image_as_well_as_in_cells(here):
             edges = [70 * column / 3, 40 * row / 3, 70 * (column + 1) / 3, 40 * (row + 1) / 3]
             assert box == pytest.approx(edges, abs=0.06)
             assert middle == pytest.approx([40 * (row + 0.5) / 3, 70 * (column + 0.5) / 3], abs=0.11)
+
+
+@pytest.mark.parametrize("lying", [True, False])
+def test_a_model_of_padded_images_sees_pictures_padded_and_tells_px_of_the_picture(lying, here):
+    policy = load_policy(here / "runs" / "policy")
+    backbone = find_backbone(policy)
+    picture = np.array(Image.open(here / "colour.jpg"))
+    square = np.empty((70, 70, 3), np.uint8)
+    square[:] = picture.reshape(-1, 3).mean(0).round()
+    square[15:55] = picture
+    square, picture = (square, picture) if lying else (square.swapaxes(0, 1).copy(), picture.swapaxes(0, 1).copy())
+    of_padded = dataclasses.replace(policy, meta=dataclasses.replace(policy.meta, fit="pad"))
+    (seen,), (same,) = (look([torch.from_numpy(image)], backbone, shown) for image, shown in ((picture, of_padded), (square, policy)))
+    assert np.array_equal(seen.image, square) and seen.labels == same.labels and np.array_equal(seen.glimpses, same.glimpses)
+    document, (height, width) = to_json(seen), picture.shape[:2]
+    assert document["size"] == [height, width] and document["steps"]
+    (across, down) = (0, 15) if lying else (15, 0)
+    for step in document["steps"]:
+        for (row, column), middle, box in zip(step["glimpses"], step["glimpses_px"], step["boxes_px"], strict=True):
+            x0, x1 = (min(max(70 * (column + edge) / 3 - across, 0), width) for edge in (0, 1))
+            y0, y1 = (min(max(70 * (row + edge) / 3 - down, 0), height) for edge in (0, 1))
+            assert box == pytest.approx([x0, y0, x1, y1], abs=0.06) and middle == pytest.approx([(y0 + y1) / 2, (x0 + x1) / 2], abs=0.11)
 
 
 def test_json_has_a_list_of_numbers_on_one_line(here):

@@ -508,7 +508,7 @@ def test_an_odd_run_among_several_is_named_and_passed_over(command: str, name: s
 
 @pytest.mark.fault(28, "an odd run of a grid: named in the plan, and passed over", tried=2)
 @pytest.mark.parametrize("name", ["status.json", "config.json"])
-def test_an_odd_run_of_a_grid_is_passed_over(name: str, here: Path, capsys) -> None:
+def test_an_odd_run_of_a_grid_is_passed_over(name: str, here: Path, capsys, seconds_given) -> None:
     shutil.copytree(here / "runs/p", here / "grid/runs/d.rl.seed0")
     put(**{"kind" if name == "status.json" else "train": 3})(here / "grid/runs/d.rl.seed0" / name)
     code, out, said = call("reproduce --out grid --datasets d --objectives rl --seeds 0-1 --dry-run --json", capsys)

@@ -1,5 +1,6 @@
 """Fine-tuning with a network of one convolution in place of the ResNet: plan, views, exact resuming, refusals."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -15,10 +16,11 @@ from learning_parts import OneLayer, StoppingReporter, assert_equal, without
 from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.finetuning.finetune import FinetuneTask, background_share, finetune, settle
 from hsal_cli.finetuning.objects import SingleObjects, read_objects
-from hsal_cli.finetuning.views import cell_centres, crop_sides, share_in_view, views
+from hsal_cli.finetuning.views import crop_sides, share_in_view, views
 from hsal_cli.runs.seeds import Draws, seeded
 from hsal_cli.runs.settings import FinetuneSettings
 from hsal_cli.storage import checkpoints
+from hsal_cli.storage.atomic import write_sealed
 from hsal_cli.vision.images import to_input
 
 CPU = torch.device("cpu")
@@ -203,26 +205,6 @@ def test_each_batch_of_crops_has_the_side_that_its_largest_object_needs(scenes: 
         assert crop_sides(boxes, (40, 50), 32, 4).tolist() == needed
 
 
-def test_elastic_distortion_bends_a_view_smoothly_by_a_few_px_at_most() -> None:
-    """Dots are found where the affine map says, give or take what elastic distortion adds to it."""
-    places = [(x, y) for x in range(20, 100, 15) for y in range(20, 100, 15)]
-    image = torch.zeros(112, 112, dtype=torch.uint8)
-    for x, y in places:
-        image[y - 1 : y + 2, x - 1 : x + 2] = 255
-    seen, theta = views(image.expand(40, 112, 112), None, 112, 112, 1.0, Draws.all(torch.Generator().manual_seed(0), 40))
-    looks = cell_centres(theta, 112, (112, 112))
-    offsets = []
-    for grey, look in zip(seen[:, 0], looks, strict=True):
-        lit = (grey - grey.amin()).clamp(min=0)
-        for place in places:
-            away = look - (torch.tensor(place) + 0.5)  # of each pixel, by the affine map alone, px
-            near = lit * (away.norm(dim=2) < 7)
-            offsets.append((near[..., None] * away).sum((0, 1)) / near.sum())
-    offsets = torch.stack(offsets).view(40, 6, 6, 2)
-    assert 0.5 < offsets.std() < 2 and offsets.abs().quantile(0.99) < 5
-    assert (offsets[:, 1:] - offsets[:, :-1]).std() < 1.4 * offsets.std()  # of unrelated ones: 1.41, and neighbours move together
-
-
 def test_the_share_in_view_is_that_of_an_object_which_a_view_shows() -> None:
     images = torch.zeros(60, 100, 100, dtype=torch.uint8)
     boxes = torch.tensor(
@@ -230,7 +212,7 @@ def test_the_share_in_view_is_that_of_an_object_which_a_view_shows() -> None:
     )
     for image, (x0, y0, x1, y1) in zip(images, boxes.int().tolist(), strict=True):
         image[y0:y1, x0:x1] = 255
-    seen, theta = views(images, None, 112, 112, 0.0, Draws.all(torch.Generator().manual_seed(0), 60))
+    seen, theta = views(images, None, 112, 112, True, Draws.all(torch.Generator().manual_seed(0), 60))
     shares = share_in_view(theta, boxes[:, None], (100, 100))[:, 0]
     assert shares.min() < 0.7 and (shares[4::6] == 1).all() and (shares == 1).float().mean() > 0.4
     grey = seen[:, 0].flatten(1)
@@ -244,7 +226,7 @@ def looking_at(part: float, right: float):
     """Views that see only the middle `part` of an image, moved to the right."""
     theta = torch.tensor([[part, 0, right], [0, part, 0]])
     return lambda images, *_: (
-        views(images, None, 32, 32, None, Draws.all(torch.Generator(), len(images)))[0],
+        views(images, None, 32, 32, False, Draws.all(torch.Generator(), len(images)))[0],
         theta.expand(len(images), 2, 3),
     )
 
@@ -268,14 +250,14 @@ def test_a_batch_of_objects_cut_off_alone_teaches_nothing_and_breaks_nothing(sce
     assert logged["loss"].item() == 0 and all(weight.isfinite().all() for weight in task.model.parameters())
 
 
-@pytest.mark.parametrize(("distortion", "least", "most"), [(None, 0.9, 1.1), (0.0, 0.65, 1.4), (1.0, 0.6, 1.5)])
-def test_a_crop_holds_its_object_whole_and_at_the_scale_of_the_full_image(distortion: float | None, least: float, most: float) -> None:
+@pytest.mark.parametrize(("augment", "least", "most"), [(False, 0.9, 1.1), (True, 0.65, 1.4)])
+def test_a_crop_holds_its_object_whole_and_at_the_scale_of_the_full_image(augment: bool, least: float, most: float) -> None:
     places = [(x, y) for x in range(2, 50, 12) for y in range(2, 54, 8)]
     boxes = torch.tensor([[x, y, x + 12, y + 8] for x, y in places], dtype=torch.float)
     images = torch.zeros(len(places), 64, 64, dtype=torch.uint8)
     for image, (x, y) in zip(images, places, strict=True):
         image[y : y + 8, x : x + 12] = 255
-    seen, _ = views(images, boxes, 32, 64, distortion, Draws.all(torch.Generator().manual_seed(0), len(images)))
+    seen, _ = views(images, boxes, 32, 64, augment, Draws.all(torch.Generator().manual_seed(0), len(images)))
     assert seen.shape == (len(places), 3, 32, 32)
     grey = seen[:, 0].flatten(1)
     lit = (grey > (grey.amin(1, keepdim=True) + grey.amax(1, keepdim=True)) / 2).sum(1) / (12 * 8)
@@ -284,7 +266,7 @@ def test_a_crop_holds_its_object_whole_and_at_the_scale_of_the_full_image(distor
 
 def test_a_full_view_without_augmentation_is_the_networks_usual_input() -> None:
     images = torch.randint(0, 256, (3, 20, 30, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(views(images, None, 32, 32, None, Draws.all(torch.Generator(), 3))[0], to_input(images, 32))
+    assert torch.equal(views(images, None, 32, 32, False, Draws.all(torch.Generator(), 3))[0], to_input(images, 32))
 
 
 def test_the_background_share_is_that_of_the_saliency_off_the_objects() -> None:
@@ -314,19 +296,13 @@ def test_the_background_term_is_off_by_default_and_needs_boxes(tmp_path: Path) -
 
 def test_views_depend_on_the_generator_alone() -> None:
     images = torch.randint(0, 256, (4, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    first, again, other = (views(images, None, 32, 32, 1.0, Draws.all(seeded(seed, 0), 4))[0] for seed in (1, 1, 2))
+    first, again, other = (views(images, None, 32, 32, True, Draws.all(seeded(seed, 0), 4))[0] for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other) and first.isfinite().all()
 
 
-def test_views_are_distorted_where_asked_for_and_augmented(scenes: Path) -> None:
-    data, draws = read_objects(scenes, "train", "single"), lambda: Draws.all(torch.Generator().manual_seed(0), 8)
-    shown = [
-        data.show(torch.arange(8), False, 32, OneLayer("", 2, 32), dataclasses.replace(FAST, **how), draws()).inputs
-        for how in (
-            {"crowd": 1},
-            {"crowd": 1, "distort": 1.0},
-            {"crowd": 1, "distort": 1.0, "augment": False},
-            {"crowd": 1, "augment": False},
-        )
-    ]
-    assert not torch.allclose(shown[0], shown[1], atol=0.1) and torch.equal(shown[2], shown[3])
+def test_a_run_with_distortion_is_read_but_not_gone_on_with(scenes: Path, tmp_path: Path) -> None:
+    run = finetune(scenes, tmp_path / "run", dataclasses.replace(FAST, full_images=24), CPU)
+    for strength, more, refused in ((0.5, None, False), (0.0, 48, False), (0.5, 72, True)):
+        write_sealed(run.path / "config.json", run.config.raw | {"finetune": run.config.raw["finetune"] | {"distort": strength}})
+        with pytest.raises(UsageError, match=r"distort 0\.5, which this hsal no longer has") if refused else contextlib.nullcontext():
+            assert finetune(scenes, run.path, device=CPU, resume=True, full_images=more).status.state == "finished"

@@ -1,5 +1,6 @@
 """Where people look, in both layouts of files, and the two scores against slow, obvious references."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -69,6 +70,8 @@ def test_masks_and_glimpses_become_maps_of_the_image_that_are_highest_where_they
     assert set(maps) == set(MAPS) and all(one.shape == (60, 90) for one in maps.values())
     row, column = np.unravel_index(maps["glimpses"].argmax(), (60, 90))
     assert (row // 20, column // 30) == step.glimpses[0]
+    inner = maps_of(dataclasses.replace(seen, within=(10, 0, 80, 60)))  # a padded picture's own part
+    assert all(np.array_equal(inner[name], maps[name][:, 10:80]) for name in MAPS)
     row, column = np.unravel_index(maps["masks"].argmax(), (60, 90))
     assert (row // 20, column // 30) == np.unravel_index(step.mask.argmax(), (3, 3))
 

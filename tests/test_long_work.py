@@ -205,8 +205,7 @@ def test_the_speeds_are_measured_on_the_stages_of_the_benchmark(monkeypatch) -> 
     assert seconds_of(works, recipe_for(None, None), CPU) == [10.0, 0, 21.0]
 
 
-def test_a_dry_run_of_a_grid_has_the_time_and_disk_of_each_step(here, monkeypatch) -> None:
-    monkeypatch.setattr(estimate, "seconds_of", lambda works, *_: [sum(work.images.values()) / 100 for work in works])
+def test_a_dry_run_of_a_grid_has_the_time_and_disk_of_each_step(here, seconds_given) -> None:
     words = ("reproduce", "--datasets", "mnist-set", "--objectives", "rl", "--seeds", 0, "--dry-run")
     steps = {step["step"].split(" ")[0]: step for step in json.loads(call(*words, "--json").stdout)["steps"]}
     assert steps["data"]["seconds"] == 700 and steps["features"]["bytes"] == 70_000 * 49 * (2 * 512 + 4)

@@ -13,6 +13,7 @@ from hsal_cli.progress import SILENT
 from hsal_cli.runs import loop
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.loop import one_cycle, restored, train
+from hsal_cli.runs.record import Record
 from hsal_cli.storage import checkpoints
 
 
@@ -105,6 +106,26 @@ def test_a_stopped_training_resumes_to_exactly_what_it_would_have_been(after: in
         mine, theirs = checkpoints.load(run.checkpoints, which), checkpoints.load(before_run.checkpoints, which)
         assert mine.path.name == theirs.path.name
         assert_equal(mine.weights, theirs.weights)
+
+
+@pytest.mark.parametrize(
+    ("scores", "macro_f1", "best"),
+    [
+        ((0.5, 0.5, 0.4), (0.7, 0.6, 0.9), 1),
+        ((0.5, 0.5, 0.5), (0.7, 0.7, 0.6), 2),
+        ((0.02, 0.0, 0.04), (0.3, 0.5, 0.4), 2),
+        ((0.02, 0.0, 0.06), (0.3, 0.5, 0.4), 3),
+    ],
+    ids=["macro-F1 settles a tie", "then the later epoch does", "an exact match near zero says nothing", "above that it does"],
+)
+def test_the_best_epoch_is_chosen_by_more_than_exact_match(scores, macro_f1, best, run: runs.Run) -> None:
+    task = LineTask()
+    task.score_name = "exact_match"
+    task.check = lambda rows: None
+    task.validate = lambda: {"exact_match": scores[task.epoch], "macro_f1": macro_f1[task.epoch]}
+    train(task, run, StoppingReporter())
+    assert checkpoints.load(run.checkpoints, "best").meta["epoch"] == best
+    assert Record(run.path, "policy", "finished", {}, run.rows(), run.status, None).best["epoch"] == best
 
 
 def test_a_stop_at_the_very_last_step_lets_training_finish(run: runs.Run) -> None:

@@ -108,6 +108,8 @@ def test_every_object_is_an_example_and_no_image_is_on_both_sides(boxed):
     assert len(held.rows.unique()) == 6 and len(held.rows) + len(rest.rows) == len(data.rows)
     assert not set(held.rows.tolist()) & set(rest.rows.tolist())
     assert len(CountedImages.of(scenes).hold_out(100, 0)[0].rows) == 15, "at most half"
+    many = Scenes(torch.zeros(400, 2, 2), torch.zeros(400, 1, dtype=torch.int64), None, 1)
+    assert [len(CountedImages.of(many).hold_out(count, 0)[0].rows) for count in (30, 500)] == [30, 80], "of many at most a fifth"
 
 
 def test_cells_belong_to_the_nearest_object_and_each_object_has_one():

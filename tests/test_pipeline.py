@@ -17,7 +17,7 @@ count = [1, 2]
 
 [finetune]
 arch = "resnet18"
-input_size = 112
+input_size = 56
 weights = "none"
 crop_images = 32
 full_images = 16

@@ -294,7 +294,7 @@ def test_two_processes_do_not_work_on_one_grid(here) -> None:
             run_grid(grid_of(), CPU, SILENT)
 
 
-def test_dry_run_lists_the_steps_and_makes_nothing(tmp_path, monkeypatch) -> None:
+def test_dry_run_lists_the_steps_and_makes_nothing(tmp_path, monkeypatch, seconds_given) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy.toml").write_text(TOY)
     words = ("--seeds", "0-1", "--datasets", "mnist-set", "--objectives", "rl", "--config", "toy.toml", "--dry-run")
@@ -316,7 +316,7 @@ def test_an_unknown_objective_is_refused_before_anything_is_made(tmp_path, monke
     assert not any(tmp_path.iterdir())
 
 
-def test_objectives_may_have_epochs_of_their_own(tmp_path, monkeypatch) -> None:
+def test_objectives_may_have_epochs_of_their_own(tmp_path, monkeypatch, seconds_given) -> None:
     monkeypatch.chdir(tmp_path)
     words = ("--objectives", "rl,multiset", "--dry-run", "--json")
     steps = json.loads(call(*words, "--epochs", "multiset=2").stdout)["steps"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hsal_cli.errors import UsageError
 from hsal_cli.scenes.compose import AHEAD, INK, Composer, Uniforms
 from hsal_cli.scenes.digits.glyphs import Glyphs, gather
-from hsal_cli.scenes.settings import SceneSettings
+from hsal_cli.scenes.settings import SceneSettings, board_side
 
 NAMES = [str(digit) for digit in range(10)]
 
@@ -35,12 +35,14 @@ def recipes(draw):
     side = draw(st.integers(24, 64))
     most = draw(st.integers(1, 6))
     smallest = draw(st.integers(4, max(4, side // 3)))
+    placement = draw(st.sampled_from(["free", "tight", "grid", "authors"]))
+    largest = side // board_side(most) if placement == "authors" else side  # their board holds digits at their full size
     return {
         "image_size": side,
         "count": (draw(st.integers(1, most)), most),
-        "digit_size": (smallest, draw(st.integers(smallest, side))),
+        "digit_size": (smallest, draw(st.integers(smallest, largest))),
         "clutter": draw(st.integers(0, 4)),
-        "placement": draw(st.sampled_from(["free", "tight", "grid"])),
+        "placement": placement,
         "seed": draw(st.integers(0, 2**63 - 1)),
     }
 
@@ -71,7 +73,7 @@ def test_free_keeps_whole_glyphs_apart_and_tight_only_their_ink():
     assert min(gaps("tight")) == 0
 
 
-@pytest.mark.parametrize("placement", ["free", "tight", "grid"])
+@pytest.mark.parametrize("placement", ["free", "tight", "grid", "authors"])
 def test_boxes_are_tight_around_the_ink(mnist_dir, placement):
     from hsal_cli.scenes.digits.glyphs import DigitSource
 
@@ -125,6 +127,45 @@ def test_grid_puts_one_digit_a_cell_of_the_largest_digits_size():
         assert any(fits)
         places |= {(x0, y0) for x0, y0, _, _ in boxes}
     assert len(places) > 80  # offsets are random, not the cells' corners
+
+
+def test_authors_lay_digits_on_a_board_that_begins_at_the_top_left_at_their_full_sizes():
+    make = composer(placement="authors", count=(1, 4), digit_size=(10, 30), image_size=70, clutter=0)
+    sizes, corners = [], []
+    for index in range(200):
+        boxes = make.compose(index)[2]
+        cell = max(x1 - x0 for x0, _, x1, _ in boxes)
+        cells = [(x0 // cell, y0 // cell) for x0, y0, _, _ in boxes]
+        ends = [((x1 - 1) // cell, (y1 - 1) // cell) for _, _, x1, y1 in boxes]
+        assert cells == ends and len(set(cells)) == len(boxes) and max(map(max, cells)) < 70 // cell
+        sizes += [x1 - x0 for x0, _, x1, _ in boxes]
+        corners += [(x0, y0) for x0, y0, _, _ in boxes]
+    assert min(sizes) == 10 and max(sizes) == 30 and abs(np.mean(sizes) - 20) < 1.5
+    assert len(set(corners)) > 200
+
+
+def test_the_authors_clutter_lies_in_cells_of_its_own_size_under_the_digits():
+    alone = composer(placement="authors", count=(0, 0), clutter=9, clutter_size=5, image_size=52, digit_size=(10, 10))
+    filled = set()
+    for index in range(100):
+        image = alone.compose(index)[0]
+        board = image[:50, :50].reshape(10, 5, 10, 5).any(axis=(1, 3))
+        assert board.sum() <= 9 and not image[50:].any() and not image[:, 50:].any()
+        filled |= set(zip(*np.nonzero(board), strict=True))
+    assert len(filled) == 100
+    bright = composer(placement="authors", count=(1, 1), clutter=100, clutter_size=5, image_size=50, digit_size=(20, 20))
+    image = bright.compose(0)[0]
+    bare = composer(placement="authors", count=(1, 1), clutter=0, clutter_size=5, image_size=50, digit_size=(20, 20))
+    patch = bare.compose(0)[0]
+    assert (image[patch > 0] == patch[patch > 0]).all()
+
+
+def test_the_authors_boards_must_hold_everything_at_its_full_size():
+    assert SceneSettings(placement="authors").count == (1, 4)  # the paper's recipe does
+    with pytest.raises(UsageError, match="5 digits of up to 50 px do not fit on the authors' board of 100 px"):
+        SceneSettings(placement="authors", count=(1, 5))
+    with pytest.raises(UsageError, match="401 pieces of clutter"):
+        SceneSettings(placement="authors", clutter=401)
 
 
 def test_crowded_images_get_smaller_digits_rather_than_none():

@@ -214,7 +214,7 @@ def test_every_field_becomes_an_option_with_its_help_range_and_default(call, cap
     call("--help")
     said = capsys.readouterr().out
     words = ("A toy command.", "--objective", "--digit-size", "--dry-run", "--preset", "--config", "--extra", "--no-extra")
-    shown = ("Passes over the training part. (1 to 100000)", f"default: ({TrainSettings().epochs})", "norm of the gradient. (above 0)")
+    shown = ("fewer than 2,000 images. (1 to 100000)", f"default: ({TrainSettings().epochs})", "norm of the gradient. (above 0)")
     assert [word for word in (*words, *shown) if word not in said] == []
 
 

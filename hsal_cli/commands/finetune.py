@@ -17,7 +17,7 @@ from hsal_cli.settings import as_dict
 PANELS = {
     "What": "data objects arch weights resume",
     "How long": "mode crop_images full_images epoch_images batch_size learning_rate weight_decay validation seed",
-    "Views": "input_size resolution dilate crowd background augment distort",
+    "Views": "input_size resolution dilate crowd background augment",
     "Settings": "preset config",
     "Where": "device yes",
     "Output": "out overwrite dry_run json",
@@ -69,6 +69,7 @@ def finetune(
     from hsal_cli.finetuning.finetune import finetune as finetune_run
     from hsal_cli.finetuning.finetune import way_of
     from hsal_cli.runs import run as runs
+    from hsal_cli.training.verdicts import problems
     from hsal_cli.vision.devices import choose_device
 
     reporter = console.TerminalReporter()
@@ -97,6 +98,8 @@ def finetune(
         else:
             more = settings.full_images if "full_images" in given["finetune"] else None
             run = finetune_run(scenes, target, settings, chosen, reporter, resume=True, moved=data, full_images=more)
+    for said in problems(run.path):
+        reporter.warn(said)
     status = run.status
     if json:
         console.print_json({"run": str(run.path), **status.accuracies})

@@ -62,7 +62,7 @@ def meant(
     Raises:
         UsageError: both are named; FileError: there is no run where one is named, or neither a run nor a policy that came with hsal.
     """
-    from hsal_cli.models.shipped import DEFAULT, OBJECTIVE, own_folder, read_manifest
+    from hsal_cli.models.shipped import DEFAULT, OBJECTIVE, exports_in, own_folder, read_manifest
     from hsal_cli.runs import run as runs
 
     if run is not None and pretrained is not None:
@@ -76,7 +76,8 @@ def meant(
         folder = own_folder()
         if folder is None:
             raise FileError("there is no trained policy in runs/, and this hsal came without any", "train one with: hsal train")
-        fits = data is not None and f"{data.stem}.{OBJECTIVE}" in read_manifest(folder).policies
+        known = {name for place in exports_in(folder) for name in read_manifest(place).policies}
+        fits = data is not None and f"{data.stem}.{OBJECTIVE}" in known
         pretrained = data.stem if data is not None and fits else DEFAULT
         reporter.say(f"there is no trained policy in runs/: using the pretrained {pretrained}")
     return run, pretrained

@@ -29,6 +29,7 @@ from hsal_cli.errors import UsageError
 from hsal_cli.features.settings import SALIENCY_HELP, PrecomputeSettings, saliency_kind
 from hsal_cli.policy.variant import VARIANTS, what_set_takes
 from hsal_cli.runs.settings import REWARDS, TrainSettings
+from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.settings import as_dict
 
 PANELS = {
@@ -106,11 +107,12 @@ def train(
     With --objective count or set, train a direct baseline instead, which looks nowhere: a convolutional classifier of how often each
     class occurs, or a transformer that names all objects at once, as DETR does.
     """
-    from hsal_cli.bench.estimate import before_a_policy
+    from hsal_cli.bench.estimate import before_a_policy, images_of
     from hsal_cli.experiments.pipeline import DEFAULT_SCENES, ensure_policy_data, features_path, only_scenes
     from hsal_cli.runs import run as runs
     from hsal_cli.training.train import resume as go_on
     from hsal_cli.training.train import train as train_policy
+    from hsal_cli.training.verdicts import problems
     from hsal_cli.vision.devices import choose_device
 
     reporter = console.TerminalReporter()
@@ -126,6 +128,8 @@ def train(
         given_too = f"--variant {variant}" if variant else f"--set {texts[0]}"
         raise UsageError(f"objective {settings.objective} trains no policy, so {given_too} says nothing", "leave --variant and --set out")
     chosen_variant = variant_for(preset, config, variant, texts)
+    if scenes.exists() and resume is None:
+        settings = settings.suited(images_of(scenes, SceneSettings()).get("train", 0), given["train"])
     settled = {"data": str(scenes), "train": as_dict(settings), "variant": as_dict(chosen_variant)}
     if resume is not None:
         _check_alone(resume, {"--backbone": backbone, "--init-from": init_from, "--saliency": saliency, "--memory-budget": memory_budget})
@@ -152,6 +156,8 @@ def train(
             moved = data if data is None or data.name.endswith(".features.h5") else features_path(data, trained_on)
             epochs = settings.epochs if "epochs" in given["train"] else None
             run = go_on(target, chosen, reporter, features=moved, epochs=epochs)
+    for said in problems(run.path):
+        reporter.warn(said)
     best = run.status.exact_match
     if json:
         console.print_json({"run": str(run.path), "exact_match": best})

@@ -159,6 +159,9 @@ def _scenes(
 
     loaded, backbone = load_with_backbone(run, device, reporter, pretrained)
     found = look_at_scenes(data, split, rows, backbone, loaded, max_steps)
+    for seen, _ in found:
+        for why in seen.warnings:
+            reporter.warn(f"{seen.name}: {why}")
     made = _draw([look for look, _ in found], [truth for _, truth in found], target, kinds)
     if json:
         console.print_json([{**_document(look), "true_labels": truth, **made} for look, truth in found])

@@ -92,7 +92,11 @@ def maps_of(seen: Look) -> dict[str, np.ndarray]:
     center = CenterPrior()(torch.zeros(1), torch.zeros(1, 1, *cells), [""])[0].numpy()
     found = {"masks": np.max([step.mask for step in steps], 0), "glimpses": np.sum([np.zeros(cells), *looked], 0)}
     stacked = torch.from_numpy(np.stack([*found.values(), steps[0].saliency, center]))
-    return dict(zip(MAPS, F.interpolate(stacked[None], seen.image.shape[:2], mode="bilinear")[0].numpy(), strict=True))
+    large = F.interpolate(stacked[None], seen.image.shape[:2], mode="bilinear")[0].numpy()
+    if seen.within is not None:  # of a padded picture, the picture alone
+        left, top, right, bottom = seen.within
+        large = large[:, top:bottom, left:right]
+    return dict(zip(MAPS, large, strict=True))
 
 
 def fixation_scores(folder: Path, policy: LoadedPolicy, backbone: LoadedBackbone, reporter: Reporter = SILENT) -> dict[str, Any]:
@@ -111,10 +115,11 @@ def fixation_scores(folder: Path, policy: LoadedPolicy, backbone: LoadedBackbone
     with reporter.track("fixations", len(pairs), "images") as advance:
         for path, seen in _looks(list(pairs), policy, backbone):
             points = read_fixations(pairs[path])
-            height, width = seen.image.shape[:2]
+            maps = maps_of(seen)
+            height, width = maps["masks"].shape
             if points.min() < 0 or (points >= (width, height)).any():
                 raise FileError(f"{pairs[path]} has fixations outside of {path}, which has {width} x {height} px", HINT)
-            maps, count = maps_of(seen), count + len(points)
+            count += len(points)
             every["nss"].append([nss(maps[name], points) for name in MAPS])
             every["auc_judd"].append([auc_judd(maps[name], points) for name in MAPS])
             advance(1)

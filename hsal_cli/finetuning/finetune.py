@@ -22,15 +22,17 @@ from hsal_cli.runs.run import Run
 from hsal_cli.runs.seeds import Draws, seeded
 from hsal_cli.runs.settings import FinetuneSettings
 from hsal_cli.runs.start import being_trained, resume_from, say_changes, say_missing_classes
-from hsal_cli.scenes.scene_file import open_scenes
+from hsal_cli.scenes.scene_file import SceneFile, open_scenes
 from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
+from hsal_cli.vision.architectures import LITE0, RESNETS, TIMM
 from hsal_cli.vision.backbone import ActivationModel, backbone_meta
 from hsal_cli.vision.devices import choose_device, fitting, forward_context
 from hsal_cli.vision.initial import initial_weights
+from hsal_cli.vision.timm_networks import lite0_is_here
 
-FULL_AFTER_CROPS, FULL_ALONE, FULL_ALONE_CPU = 36_000, 600_000, 40_000
+FULL_AFTER_CROPS, FULL_ALONE, FULL_ALONE_CPU, FULL_COUNTED, FULL_COUNTED_CPU = 36_000, 600_000, 40_000, 60_000, 12_000
 DEFAULTS = FinetuneSettings()
 CROWD = 4  # objects in an image, as many as in MNIST Multiset
 MEANING = {
@@ -98,8 +100,8 @@ class FinetuneTask(ModelTask):
         shown = self.data.show(rows[draws.places], crops, side, self.model, self.settings, draws).first(own, self.device)
         with forward_context(self.device):
             volumes = self.model(shown.inputs.contiguous(memory_format=torch.channels_last))
-            logits = self.model.name(volumes, shown.regions).float()
-        sums = self.data.loss(logits, shown.labels)
+            answers = self.data.answers(self.model, volumes, shown.regions)
+        sums = self.data.loss(answers, shown.labels)
         counts = torch.tensor([sums.terms, sums.cases], device=self.device)
         lost, right, terms, cases = distributed.all_reduce(torch.cat([torch.stack([sums.loss.detach(), sums.right]), counts]))
         terms, cases = terms.clamp(min=1), cases.clamp(min=1)  # a small batch may show no object whole
@@ -123,13 +125,19 @@ def background_share(volumes: Tensor, objects: Tensor) -> Tensor:
     return (saliency * (1 - objects)).sum((1, 2)) / saliency.sum((1, 2)).clamp(min=torch.finfo(saliency.dtype).tiny)
 
 
-def settle(settings: FinetuneSettings, device: torch.device, has_boxes: bool) -> FinetuneSettings:
+def settle(settings: FinetuneSettings, device: torch.device, has_boxes: bool, own: bool = False) -> FinetuneSettings:
     """Fills in what is left open, by the device: a CPU trains on crops first, at half the pixels a cell.
+
+    Args:
+        settings: what is asked for.
+        device: where it will be done.
+        has_boxes: whether there are any.
+        own: whether the images are a user's own, not composed by hsal.
 
     Raises:
         UsageError: crops are asked for, and there are no boxes to crop by; or no image is to be shown.
     """
-    cpu = device.type == "cpu"
+    cpu, counted = device.type == "cpu", settings.objects == "counts"
     mode = settings.mode if settings.mode != "auto" else "crops" if cpu and has_boxes else "full"
     if mode == "crops" and not has_boxes:
         raise UsageError("mode = crops, but the scene file has no boxes to crop by", "take --mode full")
@@ -143,14 +151,24 @@ def settle(settings: FinetuneSettings, device: torch.device, has_boxes: bool) ->
     full = settings.full_images
     if full == 0 and (mode == "full" or not settings.crop_images):
         raise UsageError("full_images = 0 and no crops: there is nothing to train on", "give --full-images or --crop-images a number")
+    views = FULL_COUNTED_CPU if counted and cpu else FULL_COUNTED if counted else FULL_ALONE_CPU if cpu else FULL_ALONE
+    if mode == "crops":
+        views = FULL_AFTER_CROPS
+    pretrained = own and settings.weights in ("auto", "imagenet") and lite0_is_here()
     return dataclasses.replace(
         settings,
         mode=mode,
         crowd=settings.crowd or (CROWD if has_boxes else 1),
         input_size=settings.input_size or (16 if cpu else 32) * int(settings.resolution),
-        batch_size=settings.batch_size or (32 if mode == "crops" else 128),
-        full_images=(FULL_AFTER_CROPS if mode == "crops" else FULL_ALONE_CPU if cpu else FULL_ALONE) if full is None else full,
+        batch_size=settings.batch_size or (32 if mode == "crops" else 16 if counted else 128),
+        full_images=views if full is None else full,
+        arch=settings.arch if settings.arch != "auto" else TIMM + LITE0 if pretrained else RESNETS[0],
     )
+
+
+def is_own(scenes: SceneFile) -> bool:
+    """Whether a scene file holds a user's own images, from a folder."""
+    return scenes.config.get("dataset") == "folder"
 
 
 def plan(settings: FinetuneSettings) -> list[tuple[str, int]]:
@@ -224,6 +242,8 @@ def finetune(
         if run.status.state == "finished" and longer == settings:
             reporter.say(f"{out} is finished: nothing to do")
             return run
+        if gone := config.raw["finetune"].get("distort"):
+            raise UsageError(f"{out} was begun with distort {gone}, which this hsal no longer has", "go on with the hsal that began it")
         before = resume_from(run, reporter)
         settings = _lengthened(settings, longer, before, out, reporter)
         say_changes(run, str(device), reporter)
@@ -231,6 +251,7 @@ def finetune(
     data = read_objects(scenes, "train", way)
     with open_scenes(scenes) as file:
         classes, digest, labels = file.classes, file.digest, torch.from_numpy(file.split("train").labels)
+        own = is_own(file)
     if resume and config.scenes_digest != digest:
         raise FileError(f"{scenes} is not the scene file that {out} was trained on", f"train a new run: hsal finetune --data {scenes}")
     say_missing_classes(labels, classes, scenes, reporter)
@@ -244,7 +265,7 @@ def finetune(
         settings = dataclasses.replace(settings, objects=way, crowd=1)  # they are crowds already
     elif settings.mode == "auto" and device.type == "cpu" and data.boxes is None:
         reporter.warn(f"{scenes} has no boxes to crop by: full images only, which is slow on a CPU")
-    settings = settle(settings, device, has_boxes=data.boxes is not None)
+    settings = settle(settings, device, data.boxes is not None, own)
     torch.manual_seed(settings.seed)
     model = ActivationModel(settings.arch, len(classes), settings.input_size, int(settings.resolution), settings.dilate, settings.channels)
     used = backbone_meta(before).weights if before else initial_weights(model, settings.weights, reporter)
@@ -282,6 +303,7 @@ def finetune(
     best = checkpoints.load(run.checkpoints, "best")
     model.load_state_dict(best.weights)
     results: dict[str, float] = {"accuracy": max(row["accuracy"] for row in rows)} if rows else {}
+    results["images"] = len(task.data.rows.unique())
     with open_scenes(scenes) as file:
         tested = "test" in file.splits and (way == "counts" or bool((file.split("test").labels >= 0).any()))
     if tested:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ from hsal_cli import distributed
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.finetuning.views import cell_centres, crowd, object_regions, on_objects, own_cells, share_in_view, view_centres, views
 from hsal_cli.runs.seeds import Draws
-from hsal_cli.runs.settings import FinetuneSettings
+from hsal_cli.runs.settings import HELD_OUT, FinetuneSettings
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.training.rewards import count_labels
 from hsal_cli.vision.backbone import ActivationModel
@@ -123,16 +124,21 @@ class Objects(abc.ABC):
         return None if self.scenes.corners is None else self.scenes.corners[self.rows, self.columns]
 
     def hold_out(self: Own, count: int, seed: int) -> tuple[Own, Own]:
-        """Splits off what stands in `count` images, at most half of those that are meant: (held out, the rest)."""
+        """Splits off what stands in `count` images, at most a fifth of all, or `HELD_OUT`: (held out, the rest)."""
         images, place = self.rows.unique(return_inverse=True)
+        most = max(len(images) // 5, min(HELD_OUT, len(images) // 2))
         held = torch.zeros(len(images), dtype=torch.bool)
-        held[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: min(count, len(images) // 2)]] = True
+        held[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: min(count, most)]] = True
         held = held[place]
         return tuple(dataclasses.replace(self, rows=self.rows[own], columns=self.columns[own]) for own in (held, ~held))
 
     @abc.abstractmethod
     def show(self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws) -> Shown:
         """What a step shows of these examples: in crops, or in the full image, in views of this side, px."""
+
+    def answers(self, model: ActivationModel, volumes: Tensor, regions: Tensor | None) -> Tensor:
+        """What volumes (B, C, h, w) say, which `loss` takes: logits (B, K), or (B, M, K) of regions."""
+        return model.name(volumes, regions).float()
 
     def loss(self, logits: Tensor, labels: Tensor) -> LossSums:
         """Cross-entropy over the objects, and how many of them are named rightly."""
@@ -168,11 +174,11 @@ class SingleObjects(Objects):
         rows, boxes, labels = self.rows[picked], self.boxes, self.labels
         if crops or settings.crowd == 1:
             own = None if boxes is None else boxes[picked]
-            inputs, seen = views(self.images[rows], own if crops else None, side, model.input_size, settings.distortion, draws)
+            inputs, seen = views(self.images[rows], own if crops else None, side, model.input_size, settings.augment, draws)
             astray = None if own is None else on_objects(own[:, None], view_centres(seen, side, model.stride, self.size))
             return Shown(inputs, labels[picked], None, astray)
         together = crowd(self.images, self.rows, boxes, labels, picked, settings.crowd, draws)
-        inputs, seen = views(together.images, None, side, model.input_size, settings.distortion, draws)
+        inputs, seen = views(together.images, None, side, model.input_size, settings.augment, draws)
         centres = view_centres(seen, side, model.stride, self.size)
         labels = _in_view(together.labels, share_in_view(seen, together.boxes, self.size))
         return Shown(inputs, labels, object_regions(together.boxes, centres), on_objects(together.boxes, centres))
@@ -193,7 +199,7 @@ class BoxedObjects(Objects):
         rows, columns = self.rows[picked], self.columns[picked]
         corners, labels = self.scenes.corners[rows], self.scenes.multisets[rows]
         own = self.boxes[picked] if crops else None
-        inputs, seen = views(self.images[rows], own, side, model.input_size, settings.distortion, draws)
+        inputs, seen = views(self.images[rows], own, side, model.input_size, settings.augment, draws)
         centres = view_centres(seen, side, model.stride, self.size)
         regions = own_cells(corners, centres)
         if crops:
@@ -230,7 +236,7 @@ class LabelledImages(Objects):
     def show(self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws) -> Shown:
         """Full views, and a label of each."""
         rows = self.rows[picked]
-        inputs, _ = views(self.images[rows], None, model.input_size, model.input_size, settings.distortion, draws)
+        inputs, _ = views(self.images[rows], None, model.input_size, model.input_size, settings.augment, draws)
         return Shown(inputs, self._asked(self.scenes.multisets[rows], draws))
 
     def _asked(self, labels: Tensor, draws: Draws) -> Tensor:
@@ -257,15 +263,22 @@ class CountedImages(LabelledImages):
     def _asked(self, labels: Tensor, draws: Draws) -> Tensor:
         return count_labels(labels, self.scenes.classes)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> LossSums:
-        """Poisson's likelihood of the counts, whose rate grows with the evidence; and the accuracy of `score`."""
-        rates = F.softplus(logits)
+    def answers(self, model: ActivationModel, volumes: Tensor, regions: None) -> Tensor:
+        """Expected counts (B, K) > 0: what each cell expects, added up; cells without evidence expect one object among them all.
+
+        No cell can take back what another one counts, so each must find its own objects.
+        """
+        cells = model.fc(volumes.permute(0, 2, 3, 1)).float()
+        return F.softplus(cells - math.log(cells[0, ..., 0].numel())).sum((1, 2))
+
+    def loss(self, rates: Tensor, labels: Tensor) -> LossSums:
+        """Poisson's likelihood of the counts (B, K); and the accuracy of `score`."""
         loss = F.poisson_nll_loss(rates, labels.float(), log_input=False, reduction="sum")
         return LossSums(loss, rates.numel(), _overlap(rates.round(), labels).sum(), len(rates))
 
     def _right(self, model: ActivationModel, inputs: Tensor, rows: Tensor) -> tuple[Tensor, int]:
         counts = count_labels(self.scenes.multisets[rows], self.scenes.classes)
-        return _overlap(F.softplus(model.classify(inputs).float().cpu()).round(), counts).sum(), len(rows)
+        return _overlap(self.answers(model, model(inputs), None).cpu().round(), counts).sum(), len(rows)
 
 
 KINDS: dict[str, type[Objects]] = {"single": SingleObjects, "crops": BoxedObjects, "random-label": LabelledImages, "counts": CountedImages}

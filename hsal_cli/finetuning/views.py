@@ -19,10 +19,7 @@ from hsal_cli.vision.images import to_input
 
 ROOM = 1.15  # a crop's side over its object's
 SCALE, TURN, SHIFT = 0.12, 12.0, 0.06  # largest augmentation: relative size, degrees, share of half the image's side
-STRETCH, SHEAR = 0.12, 0.25  # likewise: width over height, sideways shift over height
 POINTS = 8  # a side of the grid of points by which an object is in view
-# Elastic distortion (Simard, Steinkraus and Platt, "Best Practices for Convolutional Neural Networks", 2003): smooth, random displacements.
-WAVES, BEND = 9, 0.025  # nodes of the field along a side of the full input; largest standard deviation, share of that side
 
 MARGIN = 1  # px kept around an object's box when it is cut out, for the soft edge of its ink
 TRIES = 30  # places tried before an object is left out of a crowd, as small images hold few large ones
@@ -49,9 +46,7 @@ def crop_sides(boxes: Tensor, image_size: tuple[int, int], input_size: int, stri
     return torch.where(side <= input_size / 2, input_size / 2, needed).long()
 
 
-def views(
-    images: Tensor, boxes: Tensor | None, side: int, input_size: int, distortion: float | None, draws: Draws
-) -> tuple[Tensor, Tensor]:
+def views(images: Tensor, boxes: Tensor | None, side: int, input_size: int, augment: bool, draws: Draws) -> tuple[Tensor, Tensor]:
     """Cuts one view of each image.
 
     Args:
@@ -59,16 +54,14 @@ def views(
         boxes: (B, 4) in px of the image; None for full views.
         side: side of the views, px of the network's input.
         input_size: side of the network's full input, px.
-        distortion: strength of random stretch, shear and elastic distortion, beside random scale, rotation, shift and contrast; None: no
-            augmentation at all.
+        augment: random scale, rotation, shift and contrast.
         draws: the source of all that is random, for these B images.
 
     Returns:
         The views, float (B, 3, side, side), normalised for the network; and where they look, (B, 2, 3): the affine maps from a place in a
-        view to the place in its image that is seen there, both in [-1, 1], x before y; elastic distortion moves it by a few px more.
+        view to the place in its image that is seen there, both in [-1, 1], x before y.
     """
     count, height, width = images.shape[:3]
-    augment = distortion is not None
     if not augment and boxes is None:
         return to_input(images, input_size), torch.eye(2, 3).expand(count, 2, 3)
     # Sampling only enlarges: what is larger than the network's input is first shrunk to it, with antialiasing.
@@ -86,13 +79,9 @@ def views(
         centre_x = _centres(boxes[:, 0] / width, boxes[:, 2] / width, share / zoom, draws)
         centre_y = _centres(boxes[:, 1] / height, boxes[:, 3] / height, share / zoom, draws)
     cosine, sine = torch.cos(turn) * share / zoom, torch.sin(turn) * share / zoom
-    strength = distortion or 0.0
-    wider, lean = torch.exp(uniform(math.log1p(STRETCH) * strength)), uniform(SHEAR * strength)
-    across, down = torch.stack([cosine, sine], 1) * wider[:, None], torch.stack([-sine, cosine], 1) / wider[:, None]
-    theta = torch.stack([across, down + lean[:, None] * across, torch.stack([centre_x, centre_y], 1)], 2)
+    centre = torch.stack([centre_x, centre_y], 1)
+    theta = torch.stack([torch.stack([cosine, sine], 1), torch.stack([-sine, cosine], 1), centre], 2)
     grid = F.affine_grid(theta.to(full.device), [count, 3, side, side], align_corners=False)
-    if strength:
-        grid = grid + strength * _bends(side, share, draws).to(grid.device)
     # What lies outside of the image continues its border: an empty background of MNIST, a plausible one of photographs.
     seen = F.grid_sample(full, grid.to(full.dtype), padding_mode="border", align_corners=False)
     if augment:
@@ -143,15 +132,6 @@ def view_centres(theta: Tensor, side: int, stride: int, image_size: tuple[int, i
     """`cell_centres` of views of this side, px, in a network of this stride, px a cell."""
     cells = -(-side // stride)
     return cell_centres(theta, cells, image_size, cells * stride / side)
-
-
-def _bends(side: int, share: float, draws: Draws) -> Tensor:
-    """Elastic distortion, (B, side, side, 2): displacements in [-1, 1] of the full image, of a strength drawn for each view."""
-    nodes = max(2, round(WAVES * share))
-    strength = draws.rand()[:, None, None, None] * 2 * BEND
-    # A sum of four uniform numbers is as good as a normal one here, and never far out.
-    field = (draws.rand(4, 2, nodes, nodes).sum(1) - 2) * math.sqrt(3) * strength
-    return F.interpolate(field, size=(side, side), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
 
 
 def _centres(low: Tensor, high: Tensor, share: Tensor, draws: Draws) -> Tensor:

@@ -60,6 +60,7 @@ class PolicyMeta:
         scenes_digest: of the scene file behind them.
         saliency: their saliency model.
         trust: how sure the policy may say it is, and what the images that it knows are like.
+        fit: how images became squares: "squash", or "pad", as `make-data` calls them.
     """
 
     kind: Literal["policy", "count"]
@@ -77,6 +78,7 @@ class PolicyMeta:
     scenes_digest: str | None = None
     saliency: str = "activation"
     trust: Trust = dataclasses.field(default_factory=Trust)
+    fit: Literal["squash", "pad"] = "squash"
 
     def __post_init__(self) -> None:
         counts = () if self.count is None else (self.count.most, self.count.hidden, self.count.queries or 1)

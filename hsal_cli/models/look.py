@@ -61,6 +61,7 @@ class Look:
         stop_probability: of stop at the last meta-step, which names it unless the cap on meta-steps came first.
         end: the meta-step that named stop; None where the cap came first.
         region: x0, y0, x1, y1 in px, the part of the image that the policy saw, in whose cells all maps and glimpses are; None: all of it.
+        within: x0, y0, x1, y1 in px, where the picture lies in `image`, a square padded around it (`--fit pad`); None: it is all of it.
         unlike: how the image differs from all that the policy knows (see `trust.Trust`); empty where it does not, or nothing is known.
     """
 
@@ -70,6 +71,7 @@ class Look:
     stop_probability: float
     end: LookStep | None = None
     region: tuple[int, int, int, int] | None = None
+    within: tuple[int, int, int, int] | None = None
     unlike: Sequence[str] = ()
 
     @property
@@ -147,6 +149,9 @@ def look(
 
     device = next(policy.policy.parameters()).device
     pictures = [as_rgb(image) for image in images]
+    within: list[Any] = [None] * len(pictures)
+    if policy.meta.fit == "pad":  # as the images of training were
+        pictures, within = map(list, zip(*map(padded, pictures), strict=True)) if pictures else (pictures, within)
     called = [str(number + 1) for number in range(len(pictures))] if names is None else [str(name) for name in names]
     standing = called if places is None else places
     saliency = saliency_model(policy.meta.saliency)
@@ -164,7 +169,7 @@ def look(
         unlike = policy.trust.unlike(volumes, maps)
         for place, picture in enumerate(batch):
             seen = look_at(episode, place, called[start + place], picture.numpy(), policy.classes, policy.trust.temperature)
-            looks.append(dataclasses.replace(seen, unlike=unlike[place]))
+            looks.append(dataclasses.replace(seen, unlike=unlike[place], within=within[start + place]))
     return looks
 
 
@@ -195,10 +200,17 @@ def look_at_files(
         frames = [frame for _, frame in finder(whole)] if finder and whole else [None] * len(whole)
         shown = [from_pil(image if frame is None else image.crop(frame)) for image, frame in zip(whole, frames, strict=True)]
         seen = zip(look(shown, backbone, policy, max_steps, names), whole, frames, strict=True)
-        regions = [one if frame is None else dataclasses.replace(one, image=np.array(image), region=frame) for one, image, frame in seen]
+        regions = [one if frame is None else _in_whole(one, np.array(image), frame) for one, image, frame in seen]
         looks = dict(zip(images, regions, strict=True))
         for place, image in found.items():
             yield paths[start + place], image if isinstance(image, HsalError) else looks[place]
+
+
+def _in_whole(seen: Look, image: np.ndarray, frame: tuple[int, int, int, int]) -> Look:
+    """The look at a frame that was cut out of an image, and perhaps padded, as one at the whole image."""
+    (height, width), (left, top) = seen.image.shape[:2], (seen.within or (0, 0))[:2]
+    corner = frame[0] - left, frame[1] - top
+    return dataclasses.replace(seen, image=image, region=(*corner, corner[0] + width, corner[1] + height), within=None)
 
 
 def look_at_scenes(
@@ -264,15 +276,18 @@ def to_json(look: Look) -> dict[str, Any]:
 
     Each step has `label`, `probability`, `glimpses` (k pairs of row and column, cells from 0), `glimpses_px` (the middle of each such
     cell, y and x in px of the image), `boxes_px` (the cell's x0, y0, x1, y1, half-open), and `mask`, `priority`, `saliency`, h rows of w
-    numbers. `region` is there where the policy saw no more than that part of the image, and cells are those of it.
+    numbers. `region` is there where the policy saw no more than that part of the image, and cells are those of it. Where the image was
+    padded, px are those of the image alone, and a cell of the padding is empty, at the border.
     """
-    size = look.image.shape[:2]
-    left, top, right, bottom = look.region or (0, 0, size[1], size[0])
+    (height, width), (x0, y0, x1, y1) = look.image.shape[:2], look.within or (0, 0, *look.image.shape[1::-1])
+    size = y1 - y0, x1 - x0
+    left, top, right, bottom = look.region or (-x0, -y0, width - x0, height - y0)
 
     def box(cell: tuple[int, int], grid: tuple[int, ...]) -> list[float]:
         spans = zip((top, left), (bottom - top, right - left), cell, grid, strict=True)
         rows, columns = ([start + side * (place + edge) / count for edge in (0, 1)] for start, side, place, count in spans)
-        return [round(edge, 1) for edge in (columns[0], rows[0], columns[1], rows[1])]
+        edges = zip((columns[0], rows[0], columns[1], rows[1]), (size[1], size[0]) * 2, strict=True)
+        return [round(min(max(edge, 0.0), most), 1) for edge, most in edges]
 
     def middle(box: list[float]) -> list[float]:
         return [round((box[1] + box[3]) / 2, 1), round((box[0] + box[2]) / 2, 1)]
@@ -292,6 +307,18 @@ def to_json(look: Look) -> dict[str, Any]:
     named = {"image": look.name, "size": list(size), "labels": look.labels}
     sure = {"stop_probability": round(look.stop_probability, DIGITS), "lowest_probability": round(look.lowest, DIGITS)}
     return {**named, **region, "steps": steps, **sure, "warnings": look.warnings}
+
+
+def padded(picture: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int, int] | None]:
+    """A picture (H, W, 3) in the middle of a square of its mean colour, as `gather.fitted` pads it, and where; None: it is one itself."""
+    height, width = picture.shape[:2]
+    side = max(height, width)
+    if height == width:
+        return picture, None
+    square = picture.float().mean((0, 1)).round().to(picture.dtype).expand(side, side, 3).clone()
+    left, top = (side - width) // 2, (side - height) // 2
+    square[top : top + height, left : left + width] = picture
+    return square, (left, top, left + width, top + height)
 
 
 def as_rgb(image: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ data/pretrained/             in a checkout; hsal_cli/pretrained/ in an installed
     backbone/                a checkpoint (see checkpoints.py) of kind backbone
     mnist-multiset.rl/       a checkpoint of kind policy; its "backbone_digest" is that of backbone/
     DATASET.OBJECTIVE/       and so on
+    street-numbers/          another such folder, with a backbone of its own
 
 `hsal export` writes such a folder.
 """
@@ -101,6 +102,11 @@ def own_folder() -> Path | None:
     return None
 
 
+def exports_in(folder: Path) -> list[Path]:
+    """A folder of trained policies, and those within it that have a backbone of their own."""
+    return [folder, *(path.parent for path in sorted(folder.glob("*/manifest.json")) if is_export(path.parent))]
+
+
 def read_manifest(folder: Path) -> ShippedManifest:
     """The manifest of a folder of trained policies.
 
@@ -158,11 +164,11 @@ def find_shipped(name: str) -> tuple[Path, str]:
         raise UsageError(
             f"there is no pretrained policy {name!r}: this hsal came without any", "train one with: hsal train; or name one as FOLDER/NAME"
         )
-    known = sorted(read_manifest(folder).policies)
+    known = {full: place for place in exports_in(folder) for full in read_manifest(place).policies}
     found = next((full for full in (last, f"{last}.{OBJECTIVE}") if full in known), None)
     if found is None:
-        raise UsageError(f"there is no pretrained policy {name!r}", f"take one of: {', '.join(known)}")
-    return folder, found
+        raise UsageError(f"there is no pretrained policy {name!r}", f"take one of: {', '.join(sorted(known))}")
+    return known[found], found
 
 
 def named_in(place: str | Path) -> str | None:

@@ -234,8 +234,9 @@ def _draw_labels(draw: ImageDraw.ImageDraw, layout: Layout, step: int, named: bo
 
 
 def titles(look: Look, truth: Sequence[str] | None) -> tuple[str, str]:
-    """The predicted multiset, and the true one where known; the image's name, and what was missed or wrong."""
+    """The predicted multiset, and the true one where known; the image's name, what was missed or wrong, whether it is like none known."""
     title, end = f"predicted {_multiset(look.labels)}", f"stop {look.stop_probability:.2f} at the end"
+    end += ", unlike the images of training" if look.unlike else ""
     name = shortened(Path(look.name).name, 14, NAME)
     if truth is None:
         return title, f"{name}, {end}"

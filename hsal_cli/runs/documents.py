@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,15 @@ from hsal_cli.typed import Document
 
 Kind = Literal["backbone", "policy", "count"]
 State = Literal["running", "stopped", "failed", "finished"]
+NEAR_ZERO = 0.05  # an exact match below it tells epochs apart by chance
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Share of images whose multiset is named exactly, and the mean F1 of the classes that occur: all is compared by these two."""
+
+    exact_match: float
+    macro_f1: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +38,8 @@ class Status(Document):
         workers: by how many processes.
         exact_match, accuracy: the best score on held-out images, of a finished policy or count classifier, or of a finished backbone.
         test_accuracy: of a finished backbone, on test images.
+        images: how many it was trained on; None where an older version did not note it.
+        never_looks: predictor that never looks -> its scores on the held-out images of a policy or count classifier.
     """
 
     kind: Kind
@@ -40,6 +52,8 @@ class Status(Document):
     exact_match: float | None = None
     accuracy: float | None = None
     test_accuracy: float | None = None
+    images: int | None = None
+    never_looks: dict[str, Scores] = dataclasses.field(default_factory=dict)
 
     @property
     def accuracies(self) -> dict[str, float]:
@@ -105,12 +119,10 @@ class Row:
     epoch: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """Share of images whose multiset is named exactly, and the mean F1 of the classes that occur: all is compared by these two."""
-
-    exact_match: float
-    macro_f1: float
+def rank(row: Mapping[str, Any], score: str) -> tuple[float, float, int]:
+    """By what the best epoch is the greatest: its score, but none near zero; then macro-F1; then its number."""
+    value = max(row[score], NEAR_ZERO) if score == "exact_match" else row[score]
+    return value, row.get("macro_f1", 0.0), row["epoch"]
 
 
 @dataclasses.dataclass(frozen=True)

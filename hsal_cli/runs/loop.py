@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hsal_cli import distributed
 from hsal_cli.errors import FileError, Interrupted, TrainingError, WorkerLost, first_line
 from hsal_cli.progress import Reporter
+from hsal_cli.runs.documents import rank
 from hsal_cli.runs.run import Run
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
@@ -32,7 +33,7 @@ class Task(Protocol):
     Attributes:
         command: the command that runs it, such as "hsal train".
         epochs: how many epochs there are.
-        score_name: the key of the validation metric by which the best checkpoint is chosen; larger is better.
+        score_name: the key of the validation metric by which the best checkpoint is chosen (see `documents.rank`).
         headline: keys shown in the line of an epoch.
     """
 
@@ -129,7 +130,6 @@ class Progress(Document):
         count: examples of those steps.
         seconds: that they took.
         sums: their metrics, times examples.
-        best: the best score so far.
         best_name: the checkpoint that has it.
     """
 
@@ -139,7 +139,6 @@ class Progress(Document):
     count: int = 0
     seconds: float = 0.0
     sums: dict[str, Any] = dataclasses.field(default_factory=dict)
-    best: float = -math.inf
     best_name: str | None = None
 
 
@@ -149,7 +148,7 @@ def progress_of(checkpoint: Checkpoint | None) -> dict[str, Any]:
     Raises:
         FileError: the checkpoint's state does not say so.
     """
-    progress = {"epoch": 0, "step": 0, "sums": {}, "count": 0, "seconds": 0.0, "rows": [], "best": -math.inf}
+    progress = {"epoch": 0, "step": 0, "sums": {}, "count": 0, "seconds": 0.0, "rows": []}
     if checkpoint is None:
         return progress
     try:
@@ -239,9 +238,8 @@ def _epochs(task: Task, run: Run, reporter: Reporter, progress: dict[str, Any]) 
             row: dict[str, Any] = {"epoch": epoch + 1}
             row |= {key: float(value) / max(progress["count"], 1) for key, value in progress["sums"].items()}
             row |= {"examples_per_s": progress["count"] / max(progress["seconds"], 1e-9), "seconds": progress["seconds"]} | task.validate()
-            best = row[task.score_name] > progress["best"]
-            progress["best"] = max(progress["best"], row[task.score_name])
             progress["rows"] = [*progress["rows"], row]
+            best = row is max(progress["rows"], key=lambda each: rank(each, task.score_name))
             progress.update(epoch=epoch + 1, step=0, sums={}, count=0, seconds=0.0)
             try:
                 run.write_rows(progress["rows"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 from hsal_cli.errors import FileError, HsalError
 from hsal_cli.policy.variant import PAPER_CELLS, Variant, stored_variant
 from hsal_cli.progress import SILENT, Reporter
-from hsal_cli.runs.documents import Evaluation, Status, read_evaluation
+from hsal_cli.runs.documents import Evaluation, Status, rank, read_evaluation
 from hsal_cli.runs.places import PLACES
 from hsal_cli.runs.run import EVALUATED, EVALUATIONS, Run, open_run, recover
 
@@ -34,6 +35,7 @@ class Record:
         status: status.json.
         evaluation: eval.json, None where there is none of the run's own data.
         note: why an eval.json that is there is not shown; else "".
+        backbone: the run behind the features of a policy, where it is still there.
     """
 
     path: Path
@@ -44,6 +46,7 @@ class Record:
     status: Status
     evaluation: Evaluation | None
     note: str = ""
+    backbone: Record | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -65,9 +68,9 @@ class Record:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The row of the best epoch, the first of equals; None where none was finished."""
+        """The row of the best epoch (see `rank`); None where none was finished."""
         scored = [row for row in self.rows if self.score in row]
-        return max(scored, key=lambda row: row[self.score]) if scored else None
+        return max(scored, key=lambda row: rank(row, self.score)) if scored else None
 
     @property
     def flat(self) -> dict[str, Any]:
@@ -232,4 +235,8 @@ def read_record(path: Path) -> Record:
         evaluation = read_evaluation(path / EVALUATIONS["best"], f"hsal eval --run {path}")
         if run.other_data(evaluation):
             evaluation, note = None, f"eval.json holds scores on {run.other_data(evaluation)}, not on the test split of the run's own data"
-    return Record(path, status.kind, status.state, run.config.raw, run.rows(), status, evaluation, note)
+    backbone = None
+    if place := run.config.raw.get("backbone"):
+        with contextlib.suppress(FileError):
+            backbone = read_record(Path(place))
+    return Record(path, status.kind, status.state, run.config.raw, run.rows(), status, evaluation, note, backbone)

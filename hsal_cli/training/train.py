@@ -16,6 +16,7 @@ from hsal_cli import distributed, threads
 from hsal_cli.errors import FileError, TrainingError, UsageError
 from hsal_cli.evaluation.calibration import measure_trust
 from hsal_cli.evaluation.evaluate import quick_scores
+from hsal_cli.evaluation.metrics import label_counts, trivial_baselines
 from hsal_cli.features.stream import FeatureStream, window_rows
 from hsal_cli.features.table import FeatureRows, FeatureTable, open_features
 from hsal_cli.models.load import policy_meta
@@ -26,10 +27,11 @@ from hsal_cli.policy.variant import DEFAULT, Variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import loop
 from hsal_cli.runs import run as runs
+from hsal_cli.runs.documents import rank
 from hsal_cli.runs.places import with_stored
 from hsal_cli.runs.run import Run
 from hsal_cli.runs.seeds import Draws
-from hsal_cli.runs.settings import TrainSettings
+from hsal_cli.runs.settings import HELD_OUT, TrainSettings
 from hsal_cli.runs.start import being_trained, resume_from, say_changes, say_missing_classes
 from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
@@ -95,7 +97,7 @@ def hold_out(images: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     Raises:
         UsageError: there are too few images for both.
     """
-    count = min(max(1, round(images * share)), VALIDATION_MOST)
+    count = min(max(1, round(images * share), min(HELD_OUT, images // 5)), VALIDATION_MOST)
     if count >= images:
         raise UsageError(f"{images} training images are too few to hold some out", "take a data set with more of them, two at least")
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
@@ -140,6 +142,7 @@ class Material:
         fine: how many of the channels are a finer stage's, the last ones.
         digests: what config.json and checkpoints say of the data's origin.
         window: images held in memory at a time; 0: all.
+        fit: how the images became squares.
     """
 
     features: Path
@@ -151,6 +154,7 @@ class Material:
     fine: int
     digests: dict[str, str]
     window: int
+    fit: str
 
 
 def train(
@@ -278,13 +282,14 @@ def _read(features: Path, settings: TrainSettings, window: int | None, memory: f
         table = left_to_right(table) if settings.task == "list" else table
         rows, held_out = hold_out(len(table), settings.validation, settings.seed)
         scored = file.table("train", held_out) if window else table.select(held_out)
+        fit = file.config.scenes_config.get("fit", "squash")
         digests = {
             "features_digest": file.digest,
             "scenes_digest": file.scenes_digest,
             "backbone_digest": file.backbone_digest,
             "saliency": file.saliency,
         }
-        found = Material(features, table, rows, scored, file.classes, file.volume_shape, file.fine, digests, window)
+        found = Material(features, table, rows, scored, file.classes, file.volume_shape, file.fine, digests, window, fit)
     say_missing_classes(table.labels, found.classes, features, reporter)
     return found
 
@@ -323,6 +328,7 @@ def _task(
         "max_labels": int((material.table.labels >= 0).sum(1).max()),
         "backbone": backbone,
         "features": str(material.features),
+        "fit": material.fit,
         **material.digests,
     }
     make_task = {"count": CountTask, "set": SetTask}.get(settings.objective, PolicyTask)
@@ -341,7 +347,10 @@ def _run_through(task: FeatureTask, run: Run, config: dict[str, Any], progress: 
     computed = computing(device, settings.deterministic)
     with contextlib.closing(task.data), being_trained(run, config, str(device)), fitting(device, settings.batch_size), computed:
         history = loop.train(task, run, reporter, progress)
-        run.set_status("finished", exact_match=max(row["exact_match"] for row in history))
+        classes = task.model.classes
+        blind = trivial_baselines(label_counts(task.data.labels[task.rows], classes), label_counts(task.held_out.labels, classes))
+        best = max(history, key=lambda row: rank(row, "exact_match"))
+        run.set_status("finished", exact_match=best["exact_match"], images=len(task.rows), never_looks=blind)
     distributed.barrier()  # the others may read it now
     return run
 

@@ -9,10 +9,13 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Literal
 
 from hsal_cli.policy.variant import Variant
-from hsal_cli.runs.record import Record
+from hsal_cli.runs.documents import predictor
+from hsal_cli.runs.record import Record, read_record
+from hsal_cli.vision.architectures import IMAGENET
 
 Curve = list[tuple[int, float]]
 
@@ -31,6 +34,9 @@ DRIFTED = 0.5  # share of its best mask_mass that a mask is left with once it ha
 SPREAD = 0.1  # of the way from chance to the whole mask on the object: a mask that stays below it never came to the objects
 EXPLAINS = 0.05  # share of the reward's variance; a baseline below it does not help
 FEWEST = 4  # epochs that a trend is read from
+SEES_WELL = 0.8  # accuracy of a backbone; of one below it a policy learns little
+NAMES_WELL = 0.9  # score from which on nobody asks for more images
+FEW_IMAGES = 1_000  # with fewer, more of them help most (docs/own-images.md)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +60,16 @@ def verdicts(record: Record) -> list[Verdict]:
     """What the metrics of a run say, problems first."""
     if not record.rows:
         return [Verdict(f"no epoch was finished: the run is {record.state}", "problem", "loss")]
-    rules = [_unfinished(record), _course(record)]
+    rules = [_unfinished(record), _course(record), _seeing(record), _few(record), _blind(record)]
     if record.kind == "policy":
         rules += [_stopping(record), _looking(record), _masking(record), _naming(record), _baseline(record)]
     found = [verdict for rule in rules for verdict in rule]
     return sorted(found, key=lambda verdict: ("problem", "note", "good").index(verdict.kind))
+
+
+def problems(run: Path) -> list[str]:
+    """What is wrong with a run, in sentences; FileError: it cannot be read."""
+    return [verdict.text for verdict in verdicts(read_record(run)) if verdict.kind == "problem"]
 
 
 def _unfinished(record: Record) -> Iterator[Verdict]:
@@ -102,6 +113,35 @@ def _course(record: Record) -> Iterator[Verdict]:
         yield Verdict(f"still rising at the end ({name} {gain}): train longer", "note", record.score, last)
     elif max(recent) - min(recent) <= FLAT and values[-1] > HARDLY:
         yield Verdict(f"{name} levelled off at {values[-1]:.3f} from epoch {score[-third][0]} on", "good", record.score, score[-third][0])
+
+
+def _seeing(record: Record) -> Iterator[Verdict]:
+    """What the backbone names rightly: its own, or that of the features which a policy was trained on."""
+    backbone = record if record.kind == "backbone" else record.backbone
+    accuracy = backbone.status.accuracy if backbone else None
+    if backbone is None or accuracy is None or accuracy >= SEES_WELL:
+        return
+    ways = ["longer (--full-images)", "more images"]
+    if backbone.config.get("weights_used") == "random":
+        ways.insert(0, f"pretrained weights ({IMAGENET})")
+    yield Verdict(f"the backbone names {accuracy:.0%} rightly: {', '.join(ways[:-1])}, or {ways[-1]}", "problem", "accuracy")
+
+
+def _few(record: Record) -> Iterator[Verdict]:
+    images, best = record.status.images, record.best
+    if images is not None and images < FEW_IMAGES and best and best[record.score] < NAMES_WELL:
+        yield Verdict(f"{images} images are few: more of them help most; docs/own-images.md has figures", "problem", record.score)
+
+
+def _blind(record: Record) -> Iterator[Verdict]:
+    """Whether a predictor that never sees an image does as well."""
+    rivals, best = record.status.never_looks, record.best
+    if not rivals or best is None:
+        return
+    name, scores = max(rivals.items(), key=lambda item: item[1].macro_f1)
+    if best["macro_f1"] <= scores.macro_f1:
+        found = f"macro-F1 {best['macro_f1']:.3f} on held-out images, and {predictor(name)} {scores.macro_f1:.3f}"
+        yield Verdict(f"worse than a predictor that never looks: {found}", "problem", "macro_f1", best["epoch"])
 
 
 def _stopping(record: Record) -> Iterator[Verdict]:

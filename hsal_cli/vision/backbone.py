@@ -22,10 +22,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from hsal_cli.errors import FileError, HsalError, UsageError
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
-from hsal_cli.vision.architectures import CHANNELS, RESNETS, TIMM, check_architecture
+from hsal_cli.vision.architectures import CHANNELS, LITE0, RESNETS, TIMM, check_architecture
 from hsal_cli.vision.devices import forward_context
 from hsal_cli.vision.images import MEAN, STD
-from hsal_cli.vision.timm_networks import LITE0, normalisation, trunk_of
+from hsal_cli.vision.timm_networks import normalisation, trunk_of
 
 STRIDES = (32, 16, 8)
 FINE = "fine"  # a resolution: the network's own cells, with a finer stage behind each

