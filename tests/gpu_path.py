@@ -42,7 +42,7 @@ KINDS = {
     "paper": (PAPER, {}),
     "winner-take-all": (dataclasses.replace(DEFAULT, mask="winner-take-all"), {}),
     "no glimpses": (dataclasses.replace(DEFAULT, glimpses=0), {}),
-    "tall Gaussians": (dataclasses.replace(DEFAULT, shape="elliptic", update="raw"), {}),
+    "tall Gaussians": (dataclasses.replace(DEFAULT, aspect=2.0, update="raw"), {}),
     "cross-entropy": (DEFAULT, {"objective": "cross-entropy"}),
     "multiset": (DEFAULT, {"objective": "multiset"}),
     "list": (DEFAULT, {"task": "list"}),
@@ -152,7 +152,7 @@ def test_a_dense_roll_out_is_a_sparse_one(most) -> None:
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
-    settings = SceneSettings(train=20, test=4, digits="strokes")
+    settings = SceneSettings(train=12, test=2, digits="strokes")
     return {name: make_dataset(f"mnist-{name}", settings, folder / f"{name}.h5", None, SILENT) for name in ("single", "multiset")}
 
 

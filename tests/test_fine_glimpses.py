@@ -24,6 +24,7 @@ from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.maps import cells_above, column, finer_columns, initial_glimpse, patches
 from hsal_cli.policy.variant import Variant
 from hsal_cli.runs.settings import TrainSettings
+from hsal_cli.training.feature_task import mirrored
 from hsal_cli.training.objectives import losses, make_targets
 from hsal_cli.training.train import train
 from hsal_cli.upkeep.check import check_path
@@ -163,3 +164,12 @@ def test_training_with_fine_glimpses_computes_the_features_that_they_read(tmp_pa
     with open_features(tmp_path / "s.fine.features.h5") as features:
         assert features.fine == load_policy(tmp_path / "run").policy.variant.fine == 1024
     assert not (tmp_path / "s.features.h5").exists()
+
+
+def test_the_finer_cells_of_mirrored_volumes_change_places_as_the_volume_does() -> None:
+    fine, saliency = torch.rand(8, 3, 6, 6), torch.rand(8, 6, 6)
+    volumes = torch.cat([F.avg_pool2d(fine, 2), F.pixel_unshuffle(fine, 2)], 1)
+    found, turned = mirrored(volumes, saliency, torch.arange(8), fine=12)
+    stage = F.pixel_shuffle(found[:, 3:], 2)
+    torch.testing.assert_close(F.avg_pool2d(stage, 2), found[:, :3])
+    assert torch.equal(stage[1], fine[1].flip(-1)) and torch.equal(stage[4], fine[4].mT) and torch.equal(turned[2], saliency[2].flip(-2))

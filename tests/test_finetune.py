@@ -14,11 +14,12 @@ import torch
 from learning_parts import OneLayer, StoppingReporter, assert_equal, without
 
 from hsal_cli.errors import FileError, Interrupted, UsageError
-from hsal_cli.finetuning.finetune import FinetuneTask, background_share, finetune, settle
+from hsal_cli.finetuning.finetune import FinetuneTask, background_share, finetune, is_own, settle
 from hsal_cli.finetuning.objects import SingleObjects, read_objects
 from hsal_cli.finetuning.views import crop_sides, share_in_view, views
 from hsal_cli.runs.seeds import Draws, seeded
 from hsal_cli.runs.settings import FinetuneSettings
+from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import write_sealed
 from hsal_cli.vision.images import to_input
@@ -132,8 +133,23 @@ def test_what_is_left_open_is_settled_by_the_device_and_stays_so_on_another(devi
     settled = settle(FinetuneSettings(), torch.device(device), boxes)
     assert (settled.mode, settled.input_size, settled.batch_size) == expected and settled.full_images > 0
     assert all(settle(settled, torch.device(other), boxes) == settled for other in ("cpu", "cuda"))
-    given = FinetuneSettings(mode="full", input_size=56, batch_size=5, full_images=9, crowd=1)
-    assert settle(given, torch.device(device), boxes) == given
+    given = FinetuneSettings(arch="resnet18", mode="full", input_size=56, batch_size=5, full_images=9, crowd=1)
+    assert settle(given, torch.device(device), boxes, own=True) == given
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_own_images_take_the_network_with_imagenets_weights_where_they_are_installed(here: bool, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys.modules["hsal_cli.finetuning.finetune"], "lite0_is_here", lambda: here)
+    settled = settle(FinetuneSettings(objects="counts"), CPU, False, own=True)
+    assert settled.arch == ("timm:tf_efficientnet_lite0" if here else "resnet34")
+    assert (settled.batch_size, settled.full_images) == (16, 12_000), "counts take smaller batches"
+    assert settle(FinetuneSettings(weights="none"), CPU, False, own=True).arch == "resnet34" == settle(FinetuneSettings(), CPU, False).arch
+    for dataset, own in (("folder", True), ("mnist-single", False)):
+        scenes = write_scenes(tmp_path / f"{dataset}.h5", count=2, test=1)
+        with h5py.File(scenes, "a") as file:
+            file.attrs["config"], file.attrs["hsal_version"] = json.dumps({"dataset": dataset}), "0"
+        with open_scenes(scenes) as file:
+            assert is_own(file) == own
 
 
 @pytest.mark.parametrize("nothing", [{"mode": "full", "full_images": 0}, {"mode": "crops", "full_images": 0, "crop_images": 0}])
@@ -292,6 +308,15 @@ def test_the_background_term_is_off_by_default_and_needs_boxes(tmp_path: Path) -
     assert "background_share" not in finetune(scenes, tmp_path / "run", settings, CPU).rows()[-1]
     with pytest.raises(UsageError, match="there are no boxes that tell"):
         finetune(scenes, tmp_path / "other", dataclasses.replace(settings, background=0.5), CPU)
+
+
+def test_where_counts_teach_the_background_is_what_expects_no_object(tmp_path: Path) -> None:
+    scenes = write_scenes(tmp_path / "plain.h5", boxes=False)
+    shares = {}
+    for weight in (1e-9, 1.0):
+        settings = dataclasses.replace(FAST, mode="full", full_images=288, epoch_images=144, background=weight, objects="counts")
+        shares[weight] = finetune(scenes, tmp_path / f"run-{weight}", settings, CPU).rows()[-1]["background_share"]
+    assert 0 < shares[1.0] < 0.8 * shares[1e-9] < 0.8
 
 
 def test_views_depend_on_the_generator_alone() -> None:

@@ -180,24 +180,30 @@ def test_one_label_is_drawn_anew_each_time_and_each_as_often_as_it_stands_there(
 def test_counts_cost_poissons_likelihood_and_are_scored_by_their_overlap():
     scenes = Scenes(torch.zeros(2, 8, 8, dtype=torch.uint8), torch.tensor([[0, 0, 1], [2, -1, -1]]), None, 3)
     data = CountedImages.of(scenes)
-    logits = torch.tensor([[2.0, 1.5, -3.0], [0.1, -2.0, 0.7]])
+    volumes = torch.zeros(2, 3, 2, 2)  # a channel a class, on four cells
+    volumes[0, 0], volumes[0, 1, 0, 1], volumes[1, 0, 1, 1], volumes[1, 2, 1, 0] = 0.9, 3.2, 1.2, 2.5
     counts = torch.tensor([[2, 1, 0], [0, 0, 1]])
-    sums = data.loss(logits, counts)
-    rates = [[math.log(1 + math.exp(logit)) for logit in row] for row in logits.tolist()]
+
+    class Says(nn.Module):
+        input_size, fc = 8, nn.Identity()
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return volumes
+
+        def classify(self, images: torch.Tensor) -> torch.Tensor:
+            return volumes.sum((2, 3))
+
+    rates = [[sum(math.log(1 + math.exp(cell) / 4) for cell in own.flatten().tolist()) for own in row] for row in volumes]
+    assert data.answers(Says(), volumes, None).tolist() == [pytest.approx(row) for row in rates]
+    assert data.answers(Says(), torch.zeros(1, 3, 2, 2), None).tolist() == [pytest.approx([4 * math.log(1.25)] * 3)], "nothing is seen"
+    sums = data.loss(torch.tensor(rates), counts)
     slow = [
         rate - count * math.log(rate) for own, row in zip(counts.tolist(), rates, strict=True) for rate, count in zip(row, own, strict=True)
     ]
     assert (sums.loss / sums.terms).item() == pytest.approx(np.mean(slow), rel=1e-5)
-    # Rounded: 2, 2, 0 against 2, 1, 0 and 1, 0, 1 against 0, 0, 1.
-    assert (sums.right / sums.cases).item() == pytest.approx((3 / 4 + 1 / 2) / 2)
-
-    class Says(nn.Module):
-        input_size = 8
-
-        def classify(self, images: torch.Tensor) -> torch.Tensor:
-            return logits
-
-    assert data.score(Says(), 2, CPU) == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert [[round(rate) for rate in row] for row in rates] == [[2, 3, 1], [1, 1, 2]]
+    assert (sums.right / sums.cases).item() == pytest.approx((1 / 2 + 1 / 4) / 2)
+    assert data.score(Says(), 2, CPU) == pytest.approx((1 / 2 + 1 / 4) / 2)
     assert LabelledImages.of(scenes).score(Says(), 2, CPU) == 1.0  # it names 0 and 2
 
 

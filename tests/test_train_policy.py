@@ -21,6 +21,7 @@ from hsal_cli.runs.run import Run
 from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
+from hsal_cli.training.feature_task import mirrored
 from hsal_cli.training.train import VALIDATION_MOST, PolicyTask, hold_out, left_to_right, resume, train, volume_scale
 
 CPU = torch.device("cpu")
@@ -255,9 +256,28 @@ def test_a_run_knows_what_never_looks_reaches_and_how_its_images_became_squares(
 
 def test_few_images_are_shown_more_often_unless_settings_are_given() -> None:
     settings = TrainSettings()
-    assert settings.suited(200, set()) == dataclasses.replace(settings, epochs=60, batch_size=32)
-    assert settings.suited(1_000, {"batch_size"}) == dataclasses.replace(settings, epochs=12)
-    assert settings.suited(2_000, set()) == settings == settings.suited(20, {"epochs", "batch_size"})
+    assert settings.suited(200, set()) == dataclasses.replace(settings, epochs=60, batch_size=32, mirror=True)
+    assert settings.suited(1_000, {"batch_size"}) == dataclasses.replace(settings, epochs=12, mirror=True)
+    assert settings.suited(2_000, set()) == settings == settings.suited(20, {"epochs", "batch_size", "mirror"})
+    ordered = TrainSettings(task="list", objective="cross-entropy")
+    assert not ordered.suited(200, set()).mirror, "left and right matter"
+    with pytest.raises(UsageError, match="a list has an order"):
+        dataclasses.replace(ordered, mirror=True)
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 3), (2, 3)])
+def test_mirrored_volumes_hold_the_same_columns_elsewhere_and_saliency_goes_along(height: int, width: int) -> None:
+    volumes = torch.arange(8 * 2 * height * width).view(8, 2, height, width)
+    found, saliency = mirrored(volumes, volumes[:, 1], torch.arange(8))
+    assert torch.equal(found[:, 1], saliency) and torch.equal(found[0], volumes[0])
+    assert torch.equal(found[1], volumes[1].flip(-1)) and torch.equal(found[2], volumes[2].flip(-2))
+    assert torch.equal(found[4], volumes[4].mT if height == width else volumes[4])
+    assert torch.equal(found.flatten(2).sort(2).values, volumes.flatten(2).sort(2).values)
+
+
+def test_a_policy_learns_from_mirrored_volumes() -> None:
+    rewards, scores = learn(TrainSettings(epochs=8, batch_size=32, learning_rate=2e-2, mirror=True))
+    assert rewards[-1] > 0.75 and scores["exact_match"] > 0.7
 
 
 @pytest.mark.parametrize(("images", "held"), [(2, 1), (3, 1), (40, 8), (200, 40), (400, 50), (2_000, 100), (50_000, VALIDATION_MOST)])

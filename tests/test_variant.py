@@ -69,7 +69,7 @@ def test_no_value_of_a_variant_is_open_and_it_survives_json(name):
 def test_the_papers_variant_is_section_3_and_appendix_a():
     wanted = {"glimpses": 2, "gaussians": 5, "meta_encode": 128, "meta_hidden": 128, "controller_encode": 512, "controller_hidden": 512}
     wanted |= {"location_hidden": 64, "mask": "learned", "beta": [1.5, 2.0], "inhibition": "mask", "inhibition_width": 1.0}
-    wanted |= {"location_input": "hidden", "shape": "round", "aspect": 1.0, "update": "normalized", "controller_state": "carry"}
+    wanted |= {"location_input": "hidden", "aspect": 1.0, "update": "normalized", "controller_state": "carry"}
     wanted |= {"saliency_transform": "none", "glimpse": "column", "glimpses_apart": "no"}
     wanted |= {"stop_input": "state", "stop": "sampled", "gradient": "sampled"}
     assert values("paper") == wanted
@@ -235,6 +235,14 @@ def test_tables_of_before_there_was_a_choice_have_the_only_value_there_was():
 def test_a_policy_with_a_value_that_there_is_no_more_is_refused_by_name(name, value):
     with pytest.raises(FileError, match=re.escape(f"runs/x was trained with {name} {value or 'counts'}, which this hsal no longer has")):
         stored_variant({"policy": OPEN | {name: value}}, 49, "runs/x")
+
+
+def test_a_stored_variant_may_hold_what_every_policy_does_now_and_nothing_else_of_what_is_gone():
+    held = {"variant": as_dict(DEFAULT) | {"shape": "round"}}
+    assert stored_variant(held, 49, "runs/x") == DEFAULT
+    held["variant"]["shape"] = "elliptic"
+    with pytest.raises(FileError, match="runs/x was trained with shape elliptic, which this hsal no longer has"):
+        stored_variant(held, 49, "runs/x")
 
 
 @pytest.mark.parametrize("name", ["mnist-multiset.multiset", "mnist-multiset.rl", "mnist-set.multiset", "mnist-set.rl"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -84,8 +85,20 @@ Out = Annotated[Optional[Path], typer.Option("--out", help="The scene file to wr
 Preview = Annotated[
     Optional[Path], typer.Option("--preview", help="Also draw a contact sheet, a PNG, with boxes and labels.", show_default=False)
 ]
-Making = Callable[[Any, Path, Optional[int], console.Reporter, "Notes", "Finder | None"], dict[str, Any]]
-"""makes(settings, out, workers, reporter, notes, finder of frames) writes the scene file -> what joins the report"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tools:
+    """What makers take beside their settings, those that need it; `finder` finds frames, and `notes` hears what was left out."""
+
+    workers: int | None
+    reporter: console.Reporter
+    finder: Finder | None
+    notes: Notes
+
+
+Making = Callable[[Any, Path, Tools], dict[str, Any]]
+"""makes(settings, out, tools) writes the scene file -> what joins the report"""
 
 
 class NameAnywhere(TyperGroup):
@@ -142,8 +155,10 @@ def _add(name: str, kind: type, panels: dict[str, str], make: Making, plan: str)
         reporter = console.TerminalReporter()
         if isinstance(settings, SceneSettings):
             _begin(settings, target, yes, preset, config, reporter)
-        finder = finder_of(looks, None) if frame == "found" else None
-        _make(name, settings, target, workers, make, preview, json, reporter, finder)
+        from hsal_cli.scenes.readers.labels import Notes
+
+        tools = Tools(workers, reporter, finder_of(looks, None) if frame == "found" else None, Notes())
+        _make(name, settings, target, make, tools, preview, json)
 
     kinds = {"settings": kind, "looks": LookSettings} if FRAME.items() <= panels.items() else {"settings": kind}
     left = tuple({"workers", "yes", "looks"}.difference(" ".join(panels.values()).split(), kinds))
@@ -163,43 +178,35 @@ def _begin(settings: SceneSettings, out: Path, yes: bool, preset: str | None, co
 
 
 def _compose(name: str) -> Making:
-    def make(
-        settings: SceneSettings, out: Path, workers: int | None, reporter: console.Reporter, notes: Notes, finder: Finder | None
-    ) -> dict[str, Any]:
+    def make(settings: SceneSettings, out: Path, tools: Tools) -> dict[str, Any]:
         from hsal_cli.scenes.make import make_dataset
 
-        make_dataset(name, settings, out, workers, reporter)
+        make_dataset(name, settings, out, tools.workers, tools.reporter)
         return {}
 
     return make
 
 
-def _paint(
-    settings: StreetSettings, out: Path, workers: int | None, reporter: console.Reporter, notes: Notes, finder: Finder | None
-) -> dict[str, Any]:
+def _paint(settings: StreetSettings, out: Path, tools: Tools) -> dict[str, Any]:
     from hsal_cli.scenes.street.street import make_street_numbers
 
-    make_street_numbers(settings, out, workers, reporter, finder)
+    make_street_numbers(settings, out, tools.workers, tools.reporter, tools.finder)
     return {}
 
 
-def _svhn(
-    settings: SvhnSettings, out: Path, workers: int | None, reporter: console.Reporter, notes: Notes, finder: Finder | None
-) -> dict[str, Any]:
+def _svhn(settings: SvhnSettings, out: Path, tools: Tools) -> dict[str, Any]:
     from hsal_cli.scenes.street.svhn import make_svhn
     from hsal_cli.vision.images import read_image
 
-    return {"skipped": make_svhn(settings, out, read_image, reporter, finder)}
+    return {"skipped": make_svhn(settings, out, read_image, tools.reporter, tools.finder)}
 
 
-def _folder(
-    settings: FolderSettings, out: Path, workers: int | None, reporter: console.Reporter, notes: Notes, finder: Finder | None
-) -> dict[str, Any]:
+def _folder(settings: FolderSettings, out: Path, tools: Tools) -> dict[str, Any]:
     from hsal_cli.scenes.folder import make_from_folder
     from hsal_cli.vision.images import FORMATS, read_image
 
-    make_from_folder(settings, out, read_image, FORMATS, reporter, notes, finder)
-    return {"skipped": notes.skipped, "notes": notes.remarks}
+    make_from_folder(settings, out, read_image, FORMATS, tools.reporter, tools.notes, tools.finder)
+    return {"skipped": tools.notes.skipped, "notes": tools.notes.remarks}
 
 
 for _name in RECIPES:
@@ -210,24 +217,12 @@ _add("svhn-multiset", SvhnSettings, SVHN, _svhn, "read SVHN from {svhn_dir}")
 _add("folder", FolderSettings, FOLDER, _folder, "read the images in {images} with the labels in {labels}")
 
 
-def _make(
-    name: str,
-    settings: Any,
-    out: Path,
-    workers: int | None,
-    make: Making,
-    preview: Path | None,
-    json: bool,
-    reporter: console.Reporter,
-    finder: Finder | None,
-) -> None:
+def _make(name: str, settings: Any, out: Path, make: Making, tools: Tools, preview: Path | None, json: bool) -> None:
     """Makes a scene file, and says what is in it, and what was skipped and taken for granted, also with an error."""
-    from hsal_cli.scenes.readers.labels import Notes
-
-    notes, start = Notes(), time.monotonic()
+    notes, reporter, start = tools.notes, tools.reporter, time.monotonic()
     try:
         with console.stopping(reporter):
-            more = make(settings, out, workers, reporter, notes, finder)
+            more = make(settings, out, tools)
     except HsalError as error:
         if isinstance(settings, FolderSettings) and json:
             console.print_json({"error": error.message, "hint": error.hint, "skipped": notes.skipped, "notes": notes.remarks})

@@ -198,6 +198,30 @@ def _given(kinds: dict[str, type], preset: str | None, config: Path | None, opti
     return found
 
 
+def numbers_in(option: str, text: str, what: str, example: str, most: int, too_many: tuple[str, str]) -> list[int]:
+    """Numbers written as "0-2,7", in their order.
+
+    Args:
+        option, text: as typed.
+        what, example: for the message: what the numbers are, and how to write them.
+        most: so many at most; where there are more, `too_many` is the rest of the message, with {} for their number, and the hint.
+
+    Raises:
+        UsageError: they are not written so, or are too many.
+    """
+    ranges = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        last = last or first
+        if not (first.isdecimal() and last.isdecimal()) or int(last) < int(first):
+            raise UsageError(f"{option} {text} is not a list of {what}", f"write {what} as {example}")
+        ranges.append(range(int(first), int(last) + 1))
+    count = sum(map(len, ranges))
+    if count > most:
+        raise UsageError(f"{option} {text} {too_many[0].format(count)}", too_many[1])
+    return [number for numbers in ranges for number in numbers]
+
+
 def one_of(choices: tuple[str, ...]) -> type[enum.Enum]:
     """The type of an option or argument that takes one of these words; Typer hands over a member, its `value` is the word."""
     return enum.StrEnum("Choice", {choice: choice for choice in choices})

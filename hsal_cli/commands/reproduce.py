@@ -10,7 +10,7 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.asking import Yes, about, begin, size
-from hsal_cli.commands.options import Config, Device, DryRun, Json, Preset, options, recipe_for, settings_for
+from hsal_cli.commands.options import Config, Device, DryRun, Json, Preset, numbers_in, options, recipe_for, settings_for
 from hsal_cli.errors import UsageError
 from hsal_cli.evaluation.settings import EvalSettings
 
@@ -194,16 +194,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     Raises:
         UsageError: it is not written so, or there are more than 100.
     """
-    seeds: dict[int, None] = {}
-    for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        last = last or first
-        if not first.isdecimal() or not last.isdecimal() or int(last) < int(first):
-            raise UsageError(f"--seeds {text} is not a list of seeds", "write seeds as 0-2 or 0,7")
-        if int(last) - int(first) >= MOST_SEEDS or len(seeds) >= MOST_SEEDS:
-            raise UsageError(f"--seeds {text} are more than {MOST_SEEDS}", "take fewer seeds")
-        seeds |= dict.fromkeys(range(int(first), int(last) + 1))
-    return tuple(seeds)
+    too_many = f"are more than {MOST_SEEDS}", "take fewer seeds"
+    return tuple(dict.fromkeys(numbers_in("--seeds", text, "seeds", "0-2 or 0,7", MOST_SEEDS, too_many)))
 
 
 def _show_plan(steps: list[Step], works: list[Work], seconds: list[float], json: bool) -> None:

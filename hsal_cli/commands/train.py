@@ -34,7 +34,7 @@ from hsal_cli.settings import as_dict
 
 PANELS = {
     "What": "data objective task reward backbone saliency init_from resume",
-    "How long": "epochs batch_size learning_rate schedule label_entropy clip validation seed",
+    "How long": "epochs batch_size learning_rate schedule mirror label_entropy clip validation seed",
     "Variant": "variant set_ preset config",
     "Where": "device memory_budget deterministic yes",
     "Output": "out overwrite dry_run json",

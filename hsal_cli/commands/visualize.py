@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from hsal_cli import console
-from hsal_cli.commands.options import Device, Images, Json, options
+from hsal_cli.commands.options import Device, Images, Json, numbers_in, options
 from hsal_cli.commands.policies import LOOKING, FrameOption, PretrainedOption, RunOption, check_look, images_in, load_with_backbone, looks
 from hsal_cli.commands.predict import MaxSteps, words
 from hsal_cli.errors import HsalError, UsageError
@@ -75,6 +75,8 @@ def visualize(
     json: Json = False,
 ) -> None:
     """Draw where the policy looked in images: glimpses, saliency, covert mask and priority map at each meta-step."""
+    from hsal_cli.models.look import to_json
+
     picture = out.suffix.lower() if out is not None and out.suffix.lower() in PICTURES and not out.is_dir() else ".png"
     kinds = tuple(kind for kind, wanted in ((picture, True), (".gif", gif), (".html", html)) if wanted)
     check_look(frame, first)
@@ -89,7 +91,9 @@ def visualize(
                 "name image files, or cut the scene file so: hsal make-data street-numbers --frame found --look runs/finetune",
             )
         target = targets([Path(data.name)], out, kinds)[0]
-        _scenes(data, split, parse_rows(rows), run, target, kinds, max_steps, device, json, reporter, pretrained)
+        too_many = "asks for {} images in one picture", f"ask for at most {MOST_ROWS}"
+        wanted_rows = numbers_in("--rows", rows, "rows", "0-2,17", MOST_ROWS, too_many)
+        _scenes(data, split, wanted_rows, run, target, kinds, max_steps, device, json, reporter, pretrained)
         return
     if not images:
         raise UsageError("there is no image to look at", "hsal visualize image.png, or hsal visualize --data data/mnist-multiset.h5")
@@ -111,7 +115,7 @@ def visualize(
                     raise found
                 made = _draw([found], [truth], places[number], kinds)
                 if json:
-                    documents.append({**_document(found), **made})
+                    documents.append({**to_json(found), **made})
                 else:
                     console.print_line(f"{path}: {words(found.labels)}   {'   '.join(made.values())}")
             except HsalError as error:
@@ -122,23 +126,6 @@ def visualize(
         console.print_json(documents)
     if failed:
         raise typer.Exit(1)
-
-
-def parse_rows(text: str) -> list[int]:
-    """Row numbers written as "0-2,17".
-
-    Raises:
-        UsageError: it is not written so.
-    """
-    rows: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdigit() or not (last or first).isdigit() or int(last or first) < int(first):
-            raise UsageError(f"--rows {text} is not a list of rows", "write rows as 0-2,17")
-        rows.extend(range(int(first), int(last or first) + 1))
-    if len(rows) > MOST_ROWS:
-        raise UsageError(f"--rows {text} asks for {len(rows)} images in one picture", f"ask for at most {MOST_ROWS}")
-    return rows
 
 
 def _scenes(
@@ -155,7 +142,7 @@ def _scenes(
     pretrained: str | None,
 ) -> None:
     """Draws images of a scene file, whose labels are known, into one picture, one animation and one replay."""
-    from hsal_cli.models.look import look_at_scenes
+    from hsal_cli.models.look import look_at_scenes, to_json
 
     loaded, backbone = load_with_backbone(run, device, reporter, pretrained)
     found = look_at_scenes(data, split, rows, backbone, loaded, max_steps)
@@ -164,17 +151,11 @@ def _scenes(
             reporter.warn(f"{seen.name}: {why}")
     made = _draw([look for look, _ in found], [truth for _, truth in found], target, kinds)
     if json:
-        console.print_json([{**_document(look), "true_labels": truth, **made} for look, truth in found])
+        console.print_json([{**to_json(look), "true_labels": truth, **made} for look, truth in found])
         return
     for look, truth in found:
         console.print_line(f"{look.name}: {words(look.labels)}   true: {words(truth)}")
     console.print_line("   ".join(made.values()))
-
-
-def _document(look: Look) -> dict[str, Any]:
-    from hsal_cli.models.look import to_json
-
-    return to_json(look)
 
 
 def _draw(looks_: Sequence[Look], truths: Sequence[list[str] | None], target: Path, kinds: Sequence[str]) -> dict[str, str]:

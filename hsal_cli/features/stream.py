@@ -60,7 +60,7 @@ class FeatureStream(FeatureRows):
 
     def __init__(self, path: Path, split: str, window: int):
         self._file = file = open_features(path)
-        self._split, self._blocks = split, window // BLOCK_ROWS
+        self._split, self._blocks, self.fine = split, window // BLOCK_ROWS, file.fine
         self.labels, self.boxes, self.image_size = file.labels(split), file.boxes(split), file.size_of(split)
         self._windows: list[Tensor] = []  # the blocks of each
         self._window_of = torch.zeros(0, dtype=torch.long)  # of each block
@@ -102,7 +102,7 @@ class FeatureStream(FeatureRows):
         if len(self._held) < HELD and last + 1 < len(self._windows) and last >= 0:
             self._ask(last + 1)
         boxes = None if self.boxes is None else self.boxes[rows]
-        return FeatureTable(volumes, saliency, self.labels[rows], boxes, self.image_size)
+        return FeatureTable(volumes, saliency, self.labels[rows], boxes, self.image_size, self.fine)
 
     def _ask(self, number: int) -> Future[tuple[Tensor, Tensor, Tensor]]:
         if number not in self._held:

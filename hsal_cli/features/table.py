@@ -47,11 +47,13 @@ class FeatureRows(Protocol):
         labels: int64 (N, L), padded with -1.
         boxes: int64 (N, L, 4) x0, y0, x1, y1 in px of the image, padded with -1; None where unknown.
         image_size: height and width of the images, px.
+        fine: channels of a finer stage in the volumes, the last ones.
     """
 
     labels: Tensor
     boxes: Tensor | None
     image_size: tuple[int, int]
+    fine: int
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -85,7 +87,7 @@ class FeatureTable(FeatureRows):
     Attributes:
         volumes: float16 (N, C, h, w), as the activation model gave them.
         saliency: float32 (N, h, w), with a finer stage (N, 2h, 2w), raw, >= 0.
-        labels, boxes, image_size: as in `FeatureRows`.
+        labels, boxes, image_size, fine: as in `FeatureRows`.
     """
 
     volumes: Tensor
@@ -93,10 +95,11 @@ class FeatureTable(FeatureRows):
     labels: Tensor
     boxes: Tensor | None
     image_size: tuple[int, int]
+    fine: int = 0
 
     def select(self, rows: Tensor | slice) -> FeatureTable:
         boxes = None if self.boxes is None else self.boxes[rows]
-        return FeatureTable(self.volumes[rows], self.saliency[rows], self.labels[rows], boxes, self.image_size)
+        return FeatureTable(self.volumes[rows], self.saliency[rows], self.labels[rows], boxes, self.image_size, self.fine)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +184,7 @@ class FeatureFile(OpenedFile):
         if rows is not None:
             chosen = torch.from_numpy(self._places(split, rows))
             labels, boxes = labels[chosen], None if boxes is None else boxes[chosen]
-        return FeatureTable(volumes, saliency, labels, boxes, self.size_of(split))
+        return FeatureTable(volumes, saliency, labels, boxes, self.size_of(split), self.fine)
 
     def maps(self, split: str, rows: slice | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The volumes, float16 (n, C, h, w), and saliency maps, float32 (n, h, w), of a split or of some rows; else as `table`."""

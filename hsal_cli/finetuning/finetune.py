@@ -108,7 +108,7 @@ class FinetuneTask(ModelTask):
         logged = {"loss": lost / terms, "train_accuracy": right / cases}
         if not self.settings.background:
             return sums.loss / terms, logged
-        astray = background_share(volumes.float(), shown.objects).sum() / len(rows)
+        astray = background_share(volumes.float(), self.data.objects_in(self.model, volumes, shown)).sum() / len(rows)
         logged["background_share"] = distributed.all_reduce(astray.detach())
         return sums.loss / terms + self.settings.background * astray, logged
 
@@ -143,10 +143,10 @@ def settle(settings: FinetuneSettings, device: torch.device, has_boxes: bool, ow
         raise UsageError("mode = crops, but the scene file has no boxes to crop by", "take --mode full")
     if (settings.crowd or 1) > 1 and not has_boxes:
         raise UsageError(f"crowd = {settings.crowd}, but the scene file has no boxes to cut objects out by", "take --crowd 1")
-    if settings.background and not has_boxes:
+    if settings.background and not (has_boxes or counted):
         raise UsageError(
             f"background = {settings.background:g}, but there are no boxes that tell objects from background",
-            "leave --background out, or take images with boxes, and --objects crops",
+            "leave --background out, or take --objects counts, whose cells tell where objects are",
         )
     full = settings.full_images
     if full == 0 and (mode == "full" or not settings.crop_images):

@@ -28,6 +28,7 @@ from hsal_cli.vision.backbone import ActivationModel
 from hsal_cli.vision.devices import forward_context
 from hsal_cli.vision.images import to_input
 
+ENOUGH = 0.5  # objects that a cell expects and which make it one on an object
 WHOLE = 0.85  # share of an object that must be in view for it to be asked for
 Own = TypeVar("Own", bound="Objects")
 
@@ -139,6 +140,10 @@ class Objects(abc.ABC):
     def answers(self, model: ActivationModel, volumes: Tensor, regions: Tensor | None) -> Tensor:
         """What volumes (B, C, h, w) say, which `loss` takes: logits (B, K), or (B, M, K) of regions."""
         return model.name(volumes, regions).float()
+
+    def objects_in(self, model: ActivationModel, volumes: Tensor, shown: Shown) -> Tensor | None:
+        """Where objects are in what was shown, (B, h, w) in [0, 1]; None where that is not known."""
+        return shown.objects
 
     def loss(self, logits: Tensor, labels: Tensor) -> LossSums:
         """Cross-entropy over the objects, and how many of them are named rightly."""
@@ -268,8 +273,16 @@ class CountedImages(LabelledImages):
 
         No cell can take back what another one counts, so each must find its own objects.
         """
+        return self._expected(model, volumes).sum((1, 2))
+
+    def objects_in(self, model: ActivationModel, volumes: Tensor, shown: Shown) -> Tensor:
+        """Cells that expect `ENOUGH` of an object are on one, as far as the network knows."""
+        return (self._expected(model, volumes).detach().sum(3) / ENOUGH).clamp(max=1)
+
+    def _expected(self, model: ActivationModel, volumes: Tensor) -> Tensor:
+        """What each cell expects, (B, h, w, K)."""
         cells = model.fc(volumes.permute(0, 2, 3, 1)).float()
-        return F.softplus(cells - math.log(cells[0, ..., 0].numel())).sum((1, 2))
+        return F.softplus(cells - math.log(cells[0, ..., 0].numel()))
 
     def loss(self, rates: Tensor, labels: Tensor) -> LossSums:
         """Poisson's likelihood of the counts (B, K); and the accuracy of `score`."""

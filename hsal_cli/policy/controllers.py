@@ -90,9 +90,7 @@ class MetaController(nn.Module):
         self.encode = nn.Linear(height * width + labels, variant.meta_encode)
         self.gru = GRU(variant.meta_encode, variant.meta_hidden)
         reach = variant.reach if variant.mask == "anchored" else None
-        self.attention = GaussianAttention(
-            variant.meta_hidden, variant.gaussians, height, width, variant.beta, reach, variant.aspect, variant.shape == "elliptic"
-        )
+        self.attention = GaussianAttention(variant.meta_hidden, variant.gaussians, height, width, variant.beta, reach, variant.aspect)
 
     def forward(self, saliency: Tensor, memory: Tensor, state: Tensor | None, linear: Linear = linear) -> tuple[Tensor, Tensor | None]:
         """One meta-step.

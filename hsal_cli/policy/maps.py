@@ -103,7 +103,6 @@ class GaussianAttention(nn.Module):
         height, width: cells of the map.
         beta: lowest and highest beta of the columns, 1/cells^2.
         aspect: height over width of a Gaussian of equal outputs; the betas of rows are in `beta` / aspect^2.
-        elliptic: rows have a beta of their own, not that of the columns.
         reach: largest offset of a centre from the maximum of S_t in cells; None: centres are learned freely, as in the paper.
     """
 
@@ -116,11 +115,9 @@ class GaussianAttention(nn.Module):
         beta: tuple[float, float],
         reach: float | None,
         aspect: float = 1.0,
-        elliptic: bool = False,
     ) -> None:
         super().__init__()
-        self.betas = 2 if elliptic else 1
-        self.layer = nn.Linear(hidden, (3 + self.betas) * gaussians)
+        self.layer = nn.Linear(hidden, 4 * gaussians)
         if reach is None:
             with torch.no_grad():
                 self.layer.weight.mul_(SPREAD)
@@ -141,18 +138,16 @@ class GaussianAttention(nn.Module):
         Returns:
             (B, G, 5), alpha, beta of rows, beta of columns, kappa row, kappa column.
         """
-        found = linear(hidden, self.layer.weight, self.layer.bias).view(-1, self.shape[0], 3 + self.betas)
-        alpha, beta, centre = found.split([1, self.betas, 2], dim=2)
+        found = linear(hidden, self.layer.weight, self.layer.bias).view(-1, self.shape[0], 4)
+        alpha, beta, centre = found.split([1, 1, 2], dim=2)
         low, high = self.beta
         beta = low + (high - low) * torch.sigmoid(beta)
         if self.reach is None:
             kappa = torch.sigmoid(centre) * self.size
         else:
             kappa = torch.add(highest_cell(saliency)[:, None], torch.tanh(centre), alpha=self.reach)
-        of_rows, of_columns = beta.split(1, 2) if self.betas == 2 else (beta, beta)
-        if self.aspect != 1:
-            of_rows = of_rows / self.aspect**2
-        return torch.cat([F.softmax(alpha, dim=1), of_rows, of_columns, kappa], dim=2)
+        of_rows = beta if self.aspect == 1 else beta / self.aspect**2
+        return torch.cat([F.softmax(alpha, dim=1), of_rows, beta, kappa], dim=2)
 
 
 # S is in [0, 1] and single precision: differences below this are the rounding noise of S_t - M_t, and scaling them up to 1 would

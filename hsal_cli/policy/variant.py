@@ -19,7 +19,9 @@ from hsal_cli.typed import Odd
 
 PAPER_CELLS = 49  # of the paper's maps, 7 x 7
 # Values that came later, with the one way that there was before them.
-LATER = {"shape": "round", "aspect": 1.0, "update": "normalized", "glimpse": "column", "glimpses_apart": "no", "fine": 0}
+LATER = {"aspect": 1.0, "update": "normalized", "glimpse": "column", "glimpses_apart": "no", "fine": 0}
+# Values that there are no more, and which of them is what every policy does now.
+GONE = {"memory": "last", "shape": "round"}
 STORED_HINT = "read it with the hsal that made it, or train a new policy: hsal train"
 SET_HINT = "`hsal train --help` lists what --set takes, `hsal train --dry-run` shows every value"
 
@@ -55,9 +57,6 @@ class Variant:
         "Range of the Gaussians' parameter beta, 1/cells^2 of a map of 7 x 7 cells (appendix A: 1.5-2.0); on a finer one it is lowered, so "
         "that a Gaussian covers as much of the image.",
         above=0,
-    )
-    shape: Literal["round", "elliptic"] = setting(
-        "round", "A Gaussian's widths: round: one beta for rows and columns, as in the paper; elliptic: one of its own for each."
     )
     aspect: float = setting(
         1.0,
@@ -235,10 +234,10 @@ def stored_variant(held: Mapping[str, Any], cells: int, where: object) -> Varian
     hints = typing.get_type_hints(Variant)
     try:
         values = held[table] if table == "variant" else _values_of_0_1(held, cells, where)
-        memory = values.get("memory", "last")
-        if memory != "last":
-            raise FileError(f"{where} was trained with memory {memory}, which this hsal no longer has", STORED_HINT)
-        values = LATER | {name: value for name, value in values.items() if name != "memory"}
+        for name, kept in GONE.items():
+            if values.get(name, kept) != kept:
+                raise FileError(f"{where} was trained with {name} {values[name]}, which this hsal no longer has", STORED_HINT)
+        values = LATER | {name: value for name, value in values.items() if name not in GONE}
         missing, unknown = [name for name in hints if values.get(name) is None], sorted(set(values) - set(hints))
         if missing or unknown:
             wrong = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which this hsal does not know"

@@ -75,7 +75,8 @@ class FinetuneSettings:
     )
     background: float = setting(
         0.0,
-        "Weight of a second loss, the share of the saliency that lies off the objects, by their boxes; 0: none, as in the paper.",
+        "Weight of a second loss, the share of the saliency that lies off the objects, by their boxes, or where counts teach in cells that "
+        "expect none; 0: none, as in the paper.",
         low=0,
         high=100,
     )
@@ -121,6 +122,11 @@ class TrainSettings:
     schedule: Literal["one-cycle", "constant"] = setting(
         "one-cycle", "The learning rate over training: warm-up and a cosine down to a thousandth, or the same throughout."
     )
+    mirror: bool = setting(
+        False,
+        "Show volumes mirrored and turned at random: what an image holds does not depend on where it lies; `hsal train` does so where "
+        "there are fewer than 2,000 images.",
+    )
     label_entropy: float = setting(0.1, "Weight of the entropy bonus on label distributions (objective rl).", low=0, high=100)
     clip: float = setting(5.0, "Largest norm of the gradient.", above=0)
     validation: float = setting(
@@ -135,6 +141,8 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.mirror and self.task == "list":
+            raise UsageError("mirror with task list: a list has an order, from left to right", "leave --mirror out")
         if self.objective in ("multiset", "count", "set") and self.task == "list":
             raise UsageError(
                 f"objective {self.objective} with task list: a list has an order", "take --objective cross-entropy or rl for lists"
@@ -144,7 +152,8 @@ class TrainSettings:
         """These settings for so many training images: few are shown more often, and in smaller batches, but where a setting was `given`."""
         if images >= FEW_IMAGES:
             return self
-        better = {"epochs": min(MOST_EPOCHS, max(self.epochs, ROLL_OUTS // max(images, 1))), "batch_size": SMALL_BATCH}
+        better = {"epochs": min(MOST_EPOCHS, max(self.epochs, ROLL_OUTS // max(images, 1)))}
+        better |= {"batch_size": SMALL_BATCH, "mirror": self.task == "multiset"}
         return dataclasses.replace(self, **{name: value for name, value in better.items() if name not in given})
 
     @staticmethod

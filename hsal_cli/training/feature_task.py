@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hsal_cli.features.table import FeatureRows, FeatureTable
@@ -33,6 +34,22 @@ def held_on(device: torch.device, data: FeatureRows) -> tuple[Tensor, Tensor] | 
     for start in range(0, size, BLOCK):
         columns[start : start + BLOCK] = moved(data.volumes[start : start + BLOCK], device).flatten(2).transpose(1, 2)
     return columns.view(size, height, width, channels).permute(0, 3, 1, 2), moved(data.saliency, device)
+
+
+def mirrored(volumes: Tensor, saliency: Tensor, ways: Tensor, fine: int = 0) -> tuple[Tensor, Tensor]:
+    """Volumes (n, C, h, w) and saliency maps (n, h, w) in another arrangement, which holds the same multiset.
+
+    Args:
+        ways: (n,) of 0..7; by bits: columns reversed, rows reversed, and rows made columns where there are as many of them.
+        fine: channels of a finer stage, the last ones, whose cells change places too.
+    """
+    parts = [saliency[:, None], volumes[:, : volumes.shape[1] - fine]]
+    parts += [F.pixel_shuffle(volumes[:, -fine:], 2)] if fine else []
+    turns = [lambda maps: maps.flip(-1), lambda maps: maps.flip(-2), lambda maps: maps.transpose(-1, -2)]
+    for bit, turn in enumerate(turns[: 3 if saliency.shape[1] == saliency.shape[2] else 2]):
+        chosen = (ways >> bit & 1).bool().to(volumes.device)[:, None, None, None]
+        parts = [torch.where(chosen, turn(part), part) for part in parts]
+    return torch.cat([parts[1], F.pixel_unshuffle(parts[2], 2)], 1) if fine else parts[1], parts[0][:, 0]
 
 
 class FeatureTask(ModelTask, abc.ABC):
@@ -104,9 +121,11 @@ class FeatureTask(ModelTask, abc.ABC):
         """The volumes (n, C, h, w), in half precision, and saliency maps (n, h, w) of the rows that this worker computes, on the device."""
         if self.held is not None:
             rows = self.order_there[places][draws.places]
-            return self.held[0][rows], self.held[1][rows]
-        batch = self.data.select(self.order[places][draws.places])
-        return moved(batch.volumes, self.device), moved(batch.saliency, self.device)
+            volumes, saliency = self.held[0][rows], self.held[1][rows]
+        else:
+            batch = self.data.select(self.order[places][draws.places])
+            volumes, saliency = moved(batch.volumes, self.device), moved(batch.saliency, self.device)
+        return mirrored(volumes, saliency, draws.randint(8), self.data.fine) if self.settings.mirror else (volumes, saliency)
 
     def taken(self, step: int) -> int:
         """How many steps come before this one, over all epochs."""

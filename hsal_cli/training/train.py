@@ -116,7 +116,7 @@ def volume_scale(parts: Iterable[Tensor]) -> float:
 
 
 def _scale_of(material: Material) -> float:
-    channels = material.shape[0] - material.fine
+    channels = material.shape[0] - material.table.fine
     return volume_scale(part[:, :channels] for part in material.table.parts())
 
 
@@ -139,7 +139,6 @@ class Material:
         held_out: the others, up to `VALIDATION_MOST`.
         classes: names.
         shape: of a volume, (C + fine, h, w).
-        fine: how many of the channels are a finer stage's, the last ones.
         digests: what config.json and checkpoints say of the data's origin.
         window: images held in memory at a time; 0: all.
         fit: how the images became squares.
@@ -151,7 +150,6 @@ class Material:
     held_out: FeatureTable
     classes: list[str]
     shape: tuple[int, int, int]
-    fine: int
     digests: dict[str, str]
     window: int
     fit: str
@@ -289,7 +287,7 @@ def _read(features: Path, settings: TrainSettings, window: int | None, memory: f
             "backbone_digest": file.backbone_digest,
             "saliency": file.saliency,
         }
-        found = Material(features, table, rows, scored, file.classes, file.volume_shape, file.fine, digests, window, fit)
+        found = Material(features, table, rows, scored, file.classes, file.volume_shape, digests, window, fit)
     say_missing_classes(table.labels, found.classes, features, reporter)
     return found
 
@@ -307,7 +305,7 @@ def _model(material: Material, variant: Variant, settings: TrainSettings, scale:
         most = max(1, int(count_labels(material.table.labels, classes).max()))  # images may hold no object at all
         counts = CountClassifier(classes, material.shape, most, scale)
         return counts, {"kind": "count", "count": {"most": counts.most, "hidden": counts.hidden}, "volume_scale": scale}
-    policy = HSAL(dataclasses.replace(variant, fine=material.fine), classes, material.shape, scale)
+    policy = HSAL(dataclasses.replace(variant, fine=material.table.fine), classes, material.shape, scale)
     return policy, {"kind": "policy", "variant": as_dict(policy.variant), "volume_scale": scale}
 
 
