@@ -9,8 +9,10 @@ so autograd, `.to()`, optimisers and foreach take the ways they take for CUDA. N
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -118,6 +120,8 @@ class _OnDevice(_Generator):
     device = DEVICE
 
     def manual_seed(self, seed: int) -> _OnDevice:
+        if FakeDevice.current.recording:
+            raise RuntimeError("a generator is begun anew in a capture")
         super().manual_seed(seed | MARK)
         return self
 
@@ -138,6 +142,7 @@ class FakeDevice(TorchDispatchMode):
     def __init__(self, double: bool = True):
         super().__init__()
         self.double, self.pinned = double, {}
+        self.recording: FakeGraph | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -183,12 +188,17 @@ class FakeDevice(TorchDispatchMode):
         self._look(name, args, flat, kwargs)
         plain = {key: torch.device("cpu") if key == "device" and value is not None else value for key, value in kwargs.items()}
         implementation = INSTEAD.get(name, func)
+        if self.recording:
+            self.recording.before(func, args, kwargs)
         result = implementation(*tree_map(_inside, args), **tree_map(_inside, plain))
         self._count(func, name)
         if name in ("_local_scalar_dense", "equal", "is_same_size"):
             return result
         result = tree_map(lambda x: self._made(name, x) if isinstance(x, Tensor) and not isinstance(x, DeviceTensor) else x, result)
-        return result if implementation is not func else return_and_correct_aliasing(func, args, kwargs, result)
+        result = result if implementation is not func else return_and_correct_aliasing(func, args, kwargs, result)
+        if self.recording and not func.is_view and not name.startswith(("empty", "new_empty")):
+            self.recording.tape.append((implementation, args, plain, result))
+        return result
 
     def _made(self, name: str, elem: Tensor) -> DeviceTensor:
         if elem.dtype == torch.float64 and not self.double:
@@ -222,9 +232,15 @@ class FakeDevice(TorchDispatchMode):
             self._wait_for_copy(source, kwargs.get("non_blocking", False))
         if elem.dtype != source.dtype or (from_device and to_device):
             self._count(func, "_to_copy")
-        return self._made("to", elem) if to_device else elem
+        made = self._made("to", elem) if to_device else elem
+        if self.recording:
+            self.recording.tape.append((func, (source,), plain, made))
+        return made
 
     def _copy(self, into: Tensor, source: Tensor, quiet: bool) -> Tensor:
+        if self.recording:
+            self.recording.before(aten.copy_.default, (into,), {})
+            self.recording.tape.append((aten.copy_.default, (into, source), {}, into))
         aten.copy_(_inside(into), _inside(source))
         if isinstance(into, DeviceTensor) and isinstance(source, DeviceTensor):
             self._count(aten.copy_.default, "copy_")
@@ -237,6 +253,8 @@ class FakeDevice(TorchDispatchMode):
             self._wait("a copy")
 
     def _wait(self, why: str) -> None:
+        if self.recording:
+            raise RuntimeError(f"the host waits in a capture: {why} [{self._where()}]")
         self.waits.append((why, self._where()))
 
     def _where(self) -> str:
@@ -257,6 +275,46 @@ class FakeDevice(TorchDispatchMode):
 
     def _again(self) -> Any:
         return _Entered(self)
+
+
+class FakeGraph:
+    """As a CUDA graph: what runs in a block is recorded with the tensors that it reads and writes, without effect, and played back."""
+
+    def __init__(self, generator: Any):
+        self.generator, self.tape, self._held = generator, [], {}
+
+    def warm(self) -> Any:
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[None]:
+        device, state = FakeDevice.current, self.generator.get_state()
+        before, device.recording = (device.launches, device.operators.copy()), self
+        try:
+            yield
+        finally:
+            device.recording = None
+            device.launches, device.operators = before
+            self.generator.set_state(state)
+            for elem, content in reversed(self._held.values()):
+                elem.copy_(content)
+
+    def before(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Keeps what an operator is going to write over."""
+        for place, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                for tensor in tree_flatten(args[place] if place < len(args) else kwargs.get(argument.name))[0]:
+                    if isinstance(tensor, DeviceTensor):
+                        self._held.setdefault(id(tensor.elem), (tensor.elem, tensor.elem.clone()))
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        FakeDevice.current.launches += 1
+        for func, args, kwargs, made in self.tape:
+            result = func(*tree_map(_inside, args), **tree_map(_inside, kwargs))
+            for old, new in zip(tree_flatten(made)[0], tree_flatten(result)[0], strict=True):
+                if isinstance(old, DeviceTensor) and old.elem.data_ptr() != new.data_ptr():
+                    old.elem.copy_(new)
 
 
 class _Entered:

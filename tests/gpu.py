@@ -1,7 +1,8 @@
 """What a machine with an NVIDIA GPU should be asked first, in less than ten minutes: `python tests/gpu.py [cuda:N]` in a checkout.
 
-Training on the GPU against the CPU, at the same random numbers; a step under torch's own guard against waiting; an epoch of 60,000 images;
-the tests of devices; `hsal bench`. It ends with 1 where something is not as it must be.
+Training on the GPU against the CPU, at the same random numbers; steps captured as a CUDA graph against the same ones launched one by one;
+steps under torch's own guard against waiting; an epoch of 60,000 images; the tests of devices; `hsal bench`. It ends with 1 where something
+is not as it must be.
 """
 
 from __future__ import annotations
@@ -48,8 +49,35 @@ def differences(device: torch.device, rows: int = 512, channels: int = 512) -> f
     for where in (CPU, device):
         task = task_of(where, rows, True, channels)
         with computing(where, True):
-            said.append([{name: float(value) for name, value in task.step(step)[1].items()} for step in range(task.steps(0))])
-    pairs = ((mine[name], theirs[name]) for mine, theirs in zip(*said, strict=True) for name in mine)
+            said.append([_said(task, step) for step in range(task.steps(0))])
+    return _apart(*said)
+
+
+def captured_apart(device: torch.device, rows: int = 1000, channels: int = 512) -> tuple[float, int]:
+    """How far what the steps of two epochs say, captured, is from what they say launched one by one; and how many were played back."""
+    said, replayed = [], 0
+    for captured in (True, False):
+        task = task_of(device, rows, False, channels)
+        if not captured:
+            task.captured = None
+        with computing(device, False):
+            each = []
+            for epoch in (0, 1):
+                task.start_epoch(epoch)
+                each += [_said(task, step) for step in range(task.steps(epoch))]
+        said.append(each)
+        if task.warning:
+            print(task.warning)
+        replayed = max(replayed, task.captured.replayed if task.captured else 0)
+    return _apart(*said), replayed
+
+
+def _said(task: PolicyTask, step: int) -> dict[str, float]:
+    return {name: float(value) for name, value in task.step(step)[1].items()}
+
+
+def _apart(one: list[dict[str, float]], other: list[dict[str, float]]) -> float:
+    pairs = ((mine[name], theirs[name]) for mine, theirs in zip(one, other, strict=True) for name in mine)
     return max(abs(mine - theirs) / (0.1 + abs(mine)) for mine, theirs in pairs)
 
 
@@ -67,22 +95,23 @@ def no_waiting(device: torch.device) -> Iterator[None]:
 
 
 def step_without_waiting(device: torch.device, rows: int = 1024, channels: int = 512) -> None:
-    """Takes a step that may not wait for the GPU, of data that is there and of data that is not."""
+    """Takes steps that may not wait for the GPU, launched and played back, of data that is there and of data that is not."""
     for resident in (True, False):
         task = task_of(device, rows, False, channels)
         if not resident:
             task.held = None
         with computing(device, False):
-            task.step(0)
-            with no_waiting(device):
-                task.step(1)
+            for step in range(6 if task.captured else 2):
+                with no_waiting(device) if step in (1, 5) else contextlib.nullcontext():
+                    task.step(step % task.steps(0))
 
 
 def epoch_seconds(device: torch.device, rows: int = 60_000, channels: int = 512) -> float:
-    """Seconds of an epoch, behind one step that lays out what is needed."""
+    """Seconds of an epoch, behind steps that lay out what is needed and are captured."""
     task = task_of(device, rows, False, channels)
     with computing(device, False):
-        task.step(0)
+        for step in range(5 if task.captured else 1):
+            task.step(step % task.steps(0))
         _wait(device)
         start = time.perf_counter()
         for step in range(task.steps(0)):
@@ -101,6 +130,8 @@ def main(name: str) -> int:
     print(torch.__version__, torch.cuda.get_device_name(device))
     found = differences(device)
     print(f"four steps, GPU against CPU: {found:.1e} apart, {'as they must be' if found < CLOSE else 'TOO FAR'}")
+    captured, replayed = captured_apart(device)
+    print(f"steps as a CUDA graph, {replayed} played back: {captured:.1e} apart from the same ones launched one by one")
     step_without_waiting(device)
     print("a training step waits for nothing")
     seconds = epoch_seconds(device)
@@ -110,7 +141,8 @@ def main(name: str) -> int:
         [sys.executable, "-m", "pytest", "-q", "tests/test_vision_devices.py", "tests/gpu_path.py"],
         [sys.executable, "-m", "hsal_cli", "bench", "--device", str(device), "--stages", BENCH, "--seconds", "2", "--laps", "3"],
     ]
-    return int(found >= CLOSE or any(subprocess.run(command).returncode for command in commands))
+    wrong = max(found, captured) >= CLOSE or not replayed
+    return int(wrong or any(subprocess.run(command).returncode for command in commands))
 
 
 if __name__ == "__main__":

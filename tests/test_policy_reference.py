@@ -238,8 +238,9 @@ def test_greedy_roll_out_ends_where_the_reference_names_stop():
 def test_mask_is_the_mixture_of_gaussians(height, width, components):
     generator = torch.Generator().manual_seed(0)
     mixture = torch.rand(4, components, 5, generator=generator, dtype=torch.float64) * torch.tensor([1, 2, 0.5, height, width])
-    masks = gaussian_masks(mixture, height, width, (1.0, 2.5))
+    masks = torch.stack(gaussian_masks(mixture, height, width, (1.0, 2.5)))
     assert masks.shape == (2, 4, height, width)
+    assert torch.autograd.gradcheck(lambda given: gaussian_masks(given, height, width, (1.0, 2.5)), mixture.requires_grad_())
     for b in range(4):
         narrow = mixture[b].tolist()
         wide = [(alpha, tall / 2.5**2, broad / 2.5**2, k1, k2) for alpha, tall, broad, k1, k2 in narrow]

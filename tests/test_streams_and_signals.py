@@ -190,7 +190,7 @@ sys.meta_path.insert(0, Strike())
         ("hsal_cli.commands.train", signal.SIGINT),
         ("numpy", signal.SIGINT),
         ("torch.nn", signal.SIGTERM),
-        ("torch.nn", signal.SIGHUP),
+        ("typer", signal.SIGHUP),
     ],
 )
 @pytest.mark.fault(18, "Ctrl-C, SIGTERM, SIGHUP during the imports: two lines, 130, 143, 129, no traceback", tried=7)

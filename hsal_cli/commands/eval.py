@@ -239,20 +239,10 @@ def _features(
 
 
 def _is_scene_file(data: Path) -> bool:
-    """Whether an HDF5 file holds scenes; what else it may be is for its reader to say.
+    """Whether an HDF5 file holds scenes; what else it may be is for its reader to say."""
+    from hsal_cli.storage.hdf5 import format_told
 
-    Raises:
-        FileError: it is missing, or no HDF5 file.
-    """
-    import h5py
-
-    from hsal_cli.storage.hdf5 import format_of
-
-    if not data.is_file():
-        raise FileError(f"{data} is missing", made_by(data))
-    if not h5py.is_hdf5(data):
-        raise FileError(f"{data} is not an HDF5 file", "name a scene or feature file with --data")
-    return format_of(data) == "hsal-scenes"
+    return format_told(data, "name a scene or feature file with --data", made_by(data)) == "hsal-scenes"
 
 
 def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:

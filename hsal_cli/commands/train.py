@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -25,7 +26,7 @@ from hsal_cli.commands.options import (
     variant_for,
     variant_given,
 )
-from hsal_cli.errors import UsageError
+from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.features.settings import SALIENCY_HELP, PrecomputeSettings, saliency_kind
 from hsal_cli.policy.variant import VARIANTS, what_set_takes
 from hsal_cli.runs.settings import REWARDS, TrainSettings
@@ -128,8 +129,9 @@ def train(
         given_too = f"--variant {variant}" if variant else f"--set {texts[0]}"
         raise UsageError(f"objective {settings.objective} trains no policy, so {given_too} says nothing", "leave --variant and --set out")
     chosen_variant = variant_for(preset, config, variant, texts)
-    if scenes.exists() and resume is None:
-        settings = settings.suited(images_of(scenes, SceneSettings()).get("train", 0), given["train"])
+    with contextlib.suppress(HsalError):  # what is wrong with the file is for training to say
+        if resume is None:
+            settings = settings.suited(images_of(scenes, SceneSettings()).get("train", 0), given["train"])
     settled = {"data": str(scenes), "train": as_dict(settings), "variant": as_dict(chosen_variant)}
     if resume is not None:
         _check_alone(resume, {"--backbone": backbone, "--init-from": init_from, "--saliency": saliency, "--memory-budget": memory_budget})

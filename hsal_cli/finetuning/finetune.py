@@ -101,6 +101,7 @@ class FinetuneTask(ModelTask):
         with forward_context(self.device):
             volumes = self.model(shown.inputs.contiguous(memory_format=torch.channels_last))
             answers = self.data.answers(self.model, volumes, shown.regions)
+            objects = self.data.objects_in(self.model, volumes, shown)
         sums = self.data.loss(answers, shown.labels)
         counts = torch.tensor([sums.terms, sums.cases], device=self.device)
         lost, right, terms, cases = distributed.all_reduce(torch.cat([torch.stack([sums.loss.detach(), sums.right]), counts]))
@@ -108,7 +109,7 @@ class FinetuneTask(ModelTask):
         logged = {"loss": lost / terms, "train_accuracy": right / cases}
         if not self.settings.background:
             return sums.loss / terms, logged
-        astray = background_share(volumes.float(), self.data.objects_in(self.model, volumes, shown)).sum() / len(rows)
+        astray = background_share(volumes.float(), objects).sum() / len(rows)
         logged["background_share"] = distributed.all_reduce(astray.detach())
         return sums.loss / terms + self.settings.background * astray, logged
 
@@ -159,6 +160,7 @@ def settle(settings: FinetuneSettings, device: torch.device, has_boxes: bool, ow
         settings,
         mode=mode,
         crowd=settings.crowd or (CROWD if has_boxes else 1),
+        background=float(counted) if settings.background is None else settings.background,
         input_size=settings.input_size or (16 if cpu else 32) * int(settings.resolution),
         batch_size=settings.batch_size or (32 if mode == "crops" else 16 if counted else 128),
         full_images=views if full is None else full,

@@ -25,7 +25,7 @@ from hsal_cli.runs.settings import HELD_OUT, FinetuneSettings
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.training.rewards import count_labels
 from hsal_cli.vision.backbone import ActivationModel
-from hsal_cli.vision.devices import forward_context
+from hsal_cli.vision.devices import forward_context, moved
 from hsal_cli.vision.images import to_input
 
 ENOUGH = 0.5  # objects that a cell expects and which make it one on an object
@@ -69,7 +69,7 @@ class Shown:
     def first(self, rows: int, device: torch.device) -> Shown:
         """The first rows of it, on a device."""
         parts = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return Shown(*(None if part is None else part[:rows].to(device) for part in parts))
+        return Shown(*(None if part is None else moved(part[:rows], device) for part in parts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Objects(abc.ABC):
         own = distributed.stretch(len(images), batch_size)
         for start in own[::batch_size]:
             rows = images[start : min(start + batch_size, own.stop)]
-            inputs = to_input(self.images[rows], model.input_size).to(device).contiguous(memory_format=torch.channels_last)
+            inputs = to_input(moved(self.images[rows], device), model.input_size).contiguous(memory_format=torch.channels_last)
             with forward_context(device):
                 found, among = self._right(model, inputs, rows)
             right, cases = right + float(found), cases + among
@@ -179,11 +179,13 @@ class SingleObjects(Objects):
         rows, boxes, labels = self.rows[picked], self.boxes, self.labels
         if crops or settings.crowd == 1:
             own = None if boxes is None else boxes[picked]
-            inputs, seen = views(self.images[rows], own if crops else None, side, model.input_size, settings.augment, draws)
+            inputs, seen = views(
+                self.images[rows], own if crops else None, side, model.input_size, settings.augment, draws, _device_of(model)
+            )
             astray = None if own is None else on_objects(own[:, None], view_centres(seen, side, model.stride, self.size))
             return Shown(inputs, labels[picked], None, astray)
         together = crowd(self.images, self.rows, boxes, labels, picked, settings.crowd, draws)
-        inputs, seen = views(together.images, None, side, model.input_size, settings.augment, draws)
+        inputs, seen = views(together.images, None, side, model.input_size, settings.augment, draws, _device_of(model))
         centres = view_centres(seen, side, model.stride, self.size)
         labels = _in_view(together.labels, share_in_view(seen, together.boxes, self.size))
         return Shown(inputs, labels, object_regions(together.boxes, centres), on_objects(together.boxes, centres))
@@ -204,7 +206,7 @@ class BoxedObjects(Objects):
         rows, columns = self.rows[picked], self.columns[picked]
         corners, labels = self.scenes.corners[rows], self.scenes.multisets[rows]
         own = self.boxes[picked] if crops else None
-        inputs, seen = views(self.images[rows], own, side, model.input_size, settings.augment, draws)
+        inputs, seen = views(self.images[rows], own, side, model.input_size, settings.augment, draws, _device_of(model))
         centres = view_centres(seen, side, model.stride, self.size)
         regions = own_cells(corners, centres)
         if crops:
@@ -241,7 +243,7 @@ class LabelledImages(Objects):
     def show(self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws) -> Shown:
         """Full views, and a label of each."""
         rows = self.rows[picked]
-        inputs, _ = views(self.images[rows], None, model.input_size, model.input_size, settings.augment, draws)
+        inputs, _ = views(self.images[rows], None, model.input_size, model.input_size, settings.augment, draws, _device_of(model))
         return Shown(inputs, self._asked(self.scenes.multisets[rows], draws))
 
     def _asked(self, labels: Tensor, draws: Draws) -> Tensor:
@@ -357,6 +359,10 @@ def _check_alone(scenes: Path, split: str, labels: np.ndarray) -> None:
             f"{scenes}: image {row} of {split} holds {objects[row]} objects; --objects single takes one",
             "make such images with: hsal make-data mnist-single, or learn from none or several: --objects auto",
         )
+
+
+def _device_of(model: ActivationModel) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _in_view(labels: Tensor, shares: Tensor) -> Tensor:

@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hsal_cli.runs.seeds import Draws
+from hsal_cli.vision.devices import moved
 from hsal_cli.vision.images import to_input
 
 ROOM = 1.15  # a crop's side over its object's
 SCALE, TURN, SHIFT = 0.12, 12.0, 0.06  # largest augmentation: relative size, degrees, share of half the image's side
+CPU = torch.device("cpu")
 POINTS = 8  # a side of the grid of points by which an object is in view
 
 MARGIN = 1  # px kept around an object's box when it is cut out, for the soft edge of its ink
@@ -46,22 +48,26 @@ def crop_sides(boxes: Tensor, image_size: tuple[int, int], input_size: int, stri
     return torch.where(side <= input_size / 2, input_size / 2, needed).long()
 
 
-def views(images: Tensor, boxes: Tensor | None, side: int, input_size: int, augment: bool, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Cuts one view of each image.
+def views(
+    images: Tensor, boxes: Tensor | None, side: int, input_size: int, augment: bool, draws: Draws, device: torch.device = CPU
+) -> tuple[Tensor, Tensor]:
+    """Cuts one view of each image. Where is settled on the CPU; the images go to the device as bytes, and are cut there.
 
     Args:
-        images: uint8 (B, H, W) or (B, H, W, 3).
+        images: uint8 (B, H, W) or (B, H, W, 3), on the CPU.
         boxes: (B, 4) in px of the image; None for full views.
         side: side of the views, px of the network's input.
         input_size: side of the network's full input, px.
         augment: random scale, rotation, shift and contrast.
         draws: the source of all that is random, for these B images.
+        device: where the views are wanted.
 
     Returns:
-        The views, float (B, 3, side, side), normalised for the network; and where they look, (B, 2, 3): the affine maps from a place in a
-        view to the place in its image that is seen there, both in [-1, 1], x before y.
+        The views, float (B, 3, side, side), normalised for the network, on the device; and where they look, (B, 2, 3), on the CPU: the
+        affine maps from a place in a view to the place in its image that is seen there, both in [-1, 1], x before y.
     """
     count, height, width = images.shape[:3]
+    images = moved(images, device)
     if not augment and boxes is None:
         return to_input(images, input_size), torch.eye(2, 3).expand(count, 2, 3)
     # Sampling only enlarges: what is larger than the network's input is first shrunk to it, with antialiasing.
@@ -81,11 +87,11 @@ def views(images: Tensor, boxes: Tensor | None, side: int, input_size: int, augm
     cosine, sine = torch.cos(turn) * share / zoom, torch.sin(turn) * share / zoom
     centre = torch.stack([centre_x, centre_y], 1)
     theta = torch.stack([torch.stack([cosine, sine], 1), torch.stack([-sine, cosine], 1), centre], 2)
-    grid = F.affine_grid(theta.to(full.device), [count, 3, side, side], align_corners=False)
+    grid = F.affine_grid(moved(theta, device), [count, 3, side, side], align_corners=False)
     # What lies outside of the image continues its border: an empty background of MNIST, a plausible one of photographs.
     seen = F.grid_sample(full, grid.to(full.dtype), padding_mode="border", align_corners=False)
     if augment:
-        gain = torch.exp(uniform(0.25)).to(seen.device)[:, None, None, None]
+        gain = moved(torch.exp(uniform(0.25)), device)[:, None, None, None]
         floor = seen.amin(dim=(2, 3), keepdim=True)
         seen = floor + (seen - floor) * gain
     return seen, theta

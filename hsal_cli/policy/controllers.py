@@ -17,13 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hsal_cli.policy.maps import GaussianAttention, cells_above, column, highest_cell, patches
+from hsal_cli.policy.maps import GaussianAttention, cells_above, column, highest_cell, patches, zeros
 from hsal_cli.policy.shared import Linear, linear
 from hsal_cli.policy.variant import Variant
 
+aten = torch.ops.aten
+
 
 class GRU(nn.GRUCell):
-    """torch's GRU cell, which skips the hidden state's matrix product where that state is zero.
+    """torch's GRU cell, which on a CPU skips the hidden state's matrix product where that state is zero.
 
     With the controller's state reset at each meta-step that is one product in three at k = 2, forward and backward.
     """
@@ -39,14 +41,13 @@ class GRU(nn.GRUCell):
         Returns:
             (B, hidden).
         """
+        fused = x.device.type not in ("cpu", "mps")
+        if fused and state is None:  # there a product costs less than the launches that would go without
+            state = zeros(len(x), self.hidden_size, x)
         gates = linear(x, self.weight_ih, self.bias_ih)
         hidden_gates = self.bias_hh if state is None else linear(state, self.weight_hh, self.bias_hh)
-        if x.device.type in ("cpu", "mps"):
-            return _Gates.apply(gates, hidden_gates, state)
         # What torch's own cell calls on a GPU: one kernel in place of ten, and one backward.
-        if state is None:
-            state, hidden_gates = x.new_zeros(len(x), self.hidden_size), hidden_gates.expand(len(x), -1).contiguous()
-        return torch.ops.aten._thnn_fused_gru_cell(gates, hidden_gates, state)[0]
+        return aten._thnn_fused_gru_cell(gates, hidden_gates, state)[0] if fused else _Gates.apply(gates, hidden_gates, state)
 
 
 class _Gates(torch.autograd.Function):
@@ -58,22 +59,24 @@ class _Gates(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, state: Tensor | None) -> Tensor:
         """a (B, 3 hidden), b the same or (3 hidden,), state (B, hidden) or None for zeros."""
-        (a_r, a_z, a_n), (b_r, b_z, b_n) = a.chunk(3, 1), b.chunk(3, -1)
-        r, z = (a_r + b_r).sigmoid_(), (a_z + b_z).sigmoid_()
-        n = (r * b_n).add_(a_n).tanh_()
-        ctx.save_for_backward(r, z, n, b, state)
-        return (1 - z).mul_(n) if state is None else (state - n).mul_(z).add_(n)
+        hidden = a.shape[1] // 3
+        (a_rz, a_n), (b_rz, b_n) = a.split([2 * hidden, hidden], 1), b.split([2 * hidden, hidden], -1)
+        r, z = (a_rz + b_rz).sigmoid_().chunk(2, 1)
+        n = torch.addcmul(a_n, r, b_n).tanh_()
+        ctx.save_for_backward(r, z, n, b_n, state)
+        return torch.addcmul(n, n, z, value=-1) if state is None else torch.lerp(n, state, z)
 
     @staticmethod
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        r, z, n, b, state = ctx.saved_tensors
+        r, z, n, b_n, state = ctx.saved_tensors
         by_a = above.new_empty(len(above), 3 * r.shape[1])
-        by_r, by_z, by_n = by_a.chunk(3, 1)
-        torch.mul(above * (1 - z), 1 - n * n, out=by_n)
-        torch.mul((-n if state is None else state - n).mul_(above), z * (1 - z), out=by_z)
-        torch.mul(by_n * b.chunk(3, -1)[2], r * (1 - r), out=by_r)
-        by_b = torch.cat([by_r, by_z, by_n * r], 1)
-        return by_a, by_b.sum(0) if b.dim() == 1 else by_b, None if state is None else above * z
+        by_rz, (by_r, by_z, by_n) = by_a[:, : 2 * r.shape[1]], by_a.chunk(3, 1)
+        aten.tanh_backward(torch.addcmul(above, above, z, value=-1), n, grad_input=by_n)
+        aten.sigmoid_backward((-n if state is None else state - n).mul_(above), z, grad_input=by_z)
+        aten.sigmoid_backward(by_n * b_n, r, grad_input=by_r)
+        if b_n.dim() == 1:
+            return by_a, torch.cat([by_rz.sum(0), (by_n * r).sum(0)]), None if state is None else above * z
+        return by_a, torch.cat([by_rz, by_n * r], 1), None if state is None else above * z
 
 
 class MetaController(nn.Module):
@@ -142,7 +145,7 @@ class ControllerStep:
 
     logits: Tensor  # (B, K + 1)
     glimpses: Tensor  # (B, k) cells
-    location_logits: Tensor  # (B, k, h * w)
+    location_logits: list[Tensor]  # k of (B, h * w)
     states: Tensor  # (B, k + 1, hidden), h_1 to h_{k+1}, detached
     state: Tensor  # (B, hidden), h_{k+1}
 
@@ -221,7 +224,8 @@ class Controller(nn.Module):
             linear: multiplies by the weights.
         """
         context = linear(torch.cat([priority.flatten(1), memory], 1), self.encode_context.weight, self.encode_context.bias)
-        shown = self._shown(priority)
+        with torch.no_grad():
+            shown = self._shown(priority)
         states, cells, scores = [], [], []
         for i in range(self.glimpses + 1):
             encoded = linear(glimpse, self.encode_glimpse.weight, context)
@@ -242,7 +246,7 @@ class Controller(nn.Module):
         return ControllerStep(
             logits=self.label(states[-1]).detach(),
             glimpses=torch.stack(cells, 1) if cells else state.new_zeros((size, 0), dtype=torch.long),
-            location_logits=torch.stack(scores, 1) if scores else state.new_zeros((size, 0, priority[0].numel())),
+            location_logits=scores,
             states=torch.stack(states, 1),
             state=state,
         )
@@ -259,27 +263,34 @@ class Controller(nn.Module):
         Returns:
             Label logits (n, K + 1), location logits (n, k, h * w) and values (n, k + 1).
         """
-        looking = states[:, : self.glimpses].flatten(0, 1)
-        shown = self._shown(priority[:, None].expand(-1, self.glimpses, -1, -1).flatten(0, 1))
+        looking, shown = states[:, : self.glimpses].flatten(0, 1), self._shown(priority)
+        if shown is not None:
+            shown = (*(part[:, None].expand(-1, self.glimpses, -1).flatten(0, 1) for part in shown[:2]), shown[2])
         location_logits = self._location_scores(looking, shown).view(len(state), self.glimpses, priority[0].numel())
         if self.apart and self.glimpses > 1:
             each = [self._without(scores, list(glimpses.unbind(1)[:i])) for i, scores in enumerate(location_logits.unbind(1))]
             location_logits = torch.stack(each, 1)
         return self.label(state), location_logits, self.value(states).squeeze(2)
 
-    def _shown(self, priority: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What the location head reads of P_t (B, h, w), detached, and what is added to its scores; None where it does not see P_t."""
+    def _shown(self, priority: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What P_t (B, h, w), detached, adds to the location head's hidden layer and to its scores, and the weights of that layer for the
+        state; None where it does not see P_t.
+        """
         if not self.sees_priority:
             return None
+        first, _, last = self.location
         priority = priority.detach().flatten(1)
-        return self.priority_gain * priority, self.priority_unit * self.priority_weight * priority
+        of_state, of_priority = first.weight.split([first.in_features - priority.shape[1], priority.shape[1]], 1)
+        hidden = torch.addmm(first.bias, priority, of_priority.t(), alpha=self.priority_gain)
+        return hidden, torch.addcmul(last.bias, priority, self.priority_weight, value=self.priority_unit), of_state
 
     def _without(self, scores: Tensor, taken: list[Tensor]) -> Tensor:
         """Scores (n, h * w), where glimpses are kept apart without the cells (n,) that this meta-step has looked at."""
         return scores.scatter(1, torch.stack(taken, 1), TAKEN) if self.apart and taken else scores
 
-    def _location_scores(self, known: Tensor, shown: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _location_scores(self, known: Tensor, shown: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
         """Scores (B, h * w) of the cells for the next glimpse, from the state (B, hidden), detached, and P_t (see `_shown`)."""
         if shown is None:
             return self.location(known)
-        return self.location(torch.cat([known, shown[0]], 1)) + shown[1]
+        hidden = torch.addmm(shown[0], known, shown[2].t()).relu_()
+        return torch.addmm(shown[1], hidden, self.location[2].weight.t())

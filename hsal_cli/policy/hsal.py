@@ -119,7 +119,7 @@ class HSAL(nn.Module):
                 live.keep(slice(counts[t]))
             if not len(live.volumes):
                 break
-            labels = self._meta_step(t, live, choose, pick, record, linear, stop_counts)
+            labels = self._meta_step(t, live, choose, pick, record, linear, stop_counts, t + 1 == limit)
             if dense:
                 if steps is None and t % LOOK_EVERY == LOOK_EVERY - 1 and record.all_named(self.stop):
                     break
@@ -129,7 +129,9 @@ class HSAL(nn.Module):
                     live.keep(going)
         return self._episode(record, live, steps, dense)
 
-    def _meta_step(self, t: int, live: _Live, choose: Choose, pick: Pick, record: _Record, linear: Linear, stop_counts: bool) -> Tensor:
+    def _meta_step(
+        self, t: int, live: _Live, choose: Choose, pick: Pick, record: _Record, linear: Linear, stop_counts: bool, last: bool
+    ) -> Tensor:
         memory, update = live.memory, self.variant.update
         saliency = (
             live.saliency
@@ -147,21 +149,23 @@ class HSAL(nn.Module):
                 told["stop_shift"] = self.stop_head(live.first, saliency, priority)
             scores = with_shift(scores, told["stop_shift"])
         labels = choose(t, live.rows, scores)
+        if not torch.is_grad_enabled():  # else all heads are asked again, with gradients
+            told |= {"logits": step.logits, "location_logits": _side_by_side(step.location_logits, priority)}
         record.add(
             live.rows,
             **told,
             labels=labels,
-            logits=step.logits,
             states=step.states,
             state=step.state,
             glimpses=step.glimpses,
-            location_logits=step.location_logits,
             masks=mask,
             priority=priority,
             saliency=saliency,
             first=live.first,
             gaussians=gaussians,
         )
+        if last:
+            return labels
         if self.variant.controller_state == "carry":
             live.state = step.state
         # Of glimpses kept apart all but the first may fall on what lies beside the object, which is to be found later.
@@ -215,7 +219,7 @@ class HSAL(nn.Module):
         else:
             heads["values"] = self.controller.value(found["states"]).squeeze(2)
         if self.stop_head is None:
-            heads["stop_shift"] = found["logits"].new_zeros(len(found["logits"]))
+            heads["stop_shift"] = found["states"].new_zeros(len(found["states"]))
         elif torch.is_grad_enabled() or "stop_shift" not in found:
             heads["stop_shift"] = self.stop_head(found["first"], found["saliency"], found["priority"])
         return heads
@@ -229,6 +233,11 @@ class HSAL(nn.Module):
             raise ValueError("neither steps nor max_steps is given, or dense without max_steps: the roll-out has no end")
         if steps is not None and steps.shape != volumes.shape[:1]:
             raise ValueError(f"steps have shape {tuple(steps.shape)}, the batch has {len(volumes)} examples")
+
+
+def _side_by_side(scores: list[Tensor], priority: Tensor) -> Tensor:
+    """Scores (B, k, h * w) of k glimpses, which there may be none of."""
+    return torch.stack(scores, 1) if scores else priority.new_zeros(len(priority), 0, priority[0].numel())
 
 
 @dataclasses.dataclass

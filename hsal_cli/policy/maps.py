@@ -35,17 +35,43 @@ def gaussian_masks(gaussians: Tensor, height: int, width: int, widths: Sequence[
         widths: how many times as wide the Gaussians are, of each mask.
 
     Returns:
-        (len(widths), B, height, width), values in [0, sum of alpha].
+        One (B, height, width) for each of `widths`, values in [0, sum of alpha].
     """
-    alpha, beta, kappa = gaussians.split([1, 2, 2], 2)
-    far = (kappa[..., None] - _axis(max(height, width), gaussians)).square()  # (B, G, 2, cells)
-    # One `times` as wide has its betas over times^2.
-    exponents = beta[..., None] * far * numbers(tuple(-(times**-2) for times in widths), gaussians).view(-1, 1, 1, 1, 1)
-    # A Gaussian of two coordinates is a product of two of one: h + w exponentials a component instead of h * w.
-    down, across = exponents.exp().unbind(3)  # (W, B, G, cells)
-    if height != width:
-        down, across = down[..., :height], across[..., :width]
-    return (alpha * down).transpose(2, 3) @ across
+    return _Masks.apply(gaussians, height, width, tuple(widths))
+
+
+class _Masks(torch.autograd.Function):
+    """M = sum_k alpha_k d_k a_k^T, of d = exp(-beta_1 (kappa_1 - i)^2) down and a = exp(-beta_2 (kappa_2 - j)^2) across.
+
+    A Gaussian of two coordinates is a product of two of one: h + w exponentials a component instead of h * w.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gaussians: Tensor, height: int, width: int, widths: tuple[float, ...]) -> tuple[Tensor, ...]:
+        alpha, beta, kappa = gaussians.split([1, 2, 2], 2)
+        off = kappa[..., None] - _axis(max(height, width), gaussians)  # (B, G, 2, cells)
+        # One `times` as wide has its betas over times^2.
+        scale = numbers(tuple(-(times**-2) for times in widths), gaussians)
+        waves = (beta[..., None] * off.square() * scale.view(-1, 1, 1, 1, 1)).exp_()  # (W, B, G, 2, cells)
+        down, across = waves[..., 0, :height], waves[..., 1, :width]
+        weighted = alpha * down
+        ctx.save_for_backward(alpha, beta, off, scale, down, across, weighted)
+        return (weighted.transpose(2, 3) @ across).unbind()
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor, None, None, None]:
+        alpha, beta, off, scale, down, across, weighted = ctx.saved_tensors
+        each = torch.stack(above)  # (W, B, h, w)
+        by_down = (across @ each.transpose(2, 3)).mul_(down)  # (W, B, G, h), times d, over alpha
+        by_across = (weighted @ each).mul_(across)  # (W, B, G, w), times a
+        by_alpha = by_down.sum((0, 3))
+        by_exponents = [by_down * alpha, by_across]
+        if down.shape != across.shape:
+            by_exponents = [F.pad(part, (0, off.shape[3] - part.shape[3])) for part in by_exponents]
+        by_far = (scale[None] @ torch.stack(by_exponents, 3).flatten(1)).view_as(off)  # over beta, (B, G, 2, cells)
+        by_off = by_far * off
+        by_beta = (by_off * off).sum(3)
+        return torch.cat([by_alpha[..., None], by_beta, by_off.sum(3) * beta * 2], 2), None, None, None
 
 
 def _axis(count: int, like: Tensor) -> Tensor:
@@ -70,10 +96,17 @@ def one_hot(places: Tensor, count: int, like: Tensor) -> Tensor:
     return _rows("ones", count, count, like.device, like.dtype)[places]
 
 
+def zeros(count: int, width: int, like: Tensor) -> Tensor:
+    """Zeros (count, width), where another tensor is and of its type; not to be changed."""
+    return _rows("zeros", count, width, like.device, like.dtype)
+
+
 @functools.cache
 def _rows(what: str, height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Tables to look up in: of the "ones" of one-hot codes, or of the row and column of each of the "cells" of a map, from 1."""
+    """Tables: the "ones" of one-hot codes, "zeros", or the row and column of each of the "cells" of a map, from 1."""
     with torch.inference_mode(False):
+        if what == "zeros":
+            return torch.zeros(height, width, device=device, dtype=dtype)
         if what == "ones":
             return torch.eye(height, width, dtype=dtype).to(device)
         return torch.cartesian_prod(torch.arange(1, height + 1), torch.arange(1, width + 1)).to(device, dtype)
@@ -141,7 +174,7 @@ class GaussianAttention(nn.Module):
         found = linear(hidden, self.layer.weight, self.layer.bias).view(-1, self.shape[0], 4)
         alpha, beta, centre = found.split([1, 1, 2], dim=2)
         low, high = self.beta
-        beta = low + (high - low) * torch.sigmoid(beta)
+        beta = torch.add(numbers((low,), found), torch.sigmoid(beta), alpha=high - low)
         if self.reach is None:
             kappa = torch.sigmoid(centre) * self.size
         else:
@@ -176,28 +209,28 @@ class _MinMax(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, flat: float) -> Tensor:
-        low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+        low, high = (extreme[..., None] for extreme in maps.flatten(1).aminmax(dim=1, keepdim=True))
         found = high - low
         spread = found.clamp(min=flat)
-        scaled = (maps - low) / spread
-        ctx.save_for_backward(maps, low, high, spread, scaled)
+        scaled = (maps - low).div_(spread)
+        ctx.save_for_backward(maps, low, high, found, spread, scaled)
         ctx.flat = flat
         return scaled
 
     @staticmethod
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None]:
-        maps, low, high, spread, scaled = ctx.saved_tensors
-        varies = high - low == spread
+        maps, low, high, found, spread, scaled = ctx.saved_tensors
+        varies = found == spread
         down = (above * varies if ctx.flat < FLAT else above) / spread  # of an empty raw map it would be infinite
-        by_spread = (down * scaled).sum((1, 2), keepdim=True) * varies
+        by_spread = (down * scaled).sum((1, 2), keepdim=True).mul_(varies)
         by_low = by_spread - down.sum((1, 2), keepdim=True)
-        return down + by_low * _share(maps, low) - by_spread * _share(maps, high), None
+        return _shared(_shared(down, maps, low, by_low, 1), maps, high, by_spread, -1), None
 
 
-def _share(maps: Tensor, extreme: Tensor) -> Tensor:
-    """The share (B, h, w) of each cell in its map's extreme (B, 1, 1)."""
+def _shared(down: Tensor, maps: Tensor, extreme: Tensor, above: Tensor, sign: int) -> Tensor:
+    """A gradient (B, h, w) and, added to it, that of the maps' extreme (B, 1, 1), which the cells that have it share alike."""
     there = maps == extreme
-    return there / there.sum((1, 2), keepdim=True)
+    return down.addcmul_(there, above / there.sum((1, 2), keepdim=True), value=sign)
 
 
 def priority_map(mask: Tensor, saliency: Tensor) -> Tensor:
@@ -301,4 +334,4 @@ class _Inhibited(torch.autograd.Function):
             return by_saliency, -by_saliency, None, None
         by_mask = by_saliency / most  # less
         by_most = (by_mask * taken).sum((1, 2), keepdim=True)
-        return by_saliency, by_most * _share(mask, most) - by_mask, None, None
+        return by_saliency, _shared(-by_mask, mask, most, by_most, 1), None, None

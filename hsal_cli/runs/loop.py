@@ -23,7 +23,7 @@ from hsal_cli.typed import Document, Odd, checked
 
 TRAIN_AGAIN = "train a new run, or start one from these weights alone: hsal train --init-from"
 SAVE_EVERY_S = 120.0  # between epochs, a crash or a kill loses no more work than this
-KERNELS = ("fused", "foreach", "capturable")  # what an optimiser's state says of how it is computed
+KERNELS = ("fused", "foreach", "capturable", "lr")  # what an optimiser's state says of how a step is computed; each sets the rate anew
 CHECK_EVERY = 20  # steps between looks at the loss on a GPU, where each look waits for the device
 
 
@@ -96,7 +96,9 @@ class ModelTask:
         return self.model.state_dict()
 
     def state(self) -> dict[str, Any]:
-        return {"optimiser": self.optimiser.state_dict()}
+        state = self.optimiser.state_dict()
+        groups = [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]
+        return {"optimiser": {**state, "param_groups": groups}}
 
     def load(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
         self.model.load_state_dict(weights)

@@ -73,10 +73,10 @@ class FinetuneSettings:
         low=1,
         high=64,
     )
-    background: float = setting(
-        0.0,
+    background: float | None = setting(
+        None,
         "Weight of a second loss, the share of the saliency that lies off the objects, by their boxes, or where counts teach in cells that "
-        "expect none; 0: none, as in the paper.",
+        "expect none; unset: 1 there, else 0, none, as in the paper.",
         low=0,
         high=100,
     )

@@ -119,6 +119,17 @@ def format_of(source: Path) -> str | None:
         return None
 
 
+def format_told(source: Path, hint: str, missing: str = "check the path") -> str | None:
+    """`format_of` a file that must be HDF5; FileError, with one of these hints, where it is not, or is missing."""
+    import h5py
+
+    if not source.is_file():
+        raise FileError(f"{source} is missing", missing)
+    if not h5py.is_hdf5(source):
+        raise FileError(f"{source} is not an HDF5 file", hint)
+    return format_of(source)
+
+
 def open_plain(source: Path | BinaryIO) -> h5py.File:
     """Opens an HDF5 file for reading; without a lock where the file system has none, as on some clusters.
 

@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hsal_cli.errors import first_line, out_of_memory
 from hsal_cli.features.table import FeatureRows, FeatureTable
 from hsal_cli.runs.loop import ModelTask, one_cycle
 from hsal_cli.runs.replica import Replica
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.runs.settings import TrainSettings
+from hsal_cli.training.captured import Captured, graph_on
 from hsal_cli.vision.devices import free_memory, moved
 
 SHARE = 0.6  # of a GPU's free memory that features may take
@@ -81,15 +83,25 @@ class FeatureTask(ModelTask, abc.ABC):
         self.model, self.settings, self.device = model, settings, device
         self.data, self.rows, self.held_out, self._meta = data, rows, held_out, meta
         self.epochs = settings.epochs
+        # Of an optimiser that may be captured, the learning rate is a tensor that a capture reads.
+        on_gpu = device.type not in ("cpu", "mps")
+        rate = torch.tensor(settings.learning_rate).to(device) if on_gpu else settings.learning_rate
         # Parameters and step count differ by objective (cross-entropy trains no location head), so gradients may be None.
-        self.optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
+        self.optimiser = torch.optim.Adam(model.parameters(), lr=rate, fused=True, capturable=on_gpu)
         self.replica = Replica(model, self.loss)
         self.generator = torch.Generator("cpu" if settings.deterministic else device)
+        graph_of = graph_on(device) if self.one_length() and not settings.deterministic else None
+        self.captured = None if graph_of is None else Captured(graph_of(self.generator))
+        self.warning: str | None = None
         self.most_labels = int((data.labels >= 0).sum(1).max())
         self.labels = moved(data.labels, device)
         self.held = held_on(device, data)
         self.order = self.order_there = rows
         self.epoch = 0
+
+    def one_length(self) -> bool:
+        """Whether a step on a GPU makes the same launches whatever it reads, and waits for none."""
+        return False
 
     def steps(self, epoch: int) -> int:
         return math.ceil(len(self.rows) / self.settings.batch_size)
@@ -105,39 +117,62 @@ class FeatureTask(ModelTask, abc.ABC):
         places = slice(step * size, min((step + 1) * size, len(self.order)))
         self.model.train()
         draws = Draws.shared(self.settings.seed + 1, self.taken(step), places.stop - places.start, self.generator)
-        logged = self.replica.backward(places, draws)
-        return draws.size, {**logged, "gradient_norm": self.descend(step).to(logged["loss"].dtype)}
+        self.set_rate(step)
+        parts = self.parts(places, draws)
+        if self.captured is None or draws.size < size:
+            return draws.size, self.learn(draws, *parts)
+        try:
+            return draws.size, self.captured(lambda *held: self.learn(draws, *held), parts)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            self.captured = None
+            self.warning = f"a step could not be captured as a CUDA graph, and each is launched anew: {first_line(error)}"
+            self.generator = torch.Generator(self.device)  # the other one may still wait for the capture's end
+            return self.step(step)
+
+    def learn(self, draws: Draws, *parts: Tensor) -> dict[str, Tensor]:
+        """What a step computes: gradients and new weights; returns what to log."""
+        logged = self.replica.backward(draws, *parts)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        self.optimiser.step()
+        return {**logged, "gradient_norm": norm.to(logged["loss"].dtype)}
 
     @abc.abstractmethod
-    def loss(self, places: slice, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, draws: Draws, labels: Tensor, volumes: Tensor, saliency: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """This worker's part of a batch's loss (see `replica.Loss`).
 
         Args:
-            places: of the whole batch, in the order of the epoch.
-            draws: its randomness; their `places` are the rows that this worker computes.
+            draws: the randomness of the whole batch; their `places` are the rows that this worker computes.
+            labels, volumes, saliency: see `parts`.
         """
 
-    def maps(self, places: slice, draws: Draws) -> tuple[Tensor, Tensor]:
-        """The volumes (n, C, h, w), in half precision, and saliency maps (n, h, w) of the rows that this worker computes, on the device."""
+    def parts(self, places: slice, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """What a step reads, on the device: the labels (B, L) of the whole batch, and of the rows that this worker computes the volumes
+        (n, C, h, w), in half precision, and saliency maps (n, h, w).
+        """
+        order = self.order_there[places]
         if self.held is not None:
-            rows = self.order_there[places][draws.places]
+            rows = order[draws.places]
             volumes, saliency = self.held[0][rows], self.held[1][rows]
         else:
             batch = self.data.select(self.order[places][draws.places])
             volumes, saliency = moved(batch.volumes, self.device), moved(batch.saliency, self.device)
-        return mirrored(volumes, saliency, draws.randint(8), self.data.fine) if self.settings.mirror else (volumes, saliency)
+        if self.settings.mirror:
+            volumes, saliency = mirrored(volumes, saliency, draws.randint(8), self.data.fine)
+        return self.labels[order], volumes, saliency
 
     def taken(self, step: int) -> int:
         """How many steps come before this one, over all epochs."""
         return self.epoch * self.steps(0) + step
 
-    def descend(self, step: int) -> Tensor:
-        """Takes a step of the optimiser along the learning-rate schedule; returns the gradient's norm before it was clipped."""
+    def set_rate(self, step: int) -> None:
+        """The learning rate of a step, by the schedule."""
         rate = self.settings.learning_rate
         if self.settings.schedule == "one-cycle":
             rate = one_cycle(self.taken(step), self.epochs * self.steps(0), rate)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        self.optimiser.step()
-        return norm
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate

@@ -84,7 +84,9 @@ class Namer:
         self.targets, self.classes, self.generator = targets, classes, generator
         self.draws_from_left = settings.objective == "multiset"
         self.never_stops = self.draws_from_left or variant.stop == "supervised"
-        self.left = targets.counts.clone()
+        self.left = targets.counts.clone() if self.draws_from_left else targets.counts
+        most = 1 + targets.labels.shape[1]  # meta-steps
+        self.over = targets.sizes <= numbers(tuple(range(most)), targets.sizes)[:, None]  # (most, B), from where on only stop is named
 
     def __call__(self, step: int, rows: Rows, logits: Tensor) -> Tensor:
         scores = logits.detach()
@@ -93,7 +95,7 @@ class Namer:
         if self.draws_from_left:
             scores = scores.masked_fill(~still_there(self.left[rows]), -torch.inf)
         drawn = draw(scores, self.generator, rows)
-        named = torch.where(self.targets.sizes[rows] > step, drawn, numbers((self.classes,), drawn))
+        named = torch.where(self.over[min(step, len(self.over) - 1), rows], numbers((self.classes,), drawn), drawn)
         if self.draws_from_left:
             self.left[rows] = without(self.left[rows], named)
         return named
@@ -134,14 +136,16 @@ def losses(
     log_named = log_all
     if variant.stop == "supervised" and settings.objective == "rl":
         log_named = episode.logits[..., :classes].log_softmax(dim=-1)
-    label_entropy = -(log_named.exp() * log_named).sum(dim=-1)
+    odds = log_named.exp()
+    label_entropy = -(odds * log_named).sum(dim=-1)
 
     location_log = episode.location_logits.log_softmax(dim=-1)  # (T, B, k, h*w)
-    location_entropy = -(location_log.exp() * location_log).sum(dim=(-2, -1))
+    location_odds = location_log.exp()
+    location_entropy = -(location_odds.detach() * location_log.detach()).sum(dim=(-2, -1))
     cells = episode.priority.flatten(2).detach()  # (T, B, h*w), the reward of a glimpse at each
     location_rewards = cells.gather(-1, episode.glimpses)
     returns = torch.cat([location_rewards, class_rewards[..., None]], dim=-1) * naming[..., None]  # (T, B, k+1), each action's own reward
-    values = episode.values.detach()
+    errors = returns - episode.values.detach()
     averages_actions = settings.objective == "rl" and variant.gradient == "expected"
 
     # name -> weight, and what is summed over the steps (T, B) that name labels; and over the last ones, weighted -1.
@@ -149,34 +153,37 @@ def losses(
     at_last: dict[str, Tensor] = {"stop": log_stop}
     if settings.objective == "rl":
         if averages_actions:
-            gained = (log_named.exp() * rewards[..., : log_named.shape[-1]]).sum(dim=-1)
+            gained = (odds * rewards[..., : log_named.shape[-1]]).sum(dim=-1)
         else:
             named = log_named.gather(-1, episode.labels.clamp(0, log_named.shape[-1] - 1)[..., None])[..., 0]
-            gained = named * (returns - values)[..., -1]
+            gained = named * errors[..., -1]
         at_naming["class"] = -1.0, gained
         if variant.stop == "supervised":
-            at_naming["stop"] = -1.0, _log_go(episode.logits)
+            # log(1 - p_stop), from the labels' scores, so that it stays finite as p_stop nears 1
+            at_naming["stop"] = -1.0, (log_all[..., :classes] - log_named)[..., 0]
         at_naming["label_entropy"] = -settings.label_entropy, label_entropy
     else:
         at_naming["class"] = -1.0, _expected_log(log_all, left, targets, settings)
     if settings.objective != "cross-entropy":
         if averages_actions:
-            pointed = (location_log.exp() * cells[:, :, None]).sum(dim=(-2, -1))
+            pointed = (location_odds * cells[:, :, None]).sum(dim=(-2, -1))
         else:
-            pointed = (location_log.gather(-1, episode.glimpses[..., None])[..., 0] * (returns - values)[..., :-1]).sum(dim=-1)
+            pointed = (location_log.gather(-1, episode.glimpses[..., None])[..., 0] * errors[..., :-1]).sum(dim=-1)
         at_naming["location"] = -1.0, pointed
         at_naming["value"] = VALUE_WEIGHT, (returns - episode.values).square().sum(dim=-1)
     scores = episode.scores
-    decided = scores.log_softmax(dim=-1)[..., classes]  # stop as both heads have it
+    all_scores = scores.logsumexp(dim=-1)
+    decided = scores[..., classes] - all_scores  # log p of stop as both heads have it
     if decided.requires_grad:
-        at_naming["stop_shift"] = -1.0, _log_go(scores)
+        at_naming["stop_shift"] = -1.0, scores[..., :classes].logsumexp(dim=-1) - all_scores
         at_last["stop_shift"] = decided
-    weights = numbers(tuple(weight for weight, _ in at_naming.values()), log_all)
-    over = torch.where(naming, torch.stack([part for _, part in at_naming.values()]), 0.0).sum(dim=(1, 2)) * weights / batch
-    ends = torch.where(last, torch.stack(list(at_last.values())), 0.0).sum(dim=(1, 2)) / -batch
-    terms = dict(zip(at_naming, over.unbind(), strict=True))
-    for name, end in zip(at_last, ends.unbind(), strict=True):
-        terms[name] = terms[name] + end if name in terms else end
+    weights = [weight / batch for weight, _ in at_naming.values()] + [-1 / batch] * len(at_last)
+    among = torch.stack([naming] * len(at_naming) + [last] * len(at_last))
+    every = torch.stack([part for _, part in at_naming.values()] + list(at_last.values()))
+    sums = torch.where(among, every, numbers((0.0,), every)).sum(dim=(1, 2)) * numbers(tuple(weights), every)
+    terms: dict[str, Tensor] = {}
+    for name, term in zip([*at_naming, *at_last], sums.unbind(), strict=True):
+        terms[name] = terms[name] + term if name in terms else term
 
     # Where stop is never sampled early, it is counted where it would be the likeliest outcome.
     early = episode.labels == classes if variant.stop == "sampled" else decided > HALF
@@ -187,13 +194,8 @@ def losses(
         "location_entropy": location_entropy,
         "early_stops": early,
     }
-    spread = moments(returns[..., -1], (returns - values)[..., -1], naming)
+    spread = moments(returns[..., -1], errors[..., -1], naming)
     return terms, _logged(terms, averaged, naming, episode.glimpses.shape[-1], spread)
-
-
-def _log_go(scores: Tensor) -> Tensor:
-    """log(1 - p_stop) from scores (..., K + 1), computed from those of the labels, so that it stays finite as p_stop nears 1."""
-    return scores[..., :-1].logsumexp(dim=-1) - scores.logsumexp(dim=-1)
 
 
 def _logged(terms: dict[str, Tensor], averaged: dict[str, Tensor], naming: Tensor, glimpses: int, spread: Tensor) -> dict[str, Tensor]:
@@ -204,8 +206,8 @@ def _logged(terms: dict[str, Tensor], averaged: dict[str, Tensor], naming: Tenso
         spread: `moments`, the first of which counts those steps.
     """
     exact = wide(spread)
-    every = torch.stack([values.detach().to(exact) for values in averaged.values()])
-    sums = torch.where(naming, every, 0.0).sum(dim=(1, 2))
+    every = torch.stack([values.detach() for values in averaged.values()]).to(exact)
+    sums = torch.where(naming, every, numbers((0.0,), every)).sum(dim=(1, 2))
     lost = torch.stack([term.detach() for term in terms.values()]).to(exact)
     lost, sums, spread = distributed.all_reduce(torch.cat([lost, sums, spread])).split([len(lost), len(sums), len(spread)])
     each = numbers(tuple(float(glimpses) if name.startswith("location") else 1.0 for name in averaged), spread)

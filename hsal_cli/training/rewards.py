@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hsal_cli.policy.maps import numbers
+
 
 def count_labels(labels: Tensor, classes: int) -> Tensor:
     """Multisets as counts.
@@ -21,7 +23,7 @@ def count_labels(labels: Tensor, classes: int) -> Tensor:
     Returns:
         (B, K) int64.
     """
-    return (labels[..., None] == torch.arange(classes, device=labels.device)).sum(1)
+    return (labels[..., None] == numbers(tuple(range(classes)), labels)).sum(1)
 
 
 def still_there(left: Tensor) -> Tensor:
@@ -31,7 +33,7 @@ def still_there(left: Tensor) -> Tensor:
 
 def without(left: Tensor, named: Tensor) -> Tensor:
     """Multisets (B, K) less the label named in each, (B,), where it is still there; K (stop) and -1 (not active) are in none."""
-    return (left - (named[:, None] == torch.arange(left.shape[1], device=named.device)).long()).clamp(min=0)
+    return (left - (named[:, None] == numbers(tuple(range(left.shape[1])), named)).long()).clamp(min=0)
 
 
 def remaining_before(named: Tensor, counts: Tensor) -> Tensor:
@@ -44,8 +46,8 @@ def remaining_before(named: Tensor, counts: Tensor) -> Tensor:
     Returns:
         (T, B, K).
     """
-    each = (named[..., None] == torch.arange(counts.shape[1], device=named.device)).long()
-    return (counts - (each.cumsum(0) - each)).clamp(min=0)
+    each = named[..., None] == numbers(tuple(range(counts.shape[1])), named)
+    return (counts - each.cumsum(0)).add_(each).clamp_(min=0)
 
 
 def turns(labels: Tensor, steps: int, classes: int) -> Tensor:
@@ -72,7 +74,7 @@ def action_rewards(left: Tensor) -> Tensor:
     Returns:
         (T, B, K + 1) of +1 and -1.
     """
-    return F.pad(still_there(left).float() * 2 - 1, (0, 1), value=-1.0)
+    return still_there(F.pad(left, (0, 1))) * 2.0 - 1
 
 
 def of_named(each: Tensor, named: Tensor) -> Tensor:
@@ -85,7 +87,7 @@ def of_named(each: Tensor, named: Tensor) -> Tensor:
     Returns:
         (T, B).
     """
-    return each.gather(-1, torch.where(named >= 0, named, each.shape[-1] - 1)[..., None])[..., 0]
+    return each.gather(-1, (named % each.shape[-1])[..., None])[..., 0]  # -1 is the last one
 
 
 def wide(values: Tensor) -> torch.dtype:
@@ -105,7 +107,7 @@ def moments(returns: Tensor, errors: Tensor, among: Tensor) -> Tensor:
     """
     returns, errors = returns.to(wide(returns)), errors.to(wide(errors))
     every = torch.stack([torch.ones_like(returns), returns, returns.square(), errors, errors.square()])
-    return torch.where(among, every, 0.0).flatten(1).sum(1)
+    return torch.where(among, every, numbers((0.0,), every)).flatten(1).sum(1)
 
 
 def explained_variance(sums: Tensor) -> Tensor:
@@ -114,7 +116,6 @@ def explained_variance(sums: Tensor) -> Tensor:
     Args:
         sums: (5,) `moments` of all parts.
     """
-    count, returns, square_returns, errors, square_errors = sums
-    spread = square_returns - returns.square() / count.clamp(min=1)  # the same denominator stands under both variances
-    left = square_errors - errors.square() / count.clamp(min=1)
-    return torch.where(spread > 1e-12 * count, 1 - left / spread.clamp(min=1e-12), torch.zeros_like(spread))
+    count, (totals, squares) = sums[0], sums[1:].view(2, 2).unbind(1)  # of returns and of errors
+    spread, left = squares - totals.square() / count.clamp(min=1)  # the same denominator stands under both variances
+    return torch.where(spread > 1e-12 * count, 1 - left / spread.clamp(min=1e-12), numbers((0.0,), spread)[0])

@@ -31,7 +31,7 @@ from hsal_cli.runs.documents import rank
 from hsal_cli.runs.places import with_stored
 from hsal_cli.runs.run import Run
 from hsal_cli.runs.seeds import Draws
-from hsal_cli.runs.settings import HELD_OUT, TrainSettings
+from hsal_cli.runs.settings import HELD_OUT, REWARDS, TrainSettings
 from hsal_cli.runs.start import being_trained, resume_from, say_changes, say_missing_classes
 from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
@@ -53,16 +53,23 @@ class PolicyTask(FeatureTask):
 
     headline = ("reward", "exact_match", "macro_f1", "glimpse_hit", "early_stops")
 
-    def loss(self, places: slice, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def one_length(self) -> bool:
+        return self.settings.rewarded in REWARDS.own  # who knows what a reward of the user's own decides on the host
+
+    def parts(self, places: slice, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        return super().parts(places, draws.at_least_one())
+
+    def loss(self, draws: Draws, labels: Tensor, volumes: Tensor, saliency: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         settings, classes = self.settings, self.model.classes
-        targets = make_targets(self.labels[self.order_there[places]], classes, settings, draws.generator)
+        targets = make_targets(labels, classes, settings, draws.generator)
         own, draws = draws.own, draws.at_least_one()
         targets = targets.select(draws.places)
         if not own:
             targets = dataclasses.replace(targets, sizes=torch.full_like(targets.sizes, -1))
         choose = Namer(targets, classes, settings, self.model.variant, draws)
         episode = self.model(
-            *self.maps(places, draws),
+            volumes,
+            saliency,
             choose=choose,
             steps=(targets.sizes + 1).clamp(min=1),
             max_steps=self.most_labels + 1,
@@ -81,6 +88,7 @@ class PolicyTask(FeatureTask):
 
     def check(self, rows: list[dict[str, Any]]) -> str | None:
         row = rows[-1]
+        said, self.warning = self.warning, None
         if row["early_stops"] > DEAD_STOPS and row["reward"] < DEAD_REWARD and row["exact_match"] == 0.0:
             raise TrainingError(
                 f"the policy has collapsed: {row['early_stops']:.0%} of its steps say stop too early, reward {row['reward']:.2f}",
@@ -88,7 +96,7 @@ class PolicyTask(FeatureTask):
             )
         mask_mass, area = ([(row["epoch"], row[name]) for row in rows if name in row] for name in ("mask_mass", "area"))
         found = mask_off_objects(mask_mass, area, self.model.variant)
-        return found[1] if found and found[0] == row["epoch"] else None  # said once
+        return found[1] if found and found[0] == row["epoch"] else said  # once
 
 
 def hold_out(images: int, share: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ EXPLAINS = 0.05  # share of the reward's variance; a baseline below it does not 
 FEWEST = 4  # epochs that a trend is read from
 SEES_WELL = 0.8  # accuracy of a backbone; of one below it a policy learns little
 NAMES_WELL = 0.9  # score from which on nobody asks for more images
-FEW_IMAGES = 1_000  # with fewer, more of them help most (docs/own-images.md)
+FEW_IMAGES = 1_000  # with fewer, more of them help most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _seeing(record: Record) -> Iterator[Verdict]:
 def _few(record: Record) -> Iterator[Verdict]:
     images, best = record.status.images, record.best
     if images is not None and images < FEW_IMAGES and best and best[record.score] < NAMES_WELL:
-        yield Verdict(f"{images} images are few: more of them help most; docs/own-images.md has figures", "problem", record.score)
+        yield Verdict(f"{images} images are few: more of them help most", "problem", record.score)
 
 
 def _blind(record: Record) -> Iterator[Verdict]:

@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from hsal_cli.errors import FileError
@@ -16,7 +15,7 @@ from hsal_cli.features.table import MADE_BY, FeatureFile, open_features
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.summary import Measures, measure, summary
-from hsal_cli.storage.hdf5 import format_of, open_any
+from hsal_cli.storage.hdf5 import format_told, open_any
 
 MOST = 2_000  # images whose features are read; a whole split may be gigabytes
 
@@ -41,11 +40,7 @@ class Contents:
 def look_into(path: Path) -> Contents:
     """Looks into a scene file or a feature file; FileError where it is missing, neither of the two, or damaged."""
     hint = "name a scene file, a feature file, or the folder of a run"
-    if not path.is_file():
-        raise FileError(f"{path} is missing", "check the path")
-    if not h5py.is_hdf5(path):
-        raise FileError(f"{path} is not an HDF5 file", hint)
-    found = format_of(path)
+    found = format_told(path, hint)
     if found == SCENES:
         return _scenes(path)
     if found == FEATURES:

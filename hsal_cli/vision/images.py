@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from pathlib import Path
@@ -40,10 +41,16 @@ def to_input(images: Tensor, size: int) -> Tensor:
     if x.shape[-2:] != (size, size):
         # Where nothing shrinks, antialiasing changes nothing, and not every device has it.
         x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=max(x.shape[-2:]) > size)
-    std = 255 * torch.tensor(STD, device=x.device)
-    mean = 255 * torch.tensor(MEAN, device=x.device)
+    mean, std = _scale(x.device)
     # Channels last, so that one grey channel spreads to three straight into the memory order of the convolutions.
     return ((x.permute(0, 2, 3, 1) - mean) / std).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _scale(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of bytes, on a device, which is waited for but once."""
+    with torch.inference_mode(False):
+        return (255 * torch.tensor(MEAN)).to(device), (255 * torch.tensor(STD)).to(device)
 
 
 def from_pil(image: Image.Image) -> Tensor:
