@@ -181,7 +181,7 @@ def test_an_unknown_network_is_two_lines_on_the_terminal(tmp_path, monkeypatch):
     assert isinstance(found.exception, UsageError) and "has no network 'nonsense'" in found.exception.message
     assert not (tmp_path / "runs").exists()
     with pytest.raises(UsageError, match="channels = 64, but resnet34 gives 512"):
-        FinetuneSettings(channels=64)
+        FinetuneSettings(arch="resnet34", channels=64)
 
 
 def test_without_timm_its_extra_is_named(monkeypatch):

@@ -284,7 +284,7 @@ def test_few_images_are_told_where_more_would_help():
         found = dataclasses.replace(record(**curves), status=Status("policy", "finished", images=images))
         return [verdict.text for verdict in verdicts(found) if verdict.kind == "problem"]
 
-    assert told(200) == ["200 images are few: more of them help most"]
+    assert told(200) == ["200 images to learn from are few: more of them help most"]
     assert not told(5_000) and not told(None) and not told(200, exact_match=[0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.955, 0.957])
 
 

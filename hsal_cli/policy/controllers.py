@@ -64,7 +64,7 @@ class _Gates(torch.autograd.Function):
         r, z = (a_rz + b_rz).sigmoid_().chunk(2, 1)
         n = torch.addcmul(a_n, r, b_n).tanh_()
         ctx.save_for_backward(r, z, n, b_n, state)
-        return torch.addcmul(n, n, z, value=-1) if state is None else torch.lerp(n, state, z)
+        return torch.addcmul(n, n, z, value=-1) if state is None else torch.addcmul(n, state - n, z)
 
     @staticmethod
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

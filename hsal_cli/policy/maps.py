@@ -61,7 +61,7 @@ class _Masks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *above: Tensor) -> tuple[Tensor, None, None, None]:
         alpha, beta, off, scale, down, across, weighted = ctx.saved_tensors
-        each = torch.stack(above)  # (W, B, h, w)
+        each = torch.stack(above).to(across.dtype)  # (W, B, h, w); under autocast they were multiplied in another type
         by_down = (across @ each.transpose(2, 3)).mul_(down)  # (W, B, G, h), times d, over alpha
         by_across = (weighted @ each).mul_(across)  # (W, B, G, w), times a
         by_alpha = by_down.sum((0, 3))

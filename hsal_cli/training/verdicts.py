@@ -130,7 +130,7 @@ def _seeing(record: Record) -> Iterator[Verdict]:
 def _few(record: Record) -> Iterator[Verdict]:
     images, best = record.status.images, record.best
     if images is not None and images < FEW_IMAGES and best and best[record.score] < NAMES_WELL:
-        yield Verdict(f"{images} images are few: more of them help most", "problem", record.score)
+        yield Verdict(f"{images} images to learn from are few: more of them help most", "problem", record.score)
 
 
 def _blind(record: Record) -> Iterator[Verdict]:
