@@ -1,5 +1,7 @@
 """Whether it matters where a policy looks: parts replaced at test time, against what each replacement says it is."""
 
+import dataclasses
+
 import pytest
 import torch
 from learning_parts import SMALL, easy_table
@@ -78,6 +80,17 @@ def test_every_greedy_evaluation_tests_it_and_sampled_ones_do_not() -> None:
         assert one["lost"] == pytest.approx(looking["exact_match"] - one["exact_match"])
         assert one["lost_ci95"][0] <= one["lost"] <= one["lost_ci95"][1]
     assert "looking" not in evaluate(policy(), table, ["a", "b"], EvalSettings(sample=2, resamples=20), 4)
+
+
+@pytest.mark.parametrize(("changes", "share"), [({"glimpses": 1}, None), ({"glimpses": 2, "glimpses_apart": "yes"}, 0.0)])
+def test_the_share_of_meta_steps_whose_glimpses_fall_on_one_cell_is_told(changes, share) -> None:
+    table, own = easy_table(20, 2), policy(dataclasses.replace(SMALL, **changes))
+    assert evaluate(own, table, ["a", "b"], EvalSettings(batch_size=8, resamples=2), 4)["looking"]["one_cell"] == share
+    if share is not None:
+        together = policy(dataclasses.replace(SMALL, **changes, location_input="hidden"))
+        together.controller.apart = False
+        together.controller.location[2].bias.data[4] = 100.0
+        assert evaluate(together, table, ["a", "b"], EvalSettings(batch_size=8, resamples=2), 4)["looking"]["one_cell"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`hsal make-data` as it is typed."""
 
 import json
+from pathlib import Path
 
 import pytest
 from idx_files import write_idx_set
@@ -100,6 +101,15 @@ def test_each_name_is_offered_only_what_belongs_to_it():
     )
     street, own = (CliRunner().invoke(APP, [name, "--help"]).stdout for name in ("street-numbers", "folder"))
     assert "--svhn-labels" in street and "--clutter" not in street and "--labels-format" in own and "--typefaces" not in own
+
+
+def test_images_to_search_are_large_and_hold_six_to_ten_digits(run):
+    found = CliRunner().invoke(APP, ["mnist-search", "--train", "3", "--test", "1", "--digits", "strokes", "--out", "search.h5"])
+    assert found.exit_code == 0, found.output
+    with open_scenes(Path("search.h5")) as scenes:
+        sides = scenes.split("train").boxes[..., 2:] - scenes.split("train").boxes[..., :2]
+        counts = (scenes.split("train").labels >= 0).sum(1)
+        assert scenes.split("train").image_size == (224, 224) and counts.min() >= 6 and counts.max() <= 10 and sides.max() <= 48
 
 
 def test_a_file_without_a_test_split_is_noted_with_what_helps(run):

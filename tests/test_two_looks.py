@@ -97,7 +97,7 @@ def patches() -> type:
     """A backbone of 7 x 7 cells whose saliency is how bright a cell is, and nothing where all is black."""
 
     class Bright(torch.nn.Module):
-        input_size = 70
+        input_size, channels = 70, 1
 
         def __init__(self):
             super().__init__()

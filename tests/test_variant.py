@@ -70,7 +70,7 @@ def test_the_papers_variant_is_section_3_and_appendix_a():
     wanted = {"glimpses": 2, "gaussians": 5, "meta_encode": 128, "meta_hidden": 128, "controller_encode": 512, "controller_hidden": 512}
     wanted |= {"location_hidden": 64, "mask": "learned", "beta": [1.5, 2.0], "inhibition": "mask", "inhibition_width": 1.0}
     wanted |= {"location_input": "hidden", "aspect": 1.0, "update": "normalized", "controller_state": "carry"}
-    wanted |= {"saliency_transform": "none"}
+    wanted |= {"saliency_transform": "none", "glimpse": "column", "glimpses_apart": "no"}
     wanted |= {"stop_input": "state", "stop": "sampled", "gradient": "sampled"}
     assert values("paper") == wanted
     assert recipe_for("paper", None).variant == PAPER and recipe_for("quick", None).variant == DEFAULT

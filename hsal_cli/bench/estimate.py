@@ -208,4 +208,5 @@ def sweeping(settings: SweepSettings, conditions: int, source: Path, recipe: Rec
 
 
 def _cells(recipe: Recipe) -> int:
-    return int(recipe.precompute.resolution or recipe.finetune.resolution)
+    asked = recipe.precompute.resolution
+    return int(recipe.finetune.resolution if asked in (None, "fine") else asked)

@@ -27,7 +27,7 @@ from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.settings import as_dict
 from hsal_cli.storage.checkpoints import write_checkpoint
 from hsal_cli.storage.files import digest_of_file
-from hsal_cli.vision.backbone import ActivationModel
+from hsal_cli.vision.backbone import ActivationModel, with_finer_stage
 
 ROWS = 4096  # of features, 200 MB at 7 x 7 cells: far more than a cache holds
 PATTERNS = 256  # of them differ
@@ -69,6 +69,11 @@ class Shop:
         return ActivationModel(settings.arch, len(CLASSES), settings.input_size, self.resolution, settings.dilate, settings.channels)
 
     @functools.cached_property
+    def fine(self) -> int:
+        """Channels of the finer stage that glimpses read; 0: they read columns."""
+        return with_finer_stage(self.model().eval()).fine if self.recipe.variant.glimpse == "fine" else 0
+
+    @functools.cached_property
     def backbone(self) -> Path:
         """The checkpoint of such a model."""
         folder, settings = self.folder / "backbone", self.finetune
@@ -93,8 +98,8 @@ class Shop:
     def policy(self) -> HSAL:
         """An untrained policy, on the device."""
         torch.manual_seed(0)
-        side = self.resolution
-        return HSAL(self.recipe.variant, len(CLASSES), (self.finetune.channels, side, side)).to(self.device)
+        side, variant = self.resolution, dataclasses.replace(self.recipe.variant, fine=self.fine)
+        return HSAL(variant, len(CLASSES), (self.finetune.channels + self.fine, side, side)).to(self.device)
 
     @property
     def most_labels(self) -> int:
@@ -106,7 +111,7 @@ class Shop:
         """Random features, with as many labels an image as the recipe says."""
         rows, side = min(ROWS, max(self.recipe.scenes.train, 2)), self.resolution
         draw = torch.Generator().manual_seed(0)
-        volumes = torch.rand(min(PATTERNS, rows), self.finetune.channels, side, side, generator=draw).half()
+        volumes = torch.rand(min(PATTERNS, rows), self.finetune.channels + self.fine, side, side, generator=draw).half()
         volumes = volumes.repeat(-(-rows // len(volumes)), 1, 1, 1)[:rows]
         low, high = self.recipe.scenes.count
         labels = torch.randint(len(CLASSES), (rows, high), generator=draw)

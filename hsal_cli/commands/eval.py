@@ -10,8 +10,8 @@ import typer
 from hsal_cli import console, distributed
 from hsal_cli.commands.asking import Yes, begin
 from hsal_cli.commands.options import Config, Device, Json, Preset, options, recipe_for
-from hsal_cli.commands.policies import PretrainedOption, RunOption, load, meant
-from hsal_cli.errors import FileError
+from hsal_cli.commands.policies import PretrainedOption, RunOption, load, load_with_backbone, meant
+from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.settings import PrecomputeSettings, kind_in
 from hsal_cli.scenes.settings import made_by
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 PANELS = {
-    "What": "run pretrained data split",
+    "What": "run pretrained data split fixations",
     "How": "batch_size sample max_steps resamples seed preset config",
     "Where": "device yes",
     "Output": "out json",
@@ -56,6 +56,15 @@ def eval_(
             show_default="what the policy was trained on; with --pretrained the one scene file in data/, else data/DATASET.h5",
         ),
     ] = None,
+    fixations: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--fixations",
+            metavar="DIR",
+            help="Instead: does it look where people do? Images with recorded fixations, laid out as MIT1003 or SALICON.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Optional[Path],
         typer.Option("--out", help="JSON file to write.", show_default="eval.json in the run, for other data eval.NAME.json"),
@@ -80,8 +89,12 @@ def eval_(
     from hsal_cli.vision.devices import choose_device
 
     if out is not None:
-        refuse_foreign_results(out, "exact_match")
+        refuse_foreign_results(out, "exact_match" if fixations is None else "auc_judd")
     reporter = console.TerminalReporter()
+    if fixations is not None:
+        if data is not None:
+            raise UsageError(f"--data {data} and --fixations {fixations} exclude each other", "leave --data out")
+        return _by_fixations(fixations, run, pretrained, device, out, json, reporter)
     chosen = choose_device(device)
     target, recipe = out, recipe_for(preset, config)
     with console.stopping(reporter), distributed.joined(chosen, reporter):
@@ -112,6 +125,26 @@ def eval_(
     if target is not None:
         looks = place is not None and found["attn_saliency"]["raw"] is not None
         console.print_line(f"written to {target}" + (f"   next: hsal visualize IMAGE --run {place}" if looks else ""))
+
+
+def _by_fixations(
+    folder: Path, run: Path | None, pretrained: str | None, device: str, out: Path | None, json: bool, reporter: console.Reporter
+) -> None:
+    from hsal_cli.evaluation.fixations import MAPS, fixated_images, fixation_scores
+    from hsal_cli.storage.atomic import write_sealed
+
+    fixated_images(folder)  # says what is wrong with it before anything is loaded
+    with console.stopping(reporter):
+        found = fixation_scores(folder, *load_with_backbone(run, device, reporter, pretrained), reporter)
+    if out is not None:
+        found = write_sealed(out, found)
+    if json:
+        console.print_json(found)
+        return
+    words = {"masks": "covert masks", "glimpses": "glimpses", "saliency": "the saliency map", "center": "the middle, whatever is shown"}
+    rows = [[words[name], number(found["nss"][name]), number(found["auc_judd"][name])] for name in MAPS]
+    title = f"Where people look: {found['fixations']:,} fixations on {found['images']:,} images; chance is 0 and 0.5"
+    console.print_table(title, ["map", "NSS", "AUC-Judd"], rows)
 
 
 def _evaluate_shipped(
@@ -309,7 +342,10 @@ def _looking(looking: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
             rows.append(
                 [f"{text}: {way}", number(found["exact_match"]), number(found["lost"]), " to ".join(map(number, found["lost_ci95"]))]
             )
-    return f"Does it matter where it looks? {looking['images']:,} images", ["instead", "exact match", "lost", "95% interval"], rows
+    one_cell = looking.get("one_cell")
+    title = f"Does it matter where it looks? {looking['images']:,} images"
+    title += "" if one_cell is None else f"; all glimpses on one cell in {one_cell:.1%} of the meta-steps"
+    return title, ["instead", "exact match", "lost", "95% interval"], rows
 
 
 def number(value: float | None, decimals: int = 3) -> str:

@@ -17,7 +17,7 @@ from hsal_cli.commands.options import Config, DryRun, Json, Overwrite, Preset, W
 from hsal_cli.commands.policies import LOOKING, check_look, finder_of
 from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.features.settings import LookSettings
-from hsal_cli.scenes.settings import RECIPES, FolderSettings, SceneSettings, StreetSettings, SvhnSettings
+from hsal_cli.scenes.settings import RECIPES, SEARCH, FolderSettings, SceneSettings, SearchSettings, StreetSettings, SvhnSettings
 from hsal_cli.settings import as_dict
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ FOLDER = {
 EXAMPLES = {
     "mnist-multiset": "hsal make-data mnist-multiset --train 6000 --test 1000 --preview digits.png",
     "mnist-set": "hsal make-data mnist-set --count 2-3",
+    "mnist-search": "hsal make-data mnist-search --preview sheet.png",
     "mnist-single": "hsal make-data mnist-single --train 240000 --seed 5 --out data/more.h5",
     "multiset": "hsal make-data multiset --mnist-dir fashion --out data/clothes.h5",
     "set": "hsal make-data set --mnist-dir emnist/emnist-letters --classes a,b,c --out data/abc.h5",
@@ -72,6 +73,7 @@ ABOUT = {
     "mnist-multiset": "MNIST Multiset: 1 to 4 digits with clutter, labels may repeat (section 5).",
     "mnist-set": "MNIST Set: the same, labels differ.",
     "mnist-single": "One digit an image, for fine-tuning.",
+    "mnist-search": "Visual search: 6 to 10 digits of 28 to 48 px in images of 224 px, labels may repeat.",
     "multiset": "The same as mnist-multiset for any IDX set: Fashion-MNIST, KMNIST, EMNIST, glyphs of your own.",
     "set": "The same as mnist-set for any IDX set.",
     "single": "The same as mnist-single for any IDX set.",
@@ -208,7 +210,8 @@ def _folder(settings: FolderSettings, out: Path, tools: Tools) -> dict[str, Any]
 
 
 for _name in RECIPES:
-    _add(_name, SceneSettings, COMPOSED, _compose(_name), f"compose {{train:,}} training and {{test:,}} test images of {_name}")
+    _kind = SearchSettings if _name == SEARCH else SceneSettings
+    _add(_name, _kind, COMPOSED, _compose(_name), f"compose {{train:,}} training and {{test:,}} test images of {_name}")
 _add("street-numbers", StreetSettings, STREET, _paint, "paint {train:,} training and {test:,} test images of street numbers")
 _add("svhn-multiset", SvhnSettings, SVHN, _svhn, "read SVHN from {svhn_dir}")
 _add("folder", FolderSettings, FOLDER, _folder, "read the images in {images} with the labels in {labels}")

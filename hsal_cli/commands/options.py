@@ -55,10 +55,11 @@ def known_tables() -> dict[str, list[type]]:
     from hsal_cli.features.settings import LookSettings, PrecomputeSettings
     from hsal_cli.policy.variant import Variant, VariantName
     from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
-    from hsal_cli.scenes.settings import FolderSettings, SceneSettings, StreetSettings, SvhnSettings
+    from hsal_cli.scenes.settings import FolderSettings, SceneSettings, SearchSettings, StreetSettings, SvhnSettings
 
     return {
         "make-data": [SceneSettings],
+        "mnist-search": [SearchSettings],
         "street-numbers": [StreetSettings],
         "svhn-multiset": [SvhnSettings],
         "folder": [FolderSettings],
@@ -120,7 +121,10 @@ def recipe_for(preset: str | None, config: Path | None, **settled: Any) -> Recip
 
     settled = {"variant": settled.get("variant") or variant_for(preset, config), **settled}
     hints = typing.get_type_hints(Recipe)
-    return Recipe(**{name: settled.get(name) or settings_for(kind, preset, config) for name, kind in hints.items()})
+    recipe = Recipe(**{name: settled.get(name) or settings_for(kind, preset, config) for name, kind in hints.items()})
+    if recipe.variant.glimpse == "fine" and recipe.precompute.resolution is None:  # what such glimpses read
+        recipe = dataclasses.replace(recipe, precompute=dataclasses.replace(recipe.precompute, resolution="fine"))
+    return recipe
 
 
 def options(

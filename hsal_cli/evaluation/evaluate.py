@@ -80,7 +80,7 @@ def evaluate(
 
         def seen(part: FeatureTable, episode: Episode | None) -> None:
             if looking is not None:
-                looking.add(part.volumes.to(device), part.saliency.to(device), part.labels, episode.labels)
+                looking.add(part.volumes.to(device), part.saliency.to(device), part.labels, episode)
             if episode is not None:
                 add_reliability(sure, episode, part.labels, trust.temperature)
                 add_reliability(plain, episode, part.labels, 1.0)
@@ -169,7 +169,7 @@ def evaluate_scenes(
     side = backbone.model.resolution
     with open_scenes(scenes) as file:
         saliency = loaded.meta.saliency
-        _check_fits(scenes, loaded, file.classes, (backbone.model.channels, side, side), saliency)
+        _check_fits(scenes, loaded, file.classes, (backbone.model.channels + backbone.model.fine, side, side), saliency)
         table = SceneFeatures(file.split(settings.split), backbone, saliency_model(saliency))
         train_labels = torch.from_numpy(file.split("train").labels) if "train" in file.splits else None
         if settings.sample > 1:

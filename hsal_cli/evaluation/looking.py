@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from hsal_cli import distributed
+from hsal_cli.evaluation.attention import naming_steps
 from hsal_cli.evaluation.metrics import label_counts
 from hsal_cli.policy.controllers import ControllerStep, Pick
-from hsal_cli.policy.episode import greedy
+from hsal_cli.policy.episode import Episode, greedy
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.maps import gaussian_masks, highest_cell
 from hsal_cli.policy.shared import Linear
@@ -45,7 +46,7 @@ class OtherGlimpses(nn.Module):
         self.generator = torch.Generator()
 
     def forward(
-        self, priority: Tensor, memory: Tensor, glimpse: Tensor, volumes: Tensor, state: Tensor | None, pick: Pick, linear: Linear
+        self, priority: Tensor, memory: Tensor, glimpse: Tensor, seen: Tensor, state: Tensor | None, pick: Pick, linear: Linear
     ) -> ControllerStep:
         """One meta-step, as `Controller` takes it."""
         height, width = priority.shape[1:]
@@ -60,8 +61,8 @@ class OtherGlimpses(nn.Module):
                 return self.saliency().flatten(1).argmax(1)
             return scores.topk(min(2, cells), dim=1).indices[:, -1] if self.way == "second" else pick(scores)
 
-        seen = torch.zeros_like(volumes) if self.way == "none" else volumes
-        return self.controller(priority, memory, glimpse, seen, state, other, linear)
+        shown = torch.zeros_like(seen) if self.way == "none" else seen
+        return self.controller(priority, memory, glimpse, shown, state, other, linear)
 
 
 class OtherMask:
@@ -130,22 +131,25 @@ class Looking:
         self._classes, self._max_steps, self._seed, self._resamples = policy.classes, max_steps, seed, resamples
         self._own: list[np.ndarray] = []
         self._right: dict[tuple[str, str], list[np.ndarray]] = {way: [] for way in self._policies}
+        self._together: list[np.ndarray] = []  # of each meta-step that names a label, whether its glimpses share one cell
         self._row = first
 
-    def add(self, volumes: Tensor, saliency: Tensor, labels: Tensor, own: Tensor) -> None:
+    def add(self, volumes: Tensor, saliency: Tensor, labels: Tensor, own: Episode) -> None:
         """Adds a batch.
 
         Args:
             volumes: (B, C, h, w), raw, on the policy's device, as `saliency` (B, h, w) is.
             labels: (B, L), padded with -1.
-            own: (T, B) labels that the policy named.
+            own: what the policy did with them.
         """
         size, start = min(max(IMAGES - self._row, 0), len(labels)), self._row
         self._row += len(labels)
         if not size:
             return
         true = label_counts(labels[:size], self._classes)
-        self._own.append((label_counts(own.T[:size], self._classes) == true).all(1))
+        self._own.append((label_counts(own.labels.T[:size], self._classes) == true).all(1))
+        cells = own.glimpses[:, :size].cpu().numpy()[naming_steps(own)[:, :size]]
+        self._together.append((cells[:, 1:] == cells[:, :1]).all(1) if cells.shape[1] > 1 else np.zeros(0, dtype=bool))
         for way, policy in self._policies.items():
             if way == ("glimpses", "random"):
                 policy.controller.generator.manual_seed(self._seed * 1_000_003 + start)
@@ -158,7 +162,8 @@ class Looking:
 
         Returns:
             `images`, `exact_match` of the policy itself, and `glimpses` and `masks`: of each way `exact_match`, `lost` (what the policy
-            has more) and `lost_ci95`, of the paired difference.
+            has more) and `lost_ci95`, of the paired difference; `one_cell`, the share of the meta-steps that name a label whose
+            glimpses all fall on one cell, None where there are no two.
         """
         own = _joined(self._own)
         found: dict[str, Any] = {"images": len(own), "exact_match": float(own.mean()), "glimpses": {}, "masks": {}}
@@ -168,7 +173,8 @@ class Looking:
             lost = own.astype(float) - other
             low, high = np.percentile(lost[draws].mean(1), (2.5, 97.5))
             found[part][way] = {"exact_match": float(other.mean()), "lost": float(lost.mean()), "lost_ci95": [float(low), float(high)]}
-        return found
+        together = _joined(self._together)
+        return {**found, "one_cell": float(together.mean()) if len(together) else None}
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

@@ -18,8 +18,8 @@ class FeatureRow(NamedTuple):
     """What is known of one image; rows of one dataset stack as they are, so that a `DataLoader` needs no collate function.
 
     Attributes:
-        volume: float16 (C, h, w), the activation model's volume.
-        saliency: float32 (h, w), raw, at least 0.
+        volume: float16 (C, h, w), the activation model's volume; behind it in C its finer stage, where the file has one.
+        saliency: float32 (h, w), raw, at least 0; of a finer stage (2h, 2w).
         labels: int64 (L,), padded with -1 behind the labels; L is the split's largest number of labels.
     """
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from hsal_cli import distributed, threads
 from hsal_cli.errors import FileError, Interrupted, UsageError
-from hsal_cli.features.saliency.models import SaliencyModel, saliency_model
+from hsal_cli.features.saliency.models import SaliencyModel, saliency_model, seen_by_saliency
 from hsal_cli.features.settings import PrecomputeSettings
-from hsal_cli.features.table import FORMAT, FeatureFile, check_match, features_digest, open_features
+from hsal_cli.features.table import FORMAT, FeatureFile, check_match, features_digest, map_shape, open_features
 from hsal_cli.features.writer import FeatureWriter, Origin, features_to_fill, partial_of
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.gather import in_order
@@ -28,7 +28,7 @@ from hsal_cli.scenes.scene_file import SceneFile, SceneSplit, open_scenes
 from hsal_cli.settings import as_dict
 from hsal_cli.storage.atomic import cannot_write
 from hsal_cli.storage.hdf5 import format_of
-from hsal_cli.vision.backbone import LoadedBackbone, finer, load_backbone
+from hsal_cli.vision.backbone import FINE, LoadedBackbone, at_resolution, load_backbone
 from hsal_cli.vision.devices import autocast_gains, choose_device, fitting
 from hsal_cli.vision.images import to_input
 
@@ -90,7 +90,7 @@ def precompute(
         Interrupted: the reporter was asked to stop; what is done is kept for the next run.
     """
     device = choose_device(device)
-    loaded = _at_resolution(load_backbone(backbone, device=device), settings.resolution)
+    loaded = at_resolution(load_backbone(backbone, device=device), settings.resolution)
     if loaded.note:
         reporter.warn(loaded.note)
     saliency = saliency_model(settings.saliency)
@@ -113,7 +113,8 @@ def precompute(
             "precision": "bfloat16" if autocast_gains(device) else "float32",
             "scenes_config": source.config,
         }
-        made_from = loaded.path, loaded.digest, todo.volume_shape, loaded.model.input_size, saliency.name, saliency.digest
+        shape = todo.volume_shape, loaded.model.fine
+        made_from = loaded.path, loaded.digest, *shape, loaded.model.input_size, saliency.name, saliency.digest
         origin = Origin(source, *made_from, todo.digest, config)
         volumes = stack.enter_context(_volumes_of(volumes_from, source, loaded, saliency, out)) if volumes_from else None
         stack.enter_context(fitting(device, settings.batch_size))
@@ -139,27 +140,27 @@ def _warn_of_cut_off(out: Path, reporter: Reporter) -> None:
 
 def plan(scenes: Path, backbone: Path, out: Path, settings: PrecomputeSettings, overwrite: bool = False) -> PrecomputePlan:
     """What `precompute` would write; it raises what `precompute` would refuse, and writes nothing."""
-    loaded = _at_resolution(load_backbone(backbone), settings.resolution)
+    loaded = at_resolution(load_backbone(backbone), settings.resolution)
     with open_scenes(scenes) as source:
         return _plan(source, loaded, saliency_model(settings.saliency), out, overwrite)
 
 
-def _at_resolution(backbone: LoadedBackbone, resolution: str | None) -> LoadedBackbone:
-    if resolution is None:
-        return backbone
-    return dataclasses.replace(backbone, model=finer(backbone.model, int(resolution)))
+def made_finer(backbone: LoadedBackbone) -> int | str | None:
+    """What `features_digest` is told of a backbone's resolution."""
+    return backbone.model.resolution if backbone.refined not in (None, FINE) else backbone.refined
 
 
 def _plan(scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, out: Path, overwrite: bool) -> PrecomputePlan:
-    side = backbone.model.resolution
+    channels, side = backbone.model.channels + backbone.model.fine, backbone.model.resolution
     splits = [scenes.split(name) for name in scenes.splits]
     size = 0
     for split in splits:
         copied = split.labels.nbytes + (0 if split.boxes is None else split.boxes.nbytes)
-        size += len(split) * side * side * (2 * backbone.model.channels + 4) + copied
-    digest = features_digest(scenes.digest, backbone.digest, saliency.digest, side if backbone.refined else None)
+        cells = math.prod(map_shape((channels, side, side), backbone.model.fine))
+        size += len(split) * (2 * channels * side * side + 4 * cells) + copied
+    digest = features_digest(scenes.digest, backbone.digest, saliency.digest, made_finer(backbone))
     exists = out.exists() and _is_there(out, digest, scenes, backbone, saliency, overwrite)
-    return PrecomputePlan(sum(map(len, splits)), size, (backbone.model.channels, side, side), digest, exists)
+    return PrecomputePlan(sum(map(len, splits)), size, (channels, side, side), digest, exists)
 
 
 def _is_there(out: Path, digest: str, scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, overwrite: bool) -> bool:
@@ -234,24 +235,26 @@ def _fill(
                         volumes = backbone.volumes(to_input(images, backbone.model.input_size))
                     else:
                         volumes = copied.maps(name, slice(rows.start, rows.stop))[0].to(device)
-                    found = as_features(images, volumes, saliency, [f"{name}/{row}" for row in rows])
+                    found = as_features(images, volumes, backbone.model.channels, saliency, [f"{name}/{row}" for row in rows])
                 for rows, parts in zip(together, distributed.gather(found, list(map(len, together))), strict=False):
                     writer.put(name, rows.start, *parts)
                 advance(sum(map(len, together)))
 
 
-def as_features(images: Tensor, volumes: Tensor, saliency: SaliencyModel, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Volumes (B, C, h, w) of any float type, which are overwritten, and raw saliency maps as the feature file holds them.
+def as_features(images: Tensor, volumes: Tensor, channels: int, saliency: SaliencyModel, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Volumes (B, C + fine, h, w) of any float type, which are overwritten, and raw saliency maps as the feature file holds them.
 
     Args:
         images: uint8 (B, H, W) or (B, H, W, 3).
+        channels: C; those behind are a finer stage's.
         names: of each image, for the saliency model.
 
     Returns:
-        volumes: float16 (B, C, h, w), contiguous; saliency: float32 (B, h, w), of the volumes before they were rounded.
+        volumes: float16 (B, C + fine, h, w), contiguous; saliency: float32 (B, h, w), with a finer stage (B, 2h, 2w), of
+            activations before they were rounded.
     """
     # Volumes that are not finite are refused by the maps they give; a model that does not read them must show them too.
-    maps = saliency(images, volumes, names) + 0 * volumes.amax((1, 2, 3)).float()[:, None, None]
+    maps = saliency(images, seen_by_saliency(volumes, channels), names) + 0 * volumes.amax((1, 2, 3)).float()[:, None, None]
     return volumes.clamp_(max=LARGEST_HALF).half().contiguous(), maps
 
 

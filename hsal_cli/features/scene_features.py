@@ -21,7 +21,7 @@ class SceneFeatures(FeatureRows):
 
     def __init__(self, split: SceneSplit, backbone: LoadedBackbone, saliency: SaliencyModel):
         self._split, self._saliency = split, saliency
-        self._backbone = backbone
+        self._backbone, self.fine = backbone, backbone.model.fine
         self.labels = torch.from_numpy(split.labels).long()
         self.boxes = None if split.boxes is None else torch.from_numpy(split.boxes).long()
         self.image_size = split.image_size
@@ -37,7 +37,7 @@ class SceneFeatures(FeatureRows):
                 images = torch.from_numpy(self._split.read(first, last)).to(device)
                 names = [f"{self._split.name}/{row}" for row in range(first, last)]
                 volumes = self._backbone.volumes(to_input(images, model.input_size))
-                found = as_features(images, volumes, self._saliency, names)
+                found = as_features(images, volumes, model.channels, self._saliency, names)
                 parts.append([part.cpu() for part in found])
         volumes, saliency = (torch.cat(part) for part in zip(*parts, strict=True))
         if not saliency.isfinite().all():
@@ -45,7 +45,7 @@ class SceneFeatures(FeatureRows):
                 f"backbone {self._backbone.path} gives volumes that are not finite", "take another one, or train one with: hsal finetune"
             )
         boxes = None if self.boxes is None else self.boxes[rows]
-        return FeatureTable(volumes, saliency, self.labels[rows], boxes, self.image_size)
+        return FeatureTable(volumes, saliency, self.labels[rows], boxes, self.image_size, self.fine)
 
     def in_memory(self, batch_size: int, reporter: Reporter = SILENT) -> FeatureTable:
         """The table of all rows; between two batches it looks whether to stop, and raises Interrupted, else as `select`."""
@@ -56,4 +56,4 @@ class SceneFeatures(FeatureRows):
                 parts.append(self.select(slice(start, start + batch_size)))
                 advance(len(parts[-1]))
         volumes, saliency = torch.cat([part.volumes for part in parts]), torch.cat([part.saliency for part in parts])
-        return FeatureTable(volumes, saliency, self.labels, self.boxes, self.image_size)
+        return FeatureTable(volumes, saliency, self.labels, self.boxes, self.image_size, self.fine)

@@ -24,8 +24,10 @@ class PrecomputeSettings:
 
     batch_size: int = setting(32, "Images a forward pass.", low=1, high=65536)
     saliency: str = setting("activation", SALIENCY_HELP)
-    resolution: Literal["7", "14", "28"] | None = setting(
-        None, "Cells along a side of the volumes, the backbone's own if not given; more come from the same weights, dilated."
+    resolution: Literal["7", "14", "28", "fine"] | None = setting(
+        None,
+        "Cells along a side of the volumes, the backbone's own if not given; more come from the same weights, dilated. fine: its own, and "
+        "behind each the 2 x 2 cells of an earlier stage, which --set glimpse=fine reads.",
     )
 
     def __post_init__(self) -> None:

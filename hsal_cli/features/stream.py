@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +29,7 @@ def window_rows(file: FeatureFile, split: str, budget: float | None) -> int:
         UsageError: the budget is too small for two windows of one block.
     """
     channels, height, width = file.volume_shape
-    row = height * width * (2 * channels + 4)
+    row = 2 * channels * height * width + 4 * math.prod(file.map_shape)
     free = _free_memory() if budget is None else budget * 1e9
     if free is None or file.rows(split) * row <= free:
         return 0
@@ -59,7 +60,7 @@ class FeatureStream(FeatureRows):
 
     def __init__(self, path: Path, split: str, window: int):
         self._file = file = open_features(path)
-        self._split, self._blocks = split, window // BLOCK_ROWS
+        self._split, self._blocks, self.fine = split, window // BLOCK_ROWS, file.fine
         self.labels, self.boxes, self.image_size = file.labels(split), file.boxes(split), file.size_of(split)
         self._windows: list[Tensor] = []  # the blocks of each
         self._window_of = torch.zeros(0, dtype=torch.long)  # of each block
@@ -101,7 +102,7 @@ class FeatureStream(FeatureRows):
         if len(self._held) < HELD and last + 1 < len(self._windows) and last >= 0:
             self._ask(last + 1)
         boxes = None if self.boxes is None else self.boxes[rows]
-        return FeatureTable(volumes, saliency, self.labels[rows], boxes, self.image_size)
+        return FeatureTable(volumes, saliency, self.labels[rows], boxes, self.image_size, self.fine)
 
     def _ask(self, number: int) -> Future[tuple[Tensor, Tensor, Tensor]]:
         if number not in self._held:
@@ -126,4 +127,4 @@ class FeatureStream(FeatureRows):
 
     def _room(self, rows: int) -> tuple[Tensor, Tensor]:
         channels, height, width = self._file.volume_shape
-        return torch.empty(rows, channels, height, width, dtype=torch.float16), torch.empty(rows, height, width)
+        return torch.empty(rows, channels, height, width, dtype=torch.float16), torch.empty(rows, *self._file.map_shape)

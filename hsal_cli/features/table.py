@@ -1,10 +1,12 @@
 """The feature file: volumes and raw saliency maps of a scene file, computed once by a fine-tuned activation model.
 
 Root attributes: those of `hdf5.stamp` and `hdf5.seal`, `classes` (JSON list), `backbone_digest`, `scenes_digest`, `image_size`
-(H, W in px, of the first split), `input_size` (px), `volume_shape` (C, h, w), `saliency` and `saliency_digest` (see
+(H, W in px, of the first split), `input_size` (px), `volume_shape` (C, h, w), `fine` (how many of the C
+are a finer stage's; absent in older files), `saliency` and `saliency_digest` (see
 `saliency.SaliencyModel`; absent in files of before there was a choice). A group a split, with attribute `image_size` and
     volumes   float16 (N, C, h, w)
-    saliency  float32 (N, h, w), raw: for "activation" the sum of squares of the volume before it was rounded to float16
+    saliency  float32 (N, h, w), raw: for "activation" the sum of squares of the volume before it was rounded to float16; (N, 2h, 2w) and of
+              the finer stage, where there is one
     labels    int16 (N, L), padded with -1, copied from the scene file
     boxes     int16 (N, L, 4) x0, y0, x1, y1 in px, half-open, padded with -1, copied; absent where the scene file has none
 and attribute `cut_off`, how many activations were above the most that float16 holds, which they were cut off at (absent in older files).
@@ -45,11 +47,13 @@ class FeatureRows(Protocol):
         labels: int64 (N, L), padded with -1.
         boxes: int64 (N, L, 4) x0, y0, x1, y1 in px of the image, padded with -1; None where unknown.
         image_size: height and width of the images, px.
+        fine: channels of a finer stage in the volumes, the last ones.
     """
 
     labels: Tensor
     boxes: Tensor | None
     image_size: tuple[int, int]
+    fine: int
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -82,8 +86,8 @@ class FeatureTable(FeatureRows):
 
     Attributes:
         volumes: float16 (N, C, h, w), as the activation model gave them.
-        saliency: float32 (N, h, w), raw, >= 0.
-        labels, boxes, image_size: as in `FeatureRows`.
+        saliency: float32 (N, h, w), with a finer stage (N, 2h, 2w), raw, >= 0.
+        labels, boxes, image_size, fine: as in `FeatureRows`.
     """
 
     volumes: Tensor
@@ -91,10 +95,11 @@ class FeatureTable(FeatureRows):
     labels: Tensor
     boxes: Tensor | None
     image_size: tuple[int, int]
+    fine: int = 0
 
     def select(self, rows: Tensor | slice) -> FeatureTable:
         boxes = None if self.boxes is None else self.boxes[rows]
-        return FeatureTable(self.volumes[rows], self.saliency[rows], self.labels[rows], boxes, self.image_size)
+        return FeatureTable(self.volumes[rows], self.saliency[rows], self.labels[rows], boxes, self.image_size, self.fine)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +118,8 @@ class FeatureFile(OpenedFile):
         classes: the class names; labels index them.
         splits: the names of the splits in it, train and test first.
         volume_shape: (C, h, w).
+        fine: how many of the C are a finer stage's, the last ones (`precompute --resolution fine`).
+        map_shape: rows and columns of the saliency maps: (h, w), or twice as many with a finer stage.
         image_size: height and width of the scene file's images, px, in its first split.
         input_size: side that they were resized to, px.
         digest: sha256 of what the features were made from.
@@ -148,10 +155,12 @@ class FeatureFile(OpenedFile):
         rows, columns = (int(side) for side in file.attrs["image_size"])
         self.input_size = int(file.attrs["input_size"])
         self.volume_shape, self.image_size = (channels, height, width), (rows, columns)
+        self.fine = int(attribute(file, "fine", 0))
+        self.map_shape = map_shape(self.volume_shape, self.fine)
         self.splits = train_first(file)
         for name, group in file.items():
             count, longest = group["labels"].shape
-            shapes = {"volumes": (count, *self.volume_shape), "saliency": (count, *self.volume_shape[1:]), "boxes": (count, longest, 4)}
+            shapes = {"volumes": (count, *self.volume_shape), "saliency": (count, *self.map_shape), "boxes": (count, longest, 4)}
             for part, shape in shapes.items():
                 if (part in group or part != "boxes") and group[part].shape != shape:
                     raise ValueError(f"{name}/{part} has shape {group[part].shape}, not {shape}")
@@ -175,7 +184,7 @@ class FeatureFile(OpenedFile):
         if rows is not None:
             chosen = torch.from_numpy(self._places(split, rows))
             labels, boxes = labels[chosen], None if boxes is None else boxes[chosen]
-        return FeatureTable(volumes, saliency, labels, boxes, self.size_of(split))
+        return FeatureTable(volumes, saliency, labels, boxes, self.size_of(split), self.fine)
 
     def maps(self, split: str, rows: slice | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The volumes, float16 (n, C, h, w), and saliency maps, float32 (n, h, w), of a split or of some rows; else as `table`."""
@@ -258,6 +267,12 @@ class FeatureFile(OpenedFile):
             )
 
 
+def map_shape(volume_shape: tuple[int, int, int], fine: int) -> tuple[int, int]:
+    """Rows and columns of the maps: those of the volume, or of its finer stage."""
+    times = 2 if fine else 1
+    return times * volume_shape[1], times * volume_shape[2]
+
+
 def finite_rows(values: np.ndarray) -> np.ndarray:
     """Which rows hold finite numbers only."""
     if values.dtype == np.float16:  # NumPy's own test is an order of magnitude slower here
@@ -265,8 +280,10 @@ def finite_rows(values: np.ndarray) -> np.ndarray:
     return np.isfinite(values).reshape(len(values), -1).all(1)
 
 
-def features_digest(scenes_digest: str, backbone_digest: str, saliency_digest: str = "activation", resolution: int | None = None) -> str:
-    """The digest of features: of what they are made from; `resolution`: cells along a side, where they are more than the backbone's own."""
+def features_digest(
+    scenes_digest: str, backbone_digest: str, saliency_digest: str = "activation", resolution: int | str | None = None
+) -> str:
+    """The digest of features: of what they are made from; `resolution`: cells along a side, where not the backbone's own, or "fine"."""
     made_from: dict[str, Any] = {"scenes": scenes_digest, "backbone": backbone_digest, "format_version": FORMAT_VERSION}
     if saliency_digest != "activation":  # left out there, so that features made before there was a choice keep their digest
         made_from["saliency"] = saliency_digest
@@ -325,11 +342,12 @@ def check_match(
 def features_path(scenes: Path, saliency: str = "activation", resolution: str | None = None) -> Path:
     """Where the features of a scene file go: data/x.h5 -> data/x.features.h5.
 
-    With another saliency model it is data/x.itti.features.h5, with a resolution that was asked for data/x.14x14.features.h5.
+    With another saliency model it is data/x.itti.features.h5, with a resolution that was asked for data/x.14x14.features.h5 or
+    data/x.fine.features.h5.
     """
     kind = kind_in(saliency)
     names = [scenes.name.removesuffix(".h5")]
-    names += [] if resolution is None else [f"{resolution}x{resolution}"]
+    names += [] if resolution is None else [resolution if resolution == "fine" else f"{resolution}x{resolution}"]
     names += [] if kind == "activation" else [kind]
     return scenes.with_name(".".join([*names, "features.h5"]))
 
@@ -337,7 +355,7 @@ def features_path(scenes: Path, saliency: str = "activation", resolution: str | 
 def dataset_of(features: Path, saliency: str = "activation") -> str:
     """The name of the data set in a feature file's name: data/x.features.h5 and data/x.14x14.itti.features.h5 are of x."""
     name = features.name.removesuffix(".h5").removesuffix(".features")
-    for endings in ((*SALIENCY, "file", kind_in(saliency)), ("7x7", "14x14", "28x28")):
+    for endings in ((*SALIENCY, "file", kind_in(saliency)), ("7x7", "14x14", "28x28", "fine")):
         ending = name.rpartition(".")[2]
         name = name.removesuffix(f".{ending}") if ending in endings else name
     return name

@@ -93,7 +93,7 @@ class TwoLooks:
         device = self._model.fc.weight.device
         with torch.inference_mode():
             inputs = torch.cat([to_input(from_pil(image).to(device), self._model.input_size) for image in images])
-            maps = activation_saliency(self._model(inputs)).cpu()
+            maps = activation_saliency(self._model(inputs)[:, : self._model.channels]).cpu()
         if not maps.isfinite().all():
             raise FileError(
                 f"backbone {self._path} gives volumes that are not finite", "take another one, or train one with: hsal finetune"

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from hsal_cli.errors import FileError, first_line
-from hsal_cli.features.table import FORMAT
+from hsal_cli.features.table import FORMAT, map_shape
 from hsal_cli.progress import Reporter
 from hsal_cli.scenes.scene_file import SceneFile
 from hsal_cli.storage.atomic import atomic_write, cannot_write, clear_after_the_dead, sync, take_place
@@ -50,6 +50,7 @@ class Origin:
         backbone: where the activation model is.
         backbone_digest: sha256 of its weights.
         volume_shape: (C, h, w).
+        fine: how many of the C are a finer stage's.
         input_size: side that images are resized to, px.
         saliency, saliency_digest: name and digest of the saliency model.
         digest: of the features.
@@ -60,6 +61,7 @@ class Origin:
     backbone: Path
     backbone_digest: str
     volume_shape: tuple[int, int, int]
+    fine: int
     input_size: int
     saliency: str
     saliency_digest: str
@@ -211,7 +213,7 @@ def _rescue(old: h5py.File, partial: Path, origin: Origin) -> None:
 
 def _parts(origin: Origin) -> dict[str, tuple[int, ...]]:
     """What is computed of each row, and its shape."""
-    return {"volumes": origin.volume_shape, "saliency": origin.volume_shape[1:]}
+    return {"volumes": origin.volume_shape, "saliency": map_shape(origin.volume_shape, origin.fine)}
 
 
 def _lay_out(file: h5py.File, origin: Origin) -> None:
@@ -240,7 +242,7 @@ def _describe(file: h5py.File, origin: Origin) -> None:
     texts |= {"backbone_digest": origin.backbone_digest, "saliency": origin.saliency, "saliency_digest": origin.saliency_digest}
     for name, text in texts.items():
         put_text(file, name, text)
-    file.attrs["input_size"], file.attrs["volume_shape"] = origin.input_size, origin.volume_shape
+    file.attrs["input_size"], file.attrs["volume_shape"], file.attrs["fine"] = origin.input_size, origin.volume_shape, origin.fine
     file.attrs["image_size"] = scenes.split(scenes.splits[0]).image_size
 
 
@@ -278,7 +280,7 @@ class FeatureWriter:
 
         Args:
             volumes: float16 (n, C, h, w), contiguous; on any device.
-            saliency: float32 (n, h, w), on the same.
+            saliency: float32 (n, h, w) or (n, 2h, 2w), on the same.
 
         Raises:
             OSError: an earlier write failed. FileError: an earlier batch was not finite, or its saliency below 0.

@@ -204,10 +204,9 @@ def find_backbone(loaded: LoadedPolicy, device: torch.device | str = "cpu", name
     if folder is None:
         place = f"not at {named}" if named else f"neither at {recorded} nor under {RUNS}/" if recorded else f"not under {RUNS}/"
         raise FileError(f"the backbone the policy was trained with (weights {digest[:12]}) is {place}", "name that one" if named else hint)
-    from hsal_cli.vision.backbone import finer, load_backbone
+    from hsal_cli.vision.backbone import giving, load_backbone
 
-    backbone = load_backbone(folder, device=device)
-    return dataclasses.replace(backbone, model=finer(backbone.model, meta.volume_shape[1]))
+    return giving(load_backbone(folder, device=device), meta.volume_shape)
 
 
 def backbone_folder(digest: str, *places: Path | str | None) -> Path | None:

@@ -144,7 +144,7 @@ def look(
         names: one an image; None: their numbers from 1.
         places: where each image stands, "SPLIT/ROW" in a scene file, by which maps from files are found; None: the names.
     """
-    from hsal_cli.features.saliency.models import saliency_model
+    from hsal_cli.features.saliency.models import saliency_model, seen_by_saliency
     from hsal_cli.vision.images import to_input
 
     device = next(policy.policy.parameters()).device
@@ -162,7 +162,8 @@ def look(
             inputs = torch.cat([to_input(picture[None].to(device), backbone.model.input_size) for picture in batch])
             volumes = backbone.volumes(inputs)
             # One by one: pictures may differ in size.
-            shown = zip(batch, volumes[:, None], standing[start : start + BATCH], strict=True)
+            stages = seen_by_saliency(volumes, backbone.model.channels)
+            shown = zip(batch, stages[:, None], standing[start : start + BATCH], strict=True)
             maps = torch.cat([saliency(picture[None].to(device), volume, [place]) for picture, volume, place in shown])
             episode = policy.policy(volumes, maps, choose=greedy, max_steps=max_steps or policy.max_steps)
         unlike = policy.trust.unlike(volumes, maps)

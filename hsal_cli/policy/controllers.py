@@ -14,9 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hsal_cli.policy.maps import GaussianAttention, column, highest_cell, zeros
+from hsal_cli.policy.maps import GaussianAttention, cells_above, column, highest_cell, patches, zeros
 from hsal_cli.policy.shared import Linear, linear
 from hsal_cli.policy.variant import Variant
 
@@ -132,6 +133,8 @@ class WinnerTakeAll(nn.Module):
 
 
 PRIORITY_WEIGHT = 10.0  # a cell of half the highest priority starts at e^-5 of its probability
+PRIORITY_UNIT = 30.0  # of that weight where it is learned from 0: it then comes to the other's start within some hundred steps of Adam
+TAKEN = -1e4  # score of a cell that was looked at: its probability is 0, and 0 times its logarithm still a number
 Pick = Callable[[Tensor], Tensor]
 """pick(location logits (n, h * w)) -> cells (n,)"""
 
@@ -155,15 +158,16 @@ class Controller(nn.Module):
     Args:
         variant: as it is on the map.
         labels: K + 1.
-        volume_shape: (C, h, w) of the volumes.
+        channels: C of the volumes, without those of a finer stage.
+        height, width: cells of the maps.
     """
 
-    def __init__(self, variant: Variant, labels: int, volume_shape: tuple[int, int, int]) -> None:
+    def __init__(self, variant: Variant, labels: int, channels: int, height: int, width: int) -> None:
         super().__init__()
-        channels, height, width = volume_shape
         cells = height * width
         self.glimpses = variant.glimpses
         self.sees_priority = variant.location_input == "priority"
+        self.apart = variant.glimpses_apart == "yes"
         encode, hidden = variant.controller_encode, variant.controller_hidden
         # The largest norm that a state in [-1, 1] can have, so that the few cells of the priority map are not lost beside it. Measured:
         # glimpses land where saliency is highest after 60 updates; without it, 1,200 were not enough.
@@ -175,6 +179,15 @@ class Controller(nn.Module):
         bound = (cells + labels + cells + channels) ** -0.5
         for part in (self.encode_context.weight, self.encode_context.bias, self.encode_location.weight, self.encode_glimpse.weight):
             nn.init.uniform_(part, -bound, bound)
+        # A fine glimpse takes the place of a column; normalised, for its stage is on a scale of its own.
+        looks_finer = variant.glimpse == "fine"
+        self.fine_norm = self.encode_fine = None
+        reads = cells_above(height, width) if variant.fine else None  # at each cell of the map; None: the volume's column there
+        if looks_finer:
+            reads = patches(height, width)
+            numbers_read = variant.fine // 4 * reads.shape[1]
+            self.fine_norm, self.encode_fine = nn.LayerNorm(numbers_read), nn.Linear(numbers_read, channels)
+        self.register_buffer("reads", reads, persistent=False)
         self.gru = GRU(encode, hidden)
         self.location = nn.Sequential(
             nn.Linear(hidden + (cells if self.sees_priority else 0), variant.location_hidden),
@@ -183,7 +196,9 @@ class Controller(nn.Module):
         )
         # Added to the scores, P_t lets the head start where priority is highest and learn when to depart from it. Measured: read through
         # the MLP alone, the head settles on cells of priority 0.84 and its entropy falls to 0.05 before it finds better ones.
-        self.priority_weight = nn.Parameter(torch.tensor(PRIORITY_WEIGHT)) if self.sees_priority else None
+        # For fine glimpses it is learned from 0 on, so that an untrained policy looks anywhere.
+        self.priority_unit, start = (PRIORITY_UNIT, 0.0) if looks_finer else (1.0, PRIORITY_WEIGHT)
+        self.priority_weight = nn.Parameter(torch.tensor(start)) if self.sees_priority else None
         self.label = nn.Linear(hidden, labels)
         self.value = nn.Linear(hidden, 1)
 
@@ -192,7 +207,7 @@ class Controller(nn.Module):
         priority: Tensor,
         memory: Tensor,
         glimpse: Tensor,
-        volumes: Tensor,
+        seen: Tensor,
         state: Tensor | None,
         pick: Pick,
         linear: Linear = linear,
@@ -203,7 +218,7 @@ class Controller(nn.Module):
             priority: (B, h, w), P_t.
             memory: (B, K + 1), y_{t-1}.
             glimpse: (B, C), g_0.
-            volumes: (B, h * w, C).
+            seen: (B, h * w, C), what a glimpse reads at each cell; fine: as `finer_columns` gives it, of any float type.
             state: (B, hidden), the last state of the meta-step before, or None for zeros.
             pick: takes a cell for each row of location logits (B, h * w).
             linear: multiplies by the weights.
@@ -221,9 +236,12 @@ class Controller(nn.Module):
             states.append(state.detach())
             if i < self.glimpses:
                 with torch.no_grad():
-                    scores.append(self._location_scores(states[-1], shown))
+                    scores.append(self._without(self._location_scores(states[-1], shown), cells))
                 cells.append(pick(scores[-1]))
-                glimpse = column(volumes, cells[-1])
+                glimpse = column(seen, cells[-1] if self.reads is None else self.reads[cells[-1]])
+                if self.fine_norm is not None and self.encode_fine is not None:
+                    glimpse = self.fine_norm(glimpse.to(priority.dtype))
+                    glimpse = F.relu(linear(glimpse, self.encode_fine.weight, self.encode_fine.bias))
         size = len(state)
         return ControllerStep(
             logits=self.label(states[-1]).detach(),
@@ -233,13 +251,14 @@ class Controller(nn.Module):
             state=state,
         )
 
-    def heads(self, states: Tensor, state: Tensor, priority: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, states: Tensor, state: Tensor, priority: Tensor, glimpses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The three heads, for any number n of meta-steps at once: no state waits for what they say, only for what is chosen by it.
 
         Args:
             states: (n, k + 1, hidden), detached.
             state: (n, hidden), the last of them, not detached.
             priority: (n, h, w), P_t.
+            glimpses: (n, k), the cells chosen.
 
         Returns:
             Label logits (n, K + 1), location logits (n, k, h * w) and values (n, k + 1).
@@ -248,6 +267,9 @@ class Controller(nn.Module):
         if shown is not None:
             shown = (*(part[:, None].expand(-1, self.glimpses, -1).flatten(0, 1) for part in shown[:2]), shown[2])
         location_logits = self._location_scores(looking, shown).view(len(state), self.glimpses, priority[0].numel())
+        if self.apart and self.glimpses > 1:
+            each = [self._without(scores, list(glimpses.unbind(1)[:i])) for i, scores in enumerate(location_logits.unbind(1))]
+            location_logits = torch.stack(each, 1)
         return self.label(state), location_logits, self.value(states).squeeze(2)
 
     def _shown(self, priority: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -260,7 +282,11 @@ class Controller(nn.Module):
         priority = priority.detach().flatten(1)
         of_state, of_priority = first.weight.split([first.in_features - priority.shape[1], priority.shape[1]], 1)
         hidden = torch.addmm(first.bias, priority, of_priority.t(), alpha=self.priority_gain)
-        return hidden, torch.addcmul(last.bias, priority, self.priority_weight), of_state
+        return hidden, torch.addcmul(last.bias, priority, self.priority_weight, value=self.priority_unit), of_state
+
+    def _without(self, scores: Tensor, taken: list[Tensor]) -> Tensor:
+        """Scores (n, h * w), where glimpses are kept apart without the cells (n,) that this meta-step has looked at."""
+        return scores.scatter(1, torch.stack(taken, 1), TAKEN) if self.apart and taken else scores
 
     def _location_scores(self, known: Tensor, shown: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
         """Scores (B, h * w) of the cells for the next glimpse, from the state (B, hidden), detached, and P_t (see `_shown`)."""

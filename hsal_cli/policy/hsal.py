@@ -7,9 +7,10 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from hsal_cli.errors import UsageError
 from hsal_cli.policy.controllers import Controller, MetaController, Pick, WinnerTakeAll
 from hsal_cli.policy.episode import Choose, Episode, Source, draw, with_shift
-from hsal_cli.policy.maps import FLAT, gaussian_masks, inhibit, initial_glimpse, min_max, one_hot, priority_map
+from hsal_cli.policy.maps import FLAT, finer_columns, gaussian_masks, inhibit, initial_glimpse, min_max, one_hot, priority_map
 from hsal_cli.policy.shared import Linear, SharedWeights
 from hsal_cli.policy.stop_head import StopHead
 from hsal_cli.policy.variant import Variant
@@ -23,8 +24,8 @@ class HSAL(nn.Module):
     Args:
         variant: what it is made of; kept as `variant`, as it is on these maps.
         classes: labels without stop, K.
-        volume_shape: (C, h, w) of the volumes.
-        volume_scale: standard deviation of the volumes of the training split; they are divided by it. Stored with the weights.
+        volume_shape: (C + fine, h, w) of the volumes, `variant.fine` of them a finer stage's.
+        volume_scale: standard deviation of the C first channels in the training split; they are divided by it. Stored with the weights.
     """
 
     def __init__(self, variant: Variant, classes: int, volume_shape: tuple[int, int, int], volume_scale: float = 1.0) -> None:
@@ -32,12 +33,20 @@ class HSAL(nn.Module):
         self.classes = classes
         self.stop = classes
         self.volume_shape = tuple(volume_shape)
-        _, height, width = self.volume_shape
+        channels, (height, width) = volume_shape[0] - variant.fine, volume_shape[1:]
+        if variant.fine:  # maps are those of the finer stage
+            height, width = 2 * height, 2 * width
+        self.map_shape = height, width
         self.variant = variant = variant.on_map(height * width)
+        if variant.glimpse == "fine" and not variant.fine:
+            raise UsageError(
+                "glimpse = fine, and the features hold no finer stage",
+                "make them with: hsal precompute --resolution fine; or leave --set glimpse=fine out",
+            )
         self.meta_controller = (
             WinnerTakeAll(variant) if variant.mask == "winner-take-all" else MetaController(variant, classes + 1, height, width)
         )
-        self.controller = Controller(variant, classes + 1, self.volume_shape)
+        self.controller = Controller(variant, classes + 1, channels, height, width)
         self.stop_head = StopHead() if variant.stop_input == "state+saliency" else None
         self.register_buffer("volume_scale", torch.tensor(float(volume_scale)))
 
@@ -57,8 +66,8 @@ class HSAL(nn.Module):
         """Rolls the policy out over a batch.
 
         Args:
-            volumes: (B, C, h, w), raw, of any float type; fastest in channels_last order.
-            saliency: (B, h, w), raw, at least 0.
+            volumes: (B, C + fine, h, w), raw, of any float type; fastest in channels_last order.
+            saliency: (B, h, w), raw, at least 0; with a finer stage (B, 2h, 2w), and so are all maps.
             choose: names the labels; called once a meta-step with the examples still active (see `choosing.Choose`).
             steps: (B,) int64, how many meta-steps each example takes, whatever it is labelled.
             max_steps: without `steps`, an example ends after it names stop (that step is part of the episode), or after this many; with
@@ -89,11 +98,12 @@ class HSAL(nn.Module):
         if self.variant.saliency_transform == "sqrt":
             saliency = saliency.clamp(min=0).sqrt()
         first = min_max(saliency, torch.finfo(dtype).tiny)
-        channels, height, width = self.volume_shape
+        channels, (height, width) = self.volume_shape[0] - self.variant.fine, self.volume_shape[1:]
         columns = torch.empty(size, height * width, channels, device=device, dtype=dtype)  # so that one column lies together
         live = _Live(
             rows=rows,
-            volumes=columns.copy_(volumes.flatten(2).transpose(1, 2)).div_(self.volume_scale),
+            volumes=columns.copy_(volumes[:, :channels].flatten(2).transpose(1, 2)).div_(self.volume_scale),
+            fine=finer_columns(volumes[:, channels:]) if self.variant.glimpse == "fine" else None,
             first=first,
             saliency=saliency if self.variant.update == "raw" else first,
             memory=torch.zeros(size, self.classes + 1, device=device, dtype=dtype),
@@ -131,7 +141,8 @@ class HSAL(nn.Module):
         gaussians, live.meta_state = self.meta_controller(saliency, memory, live.meta_state, linear)
         mask, inhibiting = self.masks(gaussians, saliency)
         priority = priority_map(mask, saliency)
-        step = self.controller(priority, memory, initial_glimpse(mask, live.volumes), live.volumes, live.state, pick, linear)
+        seen = live.volumes if live.fine is None else live.fine
+        step = self.controller(priority, memory, initial_glimpse(mask, live.volumes), seen, live.state, pick, linear)
         scores, told = step.logits, {}
         if stop_counts and self.stop_head is not None:
             with torch.no_grad():
@@ -157,7 +168,9 @@ class HSAL(nn.Module):
             return labels
         if self.variant.controller_state == "carry":
             live.state = step.state
-        live.saliency = inhibit(live.saliency, inhibiting, step.glimpses, self.variant.inhibition == "normalized")
+        # Of glimpses kept apart all but the first may fall on what lies beside the object, which is to be found later.
+        looked = step.glimpses[:, :1] if self.variant.glimpses_apart == "yes" else step.glimpses
+        live.saliency = inhibit(live.saliency, inhibiting, looked, self.variant.inhibition == "normalized")
         live.memory = one_hot(labels, self.classes + 1, memory)
         return labels
 
@@ -201,7 +214,7 @@ class HSAL(nn.Module):
         heads: dict[str, Tensor] = {}
         if torch.is_grad_enabled():
             heads["logits"], heads["location_logits"], heads["values"] = self.controller.heads(
-                found["states"], found["state"], found["priority"]
+                found["states"], found["state"], found["priority"], found["glimpses"]
             )
         else:
             heads["values"] = self.controller.value(found["states"]).squeeze(2)
@@ -214,7 +227,7 @@ class HSAL(nn.Module):
     def _check(self, volumes: Tensor, saliency: Tensor, steps: Tensor | None, max_steps: int | None, dense: bool) -> None:
         if tuple(volumes.shape[1:]) != self.volume_shape:
             raise ValueError(f"volumes have shape {tuple(volumes.shape)}, this policy takes (B, {', '.join(map(str, self.volume_shape))})")
-        if tuple(saliency.shape) != (len(volumes), *self.volume_shape[1:]):
+        if tuple(saliency.shape) != (len(volumes), *self.map_shape):
             raise ValueError(f"saliency maps have shape {tuple(saliency.shape)}, the volumes {tuple(volumes.shape)}")
         if max_steps is None and (steps is None or dense):
             raise ValueError("neither steps nor max_steps is given, or dense without max_steps: the roll-out has no end")
@@ -236,6 +249,7 @@ class _Live:
     first: Tensor  # (n, h, w), S_0
     saliency: Tensor  # (n, h, w), what inhibition of return has left
     memory: Tensor  # (n, K + 1)
+    fine: Tensor | None  # raw, what a fine glimpse reads (see `finer_columns`); None: it reads the volume's columns
     meta_state: Tensor | None = None  # (n, hidden), the meta-controller's h_{t-1}; None is zeros
     state: Tensor | None = None  # (n, hidden), the controller's
 

@@ -247,12 +247,14 @@ def initial_glimpse(mask: Tensor, volumes: Tensor) -> Tensor:
     """The initial glimpse g_0: the volume's columns, weighted by the mask.
 
     Args:
-        mask: (B, h, w), M_t.
+        mask: (B, h, w), M_t; on a map of twice the cells (B, 2h, 2w), of which each of the volume's has the mean of its four.
         volumes: (B, h * w, C).
 
     Returns:
         (B, C).
     """
+    if mask[0].numel() > volumes.shape[1]:
+        mask = F.avg_pool2d(mask[:, None], 2)[:, 0]
     # As a row times a matrix: on a CPU, torch takes ten times as long for the same product of a matrix and a column.
     return (mask.flatten(1)[:, None] @ volumes).squeeze(1)
 
@@ -262,12 +264,38 @@ def column(volumes: Tensor, cell: Tensor) -> Tensor:
 
     Args:
         volumes: (B, h * w, C).
-        cell: (B,), row * w + column, from 0.
+        cell: (B,), row * w + column, from 0; or (B, m), several cells.
 
     Returns:
-        (B, C).
+        (B, C); of several cells (B, m * C), one after the other.
     """
-    return volumes.gather(1, cell[:, None, None].expand(-1, 1, volumes.shape[2])).squeeze(1)
+    cells = cell.view(len(cell), -1, 1)
+    return volumes.gather(1, cells.expand(-1, -1, volumes.shape[2])).flatten(1)
+
+
+def finer_columns(stage: Tensor) -> Tensor:
+    """The columns of a finer stage with a rim of zeros, which `patches` reads.
+
+    Args:
+        stage: (B, 4 * C, h, w), the 2 x 2 cells of each cell, as `pixel_unshuffle` orders them.
+
+    Returns:
+        (B, (2h + 2) * (2w + 2), C).
+    """
+    return F.pad(F.pixel_shuffle(stage, 2), (1, 1, 1, 1)).flatten(2).transpose(1, 2).contiguous()
+
+
+def patches(height: int, width: int) -> Tensor:
+    """Which of `finer_columns` a fine glimpse reads at each cell of a map (height, width): 3 x 3 of them, (height * width, 9)."""
+    down, across = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    corner = (down * (width + 2) + across).view(-1, 1)
+    return corner + torch.tensor([row * (width + 2) + column for row in range(3) for column in range(3)])
+
+
+def cells_above(height: int, width: int) -> Tensor:
+    """The cell of the volume that holds each cell of a map (height, width) of twice its cells, (height * width, 1)."""
+    down, across = torch.meshgrid(torch.arange(height) // 2, torch.arange(width) // 2, indexing="ij")
+    return (down * (width // 2) + across).view(-1, 1)
 
 
 def inhibit(saliency: Tensor, mask: Tensor, glimpses: Tensor, normalized: bool) -> Tensor:

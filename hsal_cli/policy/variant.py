@@ -19,7 +19,7 @@ from hsal_cli.typed import Odd
 
 PAPER_CELLS = 49  # of the paper's maps, 7 x 7
 # Values that came later, with the one way that there was before them.
-LATER = {"aspect": 1.0, "update": "normalized"}
+LATER = {"aspect": 1.0, "update": "normalized", "glimpse": "column", "glimpses_apart": "no", "fine": 0}
 # Values that there are no more, and which of them is what every policy does now.
 GONE = {"memory": "last", "shape": "round"}
 STORED_HINT = "read it with the hsal that made it, or train a new policy: hsal train"
@@ -31,6 +31,16 @@ class Variant:
     """What a policy is, and what its objective reads of it."""
 
     glimpses: int = setting(2, "Overt glimpses a meta-step, k (appendix A: 2).", low=0, high=64)
+    glimpse: Literal["column", "fine"] = setting(
+        "column",
+        "What an overt glimpse reads at its cell: column: the volume's column, as in the paper; fine: the 2 x 2 cells of an earlier, finer "
+        "stage (section 5.2, lower-level activations at attended areas), which `hsal precompute --resolution fine` stores.",
+    )
+    glimpses_apart: Literal["no", "yes"] = setting(
+        "no",
+        "Inhibition of return within a meta-step: yes: no cell is looked at twice, the priority of one that was is no longer a reward, and "
+        "the first alone loses all its saliency.",
+    )
     gaussians: int = setting(5, "Components of the Gaussian attention mask, K (appendix A: 5).", low=1, high=64)
     meta_encode: int = setting(128, "Width of the meta-controller's input encoding (appendix A: 128).", low=1, high=8192)
     meta_hidden: int = setting(128, "Units of the meta-controller's GRU (appendix A: 128).", low=1, high=8192)
@@ -100,9 +110,12 @@ class Variant:
     # Not to be chosen: `on_map` settles them when a policy is made.
     reach: float = setting(3.0, "Largest offset of an anchored centre, cells of the map.", above=0, fixed=True)
     cells: int = setting(PAPER_CELLS, "Cells of the map that beta and reach are for.", low=1, fixed=True)
+    fine: int = setting(0, "Channels of the volume that are a finer stage's, the last ones.", low=0, fixed=True)
 
     def __post_init__(self) -> None:
         check(self, SET_HINT)
+        if self.glimpses_apart == "yes" and self.glimpses > self.cells:
+            raise UsageError(f"there are {self.cells} cells, and glimpses = {self.glimpses} are to fall on as many", "take fewer glimpses")
         if self.stop == "sampled" and self.stop_input == "state+saliency":
             raise UsageError(
                 "stop is sampled, and a head that reads the saliency map can only be trained by supervision",

@@ -12,12 +12,14 @@ from hsal_cli.errors import UsageError
 from hsal_cli.settings import SEED_LIMIT, check, setting
 
 DATASETS = ("mnist-multiset", "mnist-set", "mnist-single")
-RECIPES = {**{name: name for name in DATASETS}, "multiset": "mnist-multiset", "set": "mnist-set", "single": "mnist-single"}
+SEARCH = "mnist-search"
+RECIPES = {name: name for name in DATASETS} | {"multiset": "mnist-multiset", "set": "mnist-set", "single": "mnist-single"}
+RECIPES[SEARCH] = "mnist-multiset"  # with other settings
 
 
 def made_by(path: Path) -> str:
     """The hint for a scene file that is missing, or that is none: the command that makes it."""
-    if path.stem in (*DATASETS, "street-numbers", "svhn-multiset"):
+    if path.stem in (*DATASETS, SEARCH, "street-numbers", "svhn-multiset"):
         return f"make it with: hsal make-data {path.stem} --out {shlex.quote(str(path))}"
     return f"of your own images make it with: hsal make-data folder --images DIR --labels FILE --out {shlex.quote(str(path))}"
 
@@ -124,6 +126,17 @@ class SceneSettings:
                 f"{self.clutter} pieces of clutter of {self.clutter_size} px do not fit on the authors' board of {self.image_size} px",
                 f"take at most {(self.image_size // self.clutter_size) ** 2} pieces",
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSettings(SceneSettings):
+    """How images to search are composed: 6 to 10 digits, as in the visual search of AdaptiveNN (2025), whose sizes are not stated."""
+
+    train: int = setting(8_000, "Training images.", low=0, high=100_000_000)
+    test: int = setting(2_000, "Test images.", low=0, high=100_000_000)
+    image_size: int = setting(224, "Side of the square images, px.", low=8, high=4096)
+    count: tuple[int, int] = setting((6, 10), "Fewest and most digits in an image.", low=0, high=64)
+    digit_size: tuple[int, int] = setting((28, 48), "Smallest and largest side of a digit, px.", low=4, high=4096)
 
 
 @dataclasses.dataclass(frozen=True)

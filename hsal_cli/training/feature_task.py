@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hsal_cli.errors import first_line, out_of_memory
@@ -37,17 +38,20 @@ def held_on(device: torch.device, data: FeatureRows) -> tuple[Tensor, Tensor] | 
     return columns.view(size, height, width, channels).permute(0, 3, 1, 2), moved(data.saliency, device)
 
 
-def mirrored(volumes: Tensor, saliency: Tensor, ways: Tensor) -> tuple[Tensor, Tensor]:
+def mirrored(volumes: Tensor, saliency: Tensor, ways: Tensor, fine: int = 0) -> tuple[Tensor, Tensor]:
     """Volumes (n, C, h, w) and saliency maps (n, h, w) in another arrangement, which holds the same multiset.
 
     Args:
         ways: (n,) of 0..7; by bits: columns reversed, rows reversed, and rows made columns where there are as many of them.
+        fine: channels of a finer stage, the last ones, whose cells change places too.
     """
+    parts = [saliency[:, None], volumes[:, : volumes.shape[1] - fine]]
+    parts += [F.pixel_shuffle(volumes[:, -fine:], 2)] if fine else []
     turns = [lambda maps: maps.flip(-1), lambda maps: maps.flip(-2), lambda maps: maps.transpose(-1, -2)]
     for bit, turn in enumerate(turns[: 3 if saliency.shape[1] == saliency.shape[2] else 2]):
-        chosen = (ways >> bit & 1).bool().to(volumes.device)[:, None, None]
-        volumes, saliency = torch.where(chosen[:, None], turn(volumes), volumes), torch.where(chosen, turn(saliency), saliency)
-    return volumes, saliency
+        chosen = (ways >> bit & 1).bool().to(volumes.device)[:, None, None, None]
+        parts = [torch.where(chosen, turn(part), part) for part in parts]
+    return torch.cat([parts[1], F.pixel_unshuffle(parts[2], 2)], 1) if fine else parts[1], parts[0][:, 0]
 
 
 class FeatureTask(ModelTask, abc.ABC):
@@ -155,7 +159,7 @@ class FeatureTask(ModelTask, abc.ABC):
             batch = self.data.select(self.order[places][draws.places])
             volumes, saliency = moved(batch.volumes, self.device), moved(batch.saliency, self.device)
         if self.settings.mirror:
-            volumes, saliency = mirrored(volumes, saliency, draws.randint(8))
+            volumes, saliency = mirrored(volumes, saliency, draws.randint(8), self.data.fine)
         return self.labels[order], volumes, saliency
 
     def taken(self, step: int) -> int:

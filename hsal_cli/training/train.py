@@ -123,6 +123,11 @@ def volume_scale(parts: Iterable[Tensor]) -> float:
     return math.sqrt(max(square / count - (total / count) ** 2, 1e-12))
 
 
+def _scale_of(material: Material) -> float:
+    channels = material.shape[0] - material.table.fine
+    return volume_scale(part[:, :channels] for part in material.table.parts())
+
+
 def left_to_right(table: FeatureRows) -> FeatureRows:
     """Orders the labels of each image by their boxes' left edges, for the list task; unchanged without boxes."""
     if table.boxes is None:
@@ -141,7 +146,7 @@ class Material:
         rows: those of `table` to train on.
         held_out: the others, up to `VALIDATION_MOST`.
         classes: names.
-        shape: of a volume, (C, h, w).
+        shape: of a volume, (C + fine, h, w).
         digests: what config.json and checkpoints say of the data's origin.
         window: images held in memory at a time; 0: all.
         fit: how the images became squares.
@@ -192,7 +197,7 @@ def train(
     """
     device = choose_device(device)
     material = _read(features, settings, None, memory, reporter)
-    model, described = _model(material, variant, settings, volume_scale(material.table.parts()))
+    model, described = _model(material, variant, settings, _scale_of(material))
     model.to(device)
     started = start_from(model, described["kind"], init_from, material.classes) if init_from else None
     config = {
@@ -249,7 +254,7 @@ def resume(
             f"{material.features} is not the feature file that {out} was trained on",
             f"train a new run: hsal train --data {material.features}",
         )
-    scale = policy_meta(before).volume_scale if before else volume_scale(material.table.parts())
+    scale = policy_meta(before).volume_scale if before else _scale_of(material)
     model, described = _model(material, config.variant, longer, scale)
     model.to(device)
     if config.init_from and before is None:
@@ -308,7 +313,7 @@ def _model(material: Material, variant: Variant, settings: TrainSettings, scale:
         most = max(1, int(count_labels(material.table.labels, classes).max()))  # images may hold no object at all
         counts = CountClassifier(classes, material.shape, most, scale)
         return counts, {"kind": "count", "count": {"most": counts.most, "hidden": counts.hidden}, "volume_scale": scale}
-    policy = HSAL(variant, classes, material.shape, scale)
+    policy = HSAL(dataclasses.replace(variant, fine=material.table.fine), classes, material.shape, scale)
     return policy, {"kind": "policy", "variant": as_dict(policy.variant), "volume_scale": scale}
 
 

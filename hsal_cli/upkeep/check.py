@@ -132,7 +132,8 @@ def _check_features(path: Path, report: Report, reporter: Reporter) -> None:
     with open_features(path) as features, _progress(reporter, path, len(features)) as advance:
         made_from = features.scenes_digest, features.backbone_digest, features.saliency_digest
         # Cells that were asked for count where the backbone has fewer of its own, which is not told here.
-        sides = (None, features.volume_shape[1]) if features.config.raw.get("resolution") else (None,)
+        asked = features.config.raw.get("resolution")
+        sides = (asked,) if asked == "fine" else (None, features.volume_shape[1]) if asked else (None,)
         if features.digest not in [features_digest(*made_from, side) for side in sides]:
             report.fault("its digest is not that of the scene file, the backbone and the saliency model that it names")
         for name in features.splits:

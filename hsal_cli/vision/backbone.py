@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -27,6 +28,7 @@ from hsal_cli.vision.images import MEAN, STD
 from hsal_cli.vision.timm_networks import normalisation, trunk_of
 
 STRIDES = (32, 16, 8)
+FINE = "fine"  # a resolution: the network's own cells, with a finer stage behind each
 PROBED = 64  # px; the side of an image that a network is tried out on
 MAKE_HINT = "make one with: hsal finetune"
 
@@ -71,6 +73,9 @@ class ActivationModel(nn.Module):
         dilate: whether convolutions behind a removed stride are dilated.
         channels: of the volume; a ResNet has 512.
 
+    Attributes:
+        fine: channels of the finer stage that `with_finer_stage` puts behind the volume's own; 0: none.
+
     Raises:
         UsageError: no such network, or it cannot have that stride or those channels.
         HsalError: torchvision does not fit torch, or timm is not installed.
@@ -104,6 +109,7 @@ class ActivationModel(nn.Module):
             mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation(arch))
             self.register_buffer("scale", torch.tensor(STD).view(3, 1, 1) / std)
             self.register_buffer("shift", (torch.tensor(MEAN).view(3, 1, 1) - mean) / std)
+        self.fine, self._finer_stage = 0, ""
         _set_stride(self, own, self.stride, dilate)
         self.to(memory_format=torch.channels_last)
 
@@ -114,8 +120,20 @@ class ActivationModel(nn.Module):
             images: (B, 3, s, s), normalised as `images.to_input` does; any s that is a multiple of the stride.
 
         Returns:
-            (B, C, s / stride, s / stride), >= 0.
+            (B, C + fine, s / stride, s / stride), >= 0 in the first C channels; behind them, of each cell, the 2 x 2 cells of the finer
+            stage, as `pixel_unshuffle` orders them.
         """
+        if not self.fine:
+            return self._volume(images)
+        stage: list[Tensor] = []
+        hook = self.get_submodule(self._finer_stage).register_forward_hook(lambda module, inputs, output: stage.append(output))
+        try:
+            volume = self._volume(images)
+        finally:
+            hook.remove()
+        return torch.cat([volume, F.pixel_unshuffle(stage[0], 2)], 1)
+
+    def _volume(self, images: Tensor) -> Tensor:
         x = images.contiguous(memory_format=torch.channels_last)
         if self.arch not in RESNETS:
             return self.neck(self.trunk(x * self.scale + self.shift)[-1])
@@ -229,6 +247,52 @@ def finer(model: ActivationModel, resolution: int) -> ActivationModel:
     return model
 
 
+def with_finer_stage(model: ActivationModel) -> ActivationModel:
+    """A copy that gives, behind each column of the volume, what the last stage of twice its cells has there (`--resolution fine`).
+
+    Section 5.2: "lower-level activations at attended areas". The volume itself stays as it is. A stage is what no block that goes from
+    twice to once the cells has within: of a ResNet layer3, or layer2 where layer4 keeps its resolution.
+
+    Raises:
+        UsageError: no stage has twice the cells.
+    """
+    model = copy.deepcopy(model)
+    names = {module: name for name, module in model.named_modules()}
+    cells, found, halving = PROBED // model.stride, [], []
+
+    def hear(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        before, after = (side.shape[-1] if isinstance(side, Tensor) and side.dim() == 4 else 0 for side in (*inputs[:1], output))
+        if after == 2 * cells:
+            found.append((names[module], output.shape[1]))
+        elif before == 2 * cells and after == cells:
+            halving.append(names[module] + ".")
+
+    with _watched(model, nn.Module, hear):
+        _probe(model)
+    stages = [stage for stage in found if not stage[0].startswith(tuple(halving))]
+    if not stages:
+        raise UsageError(
+            f"{model.arch} has no stage of {2 * model.resolution} x {2 * model.resolution} cells",
+            "take the volume alone: --set glimpse=column",
+        )
+    model._finer_stage, channels = stages[-1]
+    model.fine = 4 * channels
+    return model
+
+
+def at_resolution(backbone: LoadedBackbone, resolution: str | None) -> LoadedBackbone:
+    """A backbone whose volumes are those of `precompute --resolution`: of so many cells, with a finer stage ("fine"), or (None) its own."""
+    if resolution is None:
+        return backbone
+    model = backbone.model
+    return dataclasses.replace(backbone, model=with_finer_stage(model) if resolution == FINE else finer(model, int(resolution)))
+
+
+def giving(backbone: LoadedBackbone, shape: tuple[int, int, int]) -> LoadedBackbone:
+    """A backbone whose volumes have the shape (C, h, w) of those that a policy was trained on."""
+    return at_resolution(backbone, FINE if shape[0] > backbone.model.channels else str(shape[1]))
+
+
 def fused(model: ActivationModel) -> ActivationModel:
     """A copy for inference whose BatchNorms are folded into the convolutions before them: the same up to rounding, 8% faster on a CPU.
 
@@ -315,7 +379,7 @@ class LoadedBackbone:
             images: (B, 3, s, s), as `images.to_input` gives them, on the model's device.
 
         Returns:
-            (B, 512, h, w) float32, without gradients.
+            (B, C + fine, h, w) float32, without gradients.
         """
         model = self._fused  # not made in the block, where it would be tried out in half precision
         with torch.inference_mode(), forward_context(images.device):
@@ -325,6 +389,8 @@ class LoadedBackbone:
     def refined(self) -> str | None:
         """The `precompute --resolution` that gives this model's volumes; None where they are the fine-tuned network's own."""
         side = self.model.resolution
+        if self.model.fine:
+            return FINE
         return None if side == self.meta.resolution else str(side)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hsal_cli.errors import UsageError
@@ -111,6 +112,11 @@ def activation_saliency(volumes: Tensor) -> Tensor:
     Summed in float32, since squares of half-precision activations overflow.
     """
     return volumes.float().square().sum(dim=1)
+
+
+def seen_by_saliency(volumes: Tensor, channels: int) -> Tensor:
+    """What a saliency model is shown of volumes (B, C + fine, h, w): themselves, or their finer stage, (B, fine / 4, 2h, 2w)."""
+    return F.pixel_shuffle(volumes[:, channels:], 2) if volumes.shape[1] > channels else volumes
 
 
 class ActivationSaliency:
