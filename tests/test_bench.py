@@ -101,7 +101,8 @@ def hand_count(settings: Variant, steps: list[int], classes: int, shape: tuple[i
         multiplications += (cells + labels) * encode + (k + 1) * (channels * encode + encode * 3 * hidden)
         carried = t > 0 and settings.controller_state == "carry"  # a state of zeros is not multiplied
         multiplications += (k + carried) * hidden * 3 * hidden
-        heads = k * ((hidden + cells) * settings.location_hidden + settings.location_hidden * cells)
+        # The location head reads P_t once a meta-step, the state at each glimpse.
+        heads = (k * hidden + (k + 1) * cells) * settings.location_hidden
         heads += hidden * labels + CHANNELS * (settings.stop_input == "state+saliency")
         multiplications += times_heads * heads + (k + 1) * hidden
         total += 2 * active * multiplications
