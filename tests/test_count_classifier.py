@@ -158,6 +158,6 @@ def test_its_verdicts_speak_of_the_loss_since_it_has_no_reward(trained) -> None:
 
     record = read_record(trained.path)
     scores = [0.5, 0.8, 0.9, 0.6, 0.5, 0.4]
-    rows = [{"epoch": place + 1, "exact_match": score, "loss": 3.0 - 0.4 * place} for place, score in enumerate(scores)]
+    rows = [{"epoch": place + 1, "exact_match": score, "macro_f1": score, "loss": 3.0 - 0.4 * place} for place, score in enumerate(scores)]
     said = verdicts(dataclasses.replace(record, rows=rows))[0].text
     assert record.kind == "count" and "overfits since epoch 3" in said and "loss in training fell from 2.200 to 1.000" in said

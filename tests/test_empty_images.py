@@ -265,7 +265,7 @@ def test_an_empty_image_whose_counts_are_right_scores_1(tmp_path: Path) -> None:
     torch.nn.init.zeros_(model.fc.weight)
     torch.nn.init.constant_(model.fc.bias, -9.0)  # softplus gives 0 of each
     assert data.score(model, 2, CPU) == 1
-    shown = data.loss(torch.full((3, 2), -9.0), torch.zeros(3, 2))
+    shown = data.loss(torch.full((3, 2), 1e-4), torch.zeros(3, 2))
     assert float(shown.right) == 3 and torch.isfinite(shown.loss)
 
 
