@@ -79,7 +79,10 @@ def test_every_greedy_evaluation_tests_it_and_sampled_ones_do_not() -> None:
     for one in (*looking["glimpses"].values(), *looking["masks"].values()):
         assert one["lost"] == pytest.approx(looking["exact_match"] - one["exact_match"])
         assert one["lost_ci95"][0] <= one["lost"] <= one["lost_ci95"][1]
-    assert "looking" not in evaluate(policy(), table, ["a", "b"], EvalSettings(sample=2, resamples=20), 4)
+    for changes in ({"sample": 2}, {"looking": 0}):
+        assert "looking" not in evaluate(policy(), table, ["a", "b"], EvalSettings(resamples=20, **changes), 4)
+    fewer = evaluate(policy(), table, ["a", "b"], EvalSettings(batch_size=8, looking=11, resamples=20), 4)
+    assert fewer["looking"]["images"] == 11 and fewer["examples"] == 20
 
 
 @pytest.mark.parametrize(("changes", "share"), [({"glimpses": 1}, None), ({"glimpses": 2, "glimpses_apart": "yes"}, 0.0)])

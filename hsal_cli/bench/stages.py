@@ -170,7 +170,8 @@ def train(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
 
 
 def evaluating(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
-    """`evaluate`, metrics and intervals included, beside the matrix products of the policy's forward pass alone."""
+    """`evaluate`, metrics and intervals included and no test of looking, beside the products of the policy's forward pass alone."""
+    evaluation = dataclasses.replace(evaluation, looking=0)
     device, policy, most = shop.device, shop.stopping_policy(), shop.most_labels + 2
     some = shop.table.select(slice(0, RECORDED * evaluation.batch_size))
     with MatrixProducts() as products:

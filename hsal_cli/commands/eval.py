@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PANELS = {
     "What": "run pretrained data split fixations",
-    "How": "batch_size sample max_steps resamples seed preset config",
+    "How": "batch_size sample max_steps looking resamples seed preset config",
     "Where": "device yes",
     "Output": "out json",
 }

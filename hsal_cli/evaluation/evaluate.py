@@ -75,7 +75,9 @@ def evaluate(
         raise UsageError("a direct baseline takes no steps, so there are none to sample or to cap", "leave --sample and --max-steps out")
     max_steps, times = settings.max_steps or max_steps, max(settings.sample, 1)
     true, results, stretch = label_counts(table.labels, policy.classes), [], distributed.stretch(len(table), settings.batch_size)
-    looking = Looking(policy, max_steps, settings.seed, settings.resamples, stretch.start) if looks and not settings.sample else None
+    looking = None
+    if looks and settings.looking and not settings.sample:
+        looking = Looking(policy, max_steps, settings.seed, settings.resamples, settings.looking, stretch.start)
     with reporter.track("evaluating", len(stretch) * times, "images") as advance:
 
         def seen(part: FeatureTable, episode: Episode | None) -> None:

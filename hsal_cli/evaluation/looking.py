@@ -23,7 +23,6 @@ from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.maps import gaussian_masks, highest_cell
 from hsal_cli.policy.shared import Linear
 
-IMAGES = 2_000  # at most, the first of a split: each takes ten roll-outs more
 GLIMPSES = ("random", "center", "saliency", "second", "none")
 MASKS = ("uniform", "center", "saliency", "turned")
 WORTHLESS = 0.01  # of exact match: a part whose loss is surely below it decides nothing
@@ -115,24 +114,25 @@ def replaced(policy: HSAL, glimpses: str | None = None, mask: str | None = None)
 
 
 class Looking:
-    """Collects roll-outs with replaced parts beside the policy's own, up to `IMAGES` images.
+    """Collects roll-outs with replaced parts beside the policy's own, up to so many images.
 
     Args:
         policy: in evaluation mode.
         max_steps: cap on meta-steps.
         seed: of random cells and of the bootstrap.
         resamples: of the bootstrap.
+        images: of the first so many of the split.
         first: row of the split at which this worker begins.
     """
 
-    def __init__(self, policy: HSAL, max_steps: int, seed: int, resamples: int, first: int = 0):
+    def __init__(self, policy: HSAL, max_steps: int, seed: int, resamples: int, images: int, first: int = 0):
         ways = {("glimpses", way): replaced(policy, glimpses=way) for way in (GLIMPSES if policy.variant.glimpses else ())}
         self._policies = ways | {("masks", way): replaced(policy, mask=way) for way in MASKS}
         self._classes, self._max_steps, self._seed, self._resamples = policy.classes, max_steps, seed, resamples
         self._own: list[np.ndarray] = []
         self._right: dict[tuple[str, str], list[np.ndarray]] = {way: [] for way in self._policies}
         self._together: list[np.ndarray] = []  # of each meta-step that names a label, whether its glimpses share one cell
-        self._row = first
+        self._row, self._images = first, images
 
     def add(self, volumes: Tensor, saliency: Tensor, labels: Tensor, own: Episode) -> None:
         """Adds a batch.
@@ -142,7 +142,7 @@ class Looking:
             labels: (B, L), padded with -1.
             own: what the policy did with them.
         """
-        size, start = min(max(IMAGES - self._row, 0), len(labels)), self._row
+        size, start = min(max(self._images - self._row, 0), len(labels)), self._row
         self._row += len(labels)
         if not size:
             return

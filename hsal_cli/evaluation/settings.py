@@ -15,6 +15,12 @@ class EvalSettings:
     batch_size: int = setting(256, "Images rolled out together.", low=1, high=65536)
     sample: int = setting(0, "Sample labels and glimpses, this many roll-outs an image, instead of one greedy roll-out.", low=0, high=1000)
     max_steps: int | None = setting(None, "Cap on meta-steps; unset: most labels seen in training plus 2.", low=1, high=1000)
+    looking: int = setting(
+        2000,
+        "Images, the first of the split, on which it is tested whether it matters where the policy looks, by ten roll-outs more; 0: none.",
+        low=0,
+        high=1_000_000_000,
+    )
     resamples: int = setting(1000, "Bootstrap resamples for the 95% intervals.", low=1, high=1_000_000)
     seed: int = setting(0, "Seed of the bootstrap and of sampling.", low=0, high=SEED_LIMIT)
 

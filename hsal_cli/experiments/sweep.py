@@ -207,7 +207,7 @@ def _evaluate(
     precompute(scenes, backbone.path, features, settings, device, reporter)
     # A policy trained on 1 to 4 objects is given the meta-steps that more objects take.
     most = max(loaded.max_steps, condition.scenes.count[1] + 2)
-    scores = evaluate_file(loaded, features, EvalSettings(max_steps=most), device, reporter)
+    scores = evaluate_file(loaded, features, EvalSettings(max_steps=most, looking=0), device, reporter)
     for file in (features, scenes):
         file.unlink()
     return scores

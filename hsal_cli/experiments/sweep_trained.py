@@ -57,7 +57,7 @@ class Bench:
             return self.features if scenes is None else self._with_saliency(scenes, saliency)
 
         def evaluate() -> dict[str, Any]:
-            return evaluate_file(load_policy(place, "best", self.device), features(), EvalSettings(), self.device, self.reporter)
+            return evaluate_file(load_policy(place, "best", self.device), features(), EvalSettings(looking=0), self.device, self.reporter)
 
         if anew or state_of_run(place) != "done":
             self.reporter.say(f"{name}: training for {self.train.epochs} epochs")
