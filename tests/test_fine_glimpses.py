@@ -28,7 +28,8 @@ from hsal_cli.training.feature_task import mirrored
 from hsal_cli.training.objectives import losses, make_targets
 from hsal_cli.training.train import train
 from hsal_cli.upkeep.check import check_path
-from hsal_cli.vision.backbone import ActivationModel, fused, load_backbone, with_finer_stage
+from hsal_cli.vision.backbone import ActivationModel, fused, load_backbone
+from hsal_cli.vision.resolution import with_finer_stage
 
 CPU = torch.device("cpu")
 FINE = dataclasses.replace(SMALL, glimpse="fine", glimpses=2, glimpses_apart="yes")

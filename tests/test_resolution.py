@@ -25,7 +25,8 @@ from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.storage.hdf5 import attribute, put_text, seal
 from hsal_cli.training.train import train
 from hsal_cli.upkeep.check import check_path
-from hsal_cli.vision.backbone import ActivationModel, finer, load_backbone
+from hsal_cli.vision.backbone import ActivationModel, load_backbone
+from hsal_cli.vision.resolution import finer
 
 CPU = torch.device("cpu")
 SMALL = {"controller_encode": 8, "controller_hidden": 8, "location_hidden": 4, "meta_encode": 8, "meta_hidden": 8}

@@ -33,9 +33,10 @@ from hsal_cli.storage import checkpoints
 from hsal_cli.training.train import train
 from hsal_cli.upkeep.check import check_path
 from hsal_cli.vision import timm_networks
-from hsal_cli.vision.backbone import ActivationModel, finer, fused, load_backbone
+from hsal_cli.vision.backbone import ActivationModel, fused, load_backbone
 from hsal_cli.vision.images import MEAN, STD
 from hsal_cli.vision.initial import initial_weights
+from hsal_cli.vision.resolution import finer
 
 timm = pytest.importorskip("timm", reason="timm is not installed: pip install 'hsal[timm]'")
 LITE0, TINY = "timm:tf_efficientnet_lite0", "timm:test_efficientnet"

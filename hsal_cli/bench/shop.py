@@ -27,7 +27,8 @@ from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.settings import as_dict
 from hsal_cli.storage.checkpoints import write_checkpoint
 from hsal_cli.storage.files import digest_of_file
-from hsal_cli.vision.backbone import ActivationModel, with_finer_stage
+from hsal_cli.vision.backbone import ActivationModel
+from hsal_cli.vision.resolution import with_finer_stage
 
 ROWS = 4096  # of features, 200 MB at 7 x 7 cells: far more than a cache holds
 PATTERNS = 256  # of them differ

@@ -28,9 +28,10 @@ from hsal_cli.scenes.scene_file import SceneFile, SceneSplit, open_scenes
 from hsal_cli.settings import as_dict
 from hsal_cli.storage.atomic import cannot_write
 from hsal_cli.storage.hdf5 import format_of
-from hsal_cli.vision.backbone import FINE, LoadedBackbone, at_resolution, load_backbone
+from hsal_cli.vision.backbone import FINE, LoadedBackbone, load_backbone
 from hsal_cli.vision.devices import autocast_gains, choose_device, fitting
 from hsal_cli.vision.images import to_input
+from hsal_cli.vision.resolution import at_resolution
 
 AGAIN = "run the same command again to continue"
 DEFAULTS = PrecomputeSettings()

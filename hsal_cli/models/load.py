@@ -204,7 +204,8 @@ def find_backbone(loaded: LoadedPolicy, device: torch.device | str = "cpu", name
     if folder is None:
         place = f"not at {named}" if named else f"neither at {recorded} nor under {RUNS}/" if recorded else f"not under {RUNS}/"
         raise FileError(f"the backbone the policy was trained with (weights {digest[:12]}) is {place}", "name that one" if named else hint)
-    from hsal_cli.vision.backbone import giving, load_backbone
+    from hsal_cli.vision.backbone import load_backbone
+    from hsal_cli.vision.resolution import giving
 
     return giving(load_backbone(folder, device=device), meta.volume_shape)
 

@@ -110,7 +110,7 @@ class ActivationModel(nn.Module):
             self.register_buffer("scale", torch.tensor(STD).view(3, 1, 1) / std)
             self.register_buffer("shift", (torch.tensor(MEAN).view(3, 1, 1) - mean) / std)
         self.fine, self._finer_stage = 0, ""
-        _set_stride(self, own, self.stride, dilate)
+        set_stride(self, own, self.stride, dilate)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class ActivationModel(nn.Module):
         return self.fc(summed / self.resolution**2)
 
 
-def _probe(model: nn.Module) -> Tensor:
+def probe(model: nn.Module) -> Tensor:
     """The volume of a picture that needs no random numbers."""
     weight = next(model.parameters())
     values = torch.linspace(-2, 2, 3 * PROBED**2, dtype=weight.dtype, device=weight.device)
@@ -169,7 +169,7 @@ def _probe(model: nn.Module) -> Tensor:
 
 
 @contextlib.contextmanager
-def _watched(model: nn.Module, kind: type[nn.Module], hear: Any) -> Any:
+def watched(model: nn.Module, kind: type[nn.Module], hear: Any) -> Any:
     """Calls hear(module, inputs, output) of every module of a kind that works in the block, with the model in evaluation mode."""
     training = model.training
     hooks = [module.register_forward_hook(hear) for module in model.modules() if isinstance(module, kind)]
@@ -182,7 +182,7 @@ def _watched(model: nn.Module, kind: type[nn.Module], hear: Any) -> Any:
             hook.remove()
 
 
-def _set_stride(model: ActivationModel, now: int, wanted: int, dilate: bool) -> None:
+def set_stride(model: ActivationModel, now: int, wanted: int, dilate: bool) -> None:
     """Takes strides out of the last convolutions that have one, until a volume's cells lie `wanted` px apart instead of `now`.
 
     Raises:
@@ -196,8 +196,8 @@ def _set_stride(model: ActivationModel, now: int, wanted: int, dilate: bool) -> 
         places[conv] = PROBED // inputs[0].shape[-1], PROBED // output.shape[-1]
 
     try:
-        with _watched(model, nn.Conv2d, hear):
-            _probe(model)
+        with watched(model, nn.Conv2d, hear):
+            probe(model)
         for conv, (before, after) in places.items():
             if after > max(before, wanted):
                 conv.stride = (max(1, wanted // before),) * 2
@@ -205,8 +205,8 @@ def _set_stride(model: ActivationModel, now: int, wanted: int, dilate: bool) -> 
             if dilate and before > wanted and conv.kernel_size != (1, 1):
                 conv.dilation = tuple(reach * before // wanted for reach in conv.dilation)
                 conv.padding = tuple(side * before // wanted for side in conv.padding)
-        with _watched(model, nn.Conv2d, lambda *_: None):
-            found = _probe(model).shape[-1]
+        with watched(model, nn.Conv2d, lambda *_: None):
+            found = probe(model).shape[-1]
     except (RuntimeError, TypeError, AssertionError):  # such as maps that no longer fit where branches meet
         found = 0
     if found != PROBED // wanted:
@@ -217,82 +217,6 @@ def _set_stride(model: ActivationModel, now: int, wanted: int, dilate: bool) -> 
         )
 
 
-def finer(model: ActivationModel, resolution: int) -> ActivationModel:
-    """A copy with finer volumes from the same weights and images, without training (`precompute --resolution`).
-
-    The last strides are taken out, and every convolution behind one is dilated, so that each weight sees the image at the scale it was
-    trained for: at every second cell (every fourth, with two strides out) the volume is that of `model`. The first of those cells is the
-    first one; with TensorFlow's padding, as in timm's tf_ networks, it is the second. Networks that average whole maps, such as
-    squeeze-and-excitation, give it about.
-
-    Args:
-        model: the trained network.
-        resolution: cells along a side of the new volume; as many as the model's own returns the model itself.
-
-    Raises:
-        UsageError: the model cannot give so many cells.
-    """
-    if resolution == model.resolution:
-        return model
-    possible = [model.resolution * times for times in (2, 4, 8) if model.stride // times >= 4]
-    if resolution not in possible:
-        raise UsageError(
-            f"resolution = {resolution} is not to be had from a backbone of {model.resolution} x {model.resolution} cells",
-            f"take one of: {', '.join(map(str, [model.resolution, *possible]))}",
-        )
-    model = copy.deepcopy(model)
-    before, model.stride = model.stride, model.input_size // resolution
-    _set_stride(model, before, model.stride, dilate=True)
-    model.resolution = resolution
-    return model
-
-
-def with_finer_stage(model: ActivationModel) -> ActivationModel:
-    """A copy that gives, behind each column of the volume, what the last stage of twice its cells has there (`--resolution fine`).
-
-    Section 5.2: "lower-level activations at attended areas". The volume itself stays as it is. A stage is what no block that goes from
-    twice to once the cells has within: of a ResNet layer3, or layer2 where layer4 keeps its resolution.
-
-    Raises:
-        UsageError: no stage has twice the cells.
-    """
-    model = copy.deepcopy(model)
-    names = {module: name for name, module in model.named_modules()}
-    cells, found, halving = PROBED // model.stride, [], []
-
-    def hear(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        before, after = (side.shape[-1] if isinstance(side, Tensor) and side.dim() == 4 else 0 for side in (*inputs[:1], output))
-        if after == 2 * cells:
-            found.append((names[module], output.shape[1]))
-        elif before == 2 * cells and after == cells:
-            halving.append(names[module] + ".")
-
-    with _watched(model, nn.Module, hear):
-        _probe(model)
-    stages = [stage for stage in found if not stage[0].startswith(tuple(halving))]
-    if not stages:
-        raise UsageError(
-            f"{model.arch} has no stage of {2 * model.resolution} x {2 * model.resolution} cells",
-            "take the volume alone: --set glimpse=column",
-        )
-    model._finer_stage, channels = stages[-1]
-    model.fine = 4 * channels
-    return model
-
-
-def at_resolution(backbone: LoadedBackbone, resolution: str | None) -> LoadedBackbone:
-    """A backbone whose volumes are those of `precompute --resolution`: of so many cells, with a finer stage ("fine"), or (None) its own."""
-    if resolution is None:
-        return backbone
-    model = backbone.model
-    return dataclasses.replace(backbone, model=with_finer_stage(model) if resolution == FINE else finer(model, int(resolution)))
-
-
-def giving(backbone: LoadedBackbone, shape: tuple[int, int, int]) -> LoadedBackbone:
-    """A backbone whose volumes have the shape (C, h, w) of those that a policy was trained on."""
-    return at_resolution(backbone, FINE if shape[0] > backbone.model.channels else str(shape[1]))
-
-
 def fused(model: ActivationModel) -> ActivationModel:
     """A copy for inference whose BatchNorms are folded into the convolutions before them: the same up to rounding, 8% faster on a CPU.
 
@@ -301,8 +225,8 @@ def fused(model: ActivationModel) -> ActivationModel:
     plain = copy.deepcopy(model).eval()
     model = copy.deepcopy(plain)
     heard: list[tuple[nn.Module, Tensor, Tensor]] = []
-    with _watched(model, (nn.Conv2d, nn.BatchNorm2d), lambda module, inputs, output: heard.append((module, inputs[0], output))):
-        wanted = _probe(model)
+    with watched(model, (nn.Conv2d, nn.BatchNorm2d), lambda module, inputs, output: heard.append((module, inputs[0], output))):
+        wanted = probe(model)
     names = {module: name for name, module in model.named_modules()}
     made = {id(output): module for module, _, output in heard if isinstance(module, nn.Conv2d)}
     calls = [module for module, _, _ in heard]
@@ -311,7 +235,7 @@ def fused(model: ActivationModel) -> ActivationModel:
         if isinstance(norm, nn.BatchNorm2d) and conv is not None and calls.count(conv) == calls.count(norm) == 1:
             _replace(model, names[conv], fuse_conv_bn_eval(conv, norm))
             _replace(model, names[norm], nn.Sequential(*norm.children()))  # timm's norms hold the activation; torch's hold nothing
-    changed = bool((_probe(model) - wanted).abs().max() > 1e-3 * wanted.abs().max())  # false of values that are not finite, too
+    changed = bool((probe(model) - wanted).abs().max() > 1e-3 * wanted.abs().max())  # false of values that are not finite, too
     return (plain if changed else model).to(memory_format=torch.channels_last)
 
 

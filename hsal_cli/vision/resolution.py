@@ -1,0 +1,88 @@
+"""How fine volumes are: fewer strides, or a finer stage behind the volume (`hsal precompute --resolution`)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+from torch import Tensor, nn
+
+from hsal_cli.errors import UsageError
+from hsal_cli.vision.backbone import FINE, PROBED, ActivationModel, LoadedBackbone, probe, set_stride, watched
+
+
+def finer(model: ActivationModel, resolution: int) -> ActivationModel:
+    """A copy with finer volumes from the same weights and images, without training (`precompute --resolution`).
+
+    The last strides are taken out, and every convolution behind one is dilated, so that each weight sees the image at the scale it was
+    trained for: at every second cell (every fourth, with two strides out) the volume is that of `model`. The first of those cells is the
+    first one; with TensorFlow's padding, as in timm's tf_ networks, it is the second. Networks that average whole maps, such as
+    squeeze-and-excitation, give it about.
+
+    Args:
+        model: the trained network.
+        resolution: cells along a side of the new volume; as many as the model's own returns the model itself.
+
+    Raises:
+        UsageError: the model cannot give so many cells.
+    """
+    if resolution == model.resolution:
+        return model
+    possible = [model.resolution * times for times in (2, 4, 8) if model.stride // times >= 4]
+    if resolution not in possible:
+        raise UsageError(
+            f"resolution = {resolution} is not to be had from a backbone of {model.resolution} x {model.resolution} cells",
+            f"take one of: {', '.join(map(str, [model.resolution, *possible]))}",
+        )
+    model = copy.deepcopy(model)
+    before, model.stride = model.stride, model.input_size // resolution
+    set_stride(model, before, model.stride, dilate=True)
+    model.resolution = resolution
+    return model
+
+
+def with_finer_stage(model: ActivationModel) -> ActivationModel:
+    """A copy that gives, behind each column of the volume, what the last stage of twice its cells has there (`--resolution fine`).
+
+    Section 5.2: "lower-level activations at attended areas". The volume itself stays as it is. A stage is what no block that goes from
+    twice to once the cells has within: of a ResNet layer3, or layer2 where layer4 keeps its resolution.
+
+    Raises:
+        UsageError: no stage has twice the cells.
+    """
+    model = copy.deepcopy(model)
+    names = {module: name for name, module in model.named_modules()}
+    cells, found, halving = PROBED // model.stride, [], []
+
+    def hear(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        before, after = (side.shape[-1] if isinstance(side, Tensor) and side.dim() == 4 else 0 for side in (*inputs[:1], output))
+        if after == 2 * cells:
+            found.append((names[module], output.shape[1]))
+        elif before == 2 * cells and after == cells:
+            halving.append(names[module] + ".")
+
+    with watched(model, nn.Module, hear):
+        probe(model)
+    stages = [stage for stage in found if not stage[0].startswith(tuple(halving))]
+    if not stages:
+        raise UsageError(
+            f"{model.arch} has no stage of {2 * model.resolution} x {2 * model.resolution} cells",
+            "take the volume alone: --set glimpse=column",
+        )
+    model._finer_stage, channels = stages[-1]
+    model.fine = 4 * channels
+    return model
+
+
+def at_resolution(backbone: LoadedBackbone, resolution: str | None) -> LoadedBackbone:
+    """A backbone whose volumes are those of `precompute --resolution`: of so many cells, with a finer stage ("fine"), or (None) its own."""
+    if resolution is None:
+        return backbone
+    model = backbone.model
+    return dataclasses.replace(backbone, model=with_finer_stage(model) if resolution == FINE else finer(model, int(resolution)))
+
+
+def giving(backbone: LoadedBackbone, shape: tuple[int, int, int]) -> LoadedBackbone:
+    """A backbone whose volumes have the shape (C, h, w) of those that a policy was trained on."""
+    return at_resolution(backbone, FINE if shape[0] > backbone.model.channels else str(shape[1]))
