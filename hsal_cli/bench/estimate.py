@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from hsal_cli.bench.shop import Shop
 from hsal_cli.bench.stages import MAKERS
+from hsal_cli.bench.timing import Piece
 from hsal_cli.errors import HsalError
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments.grid import Grid, Step
@@ -35,7 +36,7 @@ from hsal_cli.vision.backbone import CHANNELS
 LONG_S = 300.0  # work that takes longer is told before it starts
 PIECE_S = 0.3  # what a measured piece lasts, about
 # Images a second that a slow machine of two cores makes; what even these would do in LONG_S is begun without a measurement.
-SLOWEST = {"make-data": 1500.0, "finetune": 8.0, "precompute": 45.0, "train": 150.0, "eval": 500.0}
+SLOWEST = {"make-data": 1500.0, "finetune": 8.0, "precompute": 45.0, "train": 150.0, "eval": 500.0, "paint": 100.0, "read": 5.0}
 PACKED = 0.13  # bytes that a pixel of a scene file takes, measured on 100 px images
 BACKBONE_BYTES, POLICY_BYTES = 5.2e8, 5.0e7  # a run, with two checkpoints that hold the optimiser's state too
 
@@ -46,15 +47,17 @@ class Work:
 
     Attributes:
         what: in a few words.
-        images: stage of `hsal bench` -> images that pass through it.
+        images: stage of `hsal bench`, or of `pieces` -> images that pass through it.
         bytes: what it writes.
         asked: whether it begins only where somebody says so: it is not what the command is named for.
+        pieces: does and times a part of a stage that `hsal bench` does not have.
     """
 
     what: str
     images: dict[str, float]
     bytes: float = 0.0
     asked: bool = False
+    pieces: Mapping[str, Piece] = dataclasses.field(default_factory=dict)
 
 
 def may_be_long(works: Sequence[Work]) -> bool:
@@ -81,13 +84,14 @@ def seconds_of(
     scenes = dataclasses.replace(recipe.scenes, digits="strokes", mnist_dir=None, classes=None, class_names=None)
     recipe = dataclasses.replace(recipe, scenes=dataclasses.replace(scenes, train=max(scenes.train, 2000), test=0))
     speeds: dict[str, float] = {}
+    own = {stage: piece for work in works for stage, piece in work.pieces.items()}
     with tempfile.TemporaryDirectory(prefix="hsal-estimate-") as folder:
         shop = Shop(recipe, Path(folder), device, reporter)
         if backbone is not None:
             shop.backbone = backbone
         for stage in dict.fromkeys(stage for work in works for stage, count in work.images.items() if count):
-            piece = MAKERS[stage](shop, PIECE_S, EvalSettings(resamples=1)).work
-            if stage != "make-data":
+            piece = own[stage] if stage in own else MAKERS[stage](shop, PIECE_S, EvalSettings(resamples=1)).work
+            if stage not in ("make-data", *own):
                 piece()  # warms up
             units, took = piece()
             speeds[stage] = units / took
