@@ -26,7 +26,7 @@ from hsal_cli.features.table import open_features
 from hsal_cli.finetuning.finetune import is_own, plan, settle, way_of
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
-from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
+from hsal_cli.runs.settings import FEW_IMAGES, FinetuneSettings, TrainSettings
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings
@@ -51,6 +51,7 @@ class Work:
         bytes: what it writes.
         asked: whether it begins only where somebody says so: it is not what the command is named for.
         pieces: does and times a part of a stage that `hsal bench` does not have.
+        network: the one that is fine-tuned, and which images then pass through, with nothing left open; None: the recipe's.
     """
 
     what: str
@@ -58,6 +59,7 @@ class Work:
     bytes: float = 0.0
     asked: bool = False
     pieces: Mapping[str, Piece] = dataclasses.field(default_factory=dict)
+    network: FinetuneSettings | None = None
 
 
 def may_be_long(works: Sequence[Work]) -> bool:
@@ -82,7 +84,9 @@ def seconds_of(
     """
     # Drawn digits take as long as others, and are always at hand.
     scenes = dataclasses.replace(recipe.scenes, digits="strokes", mnist_dir=None, classes=None, class_names=None)
-    recipe = dataclasses.replace(recipe, scenes=dataclasses.replace(scenes, train=max(scenes.train, 2000), test=0))
+    networks = [work.network for work in works if work.network is not None] or [recipe.finetune]
+    scenes = dataclasses.replace(scenes, train=max(scenes.train, 2000), test=0)
+    recipe = dataclasses.replace(recipe, scenes=scenes, finetune=networks[0])
     speeds: dict[str, float] = {}
     own = {stage: piece for work in works for stage, piece in work.pieces.items()}
     with tempfile.TemporaryDirectory(prefix="hsal-estimate-") as folder:
@@ -113,12 +117,13 @@ def fine_tuning(scenes: Path, settings: FinetuneSettings, device: torch.device) 
     """Fine-tuning on a scene file, or on one that is still to be composed."""
     try:
         with open_scenes(scenes) as file:
-            has_boxes, own = file.split(file.splits[0]).boxes is not None, is_own(file)
+            has_boxes, own, images = file.split(file.splits[0]).boxes is not None, is_own(file), len(file.split(file.splits[0]))
         settings = dataclasses.replace(settings, objects=way_of(scenes, settings.objects))
     except HsalError:  # what is wrong with the file is for fine-tuning to say
-        has_boxes, own = True, False
-    settled = settle(settings, device, has_boxes, own)
-    return Work("fine-tuning the backbone", {"finetune": sum(count for _, count in plan(settled))}, BACKBONE_BYTES)
+        has_boxes, own, images = True, False, FEW_IMAGES
+    settled = settle(settings, device, has_boxes, own, images)
+    count = sum(count for _, count in plan(settled))
+    return Work("fine-tuning the backbone", {"finetune": count}, BACKBONE_BYTES, network=settled)
 
 
 def feature_work(out: Path, images: float, cells: int, asked: bool = False) -> list[Work]:
