@@ -176,7 +176,8 @@ def before_a_policy(data: Path, backbone: Path | None, recipe: Recipe, device: t
             works += [dataclasses.replace(work, asked=True) for work in before_a_backbone(single, recipe, device)]
         features = features_path(data, recipe.precompute.saliency, recipe.precompute.resolution)
         images = images_of(data, recipe.scenes)
-        works += feature_work(features, sum(images.values()), _cells(recipe))
+        viewed = ((recipe.precompute.views or 1) - 1) * images.get("train", 0)
+        works += feature_work(features, sum(images.values()) + viewed, _cells(recipe))
         return [*works, training(images.get("train", 0), recipe.train)]
     return [training(images_of(data, recipe.scenes).get("train", 0), recipe.train)]
 

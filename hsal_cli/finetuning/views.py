@@ -17,9 +17,9 @@ from torch import Tensor
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.vision.devices import moved
 from hsal_cli.vision.images import to_input
+from hsal_cli.vision.placing import GAIN, SCALE, SHIFT, TURN, placed
 
 ROOM = 1.15  # a crop's side over its object's
-SCALE, TURN, SHIFT = 0.12, 12.0, 0.06  # largest augmentation: relative size, degrees, share of half the image's side
 CPU = torch.device("cpu")
 POINTS = 8  # a side of the grid of points by which an object is in view
 
@@ -92,20 +92,12 @@ def views(
     else:
         centre_x = _centres(boxes[:, 0] / width, boxes[:, 2] / width, share / zoom, draws)
         centre_y = _centres(boxes[:, 1] / height, boxes[:, 3] / height, share / zoom, draws)
-    cosine, sine = torch.cos(turn) * share / zoom, torch.sin(turn) * share / zoom
-    centre = torch.stack([centre_x, centre_y], 1)
-    across, down = torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)  # where a step in the view leads in the image
-    if mirror:
-        ways = draws.randint(8)
-        across, down = (torch.where((ways & bit > 0)[:, None], -step, step) for bit, step in ((1, across), (2, down)))
-        turned = (ways & 4 > 0)[:, None]
-        across, down = torch.where(turned, down, across), torch.where(turned, across, down)
-    theta = torch.stack([across, down, centre], 2)
+    theta = placed(share / zoom, turn, torch.stack([centre_x, centre_y], 1), draws.randint(8) if mirror else None)
     grid = F.affine_grid(moved(theta, device), [count, 3, side, side], align_corners=False)
     # What lies outside of the image continues its border: an empty background of MNIST, a plausible one of photographs.
     seen = F.grid_sample(full, grid.to(full.dtype), padding_mode="border", align_corners=False)
     if augment:
-        gain = moved(torch.exp(uniform(0.25)), device)[:, None, None, None]
+        gain = moved(torch.exp(uniform(GAIN)), device)[:, None, None, None]
         floor = seen.amin(dim=(2, 3), keepdim=True)
         seen = floor + (seen - floor) * gain
     return seen, theta

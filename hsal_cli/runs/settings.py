@@ -15,7 +15,7 @@ from hsal_cli.vision.architectures import CHANNELS, check_architecture
 REWARDS = Registry("reward", "hsal.reward", ("multiset", "list"))
 HELD_OUT = 50  # fewer held-out images would tell hardly anything
 FEW_IMAGES = 2_000  # fewer are trained on in another way, unless settings are given
-ROLL_OUTS, MOST_EPOCHS, SMALL_BATCH = 12_000, 60, 32  # that way
+ROLL_OUTS, MOST_EPOCHS, SMALL_BATCH = 24_000, 150, 32  # that way
 # What hsal 0.1 could set and there is no more, with the one value that is left of it.
 GONE = {"feedback": "sampled", "return_to_go": False, "location_entropy": 0.0, "location_weight": 1.0, "value_weight": 0.5}
 

@@ -19,6 +19,7 @@ from hsal_cli.evaluation.evaluate import quick_scores
 from hsal_cli.evaluation.metrics import label_counts, trivial_baselines
 from hsal_cli.features.stream import FeatureStream, window_rows
 from hsal_cli.features.table import FeatureRows, FeatureTable, open_features
+from hsal_cli.features.views import VIEWS
 from hsal_cli.models.load import policy_meta
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.hsal import HSAL
@@ -143,7 +144,8 @@ class Material:
     Attributes:
         features: the file.
         table: its training split, in memory or as a stream.
-        rows: those of `table` to train on.
+        rows: those of `table` to train on, each in its first view.
+        views: of each image in the table: the first of all images, then the second of all, and so on.
         held_out: the others, up to `VALIDATION_MOST`.
         classes: names.
         shape: of a volume, (C + fine, h, w).
@@ -161,6 +163,7 @@ class Material:
     digests: dict[str, str]
     window: int
     fit: str
+    views: int = 1
 
 
 def train(
@@ -288,6 +291,9 @@ def _read(features: Path, settings: TrainSettings, window: int | None, memory: f
         table = left_to_right(table) if settings.task == "list" else table
         rows, held_out = hold_out(len(table), settings.validation, settings.seed)
         scored = file.table("train", held_out) if window else table.select(held_out)
+        views = 1
+        if (file.config.views or 1) > 1 and not window and settings.task == "multiset":  # a list has an order, which a mirror turns round
+            table, views = table.followed_by(file.table(VIEWS)), file.config.views
         fit = file.config.scenes_config.get("fit", "squash")
         digests = {
             "features_digest": file.digest,
@@ -295,7 +301,7 @@ def _read(features: Path, settings: TrainSettings, window: int | None, memory: f
             "backbone_digest": file.backbone_digest,
             "saliency": file.saliency,
         }
-        found = Material(features, table, rows, scored, file.classes, file.volume_shape, digests, window, fit)
+        found = Material(features, table, rows, scored, file.classes, file.volume_shape, digests, window, fit, views)
     say_missing_classes(table.labels, found.classes, features, reporter)
     return found
 
@@ -338,15 +344,16 @@ def _task(
         **material.digests,
     }
     make_task = {"count": CountTask, "set": SetTask}.get(settings.objective, PolicyTask)
-    return make_task(model, material.table, material.rows, material.held_out, settings, device, with_stored(meta, out))
+    data = model, material.table, material.rows, material.held_out
+    return make_task(*data, settings, device, with_stored(meta, out), material.views)
 
 
 def _run_through(task: FeatureTask, run: Run, config: dict[str, Any], progress: dict[str, Any] | None, reporter: Reporter) -> Run:
     """Trains from `progress` on, or from the start, to the end."""
     settings, device = task.settings, task.device
     reporter.say(
-        f"training by {settings.objective} on {len(task.rows):,} images, {len(task.held_out):,} held out, {settings.epochs} epochs, "
-        f"on {device}"
+        f"training by {settings.objective} on {len(task.rows):,} images{f' in {task.views} views' if task.views > 1 else ''}, "
+        f"{len(task.held_out):,} held out, {settings.epochs} epochs, on {device}"
     )
     if device.type == "cpu" and (line := threads.advice(torch.get_num_threads())):
         reporter.say(line)
