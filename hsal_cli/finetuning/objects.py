@@ -8,7 +8,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-import math
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from hsal_cli import distributed
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.finetuning.views import cell_centres, crowd, object_regions, on_objects, own_cells, share_in_view, view_centres, views
+from hsal_cli.policy.count_classifier import expected_counts
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.runs.settings import HELD_OUT, FinetuneSettings
 from hsal_cli.scenes.scene_file import open_scenes
@@ -281,8 +281,7 @@ class CountedImages(LabelledImages):
 
     def _expected(self, model: ActivationModel, volumes: Tensor) -> Tensor:
         """What each cell expects, (B, h, w, K)."""
-        cells = model.fc(volumes.permute(0, 2, 3, 1)).float()
-        return F.softplus(cells - math.log(cells[0, ..., 0].numel()))
+        return expected_counts(model.fc, volumes)
 
     def loss(self, rates: Tensor, labels: Tensor) -> LossSums:
         """Poisson's likelihood of the counts (B, K); and the accuracy of `score`."""

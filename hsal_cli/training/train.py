@@ -41,6 +41,7 @@ from hsal_cli.training.feature_task import FeatureTask
 from hsal_cli.training.objectives import Namer, losses, make_targets
 from hsal_cli.training.rewards import count_labels
 from hsal_cli.training.verdicts import mask_off_objects, supervised_stop
+from hsal_cli.vision.backbone import load_backbone
 from hsal_cli.vision.devices import choose_device, computing, fitting
 
 Model = HSAL | CountClassifier | SetPredictor
@@ -200,7 +201,7 @@ def train(
     """
     device = choose_device(device)
     material = _read(features, settings, None, memory, reporter)
-    model, described = _model(material, variant, settings, _scale_of(material))
+    model, described = _model(material, variant, settings, _scale_of(material), backbone)
     model.to(device)
     started = start_from(model, described["kind"], init_from, material.classes) if init_from else None
     config = {
@@ -258,7 +259,7 @@ def resume(
             f"train a new run: hsal train --data {material.features}",
         )
     scale = policy_meta(before).volume_scale if before else _scale_of(material)
-    model, described = _model(material, config.variant, longer, scale)
+    model, described = _model(material, config.variant, longer, scale, config.backbone and Path(config.backbone))
     model.to(device)
     if config.init_from and before is None:
         source = Path(config.init_from.path)
@@ -306,8 +307,11 @@ def _read(features: Path, settings: TrainSettings, window: int | None, memory: f
     return found
 
 
-def _model(material: Material, variant: Variant, settings: TrainSettings, scale: float) -> tuple[Model, dict[str, Any]]:
-    """The untrained model, on the CPU, and what its checkpoints say of its kind and settings."""
+def _model(
+    material: Material, variant: Variant, settings: TrainSettings, scale: float, backbone: Path | None
+) -> tuple[Model, dict[str, Any]]:
+    """The untrained model, on the CPU, and what its checkpoints say of its kind and settings; a count classifier goes on from a backbone
+    that learned counts."""
     torch.manual_seed(settings.seed)
     classes = len(material.classes)
     if settings.objective == "set":
@@ -317,10 +321,28 @@ def _model(material: Material, variant: Variant, settings: TrainSettings, scale:
         return named, {**described, "volume_scale": scale}
     if settings.objective == "count":
         most = max(1, int(count_labels(material.table.labels, classes).max()))  # images may hold no object at all
-        counts = CountClassifier(classes, material.shape, most, scale)
-        return counts, {"kind": "count", "count": {"most": counts.most, "hidden": counts.hidden}, "volume_scale": scale}
+        layer = _counting_layer(material, backbone)
+        counts = CountClassifier(classes, material.shape, most, scale, expecting=0 if layer is None else layer.in_features)
+        if layer is not None:
+            counts.expect(layer.weight, layer.bias)
+        sizes = {"most": counts.most, "hidden": counts.hidden, **({"expecting": counts.expecting} if layer is not None else {})}
+        return counts, {"kind": "count", "count": sizes, "volume_scale": scale}
     policy = HSAL(dataclasses.replace(variant, fine=material.table.fine), classes, material.shape, scale)
     return policy, {"kind": "policy", "variant": as_dict(policy.variant), "volume_scale": scale}
+
+
+def _counting_layer(material: Material, backbone: Path | None) -> torch.nn.Linear | None:
+    """The linear layer of the backbone behind the features, where that has learned counts (`finetune --objects counts`), else None."""
+    if backbone is None:
+        return None
+    for run in (backbone, backbone.parent.parent):  # a run, or one of its checkpoints
+        with contextlib.suppress(FileError):
+            if runs.open_run(run, "backbone").config.finetune.objects != "counts":
+                return None
+            loaded = load_backbone(backbone)
+            same = loaded.digest == material.digests["backbone_digest"] and loaded.model.resolution == material.shape[1]
+            return loaded.model.fc if same else None
+    return None
 
 
 def _task(
