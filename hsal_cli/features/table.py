@@ -9,7 +9,8 @@ are a finer stage's; absent in older files), `saliency` and `saliency_digest` (s
               the finer stage, where there is one
     labels    int16 (N, L), padded with -1, copied from the scene file
     boxes     int16 (N, L, 4) x0, y0, x1, y1 in px, half-open, padded with -1, copied; absent where the scene file has none
-and attribute `cut_off`, how many activations were above the most that float16 holds, which they were cut off at (absent in older files).
+A group `train-views` holds the other views of the training images, where there are any (see `features.views`), without boxes. Each has an
+attribute `cut_off`, how many activations were above the most that float16 holds, which they were cut off at (absent in older files).
 """
 
 from __future__ import annotations
