@@ -82,6 +82,7 @@ class ActivationModel(nn.Module):
     """
 
     channels = CHANNELS
+    _frozen: tuple[str, ...] = ()  # names of the layers that are not trained
 
     def __init__(self, arch: str, classes: int, input_size: int = 224, resolution: int = 7, dilate: bool = True, channels: int = CHANNELS):
         super().__init__()
@@ -110,7 +111,6 @@ class ActivationModel(nn.Module):
             self.register_buffer("scale", torch.tensor(STD).view(3, 1, 1) / std)
             self.register_buffer("shift", (torch.tensor(MEAN).view(3, 1, 1) - mean) / std)
         self.fine, self._finer_stage = 0, ""
-        self._frozen: tuple[str, ...] = ()  # names of the layers that are not trained
         set_stride(self, own, self.stride, dilate)
         self.to(memory_format=torch.channels_last)
 
