@@ -114,9 +114,12 @@ class NameAnywhere(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-make_data = typer.Typer(
-    cls=NameAnywhere, no_args_is_help=True, help="Make a data set: images, label multisets and boxes in one scene file."
-)
+app = typer.Typer(cls=NameAnywhere, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def make_data() -> None:
+    """Make a data set: images, label multisets and boxes in one scene file."""
 
 
 def _add(name: str, kind: type, panels: dict[str, str], make: Making, plan: str) -> None:
@@ -164,7 +167,7 @@ def _add(name: str, kind: type, panels: dict[str, str], make: Making, plan: str)
     kinds = {"settings": kind, "looks": LookSettings} if FRAME.items() <= panels.items() else {"settings": kind}
     left = tuple({"workers", "yes", "looks"}.difference(" ".join(panels.values()).split(), kinds))
     decorated = options(panels=panels, leave_out=left, **kinds)(command)
-    make_data.command(name, help=ABOUT[name], epilog=f"Example: {EXAMPLES[name]}")(decorated)
+    app.command(name, help=ABOUT[name], epilog=f"Example: {EXAMPLES[name]}")(decorated)
 
 
 def _begin(settings: Any, out: Path, yes: bool, preset: str | None, config: Path | None, tools: Tools) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hsal_cli.errors import first_line, out_of_memory
 from hsal_cli.features.table import FeatureRows, FeatureTable
+from hsal_cli.policy.maps import of_rows
 from hsal_cli.runs.loop import ModelTask, one_cycle
 from hsal_cli.runs.replica import Replica
 from hsal_cli.runs.seeds import Draws
@@ -159,7 +160,7 @@ class FeatureTask(ModelTask, abc.ABC):
         order = self.order_there[places]
         if self.held is not None:
             rows = order[draws.places]
-            volumes, saliency = self.held[0][rows], self.held[1][rows]
+            volumes, saliency = (of_rows(part, rows) for part in self.held)
         else:
             batch = self.data.select(self.order[places][draws.places])
             volumes, saliency = moved(batch.volumes, self.device), moved(batch.saliency, self.device)
