@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from hsal_cli import console
+from hsal_cli.commands.asking import Yes, paced
 from hsal_cli.commands.options import Device, Images, Json, numbers_in, options
 from hsal_cli.commands.policies import LOOKING, FrameOption, PretrainedOption, RunOption, check_look, images_in, load_with_backbone, looks
 from hsal_cli.commands.predict import MaxSteps, words
@@ -29,7 +30,7 @@ PANELS = {
     "What": "images data split rows labels run pretrained",
     "Also": "gif html",
     "The frame": LOOKING,
-    "How": "max_steps device",
+    "How": "max_steps device yes",
     "Output": "out json",
 }
 EXAMPLES = """Examples:
@@ -72,6 +73,7 @@ def visualize(
     ] = False,
     max_steps: MaxSteps = None,
     device: Device = "auto",
+    yes: Yes = False,
     json: Json = False,
 ) -> None:
     """Draw where the policy looked in images: glimpses, saliency, covert mask and priority map at each meta-step."""
@@ -109,7 +111,8 @@ def visualize(
     places = targets(wanted, out, kinds)
     documents, failed = [], False
     with console.stopping(reporter):
-        for number, (path, found) in enumerate(looks(wanted, run, device, max_steps, reporter, pretrained, frame, first)):
+        shown = looks(wanted, run, device, max_steps, reporter, pretrained, frame, first)
+        for number, (path, found) in enumerate(paced(shown, len(wanted), yes, reporter)):
             try:
                 if isinstance(found, HsalError):
                     raise found

@@ -15,6 +15,7 @@ SALIENCY_HELP = (
     "against their surround), spectral-residual, center (a Gaussian in the middle), file:PATH (any model's maps), or a model of your own "
     "(docs/python.md)."
 )
+VIEWS_OF_FEW = 20
 SALIENCY_MODELS = Registry("saliency model", "hsal.saliency", (*SALIENCY, "file"))
 
 
@@ -29,10 +30,24 @@ class PrecomputeSettings:
         "Cells along a side of the volumes, the backbone's own if not given; more come from the same weights, dilated. fine: its own, and "
         "behind each the 2 x 2 cells of an earlier stage, which --set glimpse=fine reads.",
     )
+    views: int | None = setting(
+        None,
+        "Views of each training image: itself, and others mirrored, turned, shifted, zoomed and of another contrast, one of which an epoch "
+        f"shows; unset: 1; `hsal train` takes {VIEWS_OF_FEW} where there are fewer than 2,000 images.",
+        low=1,
+        high=1000,
+    )
 
     def __post_init__(self) -> None:
         check(self)
-        saliency_kind(self.saliency)
+        if saliency_kind(self.saliency) == "file" and (self.views or 1) > 1:
+            raise UsageError(f"views = {self.views}: there are no maps of them in files", "leave --views out, or take another --saliency")
+
+    def for_few(self) -> PrecomputeSettings:
+        """These settings for few training images, which several views of each make more of, unless `views` was given."""
+        if self.views is not None or saliency_kind(self.saliency) == "file":
+            return self
+        return dataclasses.replace(self, views=VIEWS_OF_FEW)
 
 
 @dataclasses.dataclass(frozen=True)

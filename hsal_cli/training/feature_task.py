@@ -66,6 +66,8 @@ class FeatureTask(ModelTask, abc.ABC):
         settings: how.
         device: where to compute.
         meta: what the checkpoint says of the model.
+        views: of each image in `data`: the first of all images, to which `rows` point, then the second of all, and so on. An epoch shows
+            each image in one of them, drawn anew.
     """
 
     command = "hsal train"
@@ -80,10 +82,11 @@ class FeatureTask(ModelTask, abc.ABC):
         settings: TrainSettings,
         device: torch.device,
         meta: dict[str, Any],
+        views: int = 1,
     ):
         self.model, self.settings, self.device = model, settings, device
         self.data, self.rows, self.held_out, self._meta = data, rows, held_out, meta
-        self.epochs = settings.epochs
+        self.epochs, self.views = settings.epochs, views
         # Of an optimiser that may be captured, the learning rate is a tensor that a capture reads.
         on_gpu = device.type not in ("cpu", "mps")
         rate = torch.tensor(settings.learning_rate).to(device) if on_gpu else settings.learning_rate
@@ -111,6 +114,8 @@ class FeatureTask(ModelTask, abc.ABC):
         self.epoch = epoch
         draw = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + epoch) % 2**63)
         self.order = self.data.shuffled(self.rows, draw)
+        if self.views > 1:
+            self.order = self.order + len(self.data) // self.views * torch.randint(self.views, self.order.shape, generator=draw)
         self.order_there = moved(self.order, self.device)
 
     def step(self, step: int) -> tuple[int, dict[str, Tensor]]:
