@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PANELS = {
     "What": "run pretrained data split fixations",
-    "How": "batch_size sample max_steps looking resamples seed preset config",
+    "How": "batch_size sample max_steps stop_threshold looking resamples seed preset config",
     "Where": "device yes",
     "Output": "out json",
 }
@@ -285,6 +285,7 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
         made.append(_reliability(found["calibration"]))
     if "looking" in found:
         made.append(_looking(found["looking"]))
+    made.append(_work(found["flops"]))
     rows = [
         [count, f"{part['examples']:,}", number(part["exact_match"]), number(part["macro_f1"])] for count, part in found["by_count"].items()
     ]
@@ -346,6 +347,12 @@ def _looking(looking: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
     title = f"Does it matter where it looks? {looking['images']:,} images"
     title += "" if one_cell is None else f"; all glimpses on one cell in {one_cell:.1%} of the meta-steps"
     return title, ["instead", "exact match", "lost", "95% interval"], rows
+
+
+def _work(flops: dict[str, float | None]) -> tuple[str, list[str], list[list[str]]]:
+    parts = {"backbone": "backbone", "policy": "policy, as many meta-steps as it took", "image": "in all"}
+    rows = [[text, number(None if flops.get(name) is None else flops[name] / 1e6, 1)] for name, text in parts.items()]
+    return "Work an image, floating-point operations", ["part", "MFLOP"], rows
 
 
 def number(value: float | None, decimals: int = 3) -> str:

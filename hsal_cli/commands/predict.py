@@ -14,6 +14,7 @@ from hsal_cli import console
 from hsal_cli.commands.options import Device, Images, Json, Overwrite, options
 from hsal_cli.commands.policies import LOOKING, FrameOption, PretrainedOption, RunOption, check_look, images_in, looks
 from hsal_cli.errors import HsalError, UsageError
+from hsal_cli.evaluation.settings import STOP_HELP
 from hsal_cli.features.settings import LookSettings
 from hsal_cli.words import brief
 
@@ -28,11 +29,14 @@ EXAMPLES = """Examples:
   hsal predict image.png --json
       with glimpses, in cells and in pixels, and maps
 """
-PANELS = {"What": "run pretrained max_steps device", "The frame": LOOKING, "Output": "counts overwrite json"}
+PANELS = {"What": "run pretrained max_steps stop_threshold device", "The frame": LOOKING, "Output": "counts overwrite json"}
 HEAD = "image"  # the first column of a table of counts
 MaxSteps = Annotated[
     Optional[int],
     typer.Option("--max-steps", min=1, max=1000, help="Cap on meta-steps.", show_default="most labels seen in training plus 2"),
+]
+StopThreshold = Annotated[
+    Optional[float], typer.Option("--stop-threshold", min=0, max=1, help=STOP_HELP, show_default="stop is the likeliest")
 ]
 
 
@@ -44,6 +48,7 @@ def predict(
     pretrained: PretrainedOption = None,
     frame: FrameOption = "image",
     max_steps: MaxSteps = None,
+    stop_threshold: StopThreshold = None,
     counts: Annotated[
         Optional[Path],
         typer.Option("--csv", help="Also a table: a row an image, a column a class, how often it was named.", show_default=False),
@@ -64,7 +69,7 @@ def predict(
     table: list[tuple[Path, Look]] = []
     failed = False
     with console.stopping(reporter):
-        for path, found in looks(images_in(images), run, device, max_steps, reporter, pretrained, frame, first):
+        for path, found in looks(images_in(images), run, device, max_steps, reporter, pretrained, frame, first, stop_threshold):
             if isinstance(found, HsalError):
                 failed = True
                 console.print_error(found.message, found.hint)

@@ -12,7 +12,7 @@ import torch
 
 from hsal_cli.errors import FileError, HsalError, UsageError
 from hsal_cli.models.load import LoadedPolicy
-from hsal_cli.policy.episode import Episode, greedy, with_shift
+from hsal_cli.policy.episode import Episode, with_shift
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -165,7 +165,7 @@ def look(
             stages = seen_by_saliency(volumes, backbone.model.channels)
             shown = zip(batch, stages[:, None], standing[start : start + BATCH], strict=True)
             maps = torch.cat([saliency(picture[None].to(device), volume, [place]) for picture, volume, place in shown])
-            episode = policy.policy(volumes, maps, choose=greedy, max_steps=max_steps or policy.max_steps)
+            episode = policy.policy(volumes, maps, choose=policy.choose, max_steps=max_steps or policy.max_steps)
         unlike = policy.trust.unlike(volumes, maps)
         for place, picture in enumerate(batch):
             seen = look_at(episode, place, called[start + place], picture.numpy(), policy.classes, policy.trust.temperature)
