@@ -93,7 +93,7 @@ def evaluate(
                 add_reliability(plain, episode, part.labels, 1.0)
                 work.add("meta_steps", episode.active.sum(0).cpu().numpy())
             if trust.ranges:
-                sure.add("unlike", np.array([bool(said) for said in trust.unlike(part.volumes, part.saliency)]))
+                sure.add("unlike", np.array([bool(said) for said in trust.unlike(part.volumes[:, : policy.channels], part.saliency)]))
             advance(len(part))
             reporter.check_stop(STOPPED_HINT)
 
