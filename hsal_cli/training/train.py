@@ -313,10 +313,9 @@ def _model(material: Material, variant: Variant, settings: TrainSettings, scale:
         most = max(1, int(count_labels(material.table.labels, classes).max()))  # images may hold no object at all
         counts = CountClassifier(classes, material.shape, most, scale)
         return counts, {"kind": "count", "count": {"most": counts.most, "hidden": counts.hidden}, "volume_scale": scale}
-    side = material.held_out.saliency.shape[2] // material.shape[2]
-    policy = HSAL(
-        dataclasses.replace(variant, fine=material.table.fine, fine_side=side if material.table.fine else 2), classes, material.shape, scale
-    )
+    fine, maps = material.table.fine, material.held_out.saliency
+    variant = dataclasses.replace(variant, fine=fine, fine_side=maps.shape[2] // material.shape[2] if fine else 2)
+    policy = HSAL(variant, classes, material.shape, scale)
     return policy, {"kind": "policy", "variant": as_dict(policy.variant), "volume_scale": scale}
 
 

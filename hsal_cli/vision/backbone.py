@@ -148,7 +148,7 @@ class ActivationModel(nn.Module):
         return torch.cat([volume, F.pixel_unshuffle(stage[0], 2)], 1)
 
     def first_look(self, images: Tensor) -> Tensor:
-        """Whole images at half their size, by the stage that then has as many cells as the volume: (B, channels, h, w) of `with_windows`."""
+        """Whole images at half their size, by the stage that then has as many cells as the volume (`with_windows`): (B, C, h, w)."""
         seen: list[Tensor] = []
 
         def reached(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -90,7 +90,7 @@ def with_windows(model: ActivationModel) -> ActivationModel:
 
 
 def at_resolution(backbone: LoadedBackbone, resolution: str | None) -> LoadedBackbone:
-    """A backbone whose volumes are those of `precompute --resolution`: of so many cells, with a finer stage ("fine") or windows, or (None) its own."""
+    """A backbone with the volumes of `precompute --resolution`: of so many cells, with a finer stage, with windows, or (None) its own."""
     if resolution is None:
         return backbone
     made = {FINE: with_finer_stage, WINDOW: with_windows}.get(resolution)
