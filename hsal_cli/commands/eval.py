@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -234,7 +235,7 @@ def _features(
         images = sum(images_of(data, recipe.scenes).values())
         return feature_work(features_path(data, saliency, backbone.refined), images, backbone.model.resolution, asked=True)
 
-    begin(works, yes, recipe, device, reporter, backbone.path)
+    begin(works, yes, dataclasses.replace(recipe, precompute=settings), device, reporter, backbone.path)
     return ensure_features(data, backbone.path, reporter, device, settings)
 
 
@@ -350,7 +351,7 @@ def _looking(looking: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
 
 
 def _work(flops: dict[str, float | None]) -> tuple[str, list[str], list[list[str]]]:
-    parts = {"backbone": "backbone", "policy": "policy, as many meta-steps as it took", "image": "in all"}
+    parts = {"backbone": "backbone", "windows": "windows looked at", "policy": "policy, of the meta-steps it took", "image": "in all"}
     rows = [[text, number(None if flops.get(name) is None else flops[name] / 1e6, 1)] for name, text in parts.items()]
     return "Work an image, floating-point operations", ["part", "MFLOP"], rows
 

@@ -13,7 +13,7 @@ from hsal_cli import distributed
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.attention import Tally, add_attn_saliency, add_localization
 from hsal_cli.evaluation.calibration import add_reliability, reliability
-from hsal_cli.evaluation.flops import backbone_flops, policy_flops
+from hsal_cli.evaluation.flops import backbone_flops, cells_looked_at, policy_flops
 from hsal_cli.evaluation.looking import Looking
 from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, multiset_metrics, trivial_baselines
 from hsal_cli.evaluation.settings import EvalSettings
@@ -62,8 +62,8 @@ def evaluate(
         temperature 1; and `unlike`, the share of images that differ from all that the policy knows);
         `attn_saliency` (`raw`, `normalized`, `random`, `best`); where boxes are known `localization` (`glimpse_hit`, `mask_mass`,
         controls `random`, `area`, `center`, `saliency`, `reachable`, and `digits_once`, `repeat_visits`; see `attention`);
-        `looking` of greedy roll-outs (see `Looking.scores`); `flops`, of which `policy`, the mean of an image; `baselines`, with
-        train_labels (see `metrics`); `sample`, `max_steps` and `stop_threshold` as used.
+        `looking` of greedy roll-outs (see `Looking.scores`); of an image on average `flops`, those of the `policy`, and
+        `cells_looked_at`, by glimpses; `baselines`, with train_labels (see `metrics`); `sample`, `max_steps` and `stop_threshold` as used.
         A score of which there is no case, such as `glimpse_hit` of a policy without glimpses, is None; a direct baseline has no
         `calibration`, `localization` or `looking`, and its `attn_saliency` and `max_steps` are None.
 
@@ -92,6 +92,7 @@ def evaluate(
                 add_reliability(sure, episode, part.labels, trust.temperature)
                 add_reliability(plain, episode, part.labels, 1.0)
                 work.add("meta_steps", episode.active.sum(0).cpu().numpy())
+                work.add("cells", cells_looked_at(episode).cpu().numpy())
             if trust.ranges:
                 sure.add("unlike", np.array([bool(said) for said in trust.unlike(part.volumes[:, : policy.channels], part.saliency)]))
             advance(len(part))
@@ -104,7 +105,8 @@ def evaluate(
             scores = multiset_metrics(true, named, class_names, settings.resamples, settings.seed)
             scores["attn_saliency"] = dict.fromkeys(("raw", "normalized", "random", "best")) | attention.means()
             sure, plain, work = sure.together(), plain.together(), work.together()
-            scores["flops"] = {"policy": policy_flops(policy, work.means().get("meta_steps") or 0)}
+            means = work.means()
+            scores |= {"flops": {"policy": policy_flops(policy, means.get("meta_steps") or 0)}, "cells_looked_at": means.get("cells")}
             if looks:
                 scores["calibration"] = reliability(sure, trust.temperature) | {"ece_at_1": reliability(plain, 1.0)["ece"]}
                 scores["calibration"]["unlike"] = sure.means().get("unlike")
@@ -128,7 +130,7 @@ def evaluate_file(
     Returns:
         What `evaluate` gives, with baselines if the file has a training split, and `dataset` (the file's name without endings),
         `split`, `features`, `scenes_digest`, `checkpoint`, `objective`, `parameters` (how many numbers were learned); and in `flops`
-        `backbone`, and `image` in all, None where the backbone is nowhere.
+        `backbone`, `windows` (of the cells looked at, where the features have them) and `image` in all, None where the backbone is nowhere.
 
     Raises:
         FileError: the file is unusable, has no such split, or holds features of another backbone, other classes or another shape.
@@ -224,8 +226,15 @@ def _document(
 
     with fitting(device, settings.batch_size):
         found = evaluate(loaded.policy, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels, loaded.trust)
-    seen = None if backbone is None else backbone_flops(backbone.model)
-    found["flops"] |= {"backbone": seen, "image": None if seen is None else seen + found["flops"]["policy"]}
+    work: dict[str, float | None] = dict.fromkeys(("backbone", "windows", "image"))
+    if backbone is not None:
+        seen, window = backbone_flops(backbone.model)
+        # What reads windows and looks nowhere, a direct baseline, reads them all.
+        cells, policy = backbone.model.resolution**2, loaded.policy
+        if isinstance(policy, HSAL):
+            cells = found["cells_looked_at"] if policy.variant.glimpse == "window" else 0
+        work = {"backbone": seen, "windows": window * cells, "image": seen + window * cells + found["flops"]["policy"]}
+    found["flops"] |= work
     return {
         "dataset": dataset_of(source, loaded.meta.saliency),
         "split": settings.split,

@@ -1,4 +1,4 @@
-"""What an image costs: floating-point operations of the backbone and of the policy, two a multiplication with its addition."""
+"""What an image costs: floating-point operations of the backbone's looks and of the policy, two a multiplication with its addition."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from hsal_cli.policy.episode import Episode
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.vision.backbone import ActivationModel
 
@@ -20,11 +21,23 @@ def flops_of(work: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def backbone_flops(model: ActivationModel) -> int:
-    """FLOPs of one image's pass through an activation model."""
+def backbone_flops(model: ActivationModel) -> tuple[int, int]:
+    """FLOPs of an image's pass through an activation model, or of its first look alone, and of each window (0: it has none)."""
     weight = next(model.parameters())
     image = torch.zeros(1, 3, model.input_size, model.input_size, dtype=weight.dtype, device=weight.device)
-    return flops_of(lambda: model(image))
+    if not model.windows:
+        return flops_of(lambda: model(image)), 0
+    first = torch.zeros(1, dtype=torch.long, device=weight.device)
+    return flops_of(lambda: model.first_look(image)), flops_of(lambda: model.look_closer(image, first, first))
+
+
+def cells_looked_at(episode: Episode) -> Tensor:
+    """At how many cells each image was looked at, (B,); a cell that was glimpsed again counts once."""
+    steps, size, k = episode.glimpses.shape
+    cells = episode.masks[0, 0].numel() if steps else 1
+    seen = torch.zeros(size, cells + 1, dtype=torch.bool, device=episode.glimpses.device)
+    taken = torch.where(episode.active[..., None], episode.glimpses, cells)  # the last column is of steps that were not taken
+    return seen.scatter_(1, taken.transpose(0, 1).reshape(size, steps * k), True)[:, :cells].sum(1)
 
 
 def policy_flops(policy: torch.nn.Module, meta_steps: float) -> float:

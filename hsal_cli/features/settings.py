@@ -28,8 +28,8 @@ class PrecomputeSettings:
     resolution: Literal["7", "14", "28", "fine", "window"] | None = setting(
         None,
         "Cells along a side of the volumes, the backbone's own if not given; more come from the same weights, dilated. fine: its own, and "
-        "behind each the 2 x 2 cells of an earlier stage, which --set glimpse=fine reads. window: a first look at half the size, and behind "
-        "each cell the window around it at full size, which --set glimpse=window reads.",
+        "behind each the 2 x 2 cells of an earlier stage, which --set glimpse=fine reads. window: a first look at half the size, and "
+        "behind each cell the window around it at full size, which --set glimpse=window reads.",
     )
 
     def __post_init__(self) -> None:

@@ -133,7 +133,7 @@ class ActivationModel(nn.Module):
         """
         if not self.fine:
             return self._volume(images)
-        if self.fine_side == 1:
+        if self.windows:
             first = self.first_look(images)
             count, cells = len(images), first[0, 0].numel()
             rows, places = torch.arange(count).repeat_interleave(cells), torch.arange(cells).repeat(count)
@@ -146,6 +146,11 @@ class ActivationModel(nn.Module):
         finally:
             hook.remove()
         return torch.cat([volume, F.pixel_unshuffle(stage[0], 2)], 1)
+
+    @property
+    def windows(self) -> bool:
+        """Whether what is behind the first look is windows."""
+        return self.fine > 0 and self.fine_side == 1
 
     def first_look(self, images: Tensor) -> Tensor:
         """Whole images at half their size, by the stage that then has as many cells as the volume (`with_windows`): (B, C, h, w)."""
@@ -389,7 +394,7 @@ class LoadedBackbone:
         """The `precompute --resolution` that gives this model's volumes; None where they are the fine-tuned network's own."""
         side = self.model.resolution
         if self.model.fine:
-            return WINDOW if self.model.fine_side == 1 else FINE
+            return WINDOW if self.model.windows else FINE
         return None if side == self.meta.resolution else str(side)
 
 
