@@ -1,5 +1,6 @@
 """What pyproject.toml cannot say: data/pretrained of the checkout goes into the wheel as hsal_cli/pretrained."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 PRETRAINED = Path("data", "pretrained")
+BESIDE = ("*.multiset", "*.paper")  # policies to compare with: in a checkout alone, for a wheel is to stay under 60 MB
 
 
 class BuildWithPretrained(build_py):
@@ -18,7 +20,12 @@ class BuildWithPretrained(build_py):
             return
         target = Path(self.build_lib, "hsal_cli", "pretrained")
         shutil.rmtree(target, ignore_errors=True)  # a wheel built here before may have held other policies
-        shutil.copytree(PRETRAINED, target, ignore=shutil.ignore_patterns(".*"))
+        shutil.copytree(PRETRAINED, target, ignore=shutil.ignore_patterns(".*", *BESIDE))
+        for path in target.rglob("manifest.json"):
+            manifest = json.loads(path.read_text())
+            if "policies" in manifest:
+                manifest["policies"] = {name: entry for name, entry in manifest["policies"].items() if (path.parent / name).is_dir()}
+                path.write_text(json.dumps(manifest, indent=2))
 
 
 setup(cmdclass={"build_py": BuildWithPretrained})

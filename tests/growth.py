@@ -1,6 +1,6 @@
 """What each stage costs as work grows: `python tests/growth.py FOLDER [IMAGES...]` in a checkout; a table, FOLDER/growth.json, growth.png.
 
-Images of 100 px, seen by an untrained EfficientNet-Lite0 at 56 px whose volume has 32 channels: features of 3 KB an image, 3.1 GB for a
+Images of 100 px, seen at 56 px by an untrained LCNet of a third of the width, whose volume has 32 channels: features of 3 KB an image, 3.1 GB for a
 million. Where they are over 1 GB, training reads them in windows. Each stage is a command in a process of its own, start included. What is
 made is kept, so that a run that was ended goes on; a folder for a million images takes about 12 GB.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 TEST = 1_000  # images of the test split, whatever the size; they are made and precomputed too
-BACKBONE = "finetune --yes --arch timm:tf_efficientnet_lite0 --channels 32 --weights none --data single.h5 --input-size 56 --out backbone"
+BACKBONE = "finetune --yes --arch timm:lcnet_035 --channels 32 --weights none --data single.h5 --input-size 56 --out backbone"
 BRIEF = "--mode full --full-images 64 --epoch-images 64 --validation 8"
 STAGES = {
     "make-data": "make-data mnist-multiset --train {images} --test {test} --out {images}.h5",

@@ -1,6 +1,7 @@
 """Animations: what appears when, where the panels stand, and the file that is written."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from hsal_cli.pictures import film as film_module
 from hsal_cli.pictures.film import GLIMPSE, LAST, MASK, NAME, SIDES, film, frame_of, frames
-from hsal_cli.pictures.marks import BAR, cell_box, draw_classes, draw_plate, likeliest
+from hsal_cli.pictures.marks import BAR, cell_box, draw_classes, draw_glimpses, draw_plate, likeliest
 from hsal_cli.pictures.palette import INK, ORANGE, PALE, PAPER, font, heat
 from hsal_cli.pictures.writing import write_bytes
 from hsal_cli.storage.files import bears_mark
@@ -136,3 +137,14 @@ def test_a_plate_lies_in_the_panel_where_it_hides_least_of_the_photo():
         draw_plate(ImageDraw.Draw(picture), (10, 10, 110, 110), (40, 60, 60, 80), "1,2", shown)
         rows = np.flatnonzero((np.asarray(picture) == ORANGE).all(-1).any(-1))
         assert (rows.min() >= 80) == below and (rows.max() < 60) == (not below)
+
+
+def test_a_glimpses_number_hides_no_other_glimpse() -> None:
+    step = SimpleNamespace(glimpses=[(4, 4), (5, 4)], mask=np.zeros((14, 14)))
+    box = (10, 10, 122, 122)  # cells of 8 px, smaller than a number
+    one, both = (Image.new("RGB", (140, 140), "black") for _ in range(2))
+    draw_glimpses(ImageDraw.Draw(one), box, step, taken=1)
+    draw_glimpses(ImageDraw.Draw(both), box, step)
+    cell = cell_box(box, (4, 4), (14, 14))
+    inside = (cell[0], cell[1], cell[2], cell[3] - 1)  # the rings of neighbours share their rim
+    assert np.array_equal(np.asarray(one.crop(inside)), np.asarray(both.crop(inside)))

@@ -22,6 +22,7 @@ from hsal_cli.runs.settings import FinetuneSettings
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import write_sealed
+from hsal_cli.training.rewards import count_labels
 from hsal_cli.vision.images import to_input
 
 CPU = torch.device("cpu")
@@ -315,8 +316,16 @@ def test_where_counts_teach_the_background_is_what_expects_no_object(tmp_path: P
     shares = {}
     for weight in (1e-9, 1.0):
         settings = dataclasses.replace(FAST, mode="full", full_images=288, epoch_images=144, background=weight, objects="counts")
-        shares[weight] = finetune(scenes, tmp_path / f"run-{weight}", settings, CPU).rows()[-1]["background_share"]
+        run = finetune(scenes, tmp_path / f"run-{weight}", settings, CPU)
+        shares[weight] = run.rows()[-1]["background_share"]
     assert 0 < shares[1.0] < 0.95 * shares[1e-9] < 0.95
+    model = OneLayer("resnet34", 2, 32)
+    model.load_state_dict(checkpoints.load(run.checkpoints, "best").weights)
+    test = read_objects(scenes, "test", "counts")
+    with torch.no_grad():
+        found = test.answers(model.eval(), model(to_input(test.images, 32)), None).round()
+    right = (found == count_labels(test.scenes.multisets, 2)).all(1).float().mean()
+    assert run.status.test_exact_match == pytest.approx(float(right)) and 0 < run.status.test_macro_f1 <= 1
 
 
 def test_views_depend_on_the_generator_alone() -> None:

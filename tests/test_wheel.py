@@ -1,5 +1,6 @@
 """The wheel carries the trained policies, and every package, so that --pretrained works once it is installed."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -22,9 +23,11 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
         shutil.copy(ROOT / name, checkout / name)
     shutil.copytree(ROOT / "hsal_cli", checkout / "hsal_cli", ignore=shutil.ignore_patterns("__pycache__"))
     pretrained = checkout / "data" / "pretrained"
-    (pretrained / "mnist-multiset.rl").mkdir(parents=True)
-    (pretrained / "manifest.json").write_text("{}")
-    (pretrained / "mnist-multiset.rl" / "weights.safetensors").write_bytes(b"weights")
+    policies = ("mnist-multiset.rl", "mnist-multiset.multiset", "mnist-multiset.paper")
+    for name in policies:
+        (pretrained / name).mkdir(parents=True)
+        (pretrained / name / "weights.safetensors").write_bytes(b"weights")
+    (pretrained / "manifest.json").write_text(json.dumps({"policies": dict.fromkeys(policies, {})}))
     (pretrained / ".hidden").write_text("not for others")
     stale = checkout / "build" / "lib" / "hsal_cli" / "pretrained" / "old.rl"
     stale.mkdir(parents=True)
@@ -45,6 +48,7 @@ def test_the_wheel_holds_the_trained_policies(wheel) -> None:
     found = {name.removeprefix("hsal_cli/pretrained/") for name in wheel.namelist() if name.startswith("hsal_cli/pretrained/")}
     assert found == {"manifest.json", "mnist-multiset.rl/weights.safetensors"}
     assert wheel.read("hsal_cli/pretrained/mnist-multiset.rl/weights.safetensors") == b"weights"
+    assert json.loads(wheel.read("hsal_cli/pretrained/manifest.json")) == {"policies": {"mnist-multiset.rl": {}}}, "the others are left out"
 
 
 def test_the_wheel_names_what_it_is_and_no_address_that_leads_nowhere(wheel) -> None:
@@ -56,7 +60,8 @@ def test_the_wheel_names_what_it_is_and_no_address_that_leads_nowhere(wheel) -> 
 
 
 def test_what_the_wheel_is_made_of_is_under_60_mb() -> None:
-    weights = sum(path.stat().st_size for path in (ROOT / "data" / "pretrained").rglob("*") if path.is_file())
+    shipped = [path for path in (ROOT / "data" / "pretrained").rglob("*") if path.parent.suffix not in (".multiset", ".paper")]
+    weights = sum(path.stat().st_size for path in shipped if path.is_file())
     others = sum(path.stat().st_size for path in (ROOT / "hsal_cli").rglob("*") if path.is_file() and path.suffix != ".pyc")
     assert weights + others < 62_000_000  # weights in float16 shrink by 8% when packed
 

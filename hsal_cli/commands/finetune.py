@@ -106,6 +106,10 @@ def finetune(
         return
     test = "" if status.test_accuracy is None else f", on test images {status.test_accuracy:.2%}"
     console.print_line(f"accuracy on held-out images {status.accuracy or 0:.2%}{test}")
+    if status.test_exact_match is not None:
+        console.print_line(
+            f"its own counts, with no policy: exact match {status.test_exact_match:.3f}, macro-F1 {status.test_macro_f1:.3f} on test images"
+        )
     held = data or Path(run.config.scenes)
     way = way_of(held, run.config.finetune.objects) if held.exists() else "single"
     console.print_line(f"accuracy: {ACCURACY[way]}")

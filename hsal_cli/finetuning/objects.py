@@ -9,6 +9,7 @@ import abc
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from hsal_cli import distributed
 from hsal_cli.errors import FileError, UsageError
+from hsal_cli.evaluation.metrics import exact_match_and_f1
 from hsal_cli.finetuning.views import cell_centres, crowd, object_regions, on_objects, own_cells, share_in_view, view_centres, views
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.runs.settings import HELD_OUT, FinetuneSettings
@@ -154,17 +156,23 @@ class Objects(abc.ABC):
     @torch.inference_mode()
     def score(self, model: ActivationModel, batch_size: int, device: torch.device) -> float:
         """The accuracy on full images, of all workers together; what it counts, `_right` says."""
-        model.eval()
         images, right, cases = self.rows.unique(), 0.0, 0
         own = distributed.stretch(len(images), batch_size)
-        for start in own[::batch_size]:
-            rows = images[start : min(start + batch_size, own.stop)]
-            inputs = to_input(moved(self.images[rows], device), model.input_size).contiguous(memory_format=torch.channels_last)
-            with forward_context(device):
-                found, among = self._right(model, inputs, rows)
+        for inputs, rows in self._shown_whole(model, images[own.start : own.stop], batch_size, device):
+            found, among = self._right(model, inputs, rows)
             right, cases = right + float(found), cases + among
         right, cases = distributed.all_reduce(torch.tensor([right, cases], dtype=torch.float64)).tolist()
         return right / max(cases, 1)
+
+    def _shown_whole(
+        self, model: ActivationModel, images: Tensor, batch_size: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """What a model in evaluation is to be asked of full images (N,), a batch at a time, and which they are."""
+        model.eval()
+        for rows in images.split(batch_size):
+            inputs = to_input(moved(self.images[rows], device), model.input_size).contiguous(memory_format=torch.channels_last)
+            with forward_context(device):
+                yield inputs, rows
 
     @abc.abstractmethod
     def _right(self, model: ActivationModel, inputs: Tensor, rows: Tensor) -> tuple[Tensor, int]:
@@ -292,8 +300,17 @@ class CountedImages(LabelledImages):
         return LossSums(loss, rates.numel(), _overlap(rates.round(), labels).sum(), len(rates))
 
     def _right(self, model: ActivationModel, inputs: Tensor, rows: Tensor) -> tuple[Tensor, int]:
-        counts = count_labels(self.scenes.multisets[rows], self.scenes.classes)
-        return _overlap(self.answers(model, model(inputs), None).cpu().round(), counts).sum(), len(rows)
+        return _overlap(self._counted(model, inputs), count_labels(self.scenes.multisets[rows], self.scenes.classes)).sum(), len(rows)
+
+    def _counted(self, model: ActivationModel, inputs: Tensor) -> Tensor:
+        return self.answers(model, model(inputs), None).cpu().round().long()
+
+    @torch.inference_mode()
+    def multiset_scores(self, model: ActivationModel, batch_size: int, device: torch.device) -> tuple[float, float]:
+        """Exact match and macro-F1 of the rounded counts: what the network names end to end, with no policy."""
+        batches = self._shown_whole(model, self.rows, batch_size, device)
+        counted = torch.cat([self._counted(model, inputs) for inputs, _ in batches])
+        return exact_match_and_f1(count_labels(self.scenes.multisets[self.rows], self.scenes.classes).numpy(), counted.numpy())
 
 
 KINDS: dict[str, type[Objects]] = {"single": SingleObjects, "crops": BoxedObjects, "random-label": LabelledImages, "counts": CountedImages}

@@ -108,25 +108,33 @@ def draw_glimpses(
     places = {cell: cell_box(part or box, cell, step.mask.shape) for cell in numbers}
     for place in places.values():
         draw_ring(draw, place)
+    plates: list[Box] = []
     for cell, place in places.items():
-        draw_plate(draw, box, place, ",".join(map(str, numbers[cell])), photo)
+        plates.append(draw_plate(draw, box, place, ",".join(map(str, numbers[cell])), photo, [*places.values(), *plates]))
 
 
-def draw_plate(draw: ImageDraw.ImageDraw, box: Box, cell: Box, text: str, photo: Image.Image | None = None) -> None:
-    """A word on a plate above a cell, else below, left or right of it: where the panel has room, and where it hides least of the photo."""
+def draw_plate(
+    draw: ImageDraw.ImageDraw, box: Box, cell: Box, text: str, photo: Image.Image | None = None, kept: Sequence[Box] = ()
+) -> Box:
+    """A word on a plate above a cell, else below, left or right of it: where the panel has room, and where it hides none of `kept` and
+    least of the photo. Returns where it is.
+    """
     x0, y0, x1, y1 = cell
     width = 5 + round(font(SMALL).getlength(text))
     along = max(box[0], min(x0, box[2] - width))
     corners = [(along, y0 - PLATE), (along, y1), (x0 - width, y0), (x1, y0)]
     inside = [(x, y) for x, y in corners if box[0] <= x <= box[2] - width and box[1] <= y <= box[3] - PLATE]
 
-    def hidden(corner: tuple[int, int]) -> float:
-        x, y = corner[0] - box[0], corner[1] - box[1]
-        return 0.0 if photo is None else float(np.asarray(photo.crop((x, y, x + width, y + PLATE)).convert("L")).std())
+    def hidden(corner: tuple[int, int]) -> tuple[int, float]:
+        x, y = corner
+        over = sum(x < right and left < x + width and y < bottom and top < y + PLATE for left, top, right, bottom in kept)
+        x, y = x - box[0], y - box[1]
+        return over, 0.0 if photo is None else float(np.asarray(photo.crop((x, y, x + width, y + PLATE)).convert("L")).std())
 
     x, y = min(inside, key=hidden, default=(along, y1))
     draw.rectangle((x, y, x + width - 1, y + PLATE - 1), ORANGE)
     draw.text((x + 3, y + 12), text, INK, font(SMALL), anchor="ls")
+    return x, y, x + width, y + PLATE
 
 
 def draw_centres(draw: ImageDraw.ImageDraw, box: Box, step: LookStep) -> None:

@@ -38,6 +38,7 @@ class Status(Document):
         workers: by how many processes.
         exact_match, accuracy: the best score on held-out images, of a finished policy or count classifier, or of a finished backbone.
         test_accuracy: of a finished backbone, on test images.
+        test_exact_match, test_macro_f1: of one that learned from counts, the scores of its own counts on test images.
         images: how many it was trained on; None where an older version did not note it.
         never_looks: predictor that never looks -> its scores on the held-out images of a policy or count classifier.
     """
@@ -52,14 +53,16 @@ class Status(Document):
     exact_match: float | None = None
     accuracy: float | None = None
     test_accuracy: float | None = None
+    test_exact_match: float | None = None
+    test_macro_f1: float | None = None
     images: int | None = None
     never_looks: dict[str, Scores] = dataclasses.field(default_factory=dict)
 
     @property
     def accuracies(self) -> dict[str, float]:
-        """`accuracy` and `test_accuracy`, those that are known."""
-        known = {"accuracy": self.accuracy, "test_accuracy": self.test_accuracy}
-        return {name: value for name, value in known.items() if value is not None}
+        """The scores of a finished backbone, those that are known."""
+        names = ("accuracy", "test_accuracy", "test_exact_match", "test_macro_f1")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 @dataclasses.dataclass(frozen=True)
