@@ -2,66 +2,104 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import importlib
+import importlib.util
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from hsal_cli import __version__, console, distributed
-from hsal_cli.commands import (
-    bench,
-    check,
-    compare,
-    doctor,
-    export,
-    finetune,
-    inspect,
-    make_data,
-    play,
-    precompute,
-    predict,
-    report,
-    reproduce,
-    saliency,
-    sweep,
-    train,
-    visualize,
-)
-from hsal_cli.commands import eval as eval_
 from hsal_cli.errors import UsageError
-from hsal_cli.policy.variant import value_names
 
 PARSER_ERROR = typer.BadParameter.__bases__[0]  # what the parser raises; its module differs between versions of Typer
 
 FIVE, PICTURES, GRIDS, CARE = "From data to pictures", "Results and pictures", "Whole grids", "Files and machine"
-COMMANDS = {  # name -> where help shows it, and what runs; make-data is a group of commands
-    "make-data": (FIVE, make_data.make_data),
-    "finetune": (FIVE, finetune.finetune),
-    "train": (FIVE, train.train),
-    "eval": (FIVE, eval_.eval_),
-    "visualize": (FIVE, visualize.visualize),
-    "predict": (PICTURES, predict.predict),
-    "play": (PICTURES, play.play),
-    "report": (PICTURES, report.report),
-    "compare": (PICTURES, compare.compare),
-    "saliency": (PICTURES, saliency.saliency),
-    "reproduce": (GRIDS, reproduce.reproduce),
-    "sweep": (GRIDS, sweep.sweep),
-    "precompute": (CARE, precompute.precompute),
-    "export": (CARE, export.export),
-    "inspect": (CARE, inspect.inspect),
-    "check": (CARE, check.check),
-    "doctor": (CARE, doctor.doctor),
-    "bench": (CARE, bench.bench),
+COMMANDS = {  # name -> where help shows it, and its function, in a module of `commands` of that name
+    "make-data": (FIVE, "make_data"),
+    "finetune": (FIVE, "finetune"),
+    "train": (FIVE, "train"),
+    "eval": (FIVE, "eval_"),
+    "visualize": (FIVE, "visualize"),
+    "predict": (PICTURES, "predict"),
+    "play": (PICTURES, "play"),
+    "report": (PICTURES, "report"),
+    "compare": (PICTURES, "compare"),
+    "saliency": (PICTURES, "saliency"),
+    "reproduce": (GRIDS, "reproduce"),
+    "sweep": (GRIDS, "sweep"),
+    "precompute": (CARE, "precompute"),
+    "export": (CARE, "export"),
+    "inspect": (CARE, "inspect"),
+    "check": (CARE, "check"),
+    "doctor": (CARE, "doctor"),
+    "bench": (CARE, "bench"),
 }
 
 
+class Commands(Mapping[str, Any]):
+    """The commands in the order above, each imported when it is asked for: most of a start would go into those that were not typed."""
+
+    def __getitem__(self, name: str) -> Any:
+        return _loaded(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+@functools.cache
+def _loaded(name: str) -> Any:
+    function = COMMANDS[name][1]
+    module = importlib.import_module(_module_of(function))
+    group = getattr(module, "app", None)  # make-data is a group of commands
+    if group is None:
+        group = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        group.command(epilog=getattr(module, "EXAMPLES", None))(getattr(module, function))
+    command = typer.main.get_command(group)
+    command.name = name
+    return command
+
+
+def _module_of(function: str) -> str:
+    return f"hsal_cli.commands.{function.rstrip('_')}"  # of `eval_`, eval
+
+
+def _docstring(function: str) -> str:
+    """What a command says of itself, out of its compiled module, which is not run."""
+    spec = importlib.util.find_spec(_module_of(function))
+    code = spec.loader.get_code(spec.name)  # type: ignore[union-attr]
+    return next(part.co_consts[0] for part in code.co_consts if getattr(part, "co_name", None) == function) or ""
+
+
 class InOrder(TyperGroup):
-    """The commands in the order above; Typer would list groups of commands last."""
+    """The group of all `Commands`; its help imports none of them."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.commands = Commands()  # type: ignore[assignment]
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
+        return list(self.commands)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for flag in self.get_params(ctx):  # Typer's own flags have no default, and it would load pydantic to find that they were not typed
+            if getattr(flag, "is_flag", False) and flag.default is None:
+                flag.default = False
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        shown = copy.copy(self)
+        shown.commands = {
+            name: TyperCommand(name, help=_docstring(function), rich_help_panel=panel) for name, (panel, function) in COMMANDS.items()
+        }
+        super(InOrder, shown).format_help(ctx, formatter)
 
 
 app = typer.Typer(
@@ -72,12 +110,6 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for _name, (_panel, _command) in COMMANDS.items():
-    if isinstance(_command, typer.Typer):
-        app.add_typer(_command, name=_name, rich_help_panel=_panel)
-    else:
-        examples = getattr(sys.modules[_command.__module__], "EXAMPLES", None)
-        app.command(_name, rich_help_panel=_panel, epilog=examples)(_command)
 
 
 def _version(wanted: bool) -> None:
@@ -104,6 +136,8 @@ def call() -> None:
     try:
         code = app(standalone_mode=False)
     except PARSER_ERROR as error:
+        from hsal_cli.policy.variant import value_names
+
         command = error.ctx.command_path if error.ctx else "hsal"
         option = getattr(error, "option_name", "").lstrip("-").replace("-", "_")
         known = command.endswith("train") and option in value_names()

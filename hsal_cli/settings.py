@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import importlib.resources
 import math
-import tomllib
 import types
 import typing
 from pathlib import Path
@@ -134,6 +133,8 @@ def read_tables(preset: str | None, config: Path | None) -> dict[str, dict[str, 
     Raises:
         UsageError: no such preset, or a file that is missing or not TOML.
     """
+    import tomllib  # here, for `--help` reads none
+
     tables: dict[str, dict[str, Any]] = {}
     for source, text in _sources(preset, config):
         try:

@@ -1,8 +1,8 @@
 """What each stage costs as work grows: `python tests/growth.py FOLDER [IMAGES...]` in a checkout; a table, FOLDER/growth.json, growth.png.
 
-Images of 100 px, seen at 56 px by an untrained LCNet of a third of the width, whose volume has 32 channels: features of 3 KB an image, 3.1 GB for a
-million. Where they are over 1 GB, training reads them in windows. Each stage is a command in a process of its own, start included. What is
-made is kept, so that a run that was ended goes on; a folder for a million images takes about 12 GB.
+Images of 100 px, seen at 56 px by an untrained LCNet of a third of the width, whose volume has 32 channels: features of 3 KB an image,
+3.1 GB for a million. Where they are over 1 GB, training reads them in windows. Each stage is a command in a process of its own, start
+included. What is made is kept, so that a run that was ended goes on; a folder for a million images takes about 12 GB.
 """
 
 from __future__ import annotations

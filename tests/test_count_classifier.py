@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +16,10 @@ from typer.testing import CliRunner
 from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.evaluation.evaluate import evaluate, evaluate_file
 from hsal_cli.evaluation.settings import EvalSettings
+from hsal_cli.features.table import open_features
 from hsal_cli.main import app
 from hsal_cli.models.load import load_model, load_policy
-from hsal_cli.policy.count_classifier import CountClassifier
+from hsal_cli.policy.count_classifier import CountClassifier, expected_counts
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.record import read_record
 from hsal_cli.runs.settings import TrainSettings
@@ -161,3 +164,36 @@ def test_its_verdicts_speak_of_the_loss_since_it_has_no_reward(trained) -> None:
     rows = [{"epoch": place + 1, "exact_match": score, "macro_f1": score, "loss": 3.0 - 0.4 * place} for place, score in enumerate(scores)]
     said = verdicts(dataclasses.replace(record, rows=rows))[0].text
     assert record.kind == "count" and "overfits since epoch 3" in said and "loss in training fell from 2.200 to 1.000" in said
+
+
+def counting_backbone(path: Path, objects: str, digest: str = "b") -> SimpleNamespace:
+    """What `hsal finetune --objects ...` leaves, as far as training asks for it."""
+    torch.manual_seed(0)
+    return SimpleNamespace(
+        config=SimpleNamespace(finetune=SimpleNamespace(objects=objects)),
+        digest=digest,
+        model=SimpleNamespace(fc=torch.nn.Linear(2, 2), resolution=3),
+    )
+
+
+@pytest.mark.parametrize(("objects", "digest", "taken"), [("counts", None, True), ("single", None, False), ("counts", "other", False)])
+def test_it_goes_on_from_a_backbone_that_learned_counts(features, tmp_path, monkeypatch, objects, digest, taken) -> None:
+    with open_features(features) as file:
+        stub, table = counting_backbone(tmp_path, objects, digest or file.backbone_digest), file.table("train")
+    monkeypatch.setattr(sys.modules["hsal_cli.training.train"], "load_backbone", lambda path: stub)
+    known = runs.open_run
+    monkeypatch.setattr(runs, "open_run", lambda path, kind=None: stub if path.name == "backbone" else known(path, kind))
+    settings = dataclasses.replace(FAST, learning_rate=1e-9, epochs=1)
+    run = train(features, tmp_path / "run", SMALL, settings, CPU, backbone=tmp_path / "backbone")
+    model = load_model(run.path, "last").policy
+    assert model.expecting == (2 if taken else 0)
+    if taken:
+        expected = expected_counts(stub.model.fc, table.volumes.float()).sum((1, 2))
+        assert torch.equal(model.predict(table.volumes), expected.detach().round().clamp(max=model.most).long())
+
+
+def test_what_cells_expect_without_evidence_is_one_object_among_them_all() -> None:
+    layer = torch.nn.Linear(4, 3)
+    torch.nn.init.zeros_(layer.bias)
+    found = expected_counts(layer, torch.zeros(2, 4, 5, 5))
+    assert found.shape == (2, 5, 5, 3) and torch.allclose(found.sum((1, 2)), torch.full((2, 3), 1.0), atol=0.03)

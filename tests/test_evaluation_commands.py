@@ -235,10 +235,10 @@ def test_counts_of_a_folder_become_a_table_that_make_data_reads(here):
     call("predict", "photos", "--csv", "counts.csv", "--overwrite")
     (here / "mine.csv").write_text("a,b\n")
     assert "not replaced" in call("predict", "photos", "--csv", "mine.csv", "--overwrite", code=2).said
-    from hsal_cli.commands.make_data import make_data
+    from hsal_cli.commands.make_data import app
 
     words_ = ["folder", "--images", ".", "--labels", "counts.csv", "--labels-format", "counts", "--test-share", "0", "--out", "seen.h5"]
-    assert CliRunner().invoke(make_data, words_).exit_code == 0
+    assert CliRunner().invoke(app, words_).exit_code == 0
     for made in ("counts.csv", "mine.csv", "seen.h5"):
         (here / made).unlink()
     shutil.rmtree(here / "photos")

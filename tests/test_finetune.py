@@ -23,6 +23,7 @@ from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import write_sealed
 from hsal_cli.training.rewards import count_labels
+from hsal_cli.vision.backbone import ActivationModel
 from hsal_cli.vision.images import to_input
 
 CPU = torch.device("cpu")
@@ -135,6 +136,7 @@ def test_what_is_left_open_is_settled_by_the_device_and_stays_so_on_another(devi
     assert (settled.mode, settled.input_size, settled.batch_size) == expected and settled.full_images > 0
     assert all(settle(settled, torch.device(other), boxes) == settled for other in ("cpu", "cuda"))
     given = FinetuneSettings(arch="resnet18", mode="full", input_size=56, batch_size=5, full_images=9, crowd=1, background=0.0)
+    given = dataclasses.replace(given, mirror=False, frozen=0.0)
     assert settle(given, torch.device(device), boxes, own=True) == given
 
 
@@ -151,6 +153,53 @@ def test_own_images_take_the_network_with_imagenets_weights_where_they_are_insta
             file.attrs["config"], file.attrs["hsal_version"] = json.dumps({"dataset": dataset}), "0"
         with open_scenes(scenes) as file:
             assert is_own(file) == own
+
+
+def test_few_own_images_are_mirrored_and_leave_half_of_imagenets_layers_as_they_are(monkeypatch) -> None:
+    monkeypatch.setattr(sys.modules["hsal_cli.finetuning.finetune"], "lite0_is_here", lambda: True)
+    counts = FinetuneSettings(objects="counts")
+
+    def told(settings: FinetuneSettings, **kept) -> tuple:
+        found = settle(settings, CPU, False, **kept)
+        return found.mirror, found.frozen, found.full_images
+
+    assert told(counts, own=True, images=200) == (True, 0.5, 6000)
+    assert told(counts, own=True, images=2000) == told(counts, images=200) == (False, 0.0, 12_000)
+    assert told(dataclasses.replace(counts, weights="none"), own=True, images=200) == (True, 0.0, 12_000), "random layers are trained"
+    assert told(dataclasses.replace(counts, mirror=False, frozen=0.25, full_images=9), own=True, images=200) == (False, 0.25, 9)
+    with pytest.raises(UsageError, match="would stay random"):
+        settle(dataclasses.replace(counts, weights="none", frozen=0.5), CPU, False)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "timm:tf_efficientnet_lite0"])
+def test_frozen_layers_keep_weights_and_statistics_while_the_others_learn(arch: str) -> None:
+    if arch.startswith("timm:"):
+        pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = ActivationModel(arch, 3, 64, 2, False, 512)
+    model.freeze(0.5)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.train()
+    model.classify(torch.randn(4, 3, 64, 64)).square().sum().backward()
+    torch.optim.SGD(model.parameters(), 0.1).step()
+    changed = [not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items() if tensor.dim() == 4]
+    assert 0.4 < sum(changed) / len(changed) < 0.6 and changed == sorted(changed), "the first half, in the order of a pass"
+    means = [not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items() if name.endswith("running_mean")]
+    assert 0.4 < sum(means) / len(means) < 0.6
+    assert not model.eval().training and not any(module.training for module in model.modules())
+    model.freeze(0.0)
+    assert all(module.training for module in model.train().modules())
+
+
+def test_mirrored_views_show_the_image_in_its_eight_arrangements() -> None:
+    image = torch.randint(0, 256, (1, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    draws = Draws.all(torch.Generator().manual_seed(0), 200)
+    seen, theta = views(image.expand(200, 32, 32), None, 32, 32, False, draws, mirror=True)
+    plain = to_input(image, 32)[0]
+    ways = [turned for flipped in (plain, plain.flip(-1)) for turned in (flipped, flipped.flip(-2), flipped.mT, flipped.flip(-2).mT)]
+    which = torch.stack([(seen - way).abs().amax((1, 2, 3)) < 1e-3 for way in ways])
+    assert bool((which.sum(0) == 1).all()) and bool((which.sum(1) > 5).all())
+    assert torch.allclose(torch.linalg.det(theta[:, :, :2]).abs(), torch.ones(200)), "boxes follow by the same map"
 
 
 @pytest.mark.parametrize("nothing", [{"mode": "full", "full_images": 0}, {"mode": "crops", "full_images": 0, "crop_images": 0}])

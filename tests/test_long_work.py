@@ -1,5 +1,6 @@
 """Harmless commands start no long work: what is meant where nothing is named, estimates, questions, and what needs --yes."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,18 +13,20 @@ import h5py
 import pytest
 import torch
 import typer
+from PIL import Image
 from shipped_parts import call, use_tiny_backbone, write_backbone, write_policy, write_scenes
 
 from hsal_cli import console
-from hsal_cli.bench import estimate
+from hsal_cli.bench import data_sets, estimate
 from hsal_cli.bench.estimate import Work, before_a_policy, may_be_long, seconds_of
-from hsal_cli.commands.asking import about, begin
+from hsal_cli.commands import make_data
+from hsal_cli.commands.asking import about, begin, paced
 from hsal_cli.commands.options import recipe_for
 from hsal_cli.errors import UsageError
 from hsal_cli.experiments.pipeline import SINGLE, backbone_scenes, only_scenes
 from hsal_cli.models.export import export
 from hsal_cli.runs.settings import FinetuneSettings
-from hsal_cli.scenes.settings import SceneSettings, made_by
+from hsal_cli.scenes.settings import FolderSettings, SceneSettings, StreetSettings, SvhnSettings, made_by
 
 CPU = torch.device("cpu")
 HOUR = 3600.0
@@ -225,3 +228,59 @@ def test_data_of_other_settings_than_the_grids_are_refused(here, tmp_path) -> No
 def test_the_hint_for_a_missing_scene_file_is_a_command_that_makes_it() -> None:
     assert made_by(Path("data/mnist-set.h5")) == "make it with: hsal make-data mnist-set --out data/mnist-set.h5"
     assert "hsal make-data folder --images DIR --labels FILE --out 'my data/dice.h5'" in made_by(Path("my data/dice.h5"))
+
+
+def photographs(folder: Path, count: int = 3) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        Image.new("RGB", (40, 30), (number, 0, 0)).save(folder / f"{number}.png")
+    (folder / "labels.csv").write_text("image,labels\n" + "".join(f"{number}.png,a;b\n" for number in range(count)))
+    return folder
+
+
+def test_making_data_sets_that_have_no_stage_is_measured_on_their_own_pictures(tmp_path) -> None:
+    street = StreetSettings(train=900, test=100, frame="number", frame_jitter=2, typefaces="bundled")
+    folder = FolderSettings(images=str(photographs(tmp_path / "photos")), labels="labels.csv")
+    svhn = SvhnSettings(train=None, test=5, extra=True)
+    works = [data_sets.painting(Path("x.h5"), street, 4, None), data_sets.reading(Path("x.h5"), folder, None)]
+    works.append(data_sets.reading_svhn(Path("x.h5"), svhn, None))
+    assert [dict(work.images) for work in works] == [{"paint": 1900}, {"read": 3}, {"read": 33_402 + 5 + 202_353}]
+    for work in works:
+        seconds, one = seconds_of([work], recipe_for(None, None), CPU)[0], sum(work.images.values())
+        assert 0 < seconds < one and work.bytes > one and not work.asked
+    assert may_be_long([works[2]]) and not may_be_long([works[1]])
+
+
+@pytest.mark.parametrize("name", ["street-numbers", "folder", "svhn-multiset"])
+def test_make_data_of_any_kind_asks_before_long_work(tmp_path, monkeypatch, measured, name) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(make_data, "FEW", {"composed": 0, "other": 0})
+    photographs(tmp_path / "photos")
+    words = ["--images", "photos", "--labels", "photos/labels.csv"] if name == "folder" else ["--train", "5"]
+    measured.append(False)
+    found = call("make-data", name, *words, "--out", "x.h5", code=1)
+    assert "nothing was begun" in found.stderr and not measured and not (tmp_path / "x.h5").exists()
+    if name == "folder":
+        assert "60 minutes" in call("make-data", name, *words, "--out", "x.h5", "--yes").stderr and (tmp_path / "x.h5").exists()
+
+
+def test_what_is_wrong_with_a_folder_is_said_by_making_and_not_by_measuring(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(make_data, "FEW", {"composed": 0, "other": -1})
+    assert "does not exist" in call("make-data", "folder", "--images", tmp_path / "x", "--labels", "x.csv", code=1).error.message
+
+
+@pytest.mark.parametrize(("answer", "yes"), [(None, False), (True, False), (False, False), (False, True)])
+def test_the_first_of_many_images_show_how_long_the_others_take(monkeypatch, measured, answer, yes) -> None:
+    measured += [] if answer is None else [answer]
+    heard, seen = Hears(), []
+    monkeypatch.setattr("hsal_cli.commands.asking.time.monotonic", lambda: float(len(seen)))  # a second an image
+    with pytest.raises(typer.Exit) if answer is False and not yes else contextlib.nullcontext():
+        for number in paced(range(500), 500, yes, heard):
+            seen.append(number)
+    asked = answer is not None and not yes
+    assert len(seen) == (5 if asked and not answer else 500)
+    assert heard.said == (["stopped after 5 images"] if len(seen) == 5 else [] if asked else ["the other 495 images take about 8 minutes"])
+    heard.said.clear(), seen.clear()
+    for number in paced(range(200), 200, False, heard):
+        seen.append(number)
+    assert len(seen) == 200 and not heard.said  # in under five minutes

@@ -6,6 +6,7 @@ import types
 import pytest
 import torch
 from learning_parts import with_stop_head
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hsal_cli.policy.controllers import WinnerTakeAll
 from hsal_cli.policy.episode import Episode, draw, greedy, sampling
@@ -138,6 +139,33 @@ def test_given_steps_and_stopping_give_the_same_episode_and_the_same_gradient():
     weight = policy.meta_controller.gru.weight_ih
     a, b = (torch.autograd.grad(episode.logits.pow(2).sum(), weight)[0] for episode in (stopped, told))
     torch.testing.assert_close(a, b)
+
+
+class Copies(TorchDispatchMode):
+    """Notes of how many examples an operator puts volumes into new memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.made, self.memory = [], set()
+
+    def __torch_dispatch__(self, func, types_, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.shape[1:] == (SHAPE[1] * SHAPE[2], SHAPE[0]) and out.data_ptr() not in self.memory:
+            self.memory.add(out.data_ptr())
+            self.made.append(len(out))
+        return out
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_volumes_of_the_examples_that_go_on_are_not_copied(told):
+    policy = make()
+    volumes, saliency = data(12)
+    with torch.no_grad():
+        lengths = policy(volumes, saliency, choose=greedy, max_steps=5).lengths
+        assert len(lengths.unique()) > 1
+        with Copies() as copies:
+            policy(volumes, saliency, choose=greedy, **({"steps": lengths} if told else {"max_steps": 5}))
+    assert set(copies.made) == {12}
 
 
 def test_an_example_ends_with_its_stop_and_what_follows_is_zero():

@@ -8,7 +8,7 @@ from learning_parts import with_stop_head
 
 from hsal_cli.policy.episode import greedy
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.maps import gaussian_masks, inhibit, initial_glimpse, priority_map
+from hsal_cli.policy.maps import column, gaussian_masks, inhibit, initial_glimpse, priority_map
 from hsal_cli.policy.variant import Variant
 
 CLASSES, C, H, W = 3, 4, 2, 3
@@ -259,6 +259,20 @@ def test_interface_weights_the_saliency_map_and_the_volume_by_the_mask():
         assert priority_map(mask, saliency)[b].flatten().tolist() == pytest.approx(normalise([x * y for x, y in zip(m, s, strict=True)]))
         expected = [sum(x * y for x, y in zip(m, row, strict=True)) for row in v]
         assert initial_glimpse(mask, volumes.transpose(1, 2))[b].tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("side", [3, 6])
+def test_glimpses_of_some_examples_are_those_of_their_volumes_copied(side):
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.tensor([4, 0, 4])
+    volumes = torch.rand(5, 9, 7, generator=generator, dtype=torch.float64)
+    mask = torch.rand(3, side, side, generator=generator, dtype=torch.float64, requires_grad=True)
+    found, copied = initial_glimpse(mask, volumes, rows), initial_glimpse(mask, volumes[rows])
+    torch.testing.assert_close(found, copied)
+    by_mask = (torch.autograd.grad(glimpses.square().sum(), mask)[0] for glimpses in (found, copied))
+    torch.testing.assert_close(*by_mask)
+    for cells in (torch.tensor([8, 0, 3]), torch.tensor([[8, 1], [0, 0], [3, 8]])):
+        assert torch.equal(column(volumes, cells, rows), column(volumes[rows], cells))
 
 
 def test_priority_map_spans_zero_to_one_and_is_zero_where_nothing_is_left():

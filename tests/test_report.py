@@ -17,12 +17,16 @@ from typer.testing import CliRunner
 
 from hsal_cli.commands.report import report
 from hsal_cli.errors import FileError, UsageError
+from hsal_cli.evaluation.evaluate import evaluate
 from hsal_cli.evaluation.metrics import scores_by_count
+from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.models.load import load_policy
+from hsal_cli.models.trust import Trust
 from hsal_cli.pictures.charts.panels import DPI, HEIGHT, WIDTH
+from hsal_cli.pictures.charts.reliability import wilson
 from hsal_cli.policy.episode import greedy
 from hsal_cli.policy.variant import DEFAULT
-from hsal_cli.report.report_figures import count_figure, curve_figures, curve_name
+from hsal_cli.report.report_figures import calibration, count_figure, curve_figures, curve_name
 from hsal_cli.report.report_page import Page, PageFigure, PageFinding, Section, render, spark
 from hsal_cli.report.tested import Detail, choose, confusion, detail
 from hsal_cli.scenes.scene_file import open_scenes
@@ -274,3 +278,28 @@ def test_exact_match_by_count_is_drawn_for_counts_that_some_run_lacks():
     one = Detail(np.array([[1], [2]]), np.array([[1], [1]]), np.ones(2))
     two = Detail(np.array([[1], [3]]), np.array([[1], [3]]), np.ones(2))
     assert count_figure({"a": [one, two], "b": [two]}).png[:4] == b"\x89PNG"
+
+
+def test_the_reliability_of_a_report_is_that_of_an_evaluation(place, tmp_path):
+    loaded, table = load_policy(write_run(tmp_path, small_policy(), trust=as_dict(Trust(0.5)))), small_table(12, seed=5)
+    own = calibration([detail(loaded, table)])
+    known = evaluate(loaded.policy, table, NAMES, EvalSettings(resamples=2, looking=0), loaded.max_steps, trust=loaded.trust)["calibration"]
+    assert {key: own["calibrated"][key] for key in ("ece", "temperature", "bins")} == {
+        key: known[key] for key in ("ece", "temperature", "bins")
+    }
+    assert own["as trained"]["ece"] == known["ece_at_1"] != known["ece"]
+    both = calibration([detail(loaded, table)] * 2)["calibrated"]
+    assert both["ece"] == pytest.approx(known["ece"]) and both["bins"][-1]["choices"] == 2 * known["bins"][-1]["choices"]
+
+
+def test_the_reliability_diagram_is_in_the_report_and_its_errors_in_the_document(place, tmp_path):
+    found = json.loads(call(place / "seed0", place / "seed1", "--out", tmp_path / "page", "--json").stdout)
+    page = Reader((tmp_path / "page" / "report.html").read_text())
+    assert (tmp_path / "page" / "reliability-1.png").is_file() and "expected calibration error" in page.text
+    assert all(0 <= run["test"]["calibration"]["ece"] <= 1 for run in found["runs"])
+
+
+def test_wilsons_interval_is_wide_for_few_choices_and_no_point_at_its_ends():
+    low, high = wilson(np.array([0.0, 1.0, 0.5, 0.5]), np.array([3.0, 3.0, 10.0, 1000.0]))
+    assert low[0] == 0 and high[0] == pytest.approx(0.5615, abs=1e-3) and high[1] == 1 and low[1] == pytest.approx(1 - 0.5615, abs=1e-3)
+    assert high[2] - low[2] == pytest.approx(0.5268, abs=1e-3) and high[3] - low[3] < 0.07

@@ -8,7 +8,7 @@ from idx_files import write_idx_set
 from PIL import Image
 from typer.testing import CliRunner
 
-from hsal_cli.commands.make_data import make_data as APP
+from hsal_cli.commands.make_data import app as APP
 from hsal_cli.errors import UsageError
 from hsal_cli.scenes.scene_file import open_scenes
 

@@ -1,5 +1,7 @@
 """docs/tour.ipynb runs from its top to its end, and prints what stands in it."""
 
+import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,9 @@ def test_the_tour_is_small_and_its_cells_are_plain_python():
     assert cells and all(cell["outputs"] for cell in cells if "print(" in "".join(cell["source"]))
     for cell in cells:
         compile("".join(cell["source"]), "cell", "exec")  # no magics: `run_cells` runs it without Jupyter
+
+
+def test_what_the_tour_imports_is_there():
+    nodes = [node for cell in cells_of(TOUR) for node in ast.walk(ast.parse("".join(cell["source"])))]
+    imported = [(node.module, name.name) for node in nodes if isinstance(node, ast.ImportFrom) for name in node.names]
+    assert imported and all(hasattr(importlib.import_module(module), name) for module, name in imported)

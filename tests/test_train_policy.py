@@ -256,8 +256,8 @@ def test_a_run_knows_what_never_looks_reaches_and_how_its_images_became_squares(
 
 def test_few_images_are_shown_more_often_unless_settings_are_given() -> None:
     settings = TrainSettings()
-    assert settings.suited(200, set()) == dataclasses.replace(settings, epochs=60, batch_size=32, mirror=True)
-    assert settings.suited(1_000, {"batch_size"}) == dataclasses.replace(settings, epochs=12, mirror=True)
+    assert settings.suited(200, set()) == dataclasses.replace(settings, epochs=120, batch_size=32, mirror=True)
+    assert settings.suited(1_000, {"batch_size"}) == dataclasses.replace(settings, epochs=24, mirror=True)
     assert settings.suited(2_000, set()) == settings == settings.suited(20, {"epochs", "batch_size", "mirror"})
     ordered = TrainSettings(task="list", objective="cross-entropy")
     assert not ordered.suited(200, set()).mirror, "left and right matter"

@@ -27,7 +27,7 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
     for name in policies:
         (pretrained / name).mkdir(parents=True)
         (pretrained / name / "weights.safetensors").write_bytes(b"weights")
-    (pretrained / "manifest.json").write_text(json.dumps({"policies": dict.fromkeys(policies, {})}))
+    (pretrained / "manifest.json").write_text(json.dumps({"policies": {name: {} for name in policies}}))
     (pretrained / ".hidden").write_text("not for others")
     stale = checkout / "build" / "lib" / "hsal_cli" / "pretrained" / "old.rl"
     stale.mkdir(parents=True)

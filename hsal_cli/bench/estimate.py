@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from hsal_cli.bench.shop import Shop
 from hsal_cli.bench.stages import MAKERS
+from hsal_cli.bench.timing import Piece
 from hsal_cli.errors import HsalError
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments.grid import Grid, Step
@@ -25,7 +26,7 @@ from hsal_cli.features.table import open_features
 from hsal_cli.finetuning.finetune import is_own, plan, settle, way_of
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
-from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
+from hsal_cli.runs.settings import FEW_IMAGES, FinetuneSettings, TrainSettings
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings
@@ -35,7 +36,7 @@ from hsal_cli.vision.backbone import CHANNELS
 LONG_S = 300.0  # work that takes longer is told before it starts
 PIECE_S = 0.3  # what a measured piece lasts, about
 # Images a second that a slow machine of two cores makes; what even these would do in LONG_S is begun without a measurement.
-SLOWEST = {"make-data": 1500.0, "finetune": 8.0, "precompute": 45.0, "train": 150.0, "eval": 500.0}
+SLOWEST = {"make-data": 1500.0, "finetune": 8.0, "precompute": 45.0, "train": 150.0, "eval": 500.0, "paint": 100.0, "read": 5.0}
 PACKED = 0.13  # bytes that a pixel of a scene file takes, measured on 100 px images
 BACKBONE_BYTES, POLICY_BYTES = 5.2e8, 5.0e7  # a run, with two checkpoints that hold the optimiser's state too
 
@@ -46,15 +47,19 @@ class Work:
 
     Attributes:
         what: in a few words.
-        images: stage of `hsal bench` -> images that pass through it.
+        images: stage of `hsal bench`, or of `pieces` -> images that pass through it.
         bytes: what it writes.
         asked: whether it begins only where somebody says so: it is not what the command is named for.
+        pieces: does and times a part of a stage that `hsal bench` does not have.
+        network: the one that is fine-tuned, and which images then pass through, with nothing left open; None: the recipe's.
     """
 
     what: str
     images: dict[str, float]
     bytes: float = 0.0
     asked: bool = False
+    pieces: Mapping[str, Piece] = dataclasses.field(default_factory=dict)
+    network: FinetuneSettings | None = None
 
 
 def may_be_long(works: Sequence[Work]) -> bool:
@@ -79,15 +84,18 @@ def seconds_of(
     """
     # Drawn digits take as long as others, and are always at hand.
     scenes = dataclasses.replace(recipe.scenes, digits="strokes", mnist_dir=None, classes=None, class_names=None)
-    recipe = dataclasses.replace(recipe, scenes=dataclasses.replace(scenes, train=max(scenes.train, 2000), test=0))
+    networks = [work.network for work in works if work.network is not None] or [recipe.finetune]
+    scenes = dataclasses.replace(scenes, train=max(scenes.train, 2000), test=0)
+    recipe = dataclasses.replace(recipe, scenes=scenes, finetune=networks[0])
     speeds: dict[str, float] = {}
+    own = {stage: piece for work in works for stage, piece in work.pieces.items()}
     with tempfile.TemporaryDirectory(prefix="hsal-estimate-") as folder:
         shop = Shop(recipe, Path(folder), device, reporter)
         if backbone is not None:
             shop.backbone = backbone
         for stage in dict.fromkeys(stage for work in works for stage, count in work.images.items() if count):
-            piece = MAKERS[stage](shop, PIECE_S, EvalSettings(resamples=1)).work
-            if stage != "make-data":
+            piece = own[stage] if stage in own else MAKERS[stage](shop, PIECE_S, EvalSettings(resamples=1)).work
+            if stage not in ("make-data", *own):
                 piece()  # warms up
             units, took = piece()
             speeds[stage] = units / took
@@ -109,12 +117,13 @@ def fine_tuning(scenes: Path, settings: FinetuneSettings, device: torch.device) 
     """Fine-tuning on a scene file, or on one that is still to be composed."""
     try:
         with open_scenes(scenes) as file:
-            has_boxes, own = file.split(file.splits[0]).boxes is not None, is_own(file)
+            has_boxes, own, images = file.split(file.splits[0]).boxes is not None, is_own(file), len(file.split(file.splits[0]))
         settings = dataclasses.replace(settings, objects=way_of(scenes, settings.objects))
     except HsalError:  # what is wrong with the file is for fine-tuning to say
-        has_boxes, own = True, False
-    settled = settle(settings, device, has_boxes, own)
-    return Work("fine-tuning the backbone", {"finetune": sum(count for _, count in plan(settled))}, BACKBONE_BYTES)
+        has_boxes, own, images = True, False, FEW_IMAGES
+    settled = settle(settings, device, has_boxes, own, images)
+    count = sum(count for _, count in plan(settled))
+    return Work("fine-tuning the backbone", {"finetune": count}, BACKBONE_BYTES, network=settled)
 
 
 def feature_work(out: Path, images: float, cells: int, asked: bool = False) -> list[Work]:
@@ -167,7 +176,8 @@ def before_a_policy(data: Path, backbone: Path | None, recipe: Recipe, device: t
             works += [dataclasses.replace(work, asked=True) for work in before_a_backbone(single, recipe, device)]
         features = features_path(data, recipe.precompute.saliency, recipe.precompute.resolution)
         images = images_of(data, recipe.scenes)
-        works += feature_work(features, sum(images.values()), _cells(recipe))
+        viewed = ((recipe.precompute.views or 1) - 1) * images.get("train", 0)
+        works += feature_work(features, sum(images.values()) + viewed, _cells(recipe))
         return [*works, training(images.get("train", 0), recipe.train)]
     return [training(images_of(data, recipe.scenes).get("train", 0), recipe.train)]
 

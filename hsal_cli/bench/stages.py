@@ -98,6 +98,7 @@ def finetune(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
     settings, device = shop.finetune, shop.device
     data = read_objects(shop.compose("mnist-single", min(SINGLES, max(shop.scenes.train, 4))), "train", "single")
     model = shop.model().to(device, memory_format=torch.channels_last)
+    model.freeze(settings.frozen or 0.0)
     task = FinetuneTask(model, data, settings, device, {})
     task.start_epoch(0)
     rows = torch.arange(settings.batch_size) % len(task.data.labels)

@@ -1,12 +1,16 @@
-"""Work of over five minutes is told before it begins: asked for on a terminal; elsewhere --yes begins what no command is named for."""
+"""Work of over five minutes is told before it begins: asked for on a terminal; elsewhere --yes begins what no command is named for.
+
+`begin` measures a piece of what is ahead; `paced` lets the first of many images, one like the other, show how long they will take.
+"""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 
 Yes = Annotated[bool, typer.Option("--yes", help="Begin work of over five minutes without being asked.")]
 SHARE = 0.05  # of the time; what takes less is not named
+FIRST_S = 3.0  # images are worked on for so long before it is said how long all of them will take
+Item = TypeVar("Item")
 
 
 def begin(
@@ -68,6 +74,36 @@ def begin(
         raise UsageError(f"{said}, and nobody is there to be asked", f"begin it with: {shlex.join([*_typed(), '--yes'])}")
     else:
         reporter.say(said)
+
+
+def paced(items: Iterable[Item], count: int, yes: bool, reporter: console.Reporter) -> Iterator[Item]:
+    """Images as they come; once the first ones have shown that the rest takes over five minutes, says so, and asks whether to go on.
+
+    Args:
+        items: `count` of them; the first one is not timed, as loading and warming up are in it.
+        yes, reporter: as in `begin`.
+
+    Raises:
+        typer.Exit: the answer was no.
+    """
+    from hsal_cli.bench.estimate import LONG_S
+
+    start = None
+    for done, item in enumerate(items, 1):
+        yield item
+        if done == 1:
+            start = time.monotonic()
+        if start is None or (took := time.monotonic() - start) <= FIRST_S:
+            continue
+        start, left = None, took / (done - 1) * (count - done)
+        if left <= LONG_S:
+            continue
+        said = f"the other {count - done:,} images take about {about(left)}"
+        if yes or not console.can_ask():
+            reporter.say(said)
+        elif not console.confirm(f"{said}. Go on?"):
+            reporter.say(f"stopped after {done:,} images")
+            raise typer.Exit(1)
 
 
 def about(seconds: float) -> str:

@@ -21,12 +21,13 @@ from hsal_cli.scenes.settings import RECIPES, SEARCH, FolderSettings, SceneSetti
 from hsal_cli.settings import as_dict
 
 if TYPE_CHECKING:
+    from hsal_cli.bench.estimate import Work
     from hsal_cli.scenes.readers.labels import Notes
     from hsal_cli.scenes.scene_file import SceneFile
     from hsal_cli.scenes.street.frames import Finder
 
 PREVIEWED = 24  # images on the contact sheet
-FEW = 100_000  # images that take under five minutes on any machine
+FEW = {"composed": 100_000, "other": 1_500}  # images that take under five minutes on any machine: digits are small, photographs are not
 SHOWN = 3  # examples of a reason for which images were left out
 OUTPUT = "out preview overwrite dry_run json"
 FRAME = {"The frame": LOOKING.replace("frame", "frame frame_jitter")}
@@ -40,13 +41,13 @@ COMPOSED = {
 STREET = {
     "Images": "train test image_size svhn_labels typefaces seed",
     **FRAME,
-    "Settings": "preset config workers",
+    "Settings": "preset config workers yes",
     "Output": OUTPUT,
 }
 SVHN = {
     "Images": "svhn_dir download url train test extra image_size fit",
     **FRAME,
-    "Settings": "preset config",
+    "Settings": "preset config yes",
     "Output": OUTPUT,
 }
 FOLDER = {
@@ -54,7 +55,7 @@ FOLDER = {
     "Train and test": "test_share test_list test_images test_labels seed",
     "Size": "image_size fit",
     **FRAME,
-    "Settings": "preset config",
+    "Settings": "preset config yes",
     "Output": OUTPUT,
 }
 EXAMPLES = {
@@ -113,9 +114,12 @@ class NameAnywhere(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-make_data = typer.Typer(
-    cls=NameAnywhere, no_args_is_help=True, help="Make a data set: images, label multisets and boxes in one scene file."
-)
+app = typer.Typer(cls=NameAnywhere, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def make_data() -> None:
+    """Make a data set: images, label multisets and boxes in one scene file."""
 
 
 def _add(name: str, kind: type, panels: dict[str, str], make: Making, plan: str) -> None:
@@ -123,7 +127,7 @@ def _add(name: str, kind: type, panels: dict[str, str], make: Making, plan: str)
 
     Args:
         kind: its settings.
-        panels: as in `options`; --workers, --yes and those of a first look are options of those commands alone whose panels name them.
+        panels: as in `options`; --workers and those of a first look are options of those commands alone whose panels name them.
         plan: what it would do, behind "Would", with the settings put in.
     """
 
@@ -153,28 +157,49 @@ def _add(name: str, kind: type, panels: dict[str, str], make: Making, plan: str)
             console.print_json(report) if json else console.print_line(f"Would {plan.format(**vars(settings))} into {target}")
             return
         reporter = console.TerminalReporter()
-        if isinstance(settings, SceneSettings):
-            _begin(settings, target, yes, preset, config, reporter)
         from hsal_cli.scenes.readers.labels import Notes
 
         tools = Tools(workers, reporter, finder_of(looks, None) if frame == "found" else None, Notes())
+        with console.stopping(reporter):
+            _begin(settings, target, yes, preset, config, tools)
         _make(name, settings, target, make, tools, preview, json)
 
     kinds = {"settings": kind, "looks": LookSettings} if FRAME.items() <= panels.items() else {"settings": kind}
     left = tuple({"workers", "yes", "looks"}.difference(" ".join(panels.values()).split(), kinds))
     decorated = options(panels=panels, leave_out=left, **kinds)(command)
-    make_data.command(name, help=ABOUT[name], epilog=f"Example: {EXAMPLES[name]}")(decorated)
+    app.command(name, help=ABOUT[name], epilog=f"Example: {EXAMPLES[name]}")(decorated)
 
 
-def _begin(settings: SceneSettings, out: Path, yes: bool, preset: str | None, config: Path | None, reporter: console.Reporter) -> None:
-    """Says how long composing takes, if it takes long; few images are composed without loading what would measure it."""
-    if settings.train + settings.test <= FEW:
+def _begin(settings: Any, out: Path, yes: bool, preset: str | None, config: Path | None, tools: Tools) -> None:
+    """Says how long making takes, if it takes long; few images are made without loading what would measure it."""
+    composed = isinstance(settings, SceneSettings)
+    if isinstance(settings, FolderSettings):
+        from hsal_cli.scenes.readers.names import files_below
+
+        folders = [Path(folder).expanduser() for folder in (settings.images, settings.test_images) if folder]
+        count = sum(1 for folder in folders for _ in files_below(folder))
+    else:
+        count = sum(FEW["other"] + 1 if most is None else most for most in (settings.train, settings.test))  # of SVHN, None is all
+    if count <= FEW["composed" if composed else "other"]:
         return
-    from hsal_cli.bench.estimate import composing
+
+    def works() -> list[Work]:
+        from hsal_cli.bench import data_sets
+        from hsal_cli.bench.estimate import composing
+
+        if composed:
+            return [composing(out, settings)]
+        if isinstance(settings, StreetSettings):
+            return [data_sets.painting(out, settings, tools.workers, tools.finder)]
+        try:
+            read = data_sets.reading if isinstance(settings, FolderSettings) else data_sets.reading_svhn
+            return [read(out, settings, tools.finder)]
+        except HsalError:  # what is wrong with the images is for making to say
+            return []
+
     from hsal_cli.vision.devices import choose_device
 
-    recipe = recipe_for(preset, config, scenes=settings)
-    begin(lambda: [composing(out, settings)], yes, recipe, choose_device("cpu"), reporter)
+    begin(works, yes, recipe_for(preset, config), choose_device("cpu"), tools.reporter)
 
 
 def _compose(name: str) -> Making:

@@ -21,7 +21,6 @@ import typer
 
 from hsal_cli.errors import UsageError
 from hsal_cli.settings import SEED_LIMIT, as_dict, build, check_tables, kind_of, read_tables
-from hsal_cli.storage.hdf5 import format_of
 
 if TYPE_CHECKING:
     from hsal_cli.experiments.pipeline import Recipe
@@ -317,6 +316,8 @@ def check_out(out: Path, overwrite: bool, marker: str) -> None:
     """
     if not out.exists():
         return
+    from hsal_cli.storage.hdf5 import format_of
+
     if not out.is_file():
         raise UsageError(f"{out} is not a file", "name a file with --out")
     if not overwrite:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from hsal_cli import console
+from hsal_cli.commands.asking import Yes, paced
 from hsal_cli.commands.options import Device, Images, Json, Overwrite, options
 from hsal_cli.commands.policies import LOOKING, FrameOption, PretrainedOption, RunOption, check_look, images_in, looks
 from hsal_cli.errors import HsalError, UsageError
@@ -29,7 +30,7 @@ EXAMPLES = """Examples:
   hsal predict image.png --json
       with glimpses, in cells and in pixels, and maps
 """
-PANELS = {"What": "run pretrained max_steps stop_threshold device", "The frame": LOOKING, "Output": "counts overwrite json"}
+PANELS = {"What": "run pretrained max_steps stop_threshold device yes", "The frame": LOOKING, "Output": "counts overwrite json"}
 HEAD = "image"  # the first column of a table of counts
 MaxSteps = Annotated[
     Optional[int],
@@ -55,6 +56,7 @@ def predict(
     ] = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
+    yes: Yes = False,
     json: Json = False,
 ) -> None:
     """Name every object in images, repeats included; --json adds the glimpses and maps of each meta-step."""
@@ -69,7 +71,9 @@ def predict(
     table: list[tuple[Path, Look]] = []
     failed = False
     with console.stopping(reporter):
-        for path, found in looks(images_in(images), run, device, max_steps, reporter, pretrained, frame, first, stop_threshold):
+        wanted = images_in(images)
+        shown = looks(wanted, run, device, max_steps, reporter, pretrained, frame, first, stop_threshold)
+        for path, found in paced(shown, len(wanted), yes, reporter):
             if isinstance(found, HsalError):
                 failed = True
                 console.print_error(found.message, found.hint)

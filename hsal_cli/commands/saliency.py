@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from hsal_cli import console
+from hsal_cli.commands.asking import Yes, paced
 from hsal_cli.commands.options import Device, Images, Json
 from hsal_cli.commands.policies import images_in
 from hsal_cli.commands.visualize import targets
@@ -51,6 +52,7 @@ def saliency(
         ),
     ] = None,
     device: Device = "auto",
+    yes: Yes = False,
     json: Json = False,
 ) -> None:
     """Lay saliency maps over images: what stands out to the activation model, and to other saliency models."""
@@ -68,7 +70,7 @@ def saliency(
     models = [saliency_model(name) for name in names]
     documents, failed = [], False
     with console.stopping(reporter):
-        for path, target in zip(wanted, places, strict=True):
+        for path, target in paced(zip(wanted, places, strict=True), len(wanted), yes, reporter):
             try:
                 documents.append(_draw(path, models, loaded, target))
                 if not json:

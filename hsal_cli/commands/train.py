@@ -29,7 +29,7 @@ from hsal_cli.commands.options import (
 from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.features.settings import SALIENCY_HELP, PrecomputeSettings, saliency_kind
 from hsal_cli.policy.variant import VARIANTS, what_set_takes
-from hsal_cli.runs.settings import REWARDS, TrainSettings
+from hsal_cli.runs.settings import FEW_IMAGES, REWARDS, TrainSettings
 from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.settings import as_dict
 
@@ -131,7 +131,10 @@ def train(
     chosen_variant = variant_for(preset, config, variant, texts)
     with contextlib.suppress(HsalError):  # what is wrong with the file is for training to say
         if resume is None:
-            settings = settings.suited(images_of(scenes, SceneSettings()).get("train", 0), given["train"])
+            images = images_of(scenes, SceneSettings()).get("train", 0)
+            settings = settings.suited(images, given["train"])
+            if images < FEW_IMAGES and settings.mirror:
+                precompute = precompute.for_few()
     settled = {"data": str(scenes), "train": as_dict(settings), "variant": as_dict(chosen_variant)}
     if resume is not None:
         _check_alone(resume, {"--backbone": backbone, "--init-from": init_from, "--saliency": saliency, "--memory-budget": memory_budget})

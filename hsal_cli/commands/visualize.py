@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from hsal_cli import console
+from hsal_cli.commands.asking import Yes, paced
 from hsal_cli.commands.options import Device, Images, Json, numbers_in, options
 from hsal_cli.commands.policies import LOOKING, FrameOption, PretrainedOption, RunOption, check_look, images_in, load_with_backbone, looks
 from hsal_cli.commands.predict import MaxSteps, StopThreshold, words
@@ -29,7 +30,7 @@ PANELS = {
     "What": "images data split rows labels run pretrained",
     "Also": "gif html",
     "The frame": LOOKING,
-    "How": "max_steps stop_threshold device",
+    "How": "max_steps stop_threshold device yes",
     "Output": "out json",
 }
 EXAMPLES = """Examples:
@@ -73,6 +74,7 @@ def visualize(
     max_steps: MaxSteps = None,
     stop_threshold: StopThreshold = None,
     device: Device = "auto",
+    yes: Yes = False,
     json: Json = False,
 ) -> None:
     """Draw where the policy looked in images: glimpses, saliency, covert mask and priority map at each meta-step."""
@@ -110,8 +112,8 @@ def visualize(
     places = targets(wanted, out, kinds)
     documents, failed = [], False
     with console.stopping(reporter):
-        seen = looks(wanted, run, device, max_steps, reporter, pretrained, frame, first, stop_threshold)
-        for number, (path, found) in enumerate(seen):
+        shown = looks(wanted, run, device, max_steps, reporter, pretrained, frame, first, stop_threshold)
+        for number, (path, found) in enumerate(paced(shown, len(wanted), yes, reporter)):
             try:
                 if isinstance(found, HsalError):
                     raise found

@@ -73,7 +73,11 @@ def fit_temperature(scores: np.ndarray, right: np.ndarray) -> float:
 def add_reliability(tally: Tally, episode: Episode, labels: torch.Tensor, temperature: float) -> None:
     """Adds the confidence of each choice of a roll-out, and whether it was right, to the bin that the confidence falls into."""
     scores, right = choices(episode, labels)
-    sure = confidence(scores, temperature)
+    add_choices(tally, confidence(scores, temperature), right)
+
+
+def add_choices(tally: Tally, sure: np.ndarray, right: np.ndarray) -> None:
+    """Adds choices: (n,) how sure each was, in [0, 1], and whether it was right, to the bin that it falls into."""
     place = np.minimum((sure * BINS).astype(int), BINS - 1)
     for number in range(BINS):
         tally.add(f"confidence {number}", sure[place == number])

@@ -45,7 +45,15 @@ class OtherGlimpses(nn.Module):
         self.generator = torch.Generator()
 
     def forward(
-        self, priority: Tensor, memory: Tensor, glimpse: Tensor, seen: Tensor, state: Tensor | None, pick: Pick, linear: Linear
+        self,
+        priority: Tensor,
+        memory: Tensor,
+        glimpse: Tensor,
+        seen: Tensor,
+        state: Tensor | None,
+        pick: Pick,
+        linear: Linear,
+        rows: Tensor | None = None,
     ) -> ControllerStep:
         """One meta-step, as `Controller` takes it."""
         height, width = priority.shape[1:]
@@ -61,7 +69,7 @@ class OtherGlimpses(nn.Module):
             return scores.topk(min(2, cells), dim=1).indices[:, -1] if self.way == "second" else pick(scores)
 
         shown = torch.zeros_like(seen) if self.way == "none" else seen
-        return self.controller(priority, memory, glimpse, shown, state, other, linear)
+        return self.controller(priority, memory, glimpse, shown, state, other, linear, rows)
 
 
 class OtherMask:

@@ -21,6 +21,7 @@ from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.features.saliency.models import SaliencyModel, saliency_model, seen_by_saliency
 from hsal_cli.features.settings import STAGED, PrecomputeSettings
 from hsal_cli.features.table import FORMAT, FeatureFile, check_match, features_digest, map_shape, open_features
+from hsal_cli.features.views import ViewedScenes, Views
 from hsal_cli.features.writer import FeatureWriter, Origin, features_to_fill, partial_of
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.gather import in_order
@@ -96,8 +97,8 @@ def precompute(
         reporter.warn(loaded.note)
     saliency = saliency_model(settings.saliency)
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(open_scenes(scenes))
-        todo = _plan(source, loaded, saliency, out, overwrite)
+        source = _with_views(stack.enter_context(open_scenes(scenes)), settings)
+        todo = _plan(source, loaded, saliency, out, overwrite, settings.views)
         asked = {**as_dict(settings), "out": str(out), "overwrite": overwrite, "volumes_from": volumes_from and str(volumes_from)}
         distributed.agree(features_digest=todo.digest, scenes_digest=source.digest, precompute=asked, features_are_there=todo.exists)
         if todo.exists:
@@ -143,7 +144,11 @@ def plan(scenes: Path, backbone: Path, out: Path, settings: PrecomputeSettings, 
     """What `precompute` would write; it raises what `precompute` would refuse, and writes nothing."""
     loaded = at_resolution(load_backbone(backbone), settings.resolution)
     with open_scenes(scenes) as source:
-        return _plan(source, loaded, saliency_model(settings.saliency), out, overwrite)
+        return _plan(_with_views(source, settings), loaded, saliency_model(settings.saliency), out, overwrite, settings.views)
+
+
+def _with_views(scenes: SceneFile, settings: PrecomputeSettings) -> SceneFile | ViewedScenes:
+    return ViewedScenes(scenes, settings.views) if (settings.views or 1) > 1 else scenes
 
 
 def made_finer(backbone: LoadedBackbone) -> int | str | None:
@@ -151,7 +156,9 @@ def made_finer(backbone: LoadedBackbone) -> int | str | None:
     return backbone.model.resolution if backbone.refined not in (None, *STAGED) else backbone.refined
 
 
-def _plan(scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, out: Path, overwrite: bool) -> PrecomputePlan:
+def _plan(
+    scenes: SceneFile | ViewedScenes, backbone: LoadedBackbone, saliency: SaliencyModel, out: Path, overwrite: bool, views: int | None
+) -> PrecomputePlan:
     channels, side = backbone.model.channels + backbone.model.fine, backbone.model.resolution
     splits = [scenes.split(name) for name in scenes.splits]
     size = 0
@@ -159,12 +166,20 @@ def _plan(scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, 
         copied = split.labels.nbytes + (0 if split.boxes is None else split.boxes.nbytes)
         cells = math.prod(map_shape((channels, side, side), backbone.model.fine, backbone.model.fine_side))
         size += len(split) * (2 * channels * side * side + 4 * cells) + copied
-    digest = features_digest(scenes.digest, backbone.digest, saliency.digest, made_finer(backbone))
-    exists = out.exists() and _is_there(out, digest, scenes, backbone, saliency, overwrite)
+    digest = features_digest(scenes.digest, backbone.digest, saliency.digest, made_finer(backbone), views)
+    exists = out.exists() and _is_there(out, digest, scenes, backbone, saliency, overwrite, views or 1)
     return PrecomputePlan(sum(map(len, splits)), size, (channels, side, side), digest, exists)
 
 
-def _is_there(out: Path, digest: str, scenes: SceneFile, backbone: LoadedBackbone, saliency: SaliencyModel, overwrite: bool) -> bool:
+def _is_there(
+    out: Path,
+    digest: str,
+    scenes: SceneFile | ViewedScenes,
+    backbone: LoadedBackbone,
+    saliency: SaliencyModel,
+    overwrite: bool,
+    views: int,
+) -> bool:
     """Whether `out` holds these features; refuses anything else than features, and other features unless they may be replaced."""
     if format_of(out) != FORMAT:
         raise UsageError(f"{out} exists and is not a feature file, so it is not replaced", "name another file with --out")
@@ -173,11 +188,12 @@ def _is_there(out: Path, digest: str, scenes: SceneFile, backbone: LoadedBackbon
     try:
         with open_features(out) as features:
             check_match(features, scenes.digest, backbone.digest, saliency.digest)
-            same = features.digest == digest
+            same, held = features.digest == digest, features.config.views or 1
     except FileError as error:
         raise FileError(error.message, "replace it with --overwrite, or name another file with --out") from error
     if not same:
-        raise FileError(f"{out} was made by another version of hsal", "replace it with --overwrite, or name another file with --out")
+        other = "was made by another version of hsal" if held == views else f"holds {held} views of each training image, not {views}"
+        raise FileError(f"{out} {other}", "replace it with --overwrite, or name another file with --out")
     return True
 
 
@@ -210,7 +226,7 @@ def _volumes_of(features: Path, scenes: SceneFile, backbone: LoadedBackbone, sal
 def _fill(
     writer: FeatureWriter | None,
     starts: dict[str, int],
-    scenes: SceneFile,
+    scenes: SceneFile | ViewedScenes,
     backbone: LoadedBackbone,
     saliency: SaliencyModel,
     copied: FeatureFile | None,
@@ -261,7 +277,7 @@ def as_features(
     return volumes.clamp_(max=LARGEST_HALF).half().contiguous(), maps
 
 
-def _read_ahead(split: SceneSplit, batches: Sequence[range], device: torch.device) -> Iterator[Tensor]:
+def _read_ahead(split: SceneSplit | Views, batches: Sequence[range], device: torch.device) -> Iterator[Tensor]:
     """The images of batches, read in the background so that the forward pass never waits for the disk."""
 
     def read(rows: range) -> Tensor:

@@ -16,6 +16,7 @@ SALIENCY_HELP = (
     "(docs/python.md)."
 )
 STAGED = ("fine", "window")  # resolutions that put something behind the volume, which glimpses read
+VIEWS_OF_FEW = 20
 SALIENCY_MODELS = Registry("saliency model", "hsal.saliency", (*SALIENCY, "file"))
 
 
@@ -31,10 +32,24 @@ class PrecomputeSettings:
         "behind each the 2 x 2 cells of an earlier stage, which --set glimpse=fine reads. window: a first look at half the size, and "
         "behind each cell the window around it at full size, which --set glimpse=window reads.",
     )
+    views: int | None = setting(
+        None,
+        "Views of each training image: itself, and others mirrored, turned, shifted, zoomed and of another contrast, one of which an epoch "
+        f"shows; unset: 1; `hsal train` takes {VIEWS_OF_FEW} where there are fewer than 2,000 images.",
+        low=1,
+        high=1000,
+    )
 
     def __post_init__(self) -> None:
         check(self)
-        saliency_kind(self.saliency)
+        if saliency_kind(self.saliency) == "file" and (self.views or 1) > 1:
+            raise UsageError(f"views = {self.views}: there are no maps of them in files", "leave --views out, or take another --saliency")
+
+    def for_few(self) -> PrecomputeSettings:
+        """These settings for few training images, which several views of each make more of, unless `views` was given."""
+        if self.views is not None or saliency_kind(self.saliency) == "file":
+            return self
+        return dataclasses.replace(self, views=VIEWS_OF_FEW)
 
 
 @dataclasses.dataclass(frozen=True)

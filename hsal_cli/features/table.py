@@ -10,7 +10,8 @@ window's; absent in older files: 2), `saliency` and `saliency_digest` (see
               the finer stage, where there is one
     labels    int16 (N, L), padded with -1, copied from the scene file
     boxes     int16 (N, L, 4) x0, y0, x1, y1 in px, half-open, padded with -1, copied; absent where the scene file has none
-and attribute `cut_off`, how many activations were above the most that float16 holds, which they were cut off at (absent in older files).
+A group `train-views` holds the other views of the training images, where there are any (see `features.views`), without boxes. Each has an
+attribute `cut_off`, how many activations were above the most that float16 holds, which they were cut off at (absent in older files).
 """
 
 from __future__ import annotations
@@ -98,6 +99,11 @@ class FeatureTable(FeatureRows):
     image_size: tuple[int, int]
     fine: int = 0
 
+    def followed_by(self, other: FeatureTable) -> FeatureTable:
+        """These rows and those of another table, of which no boxes are known."""
+        parts = zip((self.volumes, self.saliency, self.labels), (other.volumes, other.saliency, other.labels), strict=True)
+        return FeatureTable(*map(torch.cat, parts), None, self.image_size, self.fine)
+
     def select(self, rows: Tensor | slice) -> FeatureTable:
         boxes = None if self.boxes is None else self.boxes[rows]
         return FeatureTable(self.volumes[rows], self.saliency[rows], self.labels[rows], boxes, self.image_size, self.fine)
@@ -105,9 +111,15 @@ class FeatureTable(FeatureRows):
 
 @dataclasses.dataclass(frozen=True)
 class FeatureConfig(Document):
-    """Every setting that a feature file was made with: the scene file's place, and the settings that that one was made with."""
+    """Every setting that a feature file was made with.
+
+    Attributes:
+        scenes, scenes_config: the scene file's place, and the settings that that one was made with.
+        views: of each training image; None is one.
+    """
 
     scenes: str | None = None
+    views: int | None = None
     scenes_config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -282,16 +294,25 @@ def finite_rows(values: np.ndarray) -> np.ndarray:
 
 
 def features_digest(
-    scenes_digest: str, backbone_digest: str, saliency_digest: str = "activation", resolution: int | str | None = None
+    scenes_digest: str,
+    backbone_digest: str,
+    saliency_digest: str = "activation",
+    resolution: int | str | None = None,
+    views: int | None = None,
 ) -> str:
-    """The digest of features: of what they are made from; `resolution`: cells along a side, where not the backbone's own, "fine", or
-    "window".
+    """The digest of features: of what they are made from.
+
+    Args:
+        resolution: cells along a side, where not the backbone's own, "fine" or "window".
+        views: of each training image; None is one.
     """
     made_from: dict[str, Any] = {"scenes": scenes_digest, "backbone": backbone_digest, "format_version": FORMAT_VERSION}
     if saliency_digest != "activation":  # left out there, so that features made before there was a choice keep their digest
         made_from["saliency"] = saliency_digest
     if resolution is not None:
         made_from["resolution"] = resolution
+    if (views or 1) > 1:
+        made_from["views"] = views
     return digest_of(made_from)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hsal_cli.errors import FileError, first_line
 from hsal_cli.features.table import FORMAT, map_shape
+from hsal_cli.features.views import ViewedScenes
 from hsal_cli.progress import Reporter
 from hsal_cli.scenes.scene_file import SceneFile
 from hsal_cli.storage.atomic import atomic_write, cannot_write, clear_after_the_dead, sync, take_place
@@ -57,7 +58,7 @@ class Origin:
         config: every setting, for the record.
     """
 
-    scenes: SceneFile
+    scenes: SceneFile | ViewedScenes
     backbone: Path
     backbone_digest: str
     volume_shape: tuple[int, int, int]

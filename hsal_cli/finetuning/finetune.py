@@ -20,7 +20,7 @@ from hsal_cli.runs.loop import ModelTask, one_cycle, progress_of, restored, trai
 from hsal_cli.runs.replica import Replica
 from hsal_cli.runs.run import Run
 from hsal_cli.runs.seeds import Draws, seeded
-from hsal_cli.runs.settings import FinetuneSettings
+from hsal_cli.runs.settings import FEW_IMAGES, FinetuneSettings
 from hsal_cli.runs.start import being_trained, resume_from, say_changes, say_missing_classes
 from hsal_cli.scenes.scene_file import SceneFile, open_scenes
 from hsal_cli.settings import as_dict
@@ -33,6 +33,7 @@ from hsal_cli.vision.initial import initial_weights
 from hsal_cli.vision.timm_networks import lite0_is_here
 
 FULL_AFTER_CROPS, FULL_ALONE, FULL_ALONE_CPU, FULL_COUNTED, FULL_COUNTED_CPU = 36_000, 600_000, 40_000, 60_000, 12_000
+FULL_COUNTED_FROZEN, FROZEN = 6_000, 0.5
 DEFAULTS = FinetuneSettings()
 CROWD = 4  # objects in an image, as many as in MNIST Multiset
 MEANING = {
@@ -126,7 +127,9 @@ def background_share(volumes: Tensor, objects: Tensor) -> Tensor:
     return (saliency * (1 - objects)).sum((1, 2)) / saliency.sum((1, 2)).clamp(min=torch.finfo(saliency.dtype).tiny)
 
 
-def settle(settings: FinetuneSettings, device: torch.device, has_boxes: bool, own: bool = False) -> FinetuneSettings:
+def settle(
+    settings: FinetuneSettings, device: torch.device, has_boxes: bool, own: bool = False, images: int = FEW_IMAGES
+) -> FinetuneSettings:
     """Fills in what is left open, by the device: a CPU trains on crops first, at half the pixels a cell.
 
     Args:
@@ -134,9 +137,10 @@ def settle(settings: FinetuneSettings, device: torch.device, has_boxes: bool, ow
         device: where it will be done.
         has_boxes: whether there are any.
         own: whether the images are a user's own, not composed by hsal.
+        images: how many there are to learn from.
 
     Raises:
-        UsageError: crops are asked for, and there are no boxes to crop by; or no image is to be shown.
+        UsageError: crops are asked for, and there are no boxes to crop by; no image is to be shown; or random weights are to be kept.
     """
     cpu, counted = device.type == "cpu", settings.objects == "counts"
     mode = settings.mode if settings.mode != "auto" else "crops" if cpu and has_boxes else "full"
@@ -152,10 +156,15 @@ def settle(settings: FinetuneSettings, device: torch.device, has_boxes: bool, ow
     full = settings.full_images
     if full == 0 and (mode == "full" or not settings.crop_images):
         raise UsageError("full_images = 0 and no crops: there is nothing to train on", "give --full-images or --crop-images a number")
+    pretrained, few = own and settings.weights in ("auto", "imagenet") and lite0_is_here(), own and images < FEW_IMAGES
+    arch = settings.arch if settings.arch != "auto" else TIMM + LITE0 if pretrained else RESNETS[0]
+    if settings.frozen and settings.weights == "none":
+        raise UsageError(f"frozen = {settings.frozen:g} of a network of random weights, which would stay random", "leave --frozen out")
+    frozen = settings.frozen if settings.frozen is not None else FROZEN if pretrained and few and arch == TIMM + LITE0 else 0.0
     views = FULL_COUNTED_CPU if counted and cpu else FULL_COUNTED if counted else FULL_ALONE_CPU if cpu else FULL_ALONE
+    views = min(views, FULL_COUNTED_FROZEN) if counted and frozen >= FROZEN else views
     if mode == "crops":
         views = FULL_AFTER_CROPS
-    pretrained = own and settings.weights in ("auto", "imagenet") and lite0_is_here()
     return dataclasses.replace(
         settings,
         mode=mode,
@@ -164,7 +173,9 @@ def settle(settings: FinetuneSettings, device: torch.device, has_boxes: bool, ow
         input_size=settings.input_size or (16 if cpu else 32) * int(settings.resolution),
         batch_size=settings.batch_size or (32 if mode == "crops" else 16 if counted else 128),
         full_images=views if full is None else full,
-        arch=settings.arch if settings.arch != "auto" else TIMM + LITE0 if pretrained else RESNETS[0],
+        arch=arch,
+        mirror=few if settings.mirror is None else settings.mirror,
+        frozen=frozen,
     )
 
 
@@ -267,10 +278,12 @@ def finetune(
         settings = dataclasses.replace(settings, objects=way, crowd=1)  # they are crowds already
     elif settings.mode == "auto" and device.type == "cpu" and data.boxes is None:
         reporter.warn(f"{scenes} has no boxes to crop by: full images only, which is slow on a CPU")
-    settings = settle(settings, device, data.boxes is not None, own)
+    settings = settle(settings, device, data.boxes is not None, own, len(labels))
     torch.manual_seed(settings.seed)
     model = ActivationModel(settings.arch, len(classes), settings.input_size, int(settings.resolution), settings.dilate, settings.channels)
     used = backbone_meta(before).weights if before else initial_weights(model, settings.weights, reporter)
+    if settings.frozen:
+        model.freeze(settings.frozen)
     model.to(device, memory_format=torch.channels_last)
     meta = {
         "kind": "backbone",

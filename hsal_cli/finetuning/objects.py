@@ -8,7 +8,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +21,7 @@ from hsal_cli import distributed
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.metrics import exact_match_and_f1
 from hsal_cli.finetuning.views import cell_centres, crowd, object_regions, on_objects, own_cells, share_in_view, view_centres, views
+from hsal_cli.policy.count_classifier import expected_counts
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.runs.settings import HELD_OUT, FinetuneSettings
 from hsal_cli.scenes.scene_file import open_scenes
@@ -187,13 +187,11 @@ class SingleObjects(Objects):
         rows, boxes, labels = self.rows[picked], self.boxes, self.labels
         if crops or settings.crowd == 1:
             own = None if boxes is None else boxes[picked]
-            inputs, seen = views(
-                self.images[rows], own if crops else None, side, model.input_size, settings.augment, draws, _device_of(model)
-            )
+            inputs, seen = _views(self.images[rows], own if crops else None, side, model, settings, draws)
             astray = None if own is None else on_objects(own[:, None], view_centres(seen, side, model.stride, self.size))
             return Shown(inputs, labels[picked], None, astray)
         together = crowd(self.images, self.rows, boxes, labels, picked, settings.crowd, draws)
-        inputs, seen = views(together.images, None, side, model.input_size, settings.augment, draws, _device_of(model))
+        inputs, seen = _views(together.images, None, side, model, settings, draws)
         centres = view_centres(seen, side, model.stride, self.size)
         labels = _in_view(together.labels, share_in_view(seen, together.boxes, self.size))
         return Shown(inputs, labels, object_regions(together.boxes, centres), on_objects(together.boxes, centres))
@@ -214,7 +212,7 @@ class BoxedObjects(Objects):
         rows, columns = self.rows[picked], self.columns[picked]
         corners, labels = self.scenes.corners[rows], self.scenes.multisets[rows]
         own = self.boxes[picked] if crops else None
-        inputs, seen = views(self.images[rows], own, side, model.input_size, settings.augment, draws, _device_of(model))
+        inputs, seen = _views(self.images[rows], own, side, model, settings, draws)
         centres = view_centres(seen, side, model.stride, self.size)
         regions = own_cells(corners, centres)
         if crops:
@@ -251,7 +249,7 @@ class LabelledImages(Objects):
     def show(self, picked: Tensor, crops: bool, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws) -> Shown:
         """Full views, and a label of each."""
         rows = self.rows[picked]
-        inputs, _ = views(self.images[rows], None, model.input_size, model.input_size, settings.augment, draws, _device_of(model))
+        inputs, _ = _views(self.images[rows], None, model.input_size, model, settings, draws)
         return Shown(inputs, self._asked(self.scenes.multisets[rows], draws))
 
     def _asked(self, labels: Tensor, draws: Draws) -> Tensor:
@@ -291,8 +289,7 @@ class CountedImages(LabelledImages):
 
     def _expected(self, model: ActivationModel, volumes: Tensor) -> Tensor:
         """What each cell expects, (B, h, w, K)."""
-        cells = model.fc(volumes.permute(0, 2, 3, 1)).float()
-        return F.softplus(cells - math.log(cells[0, ..., 0].numel()))
+        return expected_counts(model.fc, volumes)
 
     def loss(self, rates: Tensor, labels: Tensor) -> LossSums:
         """Poisson's likelihood of the counts (B, K); and the accuracy of `score`."""
@@ -378,8 +375,12 @@ def _check_alone(scenes: Path, split: str, labels: np.ndarray) -> None:
         )
 
 
-def _device_of(model: ActivationModel) -> torch.device:
-    return next(model.parameters()).device
+def _views(
+    images: Tensor, boxes: Tensor | None, side: int, model: ActivationModel, settings: FinetuneSettings, draws: Draws
+) -> tuple[Tensor, Tensor]:
+    """`views.views` for this model, where it is, as the settings say."""
+    device = next(model.parameters()).device
+    return views(images, boxes, side, model.input_size, settings.augment, draws, device, bool(settings.mirror))
 
 
 def _in_view(labels: Tensor, shares: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from torch import Tensor
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.vision.devices import moved
 from hsal_cli.vision.images import to_input
+from hsal_cli.vision.placing import GAIN, SCALE, SHIFT, TURN, placed
 
 ROOM = 1.15  # a crop's side over its object's
-SCALE, TURN, SHIFT = 0.12, 12.0, 0.06  # largest augmentation: relative size, degrees, share of half the image's side
 CPU = torch.device("cpu")
 POINTS = 8  # a side of the grid of points by which an object is in view
 
@@ -49,7 +49,14 @@ def crop_sides(boxes: Tensor, image_size: tuple[int, int], input_size: int, stri
 
 
 def views(
-    images: Tensor, boxes: Tensor | None, side: int, input_size: int, augment: bool, draws: Draws, device: torch.device = CPU
+    images: Tensor,
+    boxes: Tensor | None,
+    side: int,
+    input_size: int,
+    augment: bool,
+    draws: Draws,
+    device: torch.device = CPU,
+    mirror: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Cuts one view of each image. Where is settled on the CPU; the images go to the device as bytes, and are cut there.
 
@@ -61,6 +68,7 @@ def views(
         augment: random scale, rotation, shift and contrast.
         draws: the source of all that is random, for these B images.
         device: where the views are wanted.
+        mirror: also reverse columns and rows, and exchange the two, at random.
 
     Returns:
         The views, float (B, 3, side, side), normalised for the network, on the device; and where they look, (B, 2, 3), on the CPU: the
@@ -68,7 +76,7 @@ def views(
     """
     count, height, width = images.shape[:3]
     images = moved(images, device)
-    if not augment and boxes is None:
+    if not (augment or mirror) and boxes is None:
         return to_input(images, input_size), torch.eye(2, 3).expand(count, 2, 3)
     # Sampling only enlarges: what is larger than the network's input is first shrunk to it, with antialiasing.
     full = to_input(images, min(max(height, width), input_size))
@@ -84,14 +92,12 @@ def views(
     else:
         centre_x = _centres(boxes[:, 0] / width, boxes[:, 2] / width, share / zoom, draws)
         centre_y = _centres(boxes[:, 1] / height, boxes[:, 3] / height, share / zoom, draws)
-    cosine, sine = torch.cos(turn) * share / zoom, torch.sin(turn) * share / zoom
-    centre = torch.stack([centre_x, centre_y], 1)
-    theta = torch.stack([torch.stack([cosine, sine], 1), torch.stack([-sine, cosine], 1), centre], 2)
+    theta = placed(share / zoom, turn, torch.stack([centre_x, centre_y], 1), draws.randint(8) if mirror else None)
     grid = F.affine_grid(moved(theta, device), [count, 3, side, side], align_corners=False)
     # What lies outside of the image continues its border: an empty background of MNIST, a plausible one of photographs.
     seen = F.grid_sample(full, grid.to(full.dtype), padding_mode="border", align_corners=False)
     if augment:
-        gain = moved(torch.exp(uniform(0.25)), device)[:, None, None, None]
+        gain = moved(torch.exp(uniform(GAIN)), device)[:, None, None, None]
         floor = seen.amin(dim=(2, 3), keepdim=True)
         seen = floor + (seen - floor) * gain
     return seen, theta

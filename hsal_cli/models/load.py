@@ -36,11 +36,13 @@ class CountMeta:
         most: a count classifier tells up to so many objects of a class; a set predictor was trained on so many an image.
         hidden: channels of the former's convolutions, width of the latter's tokens.
         queries: of a set predictor; None: it is a count classifier.
+        expecting: channels of which a count classifier's cells make what they expect; 0: none do.
     """
 
     most: int
     hidden: int
     queries: int | None = None
+    expecting: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +183,8 @@ def policy_of(checkpoint: Checkpoint) -> HSAL | CountClassifier | SetPredictor:
         if meta.kind == "count" and meta.count.queries:
             policy = SetPredictor(len(meta.classes), meta.volume_shape, meta.count.queries, meta.volume_scale, meta.count.hidden)
         elif meta.kind == "count":
-            policy = CountClassifier(len(meta.classes), meta.volume_shape, meta.count.most, meta.volume_scale, meta.count.hidden)
+            sizes = meta.count.most, meta.volume_scale, meta.count.hidden, meta.count.expecting
+            policy = CountClassifier(len(meta.classes), meta.volume_shape, *sizes)
         else:
             policy = HSAL(meta.variant, len(meta.classes), meta.volume_shape, meta.volume_scale)
     except (RuntimeError, MemoryError) as error:  # sizes that no memory holds

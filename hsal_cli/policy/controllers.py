@@ -218,6 +218,7 @@ class Controller(nn.Module):
         state: Tensor | None,
         pick: Pick,
         linear: Linear = linear,
+        rows: Tensor | None = None,
     ) -> ControllerStep:
         """The k + 1 controller steps of one meta-step.
 
@@ -226,10 +227,11 @@ class Controller(nn.Module):
             memory: (B, K + 1), y_{t-1}.
             glimpse: (B, C), g_0.
             seen: (B, h * w, C), what a glimpse reads at each cell; fine: as `finer_columns` gives it, of any float type; or
-                computes that of a cell (B,).
+                computes that of a cell (B,). With `rows` of any number of examples.
             state: (B, hidden), the last state of the meta-step before, or None for zeros.
             pick: takes a cell for each row of location logits (B, h * w).
             linear: multiplies by the weights.
+            rows: (B,), whose part of `seen` each example reads; None: they are in the same order.
         """
         context = linear(torch.cat([priority.flatten(1), memory], 1), self.encode_context.weight, self.encode_context.bias)
         with torch.no_grad():
@@ -247,7 +249,7 @@ class Controller(nn.Module):
                     scores.append(self._without(self._location_scores(states[-1], shown), cells))
                 cells.append(pick(scores[-1]))
                 read = cells[-1] if self.reads is None else self.reads[cells[-1]]
-                glimpse = column(seen, read) if isinstance(seen, Tensor) else seen(read)
+                glimpse = column(seen, read, rows) if isinstance(seen, Tensor) else seen(read)
                 if self.fine_norm is not None and self.encode_fine is not None:
                     glimpse = self.fine_norm(glimpse.to(priority.dtype))
                     glimpse = F.relu(linear(glimpse, self.encode_fine.weight, self.encode_fine.bias))

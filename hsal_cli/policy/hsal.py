@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hsal_cli.errors import UsageError
 from hsal_cli.policy.controllers import Closer, Controller, MetaController, Pick, Seen, WinnerTakeAll
 from hsal_cli.policy.episode import Choose, Episode, Source, draw, with_shift
-from hsal_cli.policy.maps import FLAT, finer_columns, gaussian_masks, inhibit, initial_glimpse, min_max, one_hot, priority_map
+from hsal_cli.policy.maps import FLAT, finer_columns, gaussian_masks, inhibit, initial_glimpse, min_max, of_rows, one_hot, priority_map
 from hsal_cli.policy.shared import Linear, SharedWeights
 from hsal_cli.policy.stop_head import StopHead
 from hsal_cli.policy.variant import Variant
@@ -98,7 +98,7 @@ class HSAL(nn.Module):
             limit = int(steps[0]) if size else 0
             counts = [int(n) for n in (steps > torch.arange(limit)[:, None]).sum(1)]
             rows = order.to(device)
-            volumes, saliency = volumes[rows], saliency[rows]
+            volumes, saliency = of_rows(volumes, rows), of_rows(saliency, rows)
         saliency = saliency.to(dtype)
         if self.variant.saliency_transform == "sqrt":
             saliency = saliency.clamp(min=0).sqrt()
@@ -112,6 +112,7 @@ class HSAL(nn.Module):
             first=first,
             saliency=saliency if self.variant.update == "raw" else first,
             memory=torch.zeros(size, self.classes + 1, device=device, dtype=dtype),
+            places=None if dense else torch.arange(size, device=device),
         )
 
         def pick(scores: Tensor) -> Tensor:
@@ -120,9 +121,9 @@ class HSAL(nn.Module):
         record = _Record(size)
         linear = SharedWeights()
         for t in range(limit):
-            if counts is not None and counts[t] < len(live.volumes):
+            if counts is not None and counts[t] < len(live.memory):
                 live.keep(slice(counts[t]))
-            if not len(live.volumes):
+            if not len(live.memory):
                 break
             labels = self._meta_step(t, live, choose, pick, record, linear, stop_counts, t + 1 == limit, closer)
             if dense:
@@ -156,7 +157,9 @@ class HSAL(nn.Module):
         mask, inhibiting = self.masks(gaussians, saliency)
         priority = priority_map(mask, saliency)
         seen: Seen = functools.partial(closer, live.rows) if closer else live.volumes if live.fine is None else live.fine
-        step = self.controller(priority, memory, initial_glimpse(mask, live.volumes), seen, live.state, pick, linear)
+        together = len(mask) == len(live.volumes)
+        glimpse = initial_glimpse(mask, live.volumes, None if together else live.places)
+        step = self.controller(priority, memory, glimpse, seen, live.state, pick, linear, live.places)
         scores, told = step.logits, {}
         if stop_counts and self.stop_head is not None:
             with torch.no_grad():
@@ -265,21 +268,26 @@ def _side_by_side(scores: list[Tensor], priority: Tensor) -> Tensor:
 
 @dataclasses.dataclass
 class _Live:
-    """The state of the examples still active; `rows` are their places in the batch."""
+    """The state of the examples still active; `rows` are their places in the batch.
+
+    Volumes are large: those of a prefix are seen without being copied, and of other examples `places` says which they are.
+    """
 
     rows: Tensor | slice  # (n,), or all
-    volumes: Tensor  # (n, h * w, C), scaled
+    volumes: Tensor  # (m, h * w, C), scaled, of these examples and, where they are no prefix, of some that have ended
     first: Tensor  # (n, h, w), S_0
     saliency: Tensor  # (n, h, w), what inhibition of return has left
     memory: Tensor  # (n, K + 1)
-    fine: Tensor | None  # raw, what glimpses read beside the volume's columns (see `HSAL._finer`); None: those, or what is not computed yet
+    fine: Tensor | None  # raw, of the same m examples, what glimpses read (see `HSAL._finer`); None: volumes' columns, or not computed yet
+    places: Tensor | None  # (n,), where in `volumes` and `fine` they are; None: in the same order, all of them
     meta_state: Tensor | None = None  # (n, hidden), the meta-controller's h_{t-1}; None is zeros
     state: Tensor | None = None  # (n, hidden), the controller's
 
     def keep(self, which: slice | Tensor) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is not None:
+            large = field.name in ("volumes", "fine")
+            if value is not None and (isinstance(which, slice) or not large):
                 setattr(self, field.name, value[which])
 
 

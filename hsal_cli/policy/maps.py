@@ -243,34 +243,48 @@ def priority_map(mask: Tensor, saliency: Tensor) -> Tensor:
     return min_max(mask * saliency, FLAT)
 
 
-def initial_glimpse(mask: Tensor, volumes: Tensor) -> Tensor:
+def initial_glimpse(mask: Tensor, volumes: Tensor, rows: Tensor | None = None) -> Tensor:
     """The initial glimpse g_0: the volume's columns, weighted by the mask.
 
     Args:
         mask: (B, h, w), M_t; on a map of twice the cells (B, 2h, 2w), of which each of the volume's has the mean of its four.
-        volumes: (B, h * w, C).
+        volumes: (B, h * w, C); with `rows` any number of them.
+        rows: (B,), whose volume each mask lies on; None: they are in the same order.
 
     Returns:
         (B, C).
     """
     if mask[0].numel() > volumes.shape[1]:
         mask = F.avg_pool2d(mask[:, None], 2)[:, 0]
-    # As a row times a matrix: on a CPU, torch takes ten times as long for the same product of a matrix and a column.
-    return (mask.flatten(1)[:, None] @ volumes).squeeze(1)
+    if rows is None:
+        # As a row times a matrix: on a CPU, torch takes ten times as long for the same product of a matrix and a column.
+        return (mask.flatten(1)[:, None] @ volumes).squeeze(1)
+    cells = volumes.shape[1]
+    places = rows[:, None] * cells + torch.arange(cells, device=rows.device)
+    return F.embedding_bag(places, volumes.flatten(0, 1), mode="sum", per_sample_weights=mask.flatten(1).to(volumes.dtype))
 
 
-def column(volumes: Tensor, cell: Tensor) -> Tensor:
+def column(volumes: Tensor, cell: Tensor, rows: Tensor | None = None) -> Tensor:
     """The glimpse at a cell: the volume's column there.
 
     Args:
-        volumes: (B, h * w, C).
+        volumes: (B, h * w, C); with `rows` any number of them.
         cell: (B,), row * w + column, from 0; or (B, m), several cells.
+        rows: (B,), whose volume each is a cell of; None: they are in the same order.
 
     Returns:
         (B, C); of several cells (B, m * C), one after the other.
     """
-    cells = cell.view(len(cell), -1, 1)
-    return volumes.gather(1, cells.expand(-1, -1, volumes.shape[2])).flatten(1)
+    cells = cell.view(len(cell), -1)
+    if rows is None:
+        return volumes.gather(1, cells[..., None].expand(-1, -1, volumes.shape[2])).flatten(1)
+    places = (rows[:, None] * volumes.shape[1] + cells).flatten()
+    return volumes.flatten(0, 1).index_select(0, places).view(len(cell), -1)
+
+
+def of_rows(maps: Tensor, rows: Tensor) -> Tensor:
+    """`maps[rows]` (n, ...) of (B, ...), in half the time on a CPU where the maps lie one after the other."""
+    return maps.index_select(0, rows) if maps.is_contiguous() else maps[rows]
 
 
 def finer_columns(stage: Tensor) -> Tensor:

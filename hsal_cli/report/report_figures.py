@@ -1,16 +1,19 @@
-"""The figures of `hsal report`: curves of every metric (figures 5 and 6), exact match by count, confusion, and galleries."""
+"""The figures of `hsal report`: curves of every metric (figures 5 and 6), exact match by count, reliability, confusion, and galleries."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hsal_cli.evaluation.attention import Tally
+from hsal_cli.evaluation.calibration import add_choices, reliability
 from hsal_cli.evaluation.metrics import MeanOfRuns, mean_of_runs, scores_by_count
 from hsal_cli.pictures.charts.panels import Bars, Curve, Curves, Heat, draw_panels
+from hsal_cli.pictures.charts.reliability import reliability_diagram
 from hsal_cli.pictures.trajectory import trajectories
 from hsal_cli.pictures.writing import encoded
 from hsal_cli.report.report_page import PageFigure
@@ -141,6 +144,32 @@ def confusion_figure(name: str, group: str, runs: Sequence[Detail], classes: lis
         "for no object, as a share of the objects of the class that was named."
     )
     return PageFigure(name, "Confusion.", caption, draw_panels([heat], size=CONFUSION))
+
+
+def calibration(runs: Sequence[Detail]) -> dict[str, dict[str, Any]]:
+    """Whose probabilities (see `Detail.sure`) -> the reliability of all choices of one or more runs (see `calibration.reliability`)."""
+    found = {}
+    for way in runs[0].sure:
+        tally = Tally()
+        for one in runs:
+            add_choices(tally, one.sure[way], one.right)
+        found[way] = reliability(tally, runs[0].temperature if way == "calibrated" else 1.0)
+    return found
+
+
+def reliability_figure(name: str, group: str, runs: Sequence[Detail]) -> PageFigure:
+    """Whether a policy is as sure as it is right, with its calibrated probabilities and without: one run, or several added up."""
+    found = calibration(runs)
+    temperatures = " and ".join(dict.fromkeys(f"{one.temperature:.2f}" for one in runs))
+    titles = {"calibrated": f"calibrated (temperature {temperatures})", "as trained": "as trained (temperature 1)"}
+    series = {f"{titles[way]}: ECE {part['ece']:.4f}": part["bins"] for way, part in found.items()}
+    caption = (
+        "Test split: all choices of labels and of stop, in ten bins by the probability of what was named; one is right if its label is "
+        "still in the remaining multiset, or if nothing is left at stop. ECE: the expected calibration error, the mean distance from the "
+        "dotted line, weighted by the choices; above the line a policy is less sure than it is right. The temperature comes from held-out "
+        "training images. Bars: 95% intervals (Wilson)."
+    )
+    return PageFigure(name, "Reliability.", caption, reliability_diagram(f"Reliability: {group}", series))
 
 
 GALLERY = {

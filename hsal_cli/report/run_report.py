@@ -9,7 +9,16 @@ from typing import Any
 
 from hsal_cli.evaluation.metrics import exact_match_and_f1, scores_by_count
 from hsal_cli.models.look import Look
-from hsal_cli.report.report_figures import METRICS, confusion_figure, count_figure, curve_figures, curve_name, gallery_figure
+from hsal_cli.report.report_figures import (
+    METRICS,
+    calibration,
+    confusion_figure,
+    count_figure,
+    curve_figures,
+    curve_name,
+    gallery_figure,
+    reliability_figure,
+)
 from hsal_cli.report.report_page import Page, PageFinding, Section
 from hsal_cli.report.tested import Detail, Tested
 from hsal_cli.runs.record import Group, Record
@@ -40,8 +49,8 @@ def compose(
 
     Returns:
         (page, document): document holds `runs` (each `run`, `kind`, `group`, `state`, `epochs`, `best`: the best epoch's metrics,
-        `verdicts`: `text`, `kind`, `metric`, `epoch`, and `test`: `examples`, `exact_match`, `macro_f1`, `by_count`, or None) and
-        `left_out`.
+        `verdicts`: `text`, `kind`, `metric`, `epoch`, and `test`: `examples`, `exact_match`, `macro_f1`, `by_count` and `calibration`,
+        `ece` and `ece_at_1`, or None) and `left_out`.
     """
     records = [(group, record) for group in parts for record in group.records]
     names = _names([record for _, record in records])
@@ -91,9 +100,11 @@ def _scores(record: Record, tested: Mapping[Path, Tested]) -> dict[str, Any] | N
         found: Detail = tested[record.path].detail
         exact, macro_f1 = exact_match_and_f1(found.true, found.named)
         by_count = scores_by_count(found.true, found.named)
-        return {"examples": len(found.true), "exact_match": exact, "macro_f1": macro_f1, "by_count": by_count}
-    wanted, said = ("examples", "exact_match", "macro_f1", "by_count"), record.evaluation
-    return {key: said.raw[key] for key in wanted} if said and said.split == "test" and said.by_count else None
+        sure = calibration([found])
+        errors = {"ece": sure["calibrated"]["ece"], "ece_at_1": sure["as trained"]["ece"]}
+        return {"examples": len(found.true), "exact_match": exact, "macro_f1": macro_f1, "by_count": by_count, "calibration": errors}
+    wanted, said = ("examples", "exact_match", "macro_f1", "by_count", "calibration"), record.evaluation
+    return {key: said.raw[key] for key in wanted if key in said.raw} if said and said.split == "test" and said.by_count else None
 
 
 def _row(record: Record, scores: dict[str, Any] | None) -> list[str]:
@@ -127,8 +138,12 @@ def _on_test(parts: Sequence[Group], tested: Mapping[Path, Tested]) -> list[Sect
         confusion_figure(f"confusion-{number}", name, [run.detail for run in runs], runs[0].policy.classes)
         for number, (name, runs) in enumerate(found.items(), 1)
     ]
+    sure = [
+        reliability_figure(f"reliability-{number}", name, [run.detail for run in runs])
+        for number, (name, runs) in enumerate(found.items(), 1)
+    ]
     counts = count_figure({name: [run.detail for run in runs] for name, runs in found.items()})
-    return [Section("On test images", "", [counts, *confusions], large=True)]
+    return [Section("On test images", "", [counts, *sure, *confusions], large=True)]
 
 
 def _gallery(shown: tuple[Path, Mapping[str, Sequence[tuple[Look, list[str]]]]] | None, names: Mapping[Path, str]) -> list[Section]:

@@ -6,7 +6,7 @@ What cannot be had is left out, with its reason.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from hsal_cli.errors import FileError
+from hsal_cli.evaluation.calibration import choices
+from hsal_cli.evaluation.calibration import confidence as sureness
 from hsal_cli.evaluation.evaluate import STOPPED_HINT, roll_outs
 from hsal_cli.evaluation.examples import look_at_rows
 from hsal_cli.evaluation.metrics import label_counts
@@ -38,11 +40,17 @@ class Detail:
     Attributes:
         true, named: (N, K) counts of labels.
         confidence: (N,) the lowest probability of an image's choices, stop included; in [0, 1].
+        right: (n,) bool, whether each choice of all images was right (see `calibration.choices`).
+        sure: whose probabilities -> (n,) that of each choice, in [0, 1]: "calibrated", and "as trained", at temperature 1.
+        temperature: of those that are calibrated.
     """
 
     true: np.ndarray
     named: np.ndarray
     confidence: np.ndarray
+    right: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
+    sure: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    temperature: float = 1.0
 
     @property
     def exact(self) -> np.ndarray:
@@ -62,16 +70,22 @@ def detail(loaded: LoadedPolicy, table: FeatureTable, device: torch.device | str
         Interrupted: a signal asked to stop.
     """
     classes = loaded.policy.classes
-    named, confidence = [], []
+    named, confidence, outcome, probabilities = [], [], [], []
+    temperatures = {"calibrated": loaded.trust.temperature, "as trained": 1.0}
     with reporter.track("looking at test images", len(table), "images") as advance:
         for part, episode in roll_outs(loaded.policy, table, loaded.max_steps, BATCH, device):
             named.append(label_counts(episode.labels.T, classes))
             # The lowest probability among the labels chosen at the active meta-steps.
             chosen = (episode.scores / loaded.trust.temperature).softmax(-1).gather(-1, episode.labels.clamp(min=0)[..., None])[..., 0]
             confidence.append(on_host(torch.where(episode.active, chosen, 1.0).amin(0)).numpy())
+            scores, right = choices(episode, part.labels)
+            outcome.append(right)
+            probabilities.append([sureness(scores, temperature) for temperature in temperatures.values()])
             advance(len(part))
             reporter.check_stop(STOPPED_HINT)
-    return Detail(label_counts(table.labels, classes), np.concatenate(named), np.concatenate(confidence))
+    sure = dict(zip(temperatures, map(np.concatenate, zip(*probabilities, strict=True)), strict=True))
+    found = label_counts(table.labels, classes), np.concatenate(named), np.concatenate(confidence)
+    return Detail(*found, np.concatenate(outcome), sure, loaded.trust.temperature)
 
 
 def confusion(true: np.ndarray, named: np.ndarray) -> np.ndarray:

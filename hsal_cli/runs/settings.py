@@ -15,7 +15,7 @@ from hsal_cli.vision.architectures import CHANNELS, check_architecture
 REWARDS = Registry("reward", "hsal.reward", ("multiset", "list"))
 HELD_OUT = 50  # fewer held-out images would tell hardly anything
 FEW_IMAGES = 2_000  # fewer are trained on in another way, unless settings are given
-ROLL_OUTS, MOST_EPOCHS, SMALL_BATCH = 12_000, 60, 32  # that way
+ROLL_OUTS, MOST_EPOCHS, SMALL_BATCH = 24_000, 150, 32  # that way
 # What hsal 0.1 could set and there is no more, with the one value that is left of it.
 GONE = {"feedback": "sampled", "return_to_go": False, "location_entropy": 0.0, "location_weight": 1.0, "value_weight": 0.5}
 
@@ -62,7 +62,7 @@ class FinetuneSettings:
     full_images: int | None = setting(
         None,
         "Training images shown in full; unset: 36,000 after crops; in mode full 600,000, on a CPU 40,000; where counts teach, 60,000 and "
-        "12,000.",
+        "12,000, or 6,000 where half of the layers are frozen.",
         low=0,
         high=1_000_000_000,
     )
@@ -87,6 +87,17 @@ class FinetuneSettings:
     learning_rate: float = setting(1e-3, "Peak learning rate of AdamW (one-cycle, with warm-up).", above=0, high=10)
     weight_decay: float = setting(0.01, "Weight decay of AdamW.", low=0, high=10)
     augment: bool = setting(True, "Random shifts, scales, rotations and contrast.")
+    mirror: bool | None = setting(
+        None,
+        "Show views mirrored and turned by right angles at random; unset: where fewer than 2,000 images of your own are learned from.",
+    )
+    frozen: float | None = setting(
+        None,
+        "Share of the network's layers, the first ones, that keep the weights they start with; unset: where fewer than 2,000 images of "
+        "your own are learned from, half of those with ImageNet's weights, else none.",
+        low=0,
+        high=0.95,
+    )
     validation: int = setting(
         500, f"Training images held out for validation; at most a fifth of them, or {HELD_OUT}, or half.", low=1, high=1_000_000
     )
@@ -96,6 +107,11 @@ class FinetuneSettings:
         check(self)
         if self.arch != "auto":
             check_architecture(self.arch, self.channels)
+
+    @staticmethod
+    def stored(values: dict[str, Any]) -> dict[str, Any]:
+        """What a run holds; one of before there was a choice mirrored nothing, and froze nothing."""
+        return {"mirror": False, "frozen": 0.0, **values}
 
 
 @dataclasses.dataclass(frozen=True)

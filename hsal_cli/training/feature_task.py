@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hsal_cli.errors import first_line, out_of_memory
 from hsal_cli.features.table import FeatureRows, FeatureTable
+from hsal_cli.policy.maps import of_rows
 from hsal_cli.runs.loop import ModelTask, one_cycle
 from hsal_cli.runs.replica import Replica
 from hsal_cli.runs.seeds import Draws
@@ -66,6 +67,8 @@ class FeatureTask(ModelTask, abc.ABC):
         settings: how.
         device: where to compute.
         meta: what the checkpoint says of the model.
+        views: of each image in `data`: the first of all images, to which `rows` point, then the second of all, and so on. An epoch shows
+            each image in one of them, drawn anew.
     """
 
     command = "hsal train"
@@ -80,10 +83,11 @@ class FeatureTask(ModelTask, abc.ABC):
         settings: TrainSettings,
         device: torch.device,
         meta: dict[str, Any],
+        views: int = 1,
     ):
         self.model, self.settings, self.device = model, settings, device
         self.data, self.rows, self.held_out, self._meta = data, rows, held_out, meta
-        self.epochs = settings.epochs
+        self.epochs, self.views = settings.epochs, views
         # Of an optimiser that may be captured, the learning rate is a tensor that a capture reads.
         on_gpu = device.type not in ("cpu", "mps")
         rate = torch.tensor(settings.learning_rate).to(device) if on_gpu else settings.learning_rate
@@ -111,6 +115,8 @@ class FeatureTask(ModelTask, abc.ABC):
         self.epoch = epoch
         draw = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + epoch) % 2**63)
         self.order = self.data.shuffled(self.rows, draw)
+        if self.views > 1:
+            self.order = self.order + len(self.data) // self.views * torch.randint(self.views, self.order.shape, generator=draw)
         self.order_there = moved(self.order, self.device)
 
     def step(self, step: int) -> tuple[int, dict[str, Tensor]]:
@@ -155,7 +161,7 @@ class FeatureTask(ModelTask, abc.ABC):
         order = self.order_there[places]
         if self.held is not None:
             rows = order[draws.places]
-            volumes, saliency = self.held[0][rows], self.held[1][rows]
+            volumes, saliency = (of_rows(part, rows) for part in self.held)
         else:
             batch = self.data.select(self.order[places][draws.places])
             volumes, saliency = moved(batch.volumes, self.device), moved(batch.saliency, self.device)

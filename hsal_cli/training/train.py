@@ -19,6 +19,7 @@ from hsal_cli.evaluation.evaluate import quick_scores
 from hsal_cli.evaluation.metrics import label_counts, trivial_baselines
 from hsal_cli.features.stream import FeatureStream, window_rows
 from hsal_cli.features.table import FeatureRows, FeatureTable, open_features
+from hsal_cli.features.views import VIEWS
 from hsal_cli.models.load import policy_meta
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.hsal import HSAL
@@ -40,6 +41,7 @@ from hsal_cli.training.feature_task import FeatureTask
 from hsal_cli.training.objectives import Namer, losses, make_targets
 from hsal_cli.training.rewards import count_labels
 from hsal_cli.training.verdicts import mask_off_objects, supervised_stop
+from hsal_cli.vision.backbone import load_backbone
 from hsal_cli.vision.devices import choose_device, computing, fitting
 
 Model = HSAL | CountClassifier | SetPredictor
@@ -143,7 +145,8 @@ class Material:
     Attributes:
         features: the file.
         table: its training split, in memory or as a stream.
-        rows: those of `table` to train on.
+        rows: those of `table` to train on, each in its first view.
+        views: of each image in the table: the first of all images, then the second of all, and so on.
         held_out: the others, up to `VALIDATION_MOST`.
         classes: names.
         shape: of a volume, (C + fine, h, w).
@@ -161,6 +164,7 @@ class Material:
     digests: dict[str, str]
     window: int
     fit: str
+    views: int = 1
 
 
 def train(
@@ -197,7 +201,7 @@ def train(
     """
     device = choose_device(device)
     material = _read(features, settings, None, memory, reporter)
-    model, described = _model(material, variant, settings, _scale_of(material))
+    model, described = _model(material, variant, settings, _scale_of(material), backbone)
     model.to(device)
     started = start_from(model, described["kind"], init_from, material.classes) if init_from else None
     config = {
@@ -255,7 +259,7 @@ def resume(
             f"train a new run: hsal train --data {material.features}",
         )
     scale = policy_meta(before).volume_scale if before else _scale_of(material)
-    model, described = _model(material, config.variant, longer, scale)
+    model, described = _model(material, config.variant, longer, scale, config.backbone and Path(config.backbone))
     model.to(device)
     if config.init_from and before is None:
         source = Path(config.init_from.path)
@@ -288,6 +292,9 @@ def _read(features: Path, settings: TrainSettings, window: int | None, memory: f
         table = left_to_right(table) if settings.task == "list" else table
         rows, held_out = hold_out(len(table), settings.validation, settings.seed)
         scored = file.table("train", held_out) if window else table.select(held_out)
+        views = 1
+        if (file.config.views or 1) > 1 and not window and settings.task == "multiset":  # a list has an order, which a mirror turns round
+            table, views = table.followed_by(file.table(VIEWS)), file.config.views
         fit = file.config.scenes_config.get("fit", "squash")
         digests = {
             "features_digest": file.digest,
@@ -295,13 +302,16 @@ def _read(features: Path, settings: TrainSettings, window: int | None, memory: f
             "backbone_digest": file.backbone_digest,
             "saliency": file.saliency,
         }
-        found = Material(features, table, rows, scored, file.classes, file.volume_shape, digests, window, fit)
+        found = Material(features, table, rows, scored, file.classes, file.volume_shape, digests, window, fit, views)
     say_missing_classes(table.labels, found.classes, features, reporter)
     return found
 
 
-def _model(material: Material, variant: Variant, settings: TrainSettings, scale: float) -> tuple[Model, dict[str, Any]]:
-    """The untrained model, on the CPU, and what its checkpoints say of its kind and settings."""
+def _model(
+    material: Material, variant: Variant, settings: TrainSettings, scale: float, backbone: Path | None
+) -> tuple[Model, dict[str, Any]]:
+    """The untrained model, on the CPU, and what its checkpoints say of its kind and settings; a count classifier goes on from a backbone
+    that learned counts."""
     torch.manual_seed(settings.seed)
     classes = len(material.classes)
     if settings.objective == "set":
@@ -311,12 +321,31 @@ def _model(material: Material, variant: Variant, settings: TrainSettings, scale:
         return named, {**described, "volume_scale": scale}
     if settings.objective == "count":
         most = max(1, int(count_labels(material.table.labels, classes).max()))  # images may hold no object at all
-        counts = CountClassifier(classes, material.shape, most, scale)
-        return counts, {"kind": "count", "count": {"most": counts.most, "hidden": counts.hidden}, "volume_scale": scale}
+        layer = _counting_layer(material, backbone)
+        counts = CountClassifier(classes, material.shape, most, scale, expecting=0 if layer is None else layer.in_features)
+        if layer is not None:
+            counts.expect(layer.weight, layer.bias)
+        sizes = {"most": counts.most, "hidden": counts.hidden, **({"expecting": counts.expecting} if layer is not None else {})}
+        return counts, {"kind": "count", "count": sizes, "volume_scale": scale}
     fine, maps = material.table.fine, material.held_out.saliency
     variant = dataclasses.replace(variant, fine=fine, fine_side=maps.shape[2] // material.shape[2] if fine else 2)
     policy = HSAL(variant, classes, material.shape, scale)
     return policy, {"kind": "policy", "variant": as_dict(policy.variant), "volume_scale": scale}
+
+
+def _counting_layer(material: Material, backbone: Path | None) -> torch.nn.Linear | None:
+    """The linear layer of the backbone behind the features, where that has learned counts (`finetune --objects counts`), else None."""
+    if backbone is None:
+        return None
+    for run in (backbone, backbone.parent.parent):  # a run, or one of its checkpoints
+        with contextlib.suppress(FileError):
+            if runs.open_run(run, "backbone").config.finetune.objects != "counts":
+                return None
+            loaded = load_backbone(backbone)
+            same = loaded.digest == material.digests["backbone_digest"] and loaded.model.resolution == material.shape[1]
+            same = same and loaded.model.channels == material.shape[0] - material.table.fine  # not of a first look by an early stage
+            return loaded.model.fc if same else None
+    return None
 
 
 def _task(
@@ -340,15 +369,16 @@ def _task(
         **material.digests,
     }
     make_task = {"count": CountTask, "set": SetTask}.get(settings.objective, PolicyTask)
-    return make_task(model, material.table, material.rows, material.held_out, settings, device, with_stored(meta, out))
+    data = model, material.table, material.rows, material.held_out
+    return make_task(*data, settings, device, with_stored(meta, out), material.views)
 
 
 def _run_through(task: FeatureTask, run: Run, config: dict[str, Any], progress: dict[str, Any] | None, reporter: Reporter) -> Run:
     """Trains from `progress` on, or from the start, to the end."""
     settings, device = task.settings, task.device
     reporter.say(
-        f"training by {settings.objective} on {len(task.rows):,} images, {len(task.held_out):,} held out, {settings.epochs} epochs, "
-        f"on {device}"
+        f"training by {settings.objective} on {len(task.rows):,} images{f' in {task.views} views' if task.views > 1 else ''}, "
+        f"{len(task.held_out):,} held out, {settings.epochs} epochs, on {device}"
     )
     if device.type == "cpu" and (line := threads.advice(torch.get_num_threads())):
         reporter.say(line)

@@ -12,7 +12,7 @@ import functools
 import importlib.metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -90,6 +90,7 @@ class ActivationModel(nn.Module):
     """
 
     channels = CHANNELS
+    _frozen: tuple[str, ...] = ()  # names of the layers that are not trained
 
     def __init__(self, arch: str, classes: int, input_size: int = 224, resolution: int = 7, dilate: bool = True, channels: int = CHANNELS):
         super().__init__()
@@ -179,6 +180,25 @@ class ActivationModel(nn.Module):
         width = every.shape[3]
         return self._volume(every[rows, :, cells // width, cells % width]).mean((2, 3))
 
+    def freeze(self, share: float) -> None:
+        """A share of the convolutions, the first ones of a pass, keeps its weights, and the norms among them also their statistics."""
+        layers: list[nn.Module] = []
+        with watched(self, (nn.Conv2d, nn.BatchNorm2d), lambda module, *_: layers.append(module)):
+            probe(self)
+        convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+        kept = convolutions[round(share * len(convolutions)) :]
+        frozen = layers[: layers.index(kept[0])] if kept else layers
+        for layer in layers:
+            layer.requires_grad_(layer not in frozen)
+        self._frozen = tuple(name for name, module in self.named_modules() if module in frozen)
+
+    def train(self, mode: bool = True) -> Self:
+        """As every module's, but for what is frozen, which stays as in evaluation."""
+        super().train(mode)
+        for name in self._frozen:
+            self.get_submodule(name).eval()
+        return self
+
     def _volume(self, images: Tensor) -> Tensor:
         x = images.contiguous(memory_format=torch.channels_last)
         if self.arch not in RESNETS:
@@ -215,7 +235,7 @@ def probe(model: nn.Module) -> Tensor:
 
 
 @contextlib.contextmanager
-def watched(model: nn.Module, kind: type[nn.Module], hear: Any) -> Any:
+def watched(model: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module], ...], hear: Any) -> Any:
     """Calls hear(module, inputs, output) of every module of a kind that works in the block, with the model in evaluation mode."""
     training = model.training
     hooks = [module.register_forward_hook(hear) for module in model.modules() if isinstance(module, kind)]
