@@ -34,14 +34,14 @@ def place(tmp_path_factory):
 def test_a_view_shows_the_whole_image_in_another_arrangement() -> None:
     image = np.zeros((1, 40, 40, 3), np.uint8)
     image[0, 10:14, 4:24] = 200, 100, 50
-    seen = view_of(np.repeat(image, 64, 0), range(64))
+    seen = view_of(np.repeat(image, 64, 0), range(64), True)
     lit = (seen[..., 0] > seen[..., 0].max((1, 2), keepdims=True) / 2).sum((1, 2))
     assert seen.shape == (64, 40, 40, 3) and bool((lit > 50).all()) and bool((lit < 120).all()), "80 px, up to 12% wider and higher"
     tall = [np.ptp(np.nonzero(one[..., 0] > 100)[0]) > np.ptp(np.nonzero(one[..., 0] > 100)[1]) for one in seen]
     assert 16 < sum(tall) < 48, "half of them turned by a right angle"
-    again = view_of(np.repeat(image, 3, 0), range(7, 10))
+    again = view_of(np.repeat(image, 3, 0), range(7, 10), True)
     assert np.array_equal(again, seen[7:10]), "by its row alone"
-    flat = view_of(image[:, :30, :, 0], range(1))
+    flat = view_of(image[:, :30, :, 0], range(1), True)
     assert flat.shape == (1, 30, 40)
 
 
@@ -49,7 +49,7 @@ def test_views_stand_beside_their_images_in_a_split_of_their_own(place) -> None:
     with open_features(place / "s.features.h5") as file, open_scenes(place / "s.h5") as scenes:
         assert file.splits == ["train", "test", VIEWS] and file.rows(VIEWS) == 2 * TRAIN and file.config.views == 3
         assert torch.equal(file.labels(VIEWS), file.labels("train").repeat(2, 1)) and file.boxes(VIEWS) is None
-        shown = ViewedScenes(scenes, 3).split(VIEWS)
+        shown = ViewedScenes(scenes, 3, True).split(VIEWS)
         assert np.array_equal(shown.read(TRAIN - 2, TRAIN + 3), np.concatenate([shown.read(n, n + 1) for n in range(TRAIN - 2, TRAIN + 3)]))
         own, views = file.maps("train")[0], file.maps(VIEWS)[0]
         assert not torch.equal(own, views[:TRAIN]) and not torch.equal(views[:TRAIN], views[TRAIN:])
@@ -116,5 +116,26 @@ def test_training_on_views_that_was_interrupted_ends_as_one_that_was_not(place, 
 
 
 def test_few_images_are_shown_in_many_views_unless_it_was_said_otherwise() -> None:
-    assert PrecomputeSettings().for_few().views == VIEWS_OF_FEW and PrecomputeSettings(views=1).for_few().views == 1
-    assert PrecomputeSettings(saliency="file:x.npy").for_few().views is None
+    assert PrecomputeSettings().for_few(True).views == VIEWS_OF_FEW and PrecomputeSettings(views=1).for_few(True).views == 1
+    assert PrecomputeSettings(saliency="file:x.npy").for_few(True).views is None
+    assert [PrecomputeSettings().for_few(mirror).mirror for mirror in (True, False)] == [True, False]
+
+
+def test_views_of_digits_are_not_mirrored(place, tmp_path) -> None:
+    image = np.zeros((1, 40, 40), np.uint8)
+    image[0, 8:16, 5:15] = 255  # upper left
+    middles = [[axis.mean() for axis in np.nonzero(view)] for view in view_of(np.repeat(image, 64, 0), range(64), False)]
+    assert (
+        np.max(middles)
+        < 18
+        < np.max([[axis.mean() for axis in np.nonzero(view)] for view in view_of(np.repeat(image, 64, 0), range(64), True)])
+    )
+    upright = PrecomputeSettings(batch_size=4, views=3, mirror=False)
+    with pytest.raises(FileError, match="other value of --mirror"):
+        precompute(place / "s.h5", place / "run", place / "s.features.h5", upright, CPU)
+    precompute(place / "s.h5", place / "run", tmp_path / "upright.features.h5", upright, CPU)
+    with open_features(tmp_path / "upright.features.h5") as file, open_features(place / "s.features.h5") as mirrored:
+        assert not file.config.mirror and file.digest != mirrored.digest
+    heard, settings = Heard(), TrainSettings(epochs=1, batch_size=8, task="list")
+    train(tmp_path / "upright.features.h5", tmp_path / "run", settings=settings, device=CPU, reporter=heard)
+    assert any("in 3 views" in line for line in heard.said), "these keep the order of a list"

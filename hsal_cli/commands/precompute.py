@@ -35,7 +35,7 @@ Out = Annotated[
 
 
 PANELS = {
-    "What": "data backbone saliency volumes_from resolution",
+    "What": "data backbone saliency volumes_from resolution views mirror",
     "Settings": "batch_size preset config",
     "Where": "device yes",
     "Output": "out overwrite dry_run json",

@@ -133,8 +133,8 @@ def train(
         if resume is None:
             images = images_of(scenes, SceneSettings()).get("train", 0)
             settings = settings.suited(images, given["train"])
-            if images < FEW_IMAGES and settings.mirror:
-                precompute = precompute.for_few()
+            if images < FEW_IMAGES:
+                precompute = precompute.for_few(settings.mirror)
     settled = {"data": str(scenes), "train": as_dict(settings), "variant": as_dict(chosen_variant)}
     if resume is not None:
         _check_alone(resume, {"--backbone": backbone, "--init-from": init_from, "--saliency": saliency, "--memory-budget": memory_budget})

@@ -98,7 +98,7 @@ def precompute(
     saliency = saliency_model(settings.saliency)
     with contextlib.ExitStack() as stack:
         source = _with_views(stack.enter_context(open_scenes(scenes)), settings)
-        todo = _plan(source, loaded, saliency, out, overwrite, settings.views)
+        todo = _plan(source, loaded, saliency, out, overwrite, settings)
         asked = {**as_dict(settings), "out": str(out), "overwrite": overwrite, "volumes_from": volumes_from and str(volumes_from)}
         distributed.agree(features_digest=todo.digest, scenes_digest=source.digest, precompute=asked, features_are_there=todo.exists)
         if todo.exists:
@@ -144,11 +144,11 @@ def plan(scenes: Path, backbone: Path, out: Path, settings: PrecomputeSettings, 
     """What `precompute` would write; it raises what `precompute` would refuse, and writes nothing."""
     loaded = at_resolution(load_backbone(backbone), settings.resolution)
     with open_scenes(scenes) as source:
-        return _plan(_with_views(source, settings), loaded, saliency_model(settings.saliency), out, overwrite, settings.views)
+        return _plan(_with_views(source, settings), loaded, saliency_model(settings.saliency), out, overwrite, settings)
 
 
 def _with_views(scenes: SceneFile, settings: PrecomputeSettings) -> SceneFile | ViewedScenes:
-    return ViewedScenes(scenes, settings.views) if (settings.views or 1) > 1 else scenes
+    return ViewedScenes(scenes, settings.views, settings.mirror) if (settings.views or 1) > 1 else scenes
 
 
 def made_finer(backbone: LoadedBackbone) -> int | str | None:
@@ -157,7 +157,12 @@ def made_finer(backbone: LoadedBackbone) -> int | str | None:
 
 
 def _plan(
-    scenes: SceneFile | ViewedScenes, backbone: LoadedBackbone, saliency: SaliencyModel, out: Path, overwrite: bool, views: int | None
+    scenes: SceneFile | ViewedScenes,
+    backbone: LoadedBackbone,
+    saliency: SaliencyModel,
+    out: Path,
+    overwrite: bool,
+    settings: PrecomputeSettings,
 ) -> PrecomputePlan:
     channels, side = backbone.model.channels + backbone.model.fine, backbone.model.resolution
     splits = [scenes.split(name) for name in scenes.splits]
@@ -166,8 +171,8 @@ def _plan(
         copied = split.labels.nbytes + (0 if split.boxes is None else split.boxes.nbytes)
         cells = math.prod(map_shape((channels, side, side), backbone.model.fine, backbone.model.fine_side))
         size += len(split) * (2 * channels * side * side + 4 * cells) + copied
-    digest = features_digest(scenes.digest, backbone.digest, saliency.digest, made_finer(backbone), views)
-    exists = out.exists() and _is_there(out, digest, scenes, backbone, saliency, overwrite, views or 1)
+    digest = features_digest(scenes.digest, backbone.digest, saliency.digest, made_finer(backbone), settings.views, settings.mirror)
+    exists = out.exists() and _is_there(out, digest, scenes, backbone, saliency, overwrite, settings.views or 1)
     return PrecomputePlan(sum(map(len, splits)), size, (channels, side, side), digest, exists)
 
 
@@ -192,7 +197,9 @@ def _is_there(
     except FileError as error:
         raise FileError(error.message, "replace it with --overwrite, or name another file with --out") from error
     if not same:
-        other = "was made by another version of hsal" if held == views else f"holds {held} views of each training image, not {views}"
+        other = f"holds {held} views of each training image, not {views}"
+        if held == views:
+            other = "was made by another version of hsal" if views == 1 else "holds views made with the other value of --mirror"
         raise FileError(f"{out} {other}", "replace it with --overwrite, or name another file with --out")
     return True
 

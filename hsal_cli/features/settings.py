@@ -34,22 +34,23 @@ class PrecomputeSettings:
     )
     views: int | None = setting(
         None,
-        "Views of each training image: itself, and others mirrored, turned, shifted, zoomed and of another contrast, one of which an epoch "
-        f"shows; unset: 1; `hsal train` takes {VIEWS_OF_FEW} where there are fewer than 2,000 images.",
+        "Views of each training image: itself, and others shifted, turned, zoomed and of another contrast, one of which an epoch shows; "
+        f"unset: 1; `hsal train` takes {VIEWS_OF_FEW} where there are fewer than 2,000 images.",
         low=1,
         high=1000,
     )
+    mirror: bool = setting(True, "Let views be mirrored and turned by right angles, too; not where that makes other objects, as of digits.")
 
     def __post_init__(self) -> None:
         check(self)
         if saliency_kind(self.saliency) == "file" and (self.views or 1) > 1:
             raise UsageError(f"views = {self.views}: there are no maps of them in files", "leave --views out, or take another --saliency")
 
-    def for_few(self) -> PrecomputeSettings:
+    def for_few(self, mirror: bool) -> PrecomputeSettings:
         """These settings for few training images, which several views of each make more of, unless `views` was given."""
         if self.views is not None or saliency_kind(self.saliency) == "file":
             return self
-        return dataclasses.replace(self, views=VIEWS_OF_FEW)
+        return dataclasses.replace(self, views=VIEWS_OF_FEW, mirror=mirror)
 
 
 @dataclasses.dataclass(frozen=True)

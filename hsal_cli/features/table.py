@@ -116,10 +116,12 @@ class FeatureConfig(Document):
     Attributes:
         scenes, scenes_config: the scene file's place, and the settings that that one was made with.
         views: of each training image; None is one.
+        mirror: whether views are mirrored and turned by right angles.
     """
 
     scenes: str | None = None
     views: int | None = None
+    mirror: bool = True
     scenes_config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -299,12 +301,14 @@ def features_digest(
     saliency_digest: str = "activation",
     resolution: int | str | None = None,
     views: int | None = None,
+    mirror: bool = True,
 ) -> str:
     """The digest of features: of what they are made from.
 
     Args:
         resolution: cells along a side, where not the backbone's own, "fine" or "window".
         views: of each training image; None is one.
+        mirror: whether they are mirrored and turned by right angles.
     """
     made_from: dict[str, Any] = {"scenes": scenes_digest, "backbone": backbone_digest, "format_version": FORMAT_VERSION}
     if saliency_digest != "activation":  # left out there, so that features made before there was a choice keep their digest
@@ -312,7 +316,7 @@ def features_digest(
     if resolution is not None:
         made_from["resolution"] = resolution
     if (views or 1) > 1:
-        made_from["views"] = views
+        made_from |= {"views": views} if mirror else {"views": views, "mirror": False}
     return digest_of(made_from)
 
 

@@ -28,10 +28,12 @@ class Views:
     Attributes:
         source: the split.
         times: views an image, beside itself.
+        mirror: whether they are mirrored and turned by right angles.
     """
 
     source: SceneSplit
     times: int
+    mirror: bool
     name = VIEWS
     boxes = None
 
@@ -54,17 +56,18 @@ class Views:
         while start < stop:
             first = start % len(self.source)
             last = min(len(self.source), first + stop - start)
-            found.append(view_of(self.source.read(first, last), range(start, start + last - first)))
+            found.append(view_of(self.source.read(first, last), range(start, start + last - first), self.mirror))
             start += last - first
         return np.concatenate(found)
 
 
-def view_of(images: np.ndarray, rows: range) -> np.ndarray:
-    """One view of each image, shifted, turned, zoomed, mirrored and of another contrast by numbers that its row draws.
+def view_of(images: np.ndarray, rows: range, mirror: bool) -> np.ndarray:
+    """One view of each image, shifted, turned, zoomed and of another contrast by numbers that its row draws.
 
     Args:
         images: uint8 (B, H, W) or (B, H, W, 3); only square ones are turned by a right angle.
         rows: one each.
+        mirror: also mirrored and turned by right angles.
 
     Returns:
         The like.
@@ -74,7 +77,7 @@ def view_of(images: np.ndarray, rows: range) -> np.ndarray:
     drawn = torch.stack([torch.rand(6, generator=torch.Generator().manual_seed(row), dtype=torch.float64) for row in rows]).float()
     zoom, turn, gain = ((2 * drawn[:, place] - 1) * limit for place, limit in enumerate((math.log1p(SCALE), math.radians(TURN), GAIN)))
     ways = (drawn[:, 5] * (8 if pixels.shape[2] == pixels.shape[3] else 4)).long()
-    theta = placed(torch.exp(-zoom), turn, (2 * drawn[:, 3:5] - 1) * SHIFT, ways)
+    theta = placed(torch.exp(-zoom), turn, (2 * drawn[:, 3:5] - 1) * SHIFT, ways if mirror else None)
     grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
     seen = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
     floor = seen.amin((2, 3), keepdim=True)
@@ -88,16 +91,17 @@ class ViewedScenes:
     Args:
         scenes: the open file.
         views: of each training image, itself included.
+        mirror: whether they are mirrored and turned by right angles.
 
     Raises:
         UsageError: there is no training image, or the file has a split of that name.
     """
 
-    def __init__(self, scenes: SceneFile, views: int):
+    def __init__(self, scenes: SceneFile, views: int, mirror: bool):
         if "train" not in scenes.splits or VIEWS in scenes.splits:
             wrong = f"has a split {VIEWS} already" if VIEWS in scenes.splits else "has no training images"
             raise UsageError(f"views = {views}, but {scenes.path} {wrong}", "leave --views out")
-        self._scenes, self._views = scenes, Views(scenes.split("train"), views - 1)
+        self._scenes, self._views = scenes, Views(scenes.split("train"), views - 1, mirror)
         self.splits = [*scenes.splits, VIEWS]
 
     def __getattr__(self, name: str) -> Any:

@@ -293,7 +293,8 @@ def _read(features: Path, settings: TrainSettings, window: int | None, memory: f
         rows, held_out = hold_out(len(table), settings.validation, settings.seed)
         scored = file.table("train", held_out) if window else table.select(held_out)
         views = 1
-        if (file.config.views or 1) > 1 and not window and settings.task == "multiset":  # a list has an order, which a mirror turns round
+        ordered = settings.task == "list" and file.config.mirror  # a list has an order, which a mirror turns round
+        if (file.config.views or 1) > 1 and not window and not ordered:
             table, views = table.followed_by(file.table(VIEWS)), file.config.views
         fit = file.config.scenes_config.get("fit", "squash")
         digests = {

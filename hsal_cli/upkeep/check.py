@@ -135,7 +135,7 @@ def _check_features(path: Path, report: Report, reporter: Reporter) -> None:
         # Cells that were asked for count where the backbone has fewer of its own, which is not told here.
         asked = features.config.raw.get("resolution")
         sides = (asked,) if asked in STAGED else (None, features.volume_shape[1]) if asked else (None,)
-        if features.digest not in [features_digest(*made_from, side, features.config.views) for side in sides]:
+        if features.digest not in [features_digest(*made_from, side, features.config.views, features.config.mirror) for side in sides]:
             report.fault("its digest is not that of the scene file, the backbone and the saliency model that it names")
         for name in features.splits:
             _check_feature_split(features, name, report, advance, reporter)
