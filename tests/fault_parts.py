@@ -90,7 +90,7 @@ def fill_features(scenes: Path, out: Path, stop_after: int | None = None, batch:
 
     with open_scenes(scenes) as source:
         digest = features_digest(source.digest, "b" * 64)
-        origin = Origin(source, Path("backbone"), "b" * 64, SHAPE, 0, 64, "activation", "activation", digest, {"batch_size": batch})
+        origin = Origin(source, Path("backbone"), "b" * 64, SHAPE, 0, 2, 64, "activation", "activation", digest, {"batch_size": batch})
         done = 0
         with features_to_fill(out, origin, batch, SILENT) as writer:
             for name in source.splits:

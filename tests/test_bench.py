@@ -203,14 +203,15 @@ def test_a_call_runs_hsal_of_this_checkout_wherever_it_runs(tmp_path) -> None:
         call(["-m", "hsal_cli", "there-is-no-such"], tmp_path, StoppingReporter())()
 
 
-@pytest.mark.parametrize("glimpse", ["column", "fine"])
+@pytest.mark.parametrize("glimpse", ["column", "fine", "window"])
 def test_the_picture_is_looked_at_by_the_policy_made_for_it(tmp_path, glimpse) -> None:
     from hsal_cli.models.load import find_backbone, load_policy
     from hsal_cli.models.look import look_at_files
 
     recipe = dataclasses.replace(small_recipe(), variant=Variant(**SMALL, glimpse=glimpse))
     shop = Shop(recipe, tmp_path, torch.device("cpu"), StoppingReporter())
-    assert shop.fine == (4 * 64 if glimpse == "fine" else 0) and shop.table.volumes.shape[1] == 512 + shop.fine
+    assert shop.volume_shape[0] == {"column": 512, "fine": 512 + 4 * 64, "window": 64 + 512}[glimpse] == shop.table.volumes.shape[1]
+    assert len(list(roll_outs(shop.policy().eval(), shop.table.select(slice(0, 2)), 1, 2))) == 1
     loaded = load_policy(shop.policy_checkpoint())
     [(_, found)] = look_at_files([shop.picture()], find_backbone(loaded), loaded, stages.LOOK_STEPS)
     assert len(found.labels) == stages.LOOK_STEPS

@@ -21,7 +21,7 @@ from hsal_cli.experiments.grid import Grid, Step
 from hsal_cli.experiments.pipeline import Recipe, backbone_scenes, features_path
 from hsal_cli.experiments.settings import SweepSettings
 from hsal_cli.features.precompute import plan as plan_features
-from hsal_cli.features.settings import SALIENCY, PrecomputeSettings
+from hsal_cli.features.settings import SALIENCY, STAGED, PrecomputeSettings
 from hsal_cli.features.table import open_features
 from hsal_cli.finetuning.finetune import is_own, plan, settle, way_of
 from hsal_cli.progress import SILENT, Reporter
@@ -219,4 +219,4 @@ def sweeping(settings: SweepSettings, conditions: int, source: Path, recipe: Rec
 
 def _cells(recipe: Recipe) -> int:
     asked = recipe.precompute.resolution
-    return int(recipe.finetune.resolution if asked in (None, "fine") else asked)
+    return int(recipe.finetune.resolution if asked in (None, *STAGED) else asked)

@@ -15,7 +15,7 @@ import torch
 from hsal_cli.bench.timing import Clock
 from hsal_cli.evaluation.evaluate import roll_outs
 from hsal_cli.experiments.pipeline import Recipe
-from hsal_cli.features.table import FeatureTable
+from hsal_cli.features.table import FeatureTable, map_shape
 from hsal_cli.finetuning.finetune import settle
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.progress import Reporter
@@ -28,7 +28,7 @@ from hsal_cli.settings import as_dict
 from hsal_cli.storage.checkpoints import write_checkpoint
 from hsal_cli.storage.files import digest_of_file
 from hsal_cli.vision.backbone import ActivationModel
-from hsal_cli.vision.resolution import with_finer_stage
+from hsal_cli.vision.resolution import with_finer_stage, with_windows
 
 ROWS = 4096  # of features, 200 MB at 7 x 7 cells: far more than a cache holds
 PATTERNS = 256  # of them differ
@@ -70,9 +70,15 @@ class Shop:
         return ActivationModel(settings.arch, len(CLASSES), settings.input_size, self.resolution, settings.dilate, settings.channels)
 
     @functools.cached_property
-    def fine(self) -> int:
-        """Channels of the finer stage that glimpses read; 0: they read columns."""
-        return with_finer_stage(self.model().eval()).fine if self.recipe.variant.glimpse == "fine" else 0
+    def seen(self) -> ActivationModel:
+        """The model with what glimpses read behind its volumes."""
+        made = {"fine": with_finer_stage, "window": with_windows}.get(self.recipe.variant.glimpse)
+        return made(self.model().eval()) if made else self.model()
+
+    @property
+    def volume_shape(self) -> tuple[int, int, int]:
+        """(C + fine, h, w)."""
+        return self.seen.channels + self.seen.fine, self.resolution, self.resolution
 
     @functools.cached_property
     def backbone(self) -> Path:
@@ -99,8 +105,8 @@ class Shop:
     def policy(self) -> HSAL:
         """An untrained policy, on the device."""
         torch.manual_seed(0)
-        side, variant = self.resolution, dataclasses.replace(self.recipe.variant, fine=self.fine)
-        return HSAL(variant, len(CLASSES), (self.finetune.channels + self.fine, side, side)).to(self.device)
+        variant = dataclasses.replace(self.recipe.variant, fine=self.seen.fine, fine_side=self.seen.fine_side)
+        return HSAL(variant, len(CLASSES), self.volume_shape).to(self.device)
 
     @property
     def most_labels(self) -> int:
@@ -110,17 +116,17 @@ class Shop:
     @functools.cached_property
     def table(self) -> FeatureTable:
         """Random features, with as many labels an image as the recipe says."""
-        rows, side = min(ROWS, max(self.recipe.scenes.train, 2)), self.resolution
+        rows, maps = min(ROWS, max(self.recipe.scenes.train, 2)), map_shape(self.volume_shape, self.seen.fine, self.seen.fine_side)
         draw = torch.Generator().manual_seed(0)
-        volumes = torch.rand(min(PATTERNS, rows), self.finetune.channels + self.fine, side, side, generator=draw).half()
+        volumes = torch.rand(min(PATTERNS, rows), *self.volume_shape, generator=draw).half()
         volumes = volumes.repeat(-(-rows // len(volumes)), 1, 1, 1)[:rows]
         low, high = self.recipe.scenes.count
         labels = torch.randint(len(CLASSES), (rows, high), generator=draw)
         counts = torch.randint(low, high + 1, (rows, 1), generator=draw)
         labels = torch.where(torch.arange(high) < counts, labels, -1)
-        saliency = torch.rand(rows, side, side, generator=draw)
+        saliency = torch.rand(rows, *maps, generator=draw)
         boxes = torch.where(labels[..., None] >= 0, torch.tensor([10, 10, 50, 50]), -1)
-        return FeatureTable(volumes, saliency, labels, boxes, (self.recipe.scenes.image_size, self.recipe.scenes.image_size))
+        return FeatureTable(volumes, saliency, labels, boxes, (self.recipe.scenes.image_size,) * 2, self.seen.fine)
 
     def stopping_policy(self) -> HSAL:
         """An untrained policy that takes about as many meta-steps as a trained one: one more than an image has labels."""

@@ -26,6 +26,7 @@ from hsal_cli.threads import cores
 from hsal_cli.training.train import PolicyTask
 from hsal_cli.vision.backbone import fused, load_backbone
 from hsal_cli.vision.devices import forward_context
+from hsal_cli.vision.resolution import at_resolution
 
 SINGLES = 512  # single-object images to fine-tune on
 SCENES = 70_000  # images of a whole data set
@@ -125,7 +126,7 @@ def finetune(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
 def precomputing(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
     """`hsal precompute`, writing included, beside the bare forward pass on a resident batch."""
     device, settings = shop.device, shop.recipe.precompute
-    model = fused(load_backbone(shop.backbone, device=device).model)
+    model = fused(at_resolution(load_backbone(shop.backbone, device=device), settings.resolution).model)
     side = model.input_size
     batch = torch.randn(settings.batch_size, 3, side, side).to(device).contiguous(memory_format=torch.channels_last)
 

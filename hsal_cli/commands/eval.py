@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 PANELS = {
     "What": "run pretrained data split fixations",
-    "How": "batch_size sample max_steps looking resamples seed preset config",
+    "How": "batch_size sample max_steps stop_threshold looking resamples seed preset config",
     "Where": "device yes",
     "Output": "out json",
 }
@@ -234,7 +235,7 @@ def _features(
         images = sum(images_of(data, recipe.scenes).values())
         return feature_work(features_path(data, saliency, backbone.refined), images, backbone.model.resolution, asked=True)
 
-    begin(works, yes, recipe, device, reporter, backbone.path)
+    begin(works, yes, dataclasses.replace(recipe, precompute=settings), device, reporter, backbone.path)
     return ensure_features(data, backbone.path, reporter, device, settings)
 
 
@@ -285,6 +286,7 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
         made.append(_reliability(found["calibration"]))
     if "looking" in found:
         made.append(_looking(found["looking"]))
+    made.append(_work(found["flops"]))
     rows = [
         [count, f"{part['examples']:,}", number(part["exact_match"]), number(part["macro_f1"])] for count, part in found["by_count"].items()
     ]
@@ -346,6 +348,12 @@ def _looking(looking: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
     title = f"Does it matter where it looks? {looking['images']:,} images"
     title += "" if one_cell is None else f"; all glimpses on one cell in {one_cell:.1%} of the meta-steps"
     return title, ["instead", "exact match", "lost", "95% interval"], rows
+
+
+def _work(flops: dict[str, float | None]) -> tuple[str, list[str], list[list[str]]]:
+    parts = {"backbone": "backbone", "windows": "windows looked at", "policy": "policy, of the meta-steps it took", "image": "in all"}
+    rows = [[text, number(None if flops.get(name) is None else flops[name] / 1e6, 1)] for name, text in parts.items()]
+    return "Work an image, floating-point operations", ["part", "MFLOP"], rows
 
 
 def number(value: float | None, decimals: int = 3) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -118,12 +119,14 @@ def looks(
     pretrained: str | None = None,
     frame: str = "image",
     first: LookSettings | None = None,
+    stop_threshold: float | None = None,
 ) -> Iterator[tuple[Path, Look | HsalError]]:
     """Shows images to the policy that is meant, through the backbone it was trained with (see `look.look_at_files`).
 
     Args:
         frame: "image", the whole of each; or "found", the region that a first look finds.
         first: how that one looks.
+        stop_threshold: see `LoadedPolicy`.
     """
     from hsal_cli.models.look import look_at_files
     from hsal_cli.vision.images import read_image
@@ -135,7 +138,7 @@ def looks(
             except HsalError as error:
                 yield path, error
         return
-    loaded, backbone = load_with_backbone(run, device, reporter, pretrained)
+    loaded, backbone = load_with_backbone(run, device, reporter, pretrained, stop_threshold)
     finder = finder_of(first, backbone) if frame == "found" and first else None
     for path, found in look_at_files(images, backbone, loaded, max_steps, finder):
         for why in () if isinstance(found, HsalError) else found.warnings:
@@ -175,9 +178,13 @@ def finder_of(first: LookSettings, own: LoadedBackbone | None) -> Finder:
 
 
 def load_with_backbone(
-    run: Path | None, device: str, reporter: console.Reporter, pretrained: str | None = None
+    run: Path | None,
+    device: str,
+    reporter: console.Reporter,
+    pretrained: str | None = None,
+    stop_threshold: float | None = None,
 ) -> tuple[LoadedPolicy, LoadedBackbone]:
-    """The policy that is meant (see `meant`) and the backbone it was trained with, on a device."""
+    """The policy that is meant (see `meant`), which stops above a threshold if one is given, and its backbone, on a device."""
     from hsal_cli.models.load import find_backbone
     from hsal_cli.models.shipped import load_shipped
     from hsal_cli.vision.devices import choose_device
@@ -186,7 +193,7 @@ def load_with_backbone(
     run, pretrained = meant(run, pretrained, reporter)
     if pretrained is not None:
         shipped = load_shipped(pretrained, chosen)
-        return shipped.policy, shipped.backbone
+        return dataclasses.replace(shipped.policy, stop_threshold=stop_threshold), shipped.backbone
     assert run is not None
     loaded = load(run, chosen, reporter)
-    return loaded, find_backbone(loaded, chosen)
+    return dataclasses.replace(loaded, stop_threshold=stop_threshold), find_backbone(loaded, chosen)

@@ -15,6 +15,7 @@ from hsal_cli.commands.asking import Yes, paced
 from hsal_cli.commands.options import Device, Images, Json, Overwrite, options
 from hsal_cli.commands.policies import LOOKING, FrameOption, PretrainedOption, RunOption, check_look, images_in, looks
 from hsal_cli.errors import HsalError, UsageError
+from hsal_cli.evaluation.settings import STOP_HELP
 from hsal_cli.features.settings import LookSettings
 from hsal_cli.words import brief
 
@@ -29,11 +30,14 @@ EXAMPLES = """Examples:
   hsal predict image.png --json
       with glimpses, in cells and in pixels, and maps
 """
-PANELS = {"What": "run pretrained max_steps device yes", "The frame": LOOKING, "Output": "counts overwrite json"}
+PANELS = {"What": "run pretrained max_steps stop_threshold device yes", "The frame": LOOKING, "Output": "counts overwrite json"}
 HEAD = "image"  # the first column of a table of counts
 MaxSteps = Annotated[
     Optional[int],
     typer.Option("--max-steps", min=1, max=1000, help="Cap on meta-steps.", show_default="most labels seen in training plus 2"),
+]
+StopThreshold = Annotated[
+    Optional[float], typer.Option("--stop-threshold", min=0, max=1, help=STOP_HELP, show_default="stop is the likeliest")
 ]
 
 
@@ -45,6 +49,7 @@ def predict(
     pretrained: PretrainedOption = None,
     frame: FrameOption = "image",
     max_steps: MaxSteps = None,
+    stop_threshold: StopThreshold = None,
     counts: Annotated[
         Optional[Path],
         typer.Option("--csv", help="Also a table: a row an image, a column a class, how often it was named.", show_default=False),
@@ -67,7 +72,7 @@ def predict(
     failed = False
     with console.stopping(reporter):
         wanted = images_in(images)
-        shown = looks(wanted, run, device, max_steps, reporter, pretrained, frame, first)
+        shown = looks(wanted, run, device, max_steps, reporter, pretrained, frame, first, stop_threshold)
         for path, found in paced(shown, len(wanted), yes, reporter):
             if isinstance(found, HsalError):
                 failed = True

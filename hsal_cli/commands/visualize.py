@@ -13,7 +13,7 @@ from hsal_cli import console
 from hsal_cli.commands.asking import Yes, paced
 from hsal_cli.commands.options import Device, Images, Json, numbers_in, options
 from hsal_cli.commands.policies import LOOKING, FrameOption, PretrainedOption, RunOption, check_look, images_in, load_with_backbone, looks
-from hsal_cli.commands.predict import MaxSteps, words
+from hsal_cli.commands.predict import MaxSteps, StopThreshold, words
 from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.features.settings import LookSettings
 
@@ -30,7 +30,7 @@ PANELS = {
     "What": "images data split rows labels run pretrained",
     "Also": "gif html",
     "The frame": LOOKING,
-    "How": "max_steps device yes",
+    "How": "max_steps stop_threshold device yes",
     "Output": "out json",
 }
 EXAMPLES = """Examples:
@@ -72,6 +72,7 @@ def visualize(
         bool, typer.Option("--html", help="Also a replay to step through in a browser, IMAGE.hsal.html: one file, no network.")
     ] = False,
     max_steps: MaxSteps = None,
+    stop_threshold: StopThreshold = None,
     device: Device = "auto",
     yes: Yes = False,
     json: Json = False,
@@ -95,7 +96,7 @@ def visualize(
         target = targets([Path(data.name)], out, kinds)[0]
         too_many = "asks for {} images in one picture", f"ask for at most {MOST_ROWS}"
         wanted_rows = numbers_in("--rows", rows, "rows", "0-2,17", MOST_ROWS, too_many)
-        _scenes(data, split, wanted_rows, run, target, kinds, max_steps, device, json, reporter, pretrained)
+        _scenes(data, split, wanted_rows, run, target, kinds, max_steps, device, json, reporter, pretrained, stop_threshold)
         return
     if not images:
         raise UsageError("there is no image to look at", "hsal visualize image.png, or hsal visualize --data data/mnist-multiset.h5")
@@ -111,7 +112,7 @@ def visualize(
     places = targets(wanted, out, kinds)
     documents, failed = [], False
     with console.stopping(reporter):
-        shown = looks(wanted, run, device, max_steps, reporter, pretrained, frame, first)
+        shown = looks(wanted, run, device, max_steps, reporter, pretrained, frame, first, stop_threshold)
         for number, (path, found) in enumerate(paced(shown, len(wanted), yes, reporter)):
             try:
                 if isinstance(found, HsalError):
@@ -143,11 +144,12 @@ def _scenes(
     json: bool,
     reporter: console.Reporter,
     pretrained: str | None,
+    stop_threshold: float | None,
 ) -> None:
     """Draws images of a scene file, whose labels are known, into one picture, one animation and one replay."""
     from hsal_cli.models.look import look_at_scenes, to_json
 
-    loaded, backbone = load_with_backbone(run, device, reporter, pretrained)
+    loaded, backbone = load_with_backbone(run, device, reporter, pretrained, stop_threshold)
     found = look_at_scenes(data, split, rows, backbone, loaded, max_steps)
     for seen, _ in found:
         for why in seen.warnings:

@@ -122,7 +122,7 @@ def measure_trust(policy: HSAL, table: FeatureTable, max_steps: int, batch_size:
         some, outcome = choices(episode, part.labels)
         scores.append(some)
         right.append(outcome)
-        found = statistics(part.volumes, part.saliency)
+        found = statistics(part.volumes[:, : policy.channels], part.saliency)
         known.append(torch.stack([found[name] for name in WORDS], 1).numpy())
     scores, right, known = (np.concatenate(distributed.all_gather(np.concatenate(own))) for own in (scores, right, known))
     return Trust(fit_temperature(scores, right), ranges_of(dict(zip(WORDS, torch.from_numpy(known).unbind(1), strict=True))))

@@ -13,14 +13,15 @@ from hsal_cli import distributed
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.attention import Tally, add_attn_saliency, add_localization
 from hsal_cli.evaluation.calibration import add_reliability, reliability
+from hsal_cli.evaluation.flops import backbone_flops, cells_looked_at, policy_flops
 from hsal_cli.evaluation.looking import Looking
 from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, multiset_metrics, trivial_baselines
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.settings import kind_in
-from hsal_cli.models.load import LoadedPolicy
+from hsal_cli.models.load import LoadedPolicy, find_backbone
 from hsal_cli.models.trust import Trust
 from hsal_cli.policy.count_classifier import CountClassifier
-from hsal_cli.policy.episode import Episode, greedy, sampling
+from hsal_cli.policy.episode import Choose, Episode, greedy, sampling, until
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.set_predictor import SetPredictor
 from hsal_cli.progress import SILENT, Reporter
@@ -61,8 +62,8 @@ def evaluate(
         temperature 1; and `unlike`, the share of images that differ from all that the policy knows);
         `attn_saliency` (`raw`, `normalized`, `random`, `best`); where boxes are known `localization` (`glimpse_hit`, `mask_mass`,
         controls `random`, `area`, `center`, `saliency`, `reachable`, and `digits_once`, `repeat_visits`; see `attention`);
-        `looking` of greedy roll-outs (see `Looking.scores`); `baselines`, with train_labels (see `metrics`); `sample` and `max_steps`
-        as used.
+        `looking` of greedy roll-outs (see `Looking.scores`); of an image on average `flops`, those of the `policy`, and
+        `cells_looked_at`, by glimpses; `baselines`, with train_labels (see `metrics`); `sample`, `max_steps` and `stop_threshold` as used.
         A score of which there is no case, such as `glimpse_hit` of a policy without glimpses, is None; a direct baseline has no
         `calibration`, `localization` or `looking`, and its `attn_saliency` and `max_steps` are None.
 
@@ -71,13 +72,17 @@ def evaluate(
         Interrupted: a signal asked to stop.
     """
     looks = isinstance(policy, HSAL)
-    if not looks and (settings.sample or settings.max_steps):
-        raise UsageError("a direct baseline takes no steps, so there are none to sample or to cap", "leave --sample and --max-steps out")
+    if not looks and (settings.sample or settings.max_steps or settings.stop_threshold is not None):
+        raise UsageError(
+            "a direct baseline takes no steps, so there are none to sample, to cap or to stop",
+            "leave --sample, --max-steps and --stop-threshold out",
+        )
+    choose = until(settings.stop_threshold, trust.temperature)
     max_steps, times = settings.max_steps or max_steps, max(settings.sample, 1)
     true, results, stretch = label_counts(table.labels, policy.classes), [], distributed.stretch(len(table), settings.batch_size)
     looking = None
     if looks and settings.looking and not settings.sample:
-        looking = Looking(policy, max_steps, settings.seed, settings.resamples, settings.looking, stretch.start)
+        looking = Looking(policy, max_steps, settings.seed, settings.resamples, settings.looking, stretch.start, choose)
     with reporter.track("evaluating", len(stretch) * times, "images") as advance:
 
         def seen(part: FeatureTable, episode: Episode | None) -> None:
@@ -86,18 +91,22 @@ def evaluate(
             if episode is not None:
                 add_reliability(sure, episode, part.labels, trust.temperature)
                 add_reliability(plain, episode, part.labels, 1.0)
+                work.add("meta_steps", episode.active.sum(0).cpu().numpy())
+                work.add("cells", cells_looked_at(episode).cpu().numpy())
             if trust.ranges:
-                sure.add("unlike", np.array([bool(said) for said in trust.unlike(part.volumes, part.saliency)]))
+                sure.add("unlike", np.array([bool(said) for said in trust.unlike(part.volumes[:, : policy.channels], part.saliency)]))
             advance(len(part))
             reporter.check_stop(STOPPED_HINT)
 
         for number in range(times):
-            sure, plain = Tally(), Tally()
+            sure, plain, work = Tally(), Tally(), Tally()
             seed = settings.seed + number if settings.sample else None
-            named, attention, localization = _answers(policy, table, max_steps, settings.batch_size, device, seed, seen)
+            named, attention, localization = _answers(policy, table, max_steps, settings.batch_size, device, seed, seen, choose)
             scores = multiset_metrics(true, named, class_names, settings.resamples, settings.seed)
             scores["attn_saliency"] = dict.fromkeys(("raw", "normalized", "random", "best")) | attention.means()
-            sure, plain = sure.together(), plain.together()
+            sure, plain, work = sure.together(), plain.together(), work.together()
+            means = work.means()
+            scores |= {"flops": {"policy": policy_flops(policy, means.get("meta_steps") or 0)}, "cells_looked_at": means.get("cells")}
             if looks:
                 scores["calibration"] = reliability(sure, trust.temperature) | {"ece_at_1": reliability(plain, 1.0)["ece"]}
                 scores["calibration"]["unlike"] = sure.means().get("unlike")
@@ -109,7 +118,8 @@ def evaluate(
         found["looking"] = looking.scores()
     if train_labels is not None and len(train_labels):
         found["baselines"] = trivial_baselines(label_counts(train_labels, policy.classes), true)
-    return {**found, "sample": settings.sample, "max_steps": max_steps if looks else None}
+    used = {"max_steps": max_steps if looks else None, "stop_threshold": settings.stop_threshold}
+    return {**found, "sample": settings.sample, **used}
 
 
 def evaluate_file(
@@ -119,7 +129,8 @@ def evaluate_file(
 
     Returns:
         What `evaluate` gives, with baselines if the file has a training split, and `dataset` (the file's name without endings),
-        `split`, `features`, `scenes_digest`, `checkpoint`, `objective`, `parameters` (how many numbers were learned).
+        `split`, `features`, `scenes_digest`, `checkpoint`, `objective`, `parameters` (how many numbers were learned); and in `flops`
+        `backbone`, `windows` (of the cells looked at, where the features have them) and `image` in all, None where the backbone is nowhere.
 
     Raises:
         FileError: the file is unusable, has no such split, or holds features of another backbone, other classes or another shape.
@@ -139,7 +150,11 @@ def evaluate_file(
         distributed.agree(
             features_digest=file.digest, scenes_digest=file.scenes_digest, weights=loaded.checkpoint.digest, eval=as_dict(settings)
         )
-    return _document(loaded, table, features, made_from, settings, device, reporter, train_labels)
+    try:
+        backbone = find_backbone(loaded)
+    except FileError:  # scores of features do not need it
+        backbone = None
+    return _document(loaded, backbone, table, features, made_from, settings, device, reporter, train_labels)
 
 
 def evaluate_scenes(
@@ -178,7 +193,7 @@ def evaluate_scenes(
             table = table.in_memory(settings.batch_size, reporter)
         made_from = {"scenes": str(scenes), "scenes_digest": file.digest}
         distributed.agree(scenes_digest=file.digest, weights=loaded.checkpoint.digest, backbone=backbone.digest, eval=as_dict(settings))
-        return _document(loaded, table, scenes, made_from, settings, device, reporter, train_labels)
+        return _document(loaded, backbone, table, scenes, made_from, settings, device, reporter, train_labels)
 
 
 def check_scenes(scenes: Path, loaded: LoadedPolicy, split: str) -> None:
@@ -196,6 +211,7 @@ def check_scenes(scenes: Path, loaded: LoadedPolicy, split: str) -> None:
 
 def _document(
     loaded: LoadedPolicy,
+    backbone: LoadedBackbone | None,
     table: FeatureRows,
     source: Path,
     made_from: dict[str, str],
@@ -210,6 +226,15 @@ def _document(
 
     with fitting(device, settings.batch_size):
         found = evaluate(loaded.policy, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels, loaded.trust)
+    work: dict[str, float | None] = dict.fromkeys(("backbone", "windows", "image"))
+    if backbone is not None:
+        seen, window = backbone_flops(backbone.model)
+        # What reads windows and looks nowhere, a direct baseline, reads them all.
+        cells, policy = backbone.model.resolution**2, loaded.policy
+        if isinstance(policy, HSAL):
+            cells = found["cells_looked_at"] if policy.variant.glimpse == "window" else 0
+        work = {"backbone": seen, "windows": window * cells, "image": seen + window * cells + found["flops"]["policy"]}
+    found["flops"] |= work
     return {
         "dataset": dataset_of(source, loaded.meta.saliency),
         "split": settings.split,
@@ -258,12 +283,19 @@ def quick_scores(
 
 
 def roll_outs(
-    policy: HSAL, table: FeatureRows, max_steps: int, batch_size: int, device: torch.device | str = "cpu", seed: int | None = None
+    policy: HSAL,
+    table: FeatureRows,
+    max_steps: int,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    seed: int | None = None,
+    choose: Choose = greedy,
 ) -> Iterator[tuple[FeatureTable, Episode]]:
     """Rolls a policy out over a table, or over this worker's stretch of it, batch by batch and without gradients.
 
     Args:
         seed: samples all actions, each batch with a generator of its own, so that it does not matter who rolls it out; None: greedily.
+        choose: names the labels of greedy roll-outs.
 
     Yields:
         (part, episode): the rows of the table that make the batch, and what the policy did with them.
@@ -277,7 +309,7 @@ def roll_outs(
             episode = policy(
                 moved(part.volumes, device),
                 moved(part.saliency, device),
-                choose=sampling(generator) if generator else greedy,
+                choose=sampling(generator) if generator else choose,
                 max_steps=max_steps,
                 sample_glimpses=generator is not None,
                 generator=generator,
@@ -300,6 +332,7 @@ def _answers(
     device: torch.device | str,
     seed: int | None = None,
     seen: Callable[[FeatureTable, Episode | None], None] = lambda part, episode: None,
+    choose: Choose = greedy,
 ) -> tuple[np.ndarray, Tally, Tally]:
     """What a table's images are named, by all workers: (N, K) int64 counts, and the tallies of attention and localization of a policy."""
     counts, attention, localization = [np.zeros((0, policy.classes), dtype=np.int64)], Tally(), Tally()
@@ -309,7 +342,7 @@ def _answers(
                 counts.append(policy.predict(part.volumes.to(device)).cpu().numpy())
             seen(part, None)
     else:
-        for part, episode in roll_outs(policy, table, max_steps, batch_size, device, seed):
+        for part, episode in roll_outs(policy, table, max_steps, batch_size, device, seed, choose):
             counts.append(label_counts(episode.labels.T, policy.classes))
             add_attn_saliency(attention, episode, part.saliency)
             if part.boxes is not None:

@@ -18,7 +18,7 @@ from hsal_cli import distributed
 from hsal_cli.evaluation.attention import naming_steps
 from hsal_cli.evaluation.metrics import label_counts
 from hsal_cli.policy.controllers import ControllerStep, Pick
-from hsal_cli.policy.episode import Episode, greedy
+from hsal_cli.policy.episode import Choose, Episode, greedy
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.maps import gaussian_masks, highest_cell
 from hsal_cli.policy.shared import Linear
@@ -131,16 +131,17 @@ class Looking:
         resamples: of the bootstrap.
         images: of the first so many of the split.
         first: row of the split at which this worker begins.
+        choose: names the labels.
     """
 
-    def __init__(self, policy: HSAL, max_steps: int, seed: int, resamples: int, images: int, first: int = 0):
+    def __init__(self, policy: HSAL, max_steps: int, seed: int, resamples: int, images: int, first: int = 0, choose: Choose = greedy):
         ways = {("glimpses", way): replaced(policy, glimpses=way) for way in (GLIMPSES if policy.variant.glimpses else ())}
         self._policies = ways | {("masks", way): replaced(policy, mask=way) for way in MASKS}
         self._classes, self._max_steps, self._seed, self._resamples = policy.classes, max_steps, seed, resamples
         self._own: list[np.ndarray] = []
         self._right: dict[tuple[str, str], list[np.ndarray]] = {way: [] for way in self._policies}
         self._together: list[np.ndarray] = []  # of each meta-step that names a label, whether its glimpses share one cell
-        self._row, self._images = first, images
+        self._row, self._images, self._choose = first, images, choose
 
     def add(self, volumes: Tensor, saliency: Tensor, labels: Tensor, own: Episode) -> None:
         """Adds a batch.
@@ -162,7 +163,7 @@ class Looking:
             if way == ("glimpses", "random"):
                 policy.controller.generator.manual_seed(self._seed * 1_000_003 + start)
             with torch.inference_mode():
-                episode = policy(volumes[:size], saliency[:size], choose=greedy, max_steps=self._max_steps)
+                episode = policy(volumes[:size], saliency[:size], choose=self._choose, max_steps=self._max_steps)
             self._right[way].append((label_counts(episode.labels.T, self._classes) == true).all(1))
 
     def scores(self) -> dict[str, Any]:

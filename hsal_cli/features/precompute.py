@@ -19,7 +19,7 @@ from torch import Tensor
 from hsal_cli import distributed, threads
 from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.features.saliency.models import SaliencyModel, saliency_model, seen_by_saliency
-from hsal_cli.features.settings import PrecomputeSettings
+from hsal_cli.features.settings import STAGED, PrecomputeSettings
 from hsal_cli.features.table import FORMAT, FeatureFile, check_match, features_digest, map_shape, open_features
 from hsal_cli.features.views import ViewedScenes, Views
 from hsal_cli.features.writer import FeatureWriter, Origin, features_to_fill, partial_of
@@ -29,7 +29,7 @@ from hsal_cli.scenes.scene_file import SceneFile, SceneSplit, open_scenes
 from hsal_cli.settings import as_dict
 from hsal_cli.storage.atomic import cannot_write
 from hsal_cli.storage.hdf5 import format_of
-from hsal_cli.vision.backbone import FINE, LoadedBackbone, load_backbone
+from hsal_cli.vision.backbone import ActivationModel, LoadedBackbone, load_backbone
 from hsal_cli.vision.devices import autocast_gains, choose_device, fitting
 from hsal_cli.vision.images import to_input
 from hsal_cli.vision.resolution import at_resolution
@@ -115,7 +115,7 @@ def precompute(
             "precision": "bfloat16" if autocast_gains(device) else "float32",
             "scenes_config": source.config,
         }
-        shape = todo.volume_shape, loaded.model.fine
+        shape = todo.volume_shape, loaded.model.fine, loaded.model.fine_side
         made_from = loaded.path, loaded.digest, *shape, loaded.model.input_size, saliency.name, saliency.digest
         origin = Origin(source, *made_from, todo.digest, config)
         volumes = stack.enter_context(_volumes_of(volumes_from, source, loaded, saliency, out)) if volumes_from else None
@@ -153,7 +153,7 @@ def _with_views(scenes: SceneFile, settings: PrecomputeSettings) -> SceneFile | 
 
 def made_finer(backbone: LoadedBackbone) -> int | str | None:
     """What `features_digest` is told of a backbone's resolution."""
-    return backbone.model.resolution if backbone.refined not in (None, FINE) else backbone.refined
+    return backbone.model.resolution if backbone.refined not in (None, *STAGED) else backbone.refined
 
 
 def _plan(
@@ -169,7 +169,7 @@ def _plan(
     size = 0
     for split in splits:
         copied = split.labels.nbytes + (0 if split.boxes is None else split.boxes.nbytes)
-        cells = math.prod(map_shape((channels, side, side), backbone.model.fine))
+        cells = math.prod(map_shape((channels, side, side), backbone.model.fine, backbone.model.fine_side))
         size += len(split) * (2 * channels * side * side + 4 * cells) + copied
     digest = features_digest(scenes.digest, backbone.digest, saliency.digest, made_finer(backbone), settings.views, settings.mirror)
     exists = out.exists() and _is_there(out, digest, scenes, backbone, saliency, overwrite, settings.views or 1)
@@ -259,18 +259,20 @@ def _fill(
                         volumes = backbone.volumes(to_input(images, backbone.model.input_size))
                     else:
                         volumes = copied.maps(name, slice(rows.start, rows.stop))[0].to(device)
-                    found = as_features(images, volumes, backbone.model.channels, saliency, [f"{name}/{row}" for row in rows])
+                    found = as_features(images, volumes, backbone.model, saliency, [f"{name}/{row}" for row in rows])
                 for rows, parts in zip(together, distributed.gather(found, list(map(len, together))), strict=False):
                     writer.put(name, rows.start, *parts)
                 advance(sum(map(len, together)))
 
 
-def as_features(images: Tensor, volumes: Tensor, channels: int, saliency: SaliencyModel, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+def as_features(
+    images: Tensor, volumes: Tensor, model: ActivationModel, saliency: SaliencyModel, names: Sequence[str]
+) -> tuple[Tensor, Tensor]:
     """Volumes (B, C + fine, h, w) of any float type, which are overwritten, and raw saliency maps as the feature file holds them.
 
     Args:
         images: uint8 (B, H, W) or (B, H, W, 3).
-        channels: C; those behind are a finer stage's.
+        model: gave the volumes.
         names: of each image, for the saliency model.
 
     Returns:
@@ -278,7 +280,7 @@ def as_features(images: Tensor, volumes: Tensor, channels: int, saliency: Salien
             activations before they were rounded.
     """
     # Volumes that are not finite are refused by the maps they give; a model that does not read them must show them too.
-    maps = saliency(images, seen_by_saliency(volumes, channels), names) + 0 * volumes.amax((1, 2, 3)).float()[:, None, None]
+    maps = saliency(images, seen_by_saliency(volumes, model), names) + 0 * volumes.amax((1, 2, 3)).float()[:, None, None]
     return volumes.clamp_(max=LARGEST_HALF).half().contiguous(), maps
 
 

@@ -37,7 +37,7 @@ class SceneFeatures(FeatureRows):
                 images = torch.from_numpy(self._split.read(first, last)).to(device)
                 names = [f"{self._split.name}/{row}" for row in range(first, last)]
                 volumes = self._backbone.volumes(to_input(images, model.input_size))
-                found = as_features(images, volumes, model.channels, self._saliency, names)
+                found = as_features(images, volumes, model, self._saliency, names)
                 parts.append([part.cpu() for part in found])
         volumes, saliency = (torch.cat(part) for part in zip(*parts, strict=True))
         if not saliency.isfinite().all():

@@ -15,6 +15,7 @@ SALIENCY_HELP = (
     "against their surround), spectral-residual, center (a Gaussian in the middle), file:PATH (any model's maps), or a model of your own "
     "(docs/python.md)."
 )
+STAGED = ("fine", "window")  # resolutions that put something behind the volume, which glimpses read
 VIEWS_OF_FEW = 20
 SALIENCY_MODELS = Registry("saliency model", "hsal.saliency", (*SALIENCY, "file"))
 
@@ -25,10 +26,11 @@ class PrecomputeSettings:
 
     batch_size: int = setting(32, "Images a forward pass.", low=1, high=65536)
     saliency: str = setting("activation", SALIENCY_HELP)
-    resolution: Literal["7", "14", "28", "fine"] | None = setting(
+    resolution: Literal["7", "14", "28", "fine", "window"] | None = setting(
         None,
         "Cells along a side of the volumes, the backbone's own if not given; more come from the same weights, dilated. fine: its own, and "
-        "behind each the 2 x 2 cells of an earlier stage, which --set glimpse=fine reads.",
+        "behind each the 2 x 2 cells of an earlier stage, which --set glimpse=fine reads. window: a first look at half the size, and "
+        "behind each cell the window around it at full size, which --set glimpse=window reads.",
     )
     views: int | None = setting(
         None,

@@ -2,7 +2,8 @@
 
 Root attributes: those of `hdf5.stamp` and `hdf5.seal`, `classes` (JSON list), `backbone_digest`, `scenes_digest`, `image_size`
 (H, W in px, of the first split), `input_size` (px), `volume_shape` (C, h, w), `fine` (how many of the C
-are a finer stage's; absent in older files), `saliency` and `saliency_digest` (see
+are a finer stage's or a window's; absent in older files), `fine_side` (cells of that stage along a side of one of the volume; 1: a
+window's; absent in older files: 2), `saliency` and `saliency_digest` (see
 `saliency.SaliencyModel`; absent in files of before there was a choice). A group a split, with attribute `image_size` and
     volumes   float16 (N, C, h, w)
     saliency  float32 (N, h, w), raw: for "activation" the sum of squares of the volume before it was rounded to float16; (N, 2h, 2w) and of
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor
 
 from hsal_cli.errors import FileError
-from hsal_cli.features.settings import SALIENCY, kind_in
+from hsal_cli.features.settings import SALIENCY, STAGED, kind_in
 from hsal_cli.scenes.scene_file import sound_boxes, sound_labels
 from hsal_cli.storage.files import digest_of, digest_of_array
 from hsal_cli.storage.hdf5 import FORMAT_VERSION, OpenedFile, attribute, described, open_hdf5, reading, train_first
@@ -132,7 +133,7 @@ class FeatureFile(OpenedFile):
         classes: the class names; labels index them.
         splits: the names of the splits in it, train and test first.
         volume_shape: (C, h, w).
-        fine: how many of the C are a finer stage's, the last ones (`precompute --resolution fine`).
+        fine: how many of the C are a finer stage's or a window's, the last ones (`precompute --resolution fine`, `window`).
         map_shape: rows and columns of the saliency maps: (h, w), or twice as many with a finer stage.
         image_size: height and width of the scene file's images, px, in its first split.
         input_size: side that they were resized to, px.
@@ -170,7 +171,7 @@ class FeatureFile(OpenedFile):
         self.input_size = int(file.attrs["input_size"])
         self.volume_shape, self.image_size = (channels, height, width), (rows, columns)
         self.fine = int(attribute(file, "fine", 0))
-        self.map_shape = map_shape(self.volume_shape, self.fine)
+        self.map_shape = map_shape(self.volume_shape, self.fine, int(attribute(file, "fine_side", 2)))
         self.splits = train_first(file)
         for name, group in file.items():
             count, longest = group["labels"].shape
@@ -281,9 +282,9 @@ class FeatureFile(OpenedFile):
             )
 
 
-def map_shape(volume_shape: tuple[int, int, int], fine: int) -> tuple[int, int]:
+def map_shape(volume_shape: tuple[int, int, int], fine: int, fine_side: int) -> tuple[int, int]:
     """Rows and columns of the maps: those of the volume, or of its finer stage."""
-    times = 2 if fine else 1
+    times = fine_side if fine else 1
     return times * volume_shape[1], times * volume_shape[2]
 
 
@@ -305,7 +306,7 @@ def features_digest(
     """The digest of features: of what they are made from.
 
     Args:
-        resolution: cells along a side, where not the backbone's own, or "fine".
+        resolution: cells along a side, where not the backbone's own, "fine" or "window".
         views: of each training image; None is one.
         mirror: whether they are mirrored and turned by right angles.
     """
@@ -369,12 +370,12 @@ def check_match(
 def features_path(scenes: Path, saliency: str = "activation", resolution: str | None = None) -> Path:
     """Where the features of a scene file go: data/x.h5 -> data/x.features.h5.
 
-    With another saliency model it is data/x.itti.features.h5, with a resolution that was asked for data/x.14x14.features.h5 or
-    data/x.fine.features.h5.
+    With another saliency model it is data/x.itti.features.h5, with a resolution that was asked for data/x.14x14.features.h5,
+    data/x.fine.features.h5 or data/x.window.features.h5.
     """
     kind = kind_in(saliency)
     names = [scenes.name.removesuffix(".h5")]
-    names += [] if resolution is None else [resolution if resolution == "fine" else f"{resolution}x{resolution}"]
+    names += [] if resolution is None else [resolution if resolution in STAGED else f"{resolution}x{resolution}"]
     names += [] if kind == "activation" else [kind]
     return scenes.with_name(".".join([*names, "features.h5"]))
 
@@ -382,7 +383,7 @@ def features_path(scenes: Path, saliency: str = "activation", resolution: str | 
 def dataset_of(features: Path, saliency: str = "activation") -> str:
     """The name of the data set in a feature file's name: data/x.features.h5 and data/x.14x14.itti.features.h5 are of x."""
     name = features.name.removesuffix(".h5").removesuffix(".features")
-    for endings in ((*SALIENCY, "file", kind_in(saliency)), ("7x7", "14x14", "28x28", "fine")):
+    for endings in ((*SALIENCY, "file", kind_in(saliency)), ("7x7", "14x14", "28x28", *STAGED)):
         ending = name.rpartition(".")[2]
         name = name.removesuffix(f".{ending}") if ending in endings else name
     return name

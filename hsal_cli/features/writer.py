@@ -51,7 +51,7 @@ class Origin:
         backbone: where the activation model is.
         backbone_digest: sha256 of its weights.
         volume_shape: (C, h, w).
-        fine: how many of the C are a finer stage's.
+        fine, fine_side: how many of the C are a finer stage's or a window's, and its cells along a side of one of the volume.
         input_size: side that images are resized to, px.
         saliency, saliency_digest: name and digest of the saliency model.
         digest: of the features.
@@ -63,6 +63,7 @@ class Origin:
     backbone_digest: str
     volume_shape: tuple[int, int, int]
     fine: int
+    fine_side: int
     input_size: int
     saliency: str
     saliency_digest: str
@@ -214,7 +215,7 @@ def _rescue(old: h5py.File, partial: Path, origin: Origin) -> None:
 
 def _parts(origin: Origin) -> dict[str, tuple[int, ...]]:
     """What is computed of each row, and its shape."""
-    return {"volumes": origin.volume_shape, "saliency": map_shape(origin.volume_shape, origin.fine)}
+    return {"volumes": origin.volume_shape, "saliency": map_shape(origin.volume_shape, origin.fine, origin.fine_side)}
 
 
 def _lay_out(file: h5py.File, origin: Origin) -> None:
@@ -244,6 +245,7 @@ def _describe(file: h5py.File, origin: Origin) -> None:
     for name, text in texts.items():
         put_text(file, name, text)
     file.attrs["input_size"], file.attrs["volume_shape"], file.attrs["fine"] = origin.input_size, origin.volume_shape, origin.fine
+    file.attrs["fine_side"] = origin.fine_side
     file.attrs["image_size"] = scenes.split(scenes.splits[0]).image_size
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hsal_cli.errors import FileError, UsageError, first_line
 from hsal_cli.models.trust import Trust
 from hsal_cli.policy.count_classifier import CountClassifier
+from hsal_cli.policy.episode import Choose, until
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.set_predictor import SetPredictor
 from hsal_cli.policy.variant import Variant, with_variant
@@ -102,11 +103,13 @@ class LoadedPolicy:
     Attributes:
         meta: what its checkpoint says of it; the paths in it are from the folder that hsal runs in.
         checkpoint: where it came from; its `note` says if a damaged checkpoint was passed over.
+        stop_threshold: the probability of stop above which it is named; None: where it is likelier than each label.
     """
 
     policy: HSAL | CountClassifier | SetPredictor
     meta: PolicyMeta
     checkpoint: Checkpoint
+    stop_threshold: float | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -117,6 +120,11 @@ class LoadedPolicy:
     def max_steps(self) -> int:
         """The cap on meta-steps at inference: most labels seen in training plus 2."""
         return self.meta.max_labels + 2
+
+    @property
+    def choose(self) -> Choose:
+        """How it names labels at inference."""
+        return until(self.stop_threshold, self.trust.temperature)
 
     @property
     def trust(self) -> Trust:

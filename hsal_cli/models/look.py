@@ -12,7 +12,8 @@ import torch
 
 from hsal_cli.errors import FileError, HsalError, UsageError
 from hsal_cli.models.load import LoadedPolicy
-from hsal_cli.policy.episode import Episode, greedy, with_shift
+from hsal_cli.policy.episode import Episode, with_shift
+from hsal_cli.policy.hsal import HSAL
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -160,13 +161,17 @@ def look(
         batch = pictures[start : start + BATCH]
         with torch.inference_mode():
             inputs = torch.cat([to_input(picture[None].to(device), backbone.model.input_size) for picture in batch])
-            volumes = backbone.volumes(inputs)
+            closer = None
+            if isinstance(policy.policy, HSAL) and policy.policy.variant.glimpse == "window":  # computed where it looks alone
+                volumes, closer = backbone.first_look(inputs)
+            else:
+                volumes = backbone.volumes(inputs)
             # One by one: pictures may differ in size.
-            stages = seen_by_saliency(volumes, backbone.model.channels)
+            stages = seen_by_saliency(volumes, backbone.model)
             shown = zip(batch, stages[:, None], standing[start : start + BATCH], strict=True)
             maps = torch.cat([saliency(picture[None].to(device), volume, [place]) for picture, volume, place in shown])
-            episode = policy.policy(volumes, maps, choose=greedy, max_steps=max_steps or policy.max_steps)
-        unlike = policy.trust.unlike(volumes, maps)
+            episode = policy.policy(volumes, maps, choose=policy.choose, max_steps=max_steps or policy.max_steps, closer=closer)
+        unlike = policy.trust.unlike(volumes[:, : policy.policy.channels], maps)
         for place, picture in enumerate(batch):
             seen = look_at(episode, place, called[start + place], picture.numpy(), policy.classes, policy.trust.temperature)
             looks.append(dataclasses.replace(seen, unlike=unlike[place], within=within[start + place]))

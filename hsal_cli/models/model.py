@@ -56,15 +56,16 @@ class Model:
         return self.loaded.classes
 
     @overload
-    def __call__(self, images: Picture, max_steps: int | None = None) -> Look: ...
+    def __call__(self, images: Picture, max_steps: int | None = None, stop_threshold: float | None = None) -> Look: ...
     @overload
-    def __call__(self, images: Several, max_steps: int | None = None) -> list[Look]: ...
-    def __call__(self, images: Picture | Several, max_steps: int | None = None) -> Look | list[Look]:
+    def __call__(self, images: Several, max_steps: int | None = None, stop_threshold: float | None = None) -> list[Look]: ...
+    def __call__(self, images: Picture | Several, max_steps: int | None = None, stop_threshold: float | None = None) -> Look | list[Look]:
         """Shows images to the policy, which names the likeliest label at each meta-step until it names stop.
 
         Args:
             images: a path, a PIL image, or a uint8 array or tensor (H, W) or (H, W, 3), of any size; or a list of such.
             max_steps: cap on meta-steps; None: most labels seen in training plus 2.
+            stop_threshold: stop is named once its probability, in [0, 1], exceeds this; None: where it is likelier than each label.
 
         Returns:
             What it did with the image; for a list, one such result an image.
@@ -74,7 +75,8 @@ class Model:
         """
         pictures = images if isinstance(images, (list, tuple)) else [images]
         names = [str(one) if isinstance(one, (str, Path)) else str(number) for number, one in enumerate(pictures, 1)]
-        found = look([_pixels(one) for one in pictures], self.activation, self.loaded, max_steps, names)
+        loaded = dataclasses.replace(self.loaded, stop_threshold=stop_threshold)
+        found = look([_pixels(one) for one in pictures], self.activation, loaded, max_steps, names)
         return found if isinstance(images, (list, tuple)) else found[0]
 
 

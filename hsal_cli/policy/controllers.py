@@ -138,6 +138,12 @@ TAKEN = -1e4  # score of a cell that was looked at: its probability is 0, and 0 
 Pick = Callable[[Tensor], Tensor]
 """pick(location logits (n, h * w)) -> cells (n,)"""
 
+Seen = Tensor | Callable[[Tensor], Tensor]
+"""What glimpses read at each cell, (n, cells, C), or seen(cells (n,)) -> (n, C)"""
+
+Closer = Callable[[Tensor | slice, Tensor], Tensor]
+"""closer(rows (n,) of the batch, cells (n,)) -> (n, C)"""
+
 
 @dataclasses.dataclass(frozen=True)
 class ControllerStep:
@@ -180,12 +186,13 @@ class Controller(nn.Module):
         for part in (self.encode_context.weight, self.encode_context.bias, self.encode_location.weight, self.encode_glimpse.weight):
             nn.init.uniform_(part, -bound, bound)
         # A fine glimpse takes the place of a column; normalised, for its stage is on a scale of its own.
-        looks_finer = variant.glimpse == "fine"
+        looks_finer = variant.glimpse != "column"
         self.fine_norm = self.encode_fine = None
-        reads = cells_above(height, width) if variant.fine else None  # at each cell of the map; None: the volume's column there
+        finer = variant.fine > 0 and variant.fine_side == 2
+        reads = cells_above(height, width) if finer else None  # at each cell of the map; None: what is there
         if looks_finer:
-            reads = patches(height, width)
-            numbers_read = variant.fine // 4 * reads.shape[1]
+            reads = patches(height, width) if finer else None
+            numbers_read = variant.fine if reads is None else variant.fine // 4 * reads.shape[1]
             self.fine_norm, self.encode_fine = nn.LayerNorm(numbers_read), nn.Linear(numbers_read, channels)
         self.register_buffer("reads", reads, persistent=False)
         self.gru = GRU(encode, hidden)
@@ -207,7 +214,7 @@ class Controller(nn.Module):
         priority: Tensor,
         memory: Tensor,
         glimpse: Tensor,
-        seen: Tensor,
+        seen: Seen,
         state: Tensor | None,
         pick: Pick,
         linear: Linear = linear,
@@ -219,8 +226,8 @@ class Controller(nn.Module):
             priority: (B, h, w), P_t.
             memory: (B, K + 1), y_{t-1}.
             glimpse: (B, C), g_0.
-            seen: (B, h * w, C), what a glimpse reads at each cell; fine: as `finer_columns` gives it, of any float type. With `rows` of any
-                number of examples.
+            seen: (B, h * w, C), what a glimpse reads at each cell; fine: as `finer_columns` gives it, of any float type; or
+                computes that of a cell (B,). With `rows` of any number of examples.
             state: (B, hidden), the last state of the meta-step before, or None for zeros.
             pick: takes a cell for each row of location logits (B, h * w).
             linear: multiplies by the weights.
@@ -241,7 +248,8 @@ class Controller(nn.Module):
                 with torch.no_grad():
                     scores.append(self._without(self._location_scores(states[-1], shown), cells))
                 cells.append(pick(scores[-1]))
-                glimpse = column(seen, cells[-1] if self.reads is None else self.reads[cells[-1]], rows)
+                read = cells[-1] if self.reads is None else self.reads[cells[-1]]
+                glimpse = column(seen, read, rows) if isinstance(seen, Tensor) else seen(read)
                 if self.fine_norm is not None and self.encode_fine is not None:
                     glimpse = self.fine_norm(glimpse.to(priority.dtype))
                     glimpse = F.relu(linear(glimpse, self.encode_fine.weight, self.encode_fine.bias))

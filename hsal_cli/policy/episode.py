@@ -32,6 +32,22 @@ def greedy(t: int, rows: Rows, logits: Tensor) -> Tensor:
     return logits.argmax(1)
 
 
+def until(threshold: float | None, temperature: float = 1.0) -> Choose:
+    """A `choose` that names stop once its probability, at a temperature, exceeds a threshold, and else the likeliest label.
+
+    Args:
+        threshold: in [0, 1]; None: `greedy`, which names stop where it is likelier than each label.
+    """
+    if threshold is None:
+        return greedy
+
+    def choose(t: int, rows: Rows, logits: Tensor) -> Tensor:
+        stops = (logits / temperature).softmax(1)[:, -1] > threshold
+        return logits[:, :-1].argmax(1).masked_fill(stops, logits.shape[1] - 1)
+
+    return choose
+
+
 def sampling(source: Source | None = None) -> Choose:
     """A `choose` that draws labels from the softmax, stop included.
 

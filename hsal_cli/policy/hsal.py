@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 from torch import Tensor, nn
 
 from hsal_cli.errors import UsageError
-from hsal_cli.policy.controllers import Controller, MetaController, Pick, WinnerTakeAll
+from hsal_cli.policy.controllers import Closer, Controller, MetaController, Pick, Seen, WinnerTakeAll
 from hsal_cli.policy.episode import Choose, Episode, Source, draw, with_shift
 from hsal_cli.policy.maps import FLAT, finer_columns, gaussian_masks, inhibit, initial_glimpse, min_max, of_rows, one_hot, priority_map
 from hsal_cli.policy.shared import Linear, SharedWeights
 from hsal_cli.policy.stop_head import StopHead
 from hsal_cli.policy.variant import Variant
 
+SIDES = {"fine": 2, "window": 1}  # cells that a glimpse reads of, along a side of one of the volume
 LOOK_EVERY = 8  # meta-steps between looks, where all are active, at whether any image still names labels
 
 
@@ -24,7 +26,7 @@ class HSAL(nn.Module):
     Args:
         variant: what it is made of; kept as `variant`, as it is on these maps.
         classes: labels without stop, K.
-        volume_shape: (C + fine, h, w) of the volumes, `variant.fine` of them a finer stage's.
+        volume_shape: (C + fine, h, w) of the volumes, `variant.fine` of them a finer stage's or a window's.
         volume_scale: standard deviation of the C first channels in the training split; they are divided by it. Stored with the weights.
     """
 
@@ -33,20 +35,20 @@ class HSAL(nn.Module):
         self.classes = classes
         self.stop = classes
         self.volume_shape = tuple(volume_shape)
-        channels, (height, width) = volume_shape[0] - variant.fine, volume_shape[1:]
+        self.channels, (height, width) = volume_shape[0] - variant.fine, volume_shape[1:]
         if variant.fine:  # maps are those of the finer stage
-            height, width = 2 * height, 2 * width
+            height, width = variant.fine_side * height, variant.fine_side * width
         self.map_shape = height, width
         self.variant = variant = variant.on_map(height * width)
-        if variant.glimpse == "fine" and not variant.fine:
+        if variant.glimpse != "column" and (not variant.fine or variant.fine_side != SIDES[variant.glimpse]):
             raise UsageError(
-                "glimpse = fine, and the features hold no finer stage",
-                "make them with: hsal precompute --resolution fine; or leave --set glimpse=fine out",
+                f"glimpse = {variant.glimpse}, and the features hold no {'windows' if variant.glimpse == 'window' else 'finer stage'}",
+                f"make them with: hsal precompute --resolution {variant.glimpse}; or leave --set glimpse={variant.glimpse} out",
             )
         self.meta_controller = (
             WinnerTakeAll(variant) if variant.mask == "winner-take-all" else MetaController(variant, classes + 1, height, width)
         )
-        self.controller = Controller(variant, classes + 1, channels, height, width)
+        self.controller = Controller(variant, classes + 1, self.channels, height, width)
         self.stop_head = StopHead() if variant.stop_input == "state+saliency" else None
         self.register_buffer("volume_scale", torch.tensor(float(volume_scale)))
 
@@ -62,11 +64,12 @@ class HSAL(nn.Module):
         generator: Source | None = None,
         stop_counts: bool = True,
         dense: bool | None = None,
+        closer: Closer | None = None,
     ) -> Episode:
         """Rolls the policy out over a batch.
 
         Args:
-            volumes: (B, C + fine, h, w), raw, of any float type; fastest in channels_last order.
+            volumes: (B, C + fine, h, w), raw, of any float type; fastest in channels_last order. With `closer` (B, C, h, w).
             saliency: (B, h, w), raw, at least 0; with a finer stage (B, 2h, 2w), and so are all maps.
             choose: names the labels; called once a meta-step with the examples still active (see `choosing.Choose`).
             steps: (B,) int64, how many meta-steps each example takes, whatever it is labelled.
@@ -79,12 +82,14 @@ class HSAL(nn.Module):
             dense: every example takes `max_steps` meta-steps, and those beyond its end are blotted out afterwards: more work, but the host
                 never waits to learn who is still active. Otherwise only those that are take a meta-step. None: wherever `volumes` are not
                 on a CPU.
+            closer: computes what glimpses read, (n, fine), of the images at some rows around a cell (n,) of each, when they look there;
+                None: the last channels of the volumes hold it.
 
         Raises:
             ValueError: shapes that do not fit, neither `steps` nor `max_steps`, or dense without `max_steps`.
         """
         dense = volumes.device.type != "cpu" if dense is None else dense
-        self._check(volumes, saliency, steps, max_steps, dense)
+        self._check(volumes, saliency, steps, max_steps, dense, closer)
         size, device, dtype = len(volumes), volumes.device, self.volume_scale.dtype
         counts, limit, rows = None, max_steps, slice(size) if dense else torch.arange(size, device=device)
         if steps is not None and not dense:
@@ -98,12 +103,12 @@ class HSAL(nn.Module):
         if self.variant.saliency_transform == "sqrt":
             saliency = saliency.clamp(min=0).sqrt()
         first = min_max(saliency, torch.finfo(dtype).tiny)
-        channels, (height, width) = self.volume_shape[0] - self.variant.fine, self.volume_shape[1:]
+        channels, (height, width) = self.channels, self.volume_shape[1:]
         columns = torch.empty(size, height * width, channels, device=device, dtype=dtype)  # so that one column lies together
         live = _Live(
             rows=rows,
             volumes=columns.copy_(volumes[:, :channels].flatten(2).transpose(1, 2)).div_(self.volume_scale),
-            fine=finer_columns(volumes[:, channels:]) if self.variant.glimpse == "fine" else None,
+            fine=None if self.variant.glimpse == "column" or closer else self._finer(volumes[:, channels:]),
             first=first,
             saliency=saliency if self.variant.update == "raw" else first,
             memory=torch.zeros(size, self.classes + 1, device=device, dtype=dtype),
@@ -120,7 +125,7 @@ class HSAL(nn.Module):
                 live.keep(slice(counts[t]))
             if not len(live.memory):
                 break
-            labels = self._meta_step(t, live, choose, pick, record, linear, stop_counts, t + 1 == limit)
+            labels = self._meta_step(t, live, choose, pick, record, linear, stop_counts, t + 1 == limit, closer)
             if dense:
                 if steps is None and t % LOOK_EVERY == LOOK_EVERY - 1 and record.all_named(self.stop):
                     break
@@ -131,7 +136,16 @@ class HSAL(nn.Module):
         return self._episode(record, live, steps, dense)
 
     def _meta_step(
-        self, t: int, live: _Live, choose: Choose, pick: Pick, record: _Record, linear: Linear, stop_counts: bool, last: bool
+        self,
+        t: int,
+        live: _Live,
+        choose: Choose,
+        pick: Pick,
+        record: _Record,
+        linear: Linear,
+        stop_counts: bool,
+        last: bool,
+        closer: Closer | None,
     ) -> Tensor:
         memory, update = live.memory, self.variant.update
         saliency = (
@@ -142,7 +156,7 @@ class HSAL(nn.Module):
         gaussians, live.meta_state = self.meta_controller(saliency, memory, live.meta_state, linear)
         mask, inhibiting = self.masks(gaussians, saliency)
         priority = priority_map(mask, saliency)
-        seen = live.volumes if live.fine is None else live.fine
+        seen: Seen = functools.partial(closer, live.rows) if closer else live.volumes if live.fine is None else live.fine
         together = len(mask) == len(live.volumes)
         glimpse = initial_glimpse(mask, live.volumes, None if together else live.places)
         step = self.controller(priority, memory, glimpse, seen, live.state, pick, linear, live.places)
@@ -227,9 +241,18 @@ class HSAL(nn.Module):
             heads["stop_shift"] = self.stop_head(found["first"], found["saliency"], found["priority"])
         return heads
 
-    def _check(self, volumes: Tensor, saliency: Tensor, steps: Tensor | None, max_steps: int | None, dense: bool) -> None:
-        if tuple(volumes.shape[1:]) != self.volume_shape:
-            raise ValueError(f"volumes have shape {tuple(volumes.shape)}, this policy takes (B, {', '.join(map(str, self.volume_shape))})")
+    def _finer(self, stage: Tensor) -> Tensor:
+        """What glimpses read, so that what one of them reads lies together."""
+        return finer_columns(stage) if self.variant.fine_side == 2 else stage.flatten(2).transpose(1, 2).contiguous()
+
+    def _check(
+        self, volumes: Tensor, saliency: Tensor, steps: Tensor | None, max_steps: int | None, dense: bool, closer: Closer | None
+    ) -> None:
+        if closer and self.variant.glimpse != "window":
+            raise ValueError(f"glimpse = {self.variant.glimpse} reads the volumes, there is nothing to compute closer")
+        shape = (self.channels if closer else self.volume_shape[0], *self.volume_shape[1:])
+        if tuple(volumes.shape[1:]) != shape:
+            raise ValueError(f"volumes have shape {tuple(volumes.shape)}, this policy takes (B, {', '.join(map(str, shape))})")
         if tuple(saliency.shape) != (len(volumes), *self.map_shape):
             raise ValueError(f"saliency maps have shape {tuple(saliency.shape)}, the volumes {tuple(volumes.shape)}")
         if max_steps is None and (steps is None or dense):
@@ -255,7 +278,7 @@ class _Live:
     first: Tensor  # (n, h, w), S_0
     saliency: Tensor  # (n, h, w), what inhibition of return has left
     memory: Tensor  # (n, K + 1)
-    fine: Tensor | None  # raw, of the same m examples, what a fine glimpse reads (see `finer_columns`); None: it reads the volume's columns
+    fine: Tensor | None  # raw, of the same m examples, what glimpses read (see `HSAL._finer`); None: volumes' columns, or not computed yet
     places: Tensor | None  # (n,), where in `volumes` and `fine` they are; None: in the same order, all of them
     meta_state: Tensor | None = None  # (n, hidden), the meta-controller's h_{t-1}; None is zeros
     state: Tensor | None = None  # (n, hidden), the controller's

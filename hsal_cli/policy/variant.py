@@ -19,7 +19,7 @@ from hsal_cli.typed import Odd
 
 PAPER_CELLS = 49  # of the paper's maps, 7 x 7
 # Values that came later, with the one way that there was before them.
-LATER = {"aspect": 1.0, "update": "normalized", "glimpse": "column", "glimpses_apart": "no", "fine": 0}
+LATER = {"aspect": 1.0, "update": "normalized", "glimpse": "column", "glimpses_apart": "no", "fine": 0, "fine_side": 2}
 # Values that there are no more, and which of them is what every policy does now.
 GONE = {"memory": "last", "shape": "round"}
 STORED_HINT = "read it with the hsal that made it, or train a new policy: hsal train"
@@ -31,10 +31,11 @@ class Variant:
     """What a policy is, and what its objective reads of it."""
 
     glimpses: int = setting(2, "Overt glimpses a meta-step, k (appendix A: 2).", low=0, high=64)
-    glimpse: Literal["column", "fine"] = setting(
+    glimpse: Literal["column", "fine", "window"] = setting(
         "column",
         "What an overt glimpse reads at its cell: column: the volume's column, as in the paper; fine: the 2 x 2 cells of an earlier, finer "
-        "stage (section 5.2, lower-level activations at attended areas), which `hsal precompute --resolution fine` stores.",
+        "stage (section 5.2, lower-level activations at attended areas), which `hsal precompute --resolution fine` stores; window: the "
+        "image around it at full size, of which the first look saw half the size (--resolution window).",
     )
     glimpses_apart: Literal["no", "yes"] = setting(
         "no",
@@ -110,7 +111,8 @@ class Variant:
     # Not to be chosen: `on_map` settles them when a policy is made.
     reach: float = setting(3.0, "Largest offset of an anchored centre, cells of the map.", above=0, fixed=True)
     cells: int = setting(PAPER_CELLS, "Cells of the map that beta and reach are for.", low=1, fixed=True)
-    fine: int = setting(0, "Channels of the volume that are a finer stage's, the last ones.", low=0, fixed=True)
+    fine: int = setting(0, "Channels of the volume that are a finer stage's or a window's, the last ones.", low=0, fixed=True)
+    fine_side: int = setting(2, "Cells of that stage along a side of one of the volume; 1: windows.", low=1, high=2, fixed=True)
 
     def __post_init__(self) -> None:
         check(self, SET_HINT)

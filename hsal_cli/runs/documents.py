@@ -162,6 +162,8 @@ class Evaluation(PartScores, Document):
         scenes_digest: of the scenes that it was evaluated on; None by versions that noted the place alone.
         sample: sampled roll-outs an image; 0: greedy.
         max_steps: cap on meta-steps; None for count classifiers.
+        stop_threshold: probability of stop above which it was named; None: where it was likelier than each label.
+        flops: floating-point operations an image, by part; None of what is not known.
     """
 
     dataset: str
@@ -179,6 +181,8 @@ class Evaluation(PartScores, Document):
     scenes_digest: str | None = None
     sample: int = 0
     max_steps: int | None = None
+    stop_threshold: float | None = None
+    flops: dict[str, float | None] = dataclasses.field(default_factory=dict)
 
 
 def read_evaluation(source: Path, made_by: str) -> Evaluation:

@@ -44,15 +44,16 @@ def mirrored(volumes: Tensor, saliency: Tensor, ways: Tensor, fine: int = 0) -> 
 
     Args:
         ways: (n,) of 0..7; by bits: columns reversed, rows reversed, and rows made columns where there are as many of them.
-        fine: channels of a finer stage, the last ones, whose cells change places too.
+        fine: channels of a finer stage or a window, the last ones; the cells of that stage, as many as the maps', change places too.
     """
+    side = saliency.shape[2] // volumes.shape[3]
     parts = [saliency[:, None], volumes[:, : volumes.shape[1] - fine]]
-    parts += [F.pixel_shuffle(volumes[:, -fine:], 2)] if fine else []
+    parts += [F.pixel_shuffle(volumes[:, -fine:], side)] if fine else []
     turns = [lambda maps: maps.flip(-1), lambda maps: maps.flip(-2), lambda maps: maps.transpose(-1, -2)]
     for bit, turn in enumerate(turns[: 3 if saliency.shape[1] == saliency.shape[2] else 2]):
         chosen = (ways >> bit & 1).bool().to(volumes.device)[:, None, None, None]
         parts = [torch.where(chosen, turn(part), part) for part in parts]
-    return torch.cat([parts[1], F.pixel_unshuffle(parts[2], 2)], 1) if fine else parts[1], parts[0][:, 0]
+    return torch.cat([parts[1], F.pixel_unshuffle(parts[2], side)], 1) if fine else parts[1], parts[0][:, 0]
 
 
 class FeatureTask(ModelTask, abc.ABC):

@@ -328,7 +328,9 @@ def _model(
             counts.expect(layer.weight, layer.bias)
         sizes = {"most": counts.most, "hidden": counts.hidden, **({"expecting": counts.expecting} if layer is not None else {})}
         return counts, {"kind": "count", "count": sizes, "volume_scale": scale}
-    policy = HSAL(dataclasses.replace(variant, fine=material.table.fine), classes, material.shape, scale)
+    fine, maps = material.table.fine, material.held_out.saliency
+    variant = dataclasses.replace(variant, fine=fine, fine_side=maps.shape[2] // material.shape[2] if fine else 2)
+    policy = HSAL(variant, classes, material.shape, scale)
     return policy, {"kind": "policy", "variant": as_dict(policy.variant), "volume_scale": scale}
 
 
@@ -342,6 +344,7 @@ def _counting_layer(material: Material, backbone: Path | None) -> torch.nn.Linea
                 return None
             loaded = load_backbone(backbone)
             same = loaded.digest == material.digests["backbone_digest"] and loaded.model.resolution == material.shape[1]
+            same = same and loaded.model.channels == material.shape[0] - material.table.fine  # not of a first look by an early stage
             return loaded.model.fc if same else None
     return None
 

@@ -28,7 +28,9 @@ from hsal_cli.vision.images import MEAN, STD
 from hsal_cli.vision.timm_networks import normalisation, trunk_of
 
 STRIDES = (32, 16, 8)
-FINE = "fine"  # a resolution: the network's own cells, with a finer stage behind each
+# Resolutions: the network's own cells, with a finer stage behind each; or cells of a first look at half the size, with a closer one behind.
+FINE, WINDOW = "fine", "window"
+ACROSS = 2  # cells along a side of a window
 PROBED = 64  # px; the side of an image that a network is tried out on
 MAKE_HINT = "make one with: hsal finetune"
 
@@ -56,6 +58,10 @@ def _version(package: str) -> str:
         return "(not installed)"
 
 
+class _ReachedError(Exception):
+    """A forward pass has come as far as it is wanted."""
+
+
 class ActivationModel(nn.Module):
     """A network whose last feature maps are the volume.
 
@@ -74,7 +80,9 @@ class ActivationModel(nn.Module):
         channels: of the volume; a ResNet has 512.
 
     Attributes:
-        fine: channels of the finer stage that `with_finer_stage` puts behind the volume's own; 0: none.
+        channels: of the volume, or of the first look.
+        fine: channels behind those: of the finer stage that `with_finer_stage` puts there, or of the windows of `with_windows`; 0: none.
+        fine_side: cells of the finer stage along a side of one of the volume; 1: windows.
 
     Raises:
         UsageError: no such network, or it cannot have that stride or those channels.
@@ -110,7 +118,7 @@ class ActivationModel(nn.Module):
             mean, std = (torch.tensor(values).view(3, 1, 1) for values in normalisation(arch))
             self.register_buffer("scale", torch.tensor(STD).view(3, 1, 1) / std)
             self.register_buffer("shift", (torch.tensor(MEAN).view(3, 1, 1) - mean) / std)
-        self.fine, self._finer_stage = 0, ""
+        self.fine, self.fine_side, self._finer_stage = 0, 2, ""
         set_stride(self, own, self.stride, dilate)
         self.to(memory_format=torch.channels_last)
 
@@ -122,10 +130,16 @@ class ActivationModel(nn.Module):
 
         Returns:
             (B, C + fine, s / stride, s / stride), >= 0 in the first C channels; behind them, of each cell, the 2 x 2 cells of the finer
-            stage, as `pixel_unshuffle` orders them.
+            stage, as `pixel_unshuffle` orders them, or its window.
         """
         if not self.fine:
             return self._volume(images)
+        if self.windows:
+            first = self.first_look(images)
+            count, cells = len(images), first[0, 0].numel()
+            rows, places = torch.arange(count).repeat_interleave(cells), torch.arange(cells).repeat(count)
+            closer = self.look_closer(images, rows.to(images.device), places.to(images.device))
+            return torch.cat([first, closer.view(count, *first.shape[2:], -1).permute(0, 3, 1, 2)], 1)
         stage: list[Tensor] = []
         hook = self.get_submodule(self._finer_stage).register_forward_hook(lambda module, inputs, output: stage.append(output))
         try:
@@ -133,6 +147,38 @@ class ActivationModel(nn.Module):
         finally:
             hook.remove()
         return torch.cat([volume, F.pixel_unshuffle(stage[0], 2)], 1)
+
+    @property
+    def windows(self) -> bool:
+        """Whether what is behind the first look is windows."""
+        return self.fine > 0 and self.fine_side == 1
+
+    def first_look(self, images: Tensor) -> Tensor:
+        """Whole images at half their size, by the stage that then has as many cells as the volume (`with_windows`): (B, C, h, w)."""
+        seen: list[Tensor] = []
+
+        def reached(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen.append(output)
+            raise _ReachedError  # what lies behind the stage is not computed, whatever the network is made of
+
+        hook = self.get_submodule(self._finer_stage).register_forward_hook(reached)
+        try:
+            self._volume(F.avg_pool2d(images, 2))
+        except _ReachedError:
+            pass
+        finally:
+            hook.remove()
+        return seen[0]
+
+    def look_closer(self, images: Tensor, rows: Tensor, cells: Tensor) -> Tensor:
+        """Windows of images (B, 3, s, s) around cells (n,) of those at rows (n,), through the whole network; its mean column, (n, fine).
+
+        A window is `ACROSS` cells wide; past the border the image goes on as it ends.
+        """
+        around = F.pad(images, ((ACROSS - 1) * self.stride // 2,) * 4, mode="replicate")
+        every = around.unfold(2, ACROSS * self.stride, self.stride).unfold(3, ACROSS * self.stride, self.stride)  # (B, 3, h, w, side, side)
+        width = every.shape[3]
+        return self._volume(every[rows, :, cells // width, cells % width]).mean((2, 3))
 
     def freeze(self, share: float) -> None:
         """A share of the convolutions, the first ones of a pass, keeps its weights, and the norms among them also their statistics."""
@@ -250,9 +296,13 @@ def fused(model: ActivationModel) -> ActivationModel:
     names = {module: name for name, module in model.named_modules()}
     made = {id(output): module for module, _, output in heard if isinstance(module, nn.Conv2d)}
     calls = [module for module, _, _ in heard]
+    norms: dict[nn.Module, list[nn.Module | None]] = {}  # what each was given by, at each call
     for norm, given, _ in heard:
-        conv = made.get(id(given))
-        if isinstance(norm, nn.BatchNorm2d) and conv is not None and calls.count(conv) == calls.count(norm) == 1:
+        if isinstance(norm, nn.BatchNorm2d):
+            norms.setdefault(norm, []).append(made.get(id(given)))
+    for norm, before in norms.items():
+        conv = before[0]
+        if conv is not None and set(before) == {conv} and calls.count(conv) == len(before):
             _replace(model, names[conv], fuse_conv_bn_eval(conv, norm))
             _replace(model, names[norm], nn.Sequential(*norm.children()))  # timm's norms hold the activation; torch's hold nothing
     changed = bool((probe(model) - wanted).abs().max() > 1e-3 * wanted.abs().max())  # false of values that are not finite, too
@@ -294,6 +344,30 @@ class BackboneMeta:
             raise UsageError("there are no classes, or no cells", "train again")
 
 
+class Windows:
+    """The windows of images (B, 3, s, s), each computed when it is first asked for.
+
+    Attributes:
+        computed: how many there were.
+    """
+
+    def __init__(self, model: ActivationModel, images: Tensor):
+        self._model, self._images, self._known = model, images, {}
+        self.computed = 0
+
+    def __call__(self, rows: Tensor | slice, cells: Tensor) -> Tensor:
+        """Of the images at rows (n,), the window around a cell (n,) of each: (n, fine)."""
+        places = list(zip(torch.arange(len(self._images))[rows].tolist(), cells.tolist(), strict=True))
+        new = [place for place in dict.fromkeys(places) if place not in self._known]
+        if new:
+            of_rows, of_cells = (torch.tensor(part, device=cells.device) for part in zip(*new, strict=True))
+            with torch.inference_mode(), forward_context(cells.device):
+                found = self._model.look_closer(self._images, of_rows, of_cells).float()
+            self._known |= dict(zip(new, found, strict=True))
+            self.computed += len(new)
+        return torch.stack([self._known[place] for place in places])
+
+
 @dataclasses.dataclass(frozen=True)
 class LoadedBackbone:
     """A fine-tuned activation model.
@@ -329,12 +403,18 @@ class LoadedBackbone:
         with torch.inference_mode(), forward_context(images.device):
             return model(images).float()
 
+    def first_look(self, images: Tensor) -> tuple[Tensor, Windows]:
+        """What `volumes` gives without its windows, and those, to be computed where they are looked at."""
+        model = self._fused
+        with torch.inference_mode(), forward_context(images.device):
+            return model.first_look(images).float(), Windows(model, images)
+
     @property
     def refined(self) -> str | None:
         """The `precompute --resolution` that gives this model's volumes; None where they are the fine-tuned network's own."""
         side = self.model.resolution
         if self.model.fine:
-            return FINE
+            return WINDOW if self.model.windows else FINE
         return None if side == self.meta.resolution else str(side)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hsal_cli.errors import UsageError
-from hsal_cli.vision.backbone import FINE, PROBED, ActivationModel, LoadedBackbone, probe, set_stride, watched
+from hsal_cli.vision.backbone import FINE, PROBED, WINDOW, ActivationModel, LoadedBackbone, probe, set_stride, watched
 
 
 def finer(model: ActivationModel, resolution: int) -> ActivationModel:
@@ -75,14 +75,31 @@ def with_finer_stage(model: ActivationModel) -> ActivationModel:
     return model
 
 
+def with_windows(model: ActivationModel) -> ActivationModel:
+    """A copy that looks twice (`--resolution window`): at whole images of half the size, by an early stage, and closer at each cell.
+
+    The first look is the stage of `with_finer_stage`, which at half the size has as many cells as the volume; the closer one a window of
+    the image at its full size, through the whole network. So what a glimpse reads is not computed before it is looked at.
+
+    Raises:
+        UsageError: no stage has twice the cells.
+    """
+    model = with_finer_stage(model)
+    model.channels, model.fine, model.fine_side = model.fine // 4, model.channels, 1
+    return model
+
+
 def at_resolution(backbone: LoadedBackbone, resolution: str | None) -> LoadedBackbone:
-    """A backbone whose volumes are those of `precompute --resolution`: of so many cells, with a finer stage ("fine"), or (None) its own."""
+    """A backbone with the volumes of `precompute --resolution`: of so many cells, with a finer stage, with windows, or (None) its own."""
     if resolution is None:
         return backbone
-    model = backbone.model
-    return dataclasses.replace(backbone, model=with_finer_stage(model) if resolution == FINE else finer(model, int(resolution)))
+    made = {FINE: with_finer_stage, WINDOW: with_windows}.get(resolution)
+    return dataclasses.replace(backbone, model=made(backbone.model) if made else finer(backbone.model, int(resolution)))
 
 
 def giving(backbone: LoadedBackbone, shape: tuple[int, int, int]) -> LoadedBackbone:
     """A backbone whose volumes have the shape (C, h, w) of those that a policy was trained on."""
-    return at_resolution(backbone, FINE if shape[0] > backbone.model.channels else str(shape[1]))
+    if shape[0] == backbone.model.channels:
+        return at_resolution(backbone, str(shape[1]))
+    closer = at_resolution(backbone, WINDOW)
+    return closer if shape[0] == closer.model.channels + closer.model.fine else at_resolution(backbone, FINE)

@@ -25,7 +25,7 @@ from hsal_cli.vision.images import to_input
 if TYPE_CHECKING:
     import numpy as np
 
-    from hsal_cli.vision.backbone import LoadedBackbone
+    from hsal_cli.vision.backbone import ActivationModel, LoadedBackbone
 
 PAPER_SIDE = 7  # cells along a side of the paper's maps
 CENTER_SPREAD = 0.25  # standard deviation of the centre prior, in sides of the image
@@ -114,9 +114,12 @@ def activation_saliency(volumes: Tensor) -> Tensor:
     return volumes.float().square().sum(dim=1)
 
 
-def seen_by_saliency(volumes: Tensor, channels: int) -> Tensor:
-    """What a saliency model is shown of volumes (B, C + fine, h, w): themselves, or their finer stage, (B, fine / 4, 2h, 2w)."""
-    return F.pixel_shuffle(volumes[:, channels:], 2) if volumes.shape[1] > channels else volumes
+def seen_by_saliency(volumes: Tensor, model: ActivationModel) -> Tensor:
+    """What a saliency model is shown of a model's volumes (B, C + fine, h, w): themselves, (B, C, h, w), or their finer stage,
+    (B, fine / 4, 2h, 2w).
+    """
+    volume, behind = volumes[:, : model.channels], volumes[:, model.channels :]
+    return F.pixel_shuffle(behind, 2) if model.fine and model.fine_side == 2 else volume
 
 
 class ActivationSaliency:
