@@ -29,7 +29,7 @@ class TinyModel(ActivationModel):
     def __init__(self, arch: str, classes: int, input_size: int = 96, resolution: int = 3, dilate: bool = True, channels: int = 512):
         nn.Module.__init__(self)
         self.arch, self.classes, self.input_size, self.resolution = arch, classes, input_size, resolution
-        self.fine = 0
+        self.fine, self.fine_side = 0, 2
         self.conv1, self.bn1 = nn.Conv2d(3, SHAPE[0], 1), nn.BatchNorm2d(SHAPE[0])
         self.fc = nn.Linear(SHAPE[0], classes)
 

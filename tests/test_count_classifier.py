@@ -172,7 +172,7 @@ def counting_backbone(path: Path, objects: str, digest: str = "b") -> SimpleName
     return SimpleNamespace(
         config=SimpleNamespace(finetune=SimpleNamespace(objects=objects)),
         digest=digest,
-        model=SimpleNamespace(fc=torch.nn.Linear(2, 2), resolution=3),
+        model=SimpleNamespace(fc=torch.nn.Linear(2, 2), resolution=3, channels=2),
     )
 
 

@@ -68,7 +68,7 @@ def reading_svhn(out: Path, settings: SvhnSettings, finder: Finder | None) -> Wo
     count = sum(counts) + (SVHN_IMAGES["extra"] if settings.extra else 0)
     noise, stored = np.random.default_rng(0).integers(0, 256, (*SVHN_SIZE[::-1], 3), np.uint8), io.BytesIO()
     Image.fromarray(noise).save(stored, "png")
-    example = Example("", lambda: Image.open(io.BytesIO(stored.getvalue())).convert("RGB"), [], None)
+    example = Example("", lambda: Image.open(io.BytesIO(stored.getvalue()), formats=["PNG"]).convert("RGB"), [], None)
 
     def piece() -> tuple[float, float]:
         return _times(_threads(), _some(lambda: itertools.repeat(example), settings, finder, settings.frame_jitter))

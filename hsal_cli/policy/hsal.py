@@ -41,10 +41,11 @@ class HSAL(nn.Module):
         self.map_shape = height, width
         self.variant = variant = variant.on_map(height * width)
         if variant.glimpse != "column" and (not variant.fine or variant.fine_side != SIDES[variant.glimpse]):
-            raise UsageError(
-                f"glimpse = {variant.glimpse}, and the features hold no {'windows' if variant.glimpse == 'window' else 'finer stage'}",
-                f"make them with: hsal precompute --resolution {variant.glimpse}; or leave --set glimpse={variant.glimpse} out",
-            )
+            if variant.glimpse == "window":
+                lacking, hint = "windows", "make them with: hsal precompute --resolution window; or leave --set glimpse=window out"
+            else:
+                lacking, hint = "finer stage", "make them with: hsal precompute --resolution fine; or leave --set glimpse=fine out"
+            raise UsageError(f"glimpse = {variant.glimpse}, and the features hold no {lacking}", hint)
         self.meta_controller = (
             WinnerTakeAll(variant) if variant.mask == "winner-take-all" else MetaController(variant, classes + 1, height, width)
         )
