@@ -69,7 +69,9 @@ def drawn(rows: list[dict[str, Any]], out: Path) -> None:
         rates.plot(images, [row["done"] / row["processor"] for row in own], marker="o", label=stage)
         memory.plot(images, [row["memory"] for row in own], marker="o", label=stage)
     for axes, title in ((rates, "images a second of processor time"), (memory, "GB, largest process")):
-        axes.set(xscale="log", yscale="log", xlabel="images", title=title)
+        axes.set(xscale="log", xlabel="images", title=title)
+    rates.set(yscale="log")
+    memory.set(ylim=(0, None))
     rates.legend()
     figure.savefig(out, dpi=110)
 
