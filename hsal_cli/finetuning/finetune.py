@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hsal_cli import distributed
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.finetuning.objects import CountedImages, Objects, read_objects, way_of
+from hsal_cli.finetuning.objects import Objects, read_objects, way_of
 from hsal_cli.finetuning.views import crop_sides
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
@@ -322,10 +322,7 @@ def finetune(
     with open_scenes(scenes) as file:
         tested = "test" in file.splits and (way == "counts" or bool((file.split("test").labels >= 0).any()))
     if tested:
-        test = read_objects(scenes, "test", way, TEST_IMAGES)
-        results["test_accuracy"] = test.score(model, settings.batch_size, device)
-        if isinstance(test, CountedImages):
-            results["test_exact_match"], results["test_macro_f1"] = test.multiset_scores(model, settings.batch_size, device)
+        results |= read_objects(scenes, "test", way, TEST_IMAGES).test_scores(model, settings.batch_size, device)
     run.set_status("finished", **results)
     distributed.barrier()
     return run

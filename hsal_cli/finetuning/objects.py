@@ -159,7 +159,8 @@ class Objects(abc.ABC):
         images, right, cases = self.rows.unique(), 0.0, 0
         own = distributed.stretch(len(images), batch_size)
         for inputs, rows in self._shown_whole(model, images[own.start : own.stop], batch_size, device):
-            found, among = self._right(model, inputs, rows)
+            with forward_context(device):
+                found, among = self._right(model, inputs, rows)
             right, cases = right + float(found), cases + among
         right, cases = distributed.all_reduce(torch.tensor([right, cases], dtype=torch.float64)).tolist()
         return right / max(cases, 1)
@@ -170,9 +171,11 @@ class Objects(abc.ABC):
         """What a model in evaluation is to be asked of full images (N,), a batch at a time, and which they are."""
         model.eval()
         for rows in images.split(batch_size):
-            inputs = to_input(moved(self.images[rows], device), model.input_size).contiguous(memory_format=torch.channels_last)
-            with forward_context(device):
-                yield inputs, rows
+            yield to_input(moved(self.images[rows], device), model.input_size).contiguous(memory_format=torch.channels_last), rows
+
+    def test_scores(self, model: ActivationModel, batch_size: int, device: torch.device) -> dict[str, float]:
+        """What is told of a finished network, on test images: "test_accuracy", as `score` has it."""
+        return {"test_accuracy": self.score(model, batch_size, device)}
 
     @abc.abstractmethod
     def _right(self, model: ActivationModel, inputs: Tensor, rows: Tensor) -> tuple[Tensor, int]:
@@ -303,11 +306,16 @@ class CountedImages(LabelledImages):
         return self.answers(model, model(inputs), None).cpu().round().long()
 
     @torch.inference_mode()
-    def multiset_scores(self, model: ActivationModel, batch_size: int, device: torch.device) -> tuple[float, float]:
-        """Exact match and macro-F1 of the rounded counts: what the network names end to end, with no policy."""
-        batches = self._shown_whole(model, self.rows, batch_size, device)
-        counted = torch.cat([self._counted(model, inputs) for inputs, _ in batches])
-        return exact_match_and_f1(count_labels(self.scenes.multisets[self.rows], self.scenes.classes).numpy(), counted.numpy())
+    def test_scores(self, model: ActivationModel, batch_size: int, device: torch.device) -> dict[str, float]:
+        """Also "test_exact_match" and "test_macro_f1" of the rounded counts: what the network names end to end, with no policy."""
+        own, counted = distributed.stretch(len(self.rows), batch_size), [torch.zeros(0, self.scenes.classes, dtype=torch.long)]
+        for inputs, _ in self._shown_whole(model, self.rows[own.start : own.stop], batch_size, device):
+            with forward_context(device):
+                counted.append(self._counted(model, inputs))
+        found = torch.from_numpy(np.concatenate(distributed.all_gather(torch.cat(counted).numpy())))
+        true = count_labels(self.scenes.multisets[self.rows], self.scenes.classes)
+        exact, macro_f1 = exact_match_and_f1(true.numpy(), found.numpy())
+        return {"test_accuracy": float(_overlap(found, true).mean()), "test_exact_match": exact, "test_macro_f1": macro_f1}
 
 
 KINDS: dict[str, type[Objects]] = {"single": SingleObjects, "crops": BoxedObjects, "random-label": LabelledImages, "counts": CountedImages}

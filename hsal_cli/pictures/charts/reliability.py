@@ -13,7 +13,6 @@ from hsal_cli.pictures.charts.panels import COLOURS, DASHES, DPI, GREY, MARKERS,
 from hsal_cli.words import brief
 
 SIZE, HEIGHTS = (4.4, 4.4), (3.2, 1.0)  # of the figure, inches, and of its two parts, as shares
-NORMAL = 1.959964  # of a 95% interval
 
 
 def reliability_diagram(title: str, series: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
@@ -78,6 +77,8 @@ def reliability_diagram(title: str, series: Mapping[str, Sequence[Mapping[str, A
 
 def wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The low and high ends of Wilson's 95% interval of shares (n,) of so many cases (n,), >= 1, each; it is no point at 0 and 1."""
-    middle = (share + NORMAL**2 / (2 * count)) / (1 + NORMAL**2 / count)
-    half = NORMAL / (1 + NORMAL**2 / count) * np.sqrt(share * (1 - share) / count + (NORMAL / (2 * count)) ** 2)
-    return np.minimum(middle - half, share), np.maximum(middle + half, share)
+    from scipy.stats import binomtest  # type: ignore[import-untyped,unused-ignore]  # half a second to import
+
+    cases = zip(np.rint(share * count).astype(int).tolist(), count.astype(int).tolist(), strict=True)
+    ends = [binomtest(right, of).proportion_ci(0.95, method="wilson") for right, of in cases]
+    return np.array([end.low for end in ends]).clip(max=share), np.array([end.high for end in ends]).clip(min=share)
