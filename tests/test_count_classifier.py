@@ -180,7 +180,7 @@ def counting_backbone(path: Path, objects: str, digest: str = "b") -> SimpleName
 def test_it_goes_on_from_a_backbone_that_learned_counts(features, tmp_path, monkeypatch, objects, digest, taken) -> None:
     with open_features(features) as file:
         stub, table = counting_backbone(tmp_path, objects, digest or file.backbone_digest), file.table("train")
-    monkeypatch.setattr(sys.modules["hsal_cli.training.train"], "load_backbone", lambda path: stub)
+    monkeypatch.setattr(sys.modules["hsal_cli.training.material"], "load_backbone", lambda path: stub)
     known = runs.open_run
     monkeypatch.setattr(runs, "open_run", lambda path, kind=None: stub if path.name == "backbone" else known(path, kind))
     settings = dataclasses.replace(FAST, learning_rate=1e-9, epochs=1)

@@ -15,8 +15,8 @@ from hsal_cli.errors import UsageError
 from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.precompute import precompute
-from hsal_cli.features.settings import PrecomputeSettings
-from hsal_cli.features.table import dataset_of, features_path, open_features
+from hsal_cli.features.settings import PrecomputeSettings, dataset_of, features_path
+from hsal_cli.features.table import open_features
 from hsal_cli.finetuning.finetune import finetune
 from hsal_cli.models.load import find_backbone, load_policy
 from hsal_cli.models.look import look_at_scenes

@@ -20,8 +20,8 @@ from hsal_cli.features.precompute import precompute
 from hsal_cli.features.saliency.cells import to_cells
 from hsal_cli.features.saliency.itti import itti_saliency
 from hsal_cli.features.saliency.models import CenterPrior, saliency_model
-from hsal_cli.features.settings import SALIENCY, PrecomputeSettings
-from hsal_cli.features.table import check_match, dataset_of, features_path, open_features
+from hsal_cli.features.settings import SALIENCY, PrecomputeSettings, dataset_of, features_path
+from hsal_cli.features.table import check_match, open_features
 from hsal_cli.main import app
 from hsal_cli.models.load import load_policy
 from hsal_cli.models.look import look, look_at_scenes

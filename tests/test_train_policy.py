@@ -22,7 +22,8 @@ from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
 from hsal_cli.training.feature_task import mirrored
-from hsal_cli.training.train import VALIDATION_MOST, PolicyTask, hold_out, left_to_right, resume, train, volume_scale
+from hsal_cli.training.material import VALIDATION_MOST, hold_out, left_to_right, volume_scale
+from hsal_cli.training.train import PolicyTask, resume, train
 
 CPU = torch.device("cpu")
 NAMES = ["one", "two"]

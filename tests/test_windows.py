@@ -14,8 +14,8 @@ from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
 from hsal_cli.evaluation.flops import backbone_flops, cells_looked_at, flops_of
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.precompute import plan, precompute
-from hsal_cli.features.settings import PrecomputeSettings
-from hsal_cli.features.table import dataset_of, features_path, open_features
+from hsal_cli.features.settings import PrecomputeSettings, dataset_of, features_path
+from hsal_cli.features.table import open_features
 from hsal_cli.models.load import find_backbone, load_policy
 from hsal_cli.models.look import look
 from hsal_cli.policy.episode import greedy

@@ -215,7 +215,7 @@ def _features(
     from hsal_cli.bench.estimate import feature_work, images_of
     from hsal_cli.evaluation.evaluate import check_scenes
     from hsal_cli.experiments.pipeline import ensure_features
-    from hsal_cli.features.table import features_path
+    from hsal_cli.features.settings import features_path
     from hsal_cli.models.load import find_backbone
 
     check_scenes(data, loaded, split)

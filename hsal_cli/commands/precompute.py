@@ -76,7 +76,8 @@ def precompute(
     from hsal_cli.bench.estimate import precomputing
     from hsal_cli.features.precompute import plan
     from hsal_cli.features.precompute import precompute as compute
-    from hsal_cli.features.table import features_path, open_features
+    from hsal_cli.features.settings import features_path
+    from hsal_cli.features.table import open_features
     from hsal_cli.vision.devices import choose_device
 
     out = out or features_path(data, settings.saliency, settings.resolution)

@@ -221,7 +221,7 @@ def _document(
     train_labels: torch.Tensor | None,
 ) -> dict[str, Any]:
     """Scores, and what they are scores of."""
-    from hsal_cli.features.table import dataset_of
+    from hsal_cli.features.settings import dataset_of
     from hsal_cli.vision.devices import fitting
 
     with fitting(device, settings.batch_size):

@@ -13,8 +13,8 @@ from hsal_cli import distributed
 from hsal_cli.errors import FileError
 from hsal_cli.features.precompute import precompute
 from hsal_cli.features.saliency.models import saliency_model
-from hsal_cli.features.settings import PrecomputeSettings
-from hsal_cli.features.table import check_match, features_path, open_features
+from hsal_cli.features.settings import PrecomputeSettings, features_path
+from hsal_cli.features.table import check_match, open_features
 from hsal_cli.finetuning.finetune import finetune
 from hsal_cli.models.load import RUNS, backbone_folder
 from hsal_cli.policy.variant import Variant

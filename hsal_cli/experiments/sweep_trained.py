@@ -16,8 +16,8 @@ from hsal_cli.experiments.pipeline import ensure_run, ensure_scores, state_of_ru
 from hsal_cli.experiments.settings import SweepSettings
 from hsal_cli.experiments.sweep import AGAIN, row_of
 from hsal_cli.features.precompute import precompute
-from hsal_cli.features.settings import SALIENCY, PrecomputeSettings
-from hsal_cli.features.table import features_path, open_features
+from hsal_cli.features.settings import SALIENCY, PrecomputeSettings, features_path
+from hsal_cli.features.table import open_features
 from hsal_cli.models.load import LoadedPolicy, load_policy
 from hsal_cli.policy.variant import Variant
 from hsal_cli.progress import SILENT, Reporter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 from hsal_cli.errors import UsageError
@@ -87,3 +88,25 @@ def saliency_kind(name: str) -> str:
 def kind_in(stored: str) -> str:
     """The kind of a name that a file holds, whether there is such a model here or not."""
     return "file" if stored.startswith("file:") else stored
+
+
+def features_path(scenes: Path, saliency: str = "activation", resolution: str | None = None) -> Path:
+    """Where the features of a scene file go: data/x.h5 -> data/x.features.h5.
+
+    With another saliency model it is data/x.itti.features.h5, with a resolution that was asked for data/x.14x14.features.h5,
+    data/x.fine.features.h5 or data/x.window.features.h5.
+    """
+    kind = kind_in(saliency)
+    names = [scenes.name.removesuffix(".h5")]
+    names += [] if resolution is None else [resolution if resolution in STAGED else f"{resolution}x{resolution}"]
+    names += [] if kind == "activation" else [kind]
+    return scenes.with_name(".".join([*names, "features.h5"]))
+
+
+def dataset_of(features: Path, saliency: str = "activation") -> str:
+    """The name of the data set in a feature file's name: data/x.features.h5 and data/x.14x14.itti.features.h5 are of x."""
+    name = features.name.removesuffix(".h5").removesuffix(".features")
+    for endings in ((*SALIENCY, "file", kind_in(saliency)), ("7x7", "14x14", "28x28", *STAGED)):
+        ending = name.rpartition(".")[2]
+        name = name.removesuffix(f".{ending}") if ending in endings else name
+    return name

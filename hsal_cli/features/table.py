@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from hsal_cli.errors import FileError
-from hsal_cli.features.settings import SALIENCY, STAGED, kind_in
+from hsal_cli.features.settings import kind_in
 from hsal_cli.scenes.scene_file import sound_boxes, sound_labels
 from hsal_cli.storage.files import digest_of, digest_of_array
 from hsal_cli.storage.hdf5 import FORMAT_VERSION, OpenedFile, attribute, described, open_hdf5, reading, train_first
@@ -365,28 +365,6 @@ def check_match(
             f"{features.path} holds features of another saliency model: {features.saliency}{others}, not {wanted}",
             f"name another file, or make them again with: {again} --saliency {'file:PATH' if kind == 'file' else kind}",
         )
-
-
-def features_path(scenes: Path, saliency: str = "activation", resolution: str | None = None) -> Path:
-    """Where the features of a scene file go: data/x.h5 -> data/x.features.h5.
-
-    With another saliency model it is data/x.itti.features.h5, with a resolution that was asked for data/x.14x14.features.h5,
-    data/x.fine.features.h5 or data/x.window.features.h5.
-    """
-    kind = kind_in(saliency)
-    names = [scenes.name.removesuffix(".h5")]
-    names += [] if resolution is None else [resolution if resolution in STAGED else f"{resolution}x{resolution}"]
-    names += [] if kind == "activation" else [kind]
-    return scenes.with_name(".".join([*names, "features.h5"]))
-
-
-def dataset_of(features: Path, saliency: str = "activation") -> str:
-    """The name of the data set in a feature file's name: data/x.features.h5 and data/x.14x14.itti.features.h5 are of x."""
-    name = features.name.removesuffix(".h5").removesuffix(".features")
-    for endings in ((*SALIENCY, "file", kind_in(saliency)), ("7x7", "14x14", "28x28", *STAGED)):
-        ending = name.rpartition(".")[2]
-        name = name.removesuffix(f".{ending}") if ending in endings else name
-    return name
 
 
 def _read(data: h5py.Dataset, wanted: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from hsal_cli.errors import UsageError
 from hsal_cli.scenes.scene_file import SceneFile, SceneSplit
-from hsal_cli.vision.placing import GAIN, SCALE, SHIFT, TURN, placed
+from hsal_cli.vision.images import GAIN, SCALE, SHIFT, TURN, placed
 
 VIEWS = "train-views"  # the split
 

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.vision.devices import moved
-from hsal_cli.vision.images import to_input
-from hsal_cli.vision.placing import GAIN, SCALE, SHIFT, TURN, placed
+from hsal_cli.vision.images import GAIN, SCALE, SHIFT, TURN, placed, to_input
 
 ROOM = 1.15  # a crop's side over its object's
 CPU = torch.device("cpu")

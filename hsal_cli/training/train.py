@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,6 @@ from hsal_cli.errors import FileError, TrainingError, UsageError
 from hsal_cli.evaluation.calibration import measure_trust
 from hsal_cli.evaluation.evaluate import quick_scores
 from hsal_cli.evaluation.metrics import label_counts, trivial_baselines
-from hsal_cli.features.stream import FeatureStream, window_rows
-from hsal_cli.features.table import FeatureRows, FeatureTable, open_features
-from hsal_cli.features.views import VIEWS
 from hsal_cli.models.load import policy_meta
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.hsal import HSAL
@@ -32,21 +27,20 @@ from hsal_cli.runs.documents import rank
 from hsal_cli.runs.places import with_stored
 from hsal_cli.runs.run import Run
 from hsal_cli.runs.seeds import Draws
-from hsal_cli.runs.settings import HELD_OUT, REWARDS, TrainSettings
-from hsal_cli.runs.start import being_trained, resume_from, say_changes, say_missing_classes
+from hsal_cli.runs.settings import REWARDS, TrainSettings
+from hsal_cli.runs.start import being_trained, resume_from, say_changes
 from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
 from hsal_cli.training.count_task import CountTask, SetTask
 from hsal_cli.training.feature_task import FeatureTask
+from hsal_cli.training.material import Material, counting_layer, read_material
 from hsal_cli.training.objectives import Namer, losses, make_targets
 from hsal_cli.training.rewards import count_labels
 from hsal_cli.training.verdicts import mask_off_objects, supervised_stop
-from hsal_cli.vision.backbone import load_backbone
 from hsal_cli.vision.devices import choose_device, computing, fitting
 
 Model = HSAL | CountClassifier | SetPredictor
 DEFAULTS = TrainSettings()
-VALIDATION_MOST = 2_000  # held-out images; more would only slow the epochs down
 DEAD_STOPS, DEAD_REWARD = 0.95, -0.9
 
 
@@ -101,72 +95,6 @@ class PolicyTask(FeatureTask):
         return found[1] if found and found[0] == row["epoch"] else said  # once
 
 
-def hold_out(images: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits the rows of the training split into those to train on and those to validate on; the test split is never touched.
-
-    Raises:
-        UsageError: there are too few images for both.
-    """
-    count = min(max(1, round(images * share), min(HELD_OUT, images // 5)), VALIDATION_MOST)
-    if count >= images:
-        raise UsageError(f"{images} training images are too few to hold some out", "take a data set with more of them, two at least")
-    order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
-    return order[count:].sort().values, order[:count].sort().values
-
-
-def volume_scale(parts: Iterable[Tensor]) -> float:
-    """Standard deviation of all activations of the training split, which comes in parts, in double precision."""
-    total = square = 0.0
-    count = 0
-    for part in parts:
-        total += float(part.float().sum(dtype=torch.float64))
-        square += float(part.float().square().sum(dtype=torch.float64))
-        count += part.numel()
-    return math.sqrt(max(square / count - (total / count) ** 2, 1e-12))
-
-
-def _scale_of(material: Material) -> float:
-    channels = material.shape[0] - material.table.fine
-    return volume_scale(part[:, :channels] for part in material.table.parts())
-
-
-def left_to_right(table: FeatureRows) -> FeatureRows:
-    """Orders the labels of each image by their boxes' left edges, for the list task; unchanged without boxes."""
-    if table.boxes is None:
-        return table
-    order = torch.where(table.labels >= 0, table.boxes[..., 0], 1 << 30).argsort(dim=1, stable=True)
-    return table.labelled(table.labels.gather(1, order), table.boxes.gather(1, order[..., None].expand_as(table.boxes)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Material:
-    """The training split of a feature file, parted into what is trained on and what is held out.
-
-    Attributes:
-        features: the file.
-        table: its training split, in memory or as a stream.
-        rows: those of `table` to train on, each in its first view.
-        views: of each image in the table: the first of all images, then the second of all, and so on.
-        held_out: the others, up to `VALIDATION_MOST`.
-        classes: names.
-        shape: of a volume, (C + fine, h, w).
-        digests: what config.json and checkpoints say of the data's origin.
-        window: images held in memory at a time; 0: all.
-        fit: how the images became squares.
-    """
-
-    features: Path
-    table: FeatureRows
-    rows: Tensor
-    held_out: FeatureTable
-    classes: list[str]
-    shape: tuple[int, int, int]
-    digests: dict[str, str]
-    window: int
-    fit: str
-    views: int = 1
-
-
 def train(
     features: Path,
     out: Path,
@@ -200,8 +128,8 @@ def train(
         HsalError: bad input, collapse; Interrupted: asked to stop, state saved.
     """
     device = choose_device(device)
-    material = _read(features, settings, None, memory, reporter)
-    model, described = _model(material, variant, settings, _scale_of(material), backbone)
+    material = read_material(features, settings, None, memory, reporter)
+    model, described = _model(material, variant, settings, material.scale, backbone)
     model.to(device)
     started = start_from(model, described["kind"], init_from, material.classes) if init_from else None
     config = {
@@ -252,13 +180,13 @@ def resume(
         reporter.say(f"epochs {settings.epochs} -> {longer.epochs}; the learning rate follows the longer schedule from here on")
     before = resume_from(run, reporter)
     say_changes(run, str(device), reporter)
-    material = _read(features or Path(config.features), longer, config.window, None, reporter)
+    material = read_material(features or Path(config.features), longer, config.window, None, reporter)
     if config.features_digest != material.digests["features_digest"]:
         raise FileError(
             f"{material.features} is not the feature file that {out} was trained on",
             f"train a new run: hsal train --data {material.features}",
         )
-    scale = policy_meta(before).volume_scale if before else _scale_of(material)
+    scale = policy_meta(before).volume_scale if before else material.scale
     model, described = _model(material, config.variant, longer, scale, config.backbone and Path(config.backbone))
     model.to(device)
     if config.init_from and before is None:
@@ -276,38 +204,6 @@ def resume(
     return _run_through(task, run, written, progress, reporter)
 
 
-def _read(features: Path, settings: TrainSettings, window: int | None, memory: float | None, reporter: Reporter) -> Material:
-    """Reads what is trained on.
-
-    Args:
-        window: images held in memory at a time, 0 for all; None: as many as `memory` says.
-    """
-    with open_features(features) as file:
-        reporter.say(f"reading {features}")
-        if window is None:
-            window = distributed.broadcast(lambda: window_rows(file, "train", memory))
-        if window:
-            reporter.say(f"it does not fit into memory: {window:,} images at a time")
-        table = FeatureStream(features, "train", window) if window else file.table("train")
-        table = left_to_right(table) if settings.task == "list" else table
-        rows, held_out = hold_out(len(table), settings.validation, settings.seed)
-        scored = file.table("train", held_out) if window else table.select(held_out)
-        views = 1
-        ordered = settings.task == "list" and file.config.mirror  # a list has an order, which a mirror turns round
-        if (file.config.views or 1) > 1 and not window and not ordered:
-            table, views = table.followed_by(file.table(VIEWS)), file.config.views
-        fit = file.config.scenes_config.get("fit", "squash")
-        digests = {
-            "features_digest": file.digest,
-            "scenes_digest": file.scenes_digest,
-            "backbone_digest": file.backbone_digest,
-            "saliency": file.saliency,
-        }
-        found = Material(features, table, rows, scored, file.classes, file.volume_shape, digests, window, fit, views)
-    say_missing_classes(table.labels, found.classes, features, reporter)
-    return found
-
-
 def _model(
     material: Material, variant: Variant, settings: TrainSettings, scale: float, backbone: Path | None
 ) -> tuple[Model, dict[str, Any]]:
@@ -322,7 +218,7 @@ def _model(
         return named, {**described, "volume_scale": scale}
     if settings.objective == "count":
         most = max(1, int(count_labels(material.table.labels, classes).max()))  # images may hold no object at all
-        layer = _counting_layer(material, backbone)
+        layer = counting_layer(material, backbone)
         counts = CountClassifier(classes, material.shape, most, scale, expecting=0 if layer is None else layer.in_features)
         if layer is not None:
             counts.expect(layer.weight, layer.bias)
@@ -332,21 +228,6 @@ def _model(
     variant = dataclasses.replace(variant, fine=fine, fine_side=maps.shape[2] // material.shape[2] if fine else 2)
     policy = HSAL(variant, classes, material.shape, scale)
     return policy, {"kind": "policy", "variant": as_dict(policy.variant), "volume_scale": scale}
-
-
-def _counting_layer(material: Material, backbone: Path | None) -> torch.nn.Linear | None:
-    """The linear layer of the backbone behind the features, where that has learned counts (`finetune --objects counts`), else None."""
-    if backbone is None:
-        return None
-    for run in (backbone, backbone.parent.parent):  # a run, or one of its checkpoints
-        with contextlib.suppress(FileError):
-            if runs.open_run(run, "backbone").config.finetune.objects != "counts":
-                return None
-            loaded = load_backbone(backbone)
-            same = loaded.digest == material.digests["backbone_digest"] and loaded.model.resolution == material.shape[1]
-            same = same and loaded.model.channels == material.shape[0] - material.table.fine  # not of a first look by an early stage
-            return loaded.model.fc if same else None
-    return None
 
 
 def _task(

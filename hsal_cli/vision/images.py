@@ -1,4 +1,4 @@
-"""From pictures to the input of the activation model (section 5: 224 x 224 px, ImageNet's mean and standard deviation)."""
+"""From pictures to the activation model's input (section 5: 224 x 224 px, ImageNet's mean and deviation), and where a view of one looks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from hsal_cli.storage.files import regular
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB, for intensities in [0, 1]
 STD = (0.229, 0.224, 0.225)
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
+# Largest change of a view: relative size, degrees, share of half the side, log of the contrast.
+SCALE, TURN, SHIFT, GAIN = 0.12, 12.0, 0.06, 0.25
 MOST_PIXELS = 100_000_000
 
 
@@ -129,3 +130,24 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
     return image.convert("RGB")
+
+
+def placed(share: Tensor | float, turn: Tensor, centre: Tensor, ways: Tensor | None = None) -> Tensor:
+    """The affine maps from a place in a view to the place in its image that is seen there, both in [-1, 1], x before y.
+
+    Args:
+        share: (B,) the view's side over the image's; above 1 where it looks beyond.
+        turn: (B,) radians.
+        centre: (B, 2) where the view's middle looks.
+        ways: (B,) of 0..7; by bits: columns reversed, rows reversed, and the two exchanged; None: none of these.
+
+    Returns:
+        (B, 2, 3).
+    """
+    cosine, sine = torch.cos(turn) * share, torch.sin(turn) * share
+    across, down = torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)  # where a step in the view leads in the image
+    if ways is not None:
+        across, down = (torch.where((ways & bit > 0)[:, None], -step, step) for bit, step in ((1, across), (2, down)))
+        exchanged = (ways & 4 > 0)[:, None]
+        across, down = torch.where(exchanged, down, across), torch.where(exchanged, across, down)
+    return torch.stack([across, down, centre], 2)

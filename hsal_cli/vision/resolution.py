@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from hsal_cli.errors import UsageError
-from hsal_cli.vision.backbone import FINE, PROBED, WINDOW, ActivationModel, LoadedBackbone, probe, set_stride, watched
+from hsal_cli.vision.backbone import FINE, WINDOW, ActivationModel, LoadedBackbone
+from hsal_cli.vision.surgery import PROBED, probe, set_stride, watched
 
 
 def finer(model: ActivationModel, resolution: int) -> ActivationModel:
