@@ -18,7 +18,7 @@ from shipped_parts import call, use_tiny_backbone, write_backbone, write_policy,
 
 from hsal_cli import console
 from hsal_cli.bench import data_sets, estimate
-from hsal_cli.bench.estimate import Work, before_a_policy, may_be_long, seconds_of
+from hsal_cli.bench.estimate import Work, before_a_policy, feature_work, may_be_long, seconds_of
 from hsal_cli.commands import make_data
 from hsal_cli.commands.asking import about, begin, paced
 from hsal_cli.commands.options import recipe_for
@@ -106,6 +106,8 @@ def test_a_sweep_without_a_run_takes_the_policy_that_came_with_hsal(here, monkey
 
 def test_what_a_slow_machine_does_in_five_minutes_is_not_measured(monkeypatch) -> None:
     assert not may_be_long([Work("few", {"finetune": 1000})]) and may_be_long([Work("many", {"finetune": 100_000})])
+    plain, windows = (feature_work(Path("none.h5"), 6000, 7, resolution) for resolution in (None, "window"))
+    assert may_be_long(windows) and not may_be_long(plain), "windows of an image are many passes"
     monkeypatch.setattr(estimate, "seconds_of", lambda *_: pytest.fail("measured"))
     begin(lambda: [Work("few", {"finetune": 1000}, asked=True)], False, recipe_for(None, None), CPU, console.Reporter())
 

@@ -37,6 +37,7 @@ LONG_S = 300.0  # work that takes longer is told before it starts
 PIECE_S = 0.3  # what a measured piece lasts, about
 # Images a second that a slow machine of two cores makes; what even these would do in LONG_S is begun without a measurement.
 SLOWEST = {"make-data": 1500.0, "finetune": 8.0, "precompute": 45.0, "train": 150.0, "eval": 500.0, "paint": 100.0, "read": 5.0}
+HEAVIER = {"14": 4.0, "28": 16.0, "window": 5.0}  # times that precomputing at a resolution takes what it takes else, about
 PACKED = 0.13  # bytes that a pixel of a scene file takes, measured on 100 px images
 BACKBONE_BYTES, POLICY_BYTES = 5.2e8, 5.0e7  # a run, with two checkpoints that hold the optimiser's state too
 
@@ -51,6 +52,7 @@ class Work:
         bytes: what it writes.
         asked: whether it begins only where somebody says so: it is not what the command is named for.
         pieces: does and times a part of a stage that `hsal bench` does not have.
+        heavier: times that it takes what such images usually take, where that is known beforehand.
         network: the one that is fine-tuned, and which images then pass through, with nothing left open; None: the recipe's.
     """
 
@@ -59,12 +61,13 @@ class Work:
     bytes: float = 0.0
     asked: bool = False
     pieces: Mapping[str, Piece] = dataclasses.field(default_factory=dict)
+    heavier: float = 1.0
     network: FinetuneSettings | None = None
 
 
 def may_be_long(works: Sequence[Work]) -> bool:
     """Whether a slow machine would take longer than LONG_S, so that measuring is worth its seconds."""
-    return sum(count / SLOWEST[stage] for work in works for stage, count in work.images.items()) > LONG_S
+    return sum(work.heavier * count / SLOWEST[stage] for work in works for stage, count in work.images.items()) > LONG_S
 
 
 def seconds_of(
@@ -126,17 +129,22 @@ def fine_tuning(scenes: Path, settings: FinetuneSettings, device: torch.device) 
     return Work("fine-tuning the backbone", {"finetune": count}, BACKBONE_BYTES, network=settled)
 
 
-def feature_work(out: Path, images: float, cells: int, asked: bool = False) -> list[Work]:
-    """Precomputing features of so many images, if they are missing."""
+def feature_work(out: Path, images: float, cells: int, resolution: str | None, asked: bool = False) -> list[Work]:
+    """Precomputing features of so many images at a resolution, if they are missing."""
     if out.exists():
         return []
-    return [Work(f"computing {out}", {"precompute": images}, images * cells**2 * (2 * CHANNELS + 4), asked)]
+    size = images * cells**2 * (2 * CHANNELS + 4)
+    return [Work(f"computing {out}", {"precompute": images}, size, asked, heavier=HEAVIER.get(resolution or "", 1.0))]
 
 
 def precomputing(scenes: Path, backbone: Path, out: Path, settings: PrecomputeSettings, overwrite: bool) -> list[Work]:
     """The command of that name."""
     todo = plan_features(scenes, backbone, out, settings, overwrite)
-    return [] if todo.exists else [Work(f"computing {out}", {"precompute": todo.images}, todo.size)]
+    return (
+        []
+        if todo.exists
+        else [Work(f"computing {out}", {"precompute": todo.images}, todo.size, heavier=HEAVIER.get(settings.resolution or "", 1.0))]
+    )
 
 
 def images_of(path: Path, settings: SceneSettings) -> dict[str, int]:
@@ -177,7 +185,7 @@ def before_a_policy(data: Path, backbone: Path | None, recipe: Recipe, device: t
         features = features_path(data, recipe.precompute.saliency, recipe.precompute.resolution)
         images = images_of(data, recipe.scenes)
         viewed = ((recipe.precompute.views or 1) - 1) * images.get("train", 0)
-        works += feature_work(features, sum(images.values()) + viewed, _cells(recipe))
+        works += feature_work(features, sum(images.values()) + viewed, _cells(recipe), recipe.precompute.resolution)
         return [*works, training(images.get("train", 0), recipe.train)]
     return [training(images_of(data, recipe.scenes).get("train", 0), recipe.train)]
 
@@ -195,7 +203,9 @@ def of_grid(grid: Grid, steps: Sequence[Step], device: torch.device) -> list[Wor
         elif kind == "backbone":
             work = fine_tuning(grid.single_objects, recipe.finetune, device)
         elif kind == "features":
-            (work,) = feature_work(step.path, sum(images_of(grid.scenes(name), recipe.scenes).values()), _cells(recipe))
+            (work,) = feature_work(
+                step.path, sum(images_of(grid.scenes(name), recipe.scenes).values()), _cells(recipe), recipe.precompute.resolution
+            )
         else:
             images, cell = images_of(grid.scenes(cells[name].dataset), recipe.scenes), cells[name]
             scored = Work("", {"eval": 2.0 * images.get(grid.evaluation.split, 0)})  # after its best epoch, and its last

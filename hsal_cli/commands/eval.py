@@ -233,7 +233,9 @@ def _features(
 
     def works() -> list[Work]:
         images = sum(images_of(data, recipe.scenes).values())
-        return feature_work(features_path(data, saliency, backbone.refined), images, backbone.model.resolution, asked=True)
+        return feature_work(
+            features_path(data, saliency, backbone.refined), images, backbone.model.resolution, settings.resolution, asked=True
+        )
 
     begin(works, yes, dataclasses.replace(recipe, precompute=settings), device, reporter, backbone.path)
     return ensure_features(data, backbone.path, reporter, device, settings)

@@ -93,7 +93,8 @@ def precompute(
     reporter = console.TerminalReporter()
     start = time.monotonic()
     with console.stopping(reporter), distributed.joined(chosen, reporter):
-        begin(lambda: precomputing(data, backbone, out, settings, overwrite), yes, recipe_for(preset, config), chosen, reporter, backbone)
+        recipe = recipe_for(preset, config, precompute=settings)
+        begin(lambda: precomputing(data, backbone, out, settings, overwrite), yes, recipe, chosen, reporter, backbone)
         compute(data, backbone, out, settings, chosen, reporter, overwrite, volumes_from)
     seconds = time.monotonic() - start
     with open_features(out) as features:
