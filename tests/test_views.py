@@ -45,6 +45,22 @@ def test_a_view_shows_the_whole_image_in_another_arrangement() -> None:
     assert flat.shape == (1, 30, 40)
 
 
+def test_what_may_not_be_mirrored_tilts_half_as_far() -> None:
+    bar = np.zeros((200, 80, 80), np.uint8)
+    bar[:, 38:42, 10:70] = 255
+
+    def tilts(mirror: bool) -> np.ndarray:
+        found = []
+        for one in view_of(bar, range(200), mirror):
+            down, along = np.nonzero(one > 128)
+            axes = np.linalg.eigh(np.cov(along, down))[1]
+            found.append(abs(np.degrees(np.arctan2(axes[1, -1], axes[0, -1])) + 45) % 90 - 45)
+        return np.abs(found)
+
+    upright, any_way = tilts(False), tilts(True)
+    assert 4 < upright.max() < 6.5 < 10 < any_way.max() < 12.5
+
+
 def test_views_stand_beside_their_images_in_a_split_of_their_own(place) -> None:
     with open_features(place / "s.features.h5") as file, open_scenes(place / "s.h5") as scenes:
         assert file.splits == ["train", "test", VIEWS] and file.rows(VIEWS) == 2 * TRAIN and file.config.views == 3

@@ -67,7 +67,7 @@ def view_of(images: np.ndarray, rows: range, mirror: bool) -> np.ndarray:
     Args:
         images: uint8 (B, H, W) or (B, H, W, 3); only square ones are turned by a right angle.
         rows: one each.
-        mirror: also mirrored and turned by right angles.
+        mirror: also mirrored and turned by right angles; what has an up and a down, as a row of digits, tilts half as far else.
 
     Returns:
         The like.
@@ -75,7 +75,8 @@ def view_of(images: np.ndarray, rows: range, mirror: bool) -> np.ndarray:
     pixels = torch.from_numpy(np.ascontiguousarray(images)).float()
     pixels = pixels[:, None] if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2)
     drawn = torch.stack([torch.rand(6, generator=torch.Generator().manual_seed(row), dtype=torch.float64) for row in rows]).float()
-    zoom, turn, gain = ((2 * drawn[:, place] - 1) * limit for place, limit in enumerate((math.log1p(SCALE), math.radians(TURN), GAIN)))
+    limits = (math.log1p(SCALE), math.radians(TURN if mirror else TURN / 2), GAIN)
+    zoom, turn, gain = ((2 * drawn[:, place] - 1) * limit for place, limit in enumerate(limits))
     ways = (drawn[:, 5] * (8 if pixels.shape[2] == pixels.shape[3] else 4)).long()
     theta = placed(torch.exp(-zoom), turn, (2 * drawn[:, 3:5] - 1) * SHIFT, ways if mirror else None)
     grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
