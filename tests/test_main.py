@@ -152,6 +152,7 @@ def test_help_of_80_columns_cuts_no_name_and_long_ones_have_panels_and_examples(
     if len(options) > 8:
         panels = {getattr(param, "rich_help_panel", None) for param in options}
         assert len(panels) > 2 and "Example" in shown
+        assert [param.name for param in options if getattr(param, "rich_help_panel", None) is None] in ([], ["help"]), "none is left over"
 
 
 def test_help_begins_with_making_data() -> None:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from hsal_cli.app import app
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.features.settings import LookSettings
-from hsal_cli.features.two_looks import TwoLooks, salient_region
+from hsal_cli.features.two_looks import FINER, TwoLooks, salient_region
 from hsal_cli.models.load import find_backbone, load_policy
 from hsal_cli.models.look import look_at_files, to_json
 from hsal_cli.pictures.film import frame_of, frames
@@ -37,9 +37,20 @@ from hsal_cli.vision.images import FORMATS, read_image
 
 
 def slow_region(saliency: np.ndarray, seen: tuple[int, int, int, int], threshold: float, groups: str) -> tuple[float, ...]:
-    """The same, a cell at a time: groups are flooded from each cell in turn."""
-    height, width = saliency.shape
-    root = [[math.sqrt(value) for value in row] for row in saliency.tolist()]
+    """The same, a place at a time: groups are flooded from each in turn."""
+    coarse = [[math.sqrt(value) for value in row] for row in saliency.tolist()]
+    height, width = FINER * len(coarse), FINER * len(coarse[0])
+
+    def between(place: int, cells: int) -> tuple[int, int, float]:
+        middle = min(max((place + 0.5) / FINER - 0.5, 0), cells - 1)
+        return int(middle), min(int(middle) + 1, cells - 1), middle % 1
+
+    def value(row: int, column: int) -> float:
+        (above, below, down), (left, right, across) = between(row, len(coarse)), between(column, len(coarse[0]))
+        upper, lower = (coarse[at][left] * (1 - across) + coarse[at][right] * across for at in (above, below))
+        return upper * (1 - down) + lower * down
+
+    root = [[value(row, column) for column in range(width)] for row in range(height)]
     top = max(max(row) for row in root)
     if top == 0:
         return tuple(float(value) for value in seen)
@@ -86,7 +97,7 @@ def test_the_region_is_the_box_of_the_cells_above_the_threshold(saliency, thresh
 
 
 def test_known_maps_give_known_regions():
-    assert salient_region(one_group(), (0, 0, 70, 140), 0.45) == (30, 40, 60, 80)
+    assert salient_region(one_group(), (0, 0, 70, 140), 0.45) == (32.5, 40, 57.5, 75)
     assert salient_region(two_groups(), (0, 0, 70, 70), 0.45) == (10, 10, 70, 60)
     assert salient_region(two_groups(), (0, 0, 70, 70), 0.45, "strongest") == (40, 50, 70, 60), "3 x 8 is more than 10 + 9"
     assert salient_region(np.zeros((7, 7)), (5, 6, 70, 80), 0.45) == (5, 6, 70, 80), "nothing stands out: the whole part"
@@ -127,10 +138,10 @@ def test_a_second_look_is_finer_and_reads_the_full_resolution(patches, monkeypat
     image = dark((700, 350), (330, 160, 420, 190))
     (first,) = finder(patches, monkeypatch, zooms=1)([image])
     (second,) = finder(patches, monkeypatch)([image])
-    assert first.region == (300, 150, 400, 200), "cells of 100 x 50 px, and the fifth has a fifth of its light alone"
-    assert first.frame == (285, 142, 415, 208)
-    # + 50%: 275 to 425 and 137 to 213, so cells of 21.4 x 10.9 px
-    assert np.abs(np.array(second.region) - [330, 160, 420, 190]).max() < 22
+    assert first.region == (275, 137.5, 450, 212.5), "cells of 100 x 50 px; the fifth has two sevenths of the light of the fourth"
+    assert first.frame == (248, 126, 477, 224)
+    # + 50%: 231 to 494 and 118 to 232, so quarters of cells of 9.4 x 4.1 px
+    assert np.abs(np.array(second.region) - [330, 160, 420, 190]).max() < 5
     assert overlap(second.region, np.array([[330, 160, 420, 190]]), image.size) > overlap(
         first.region, np.array([[330, 160, 420, 190]]), image.size
     )

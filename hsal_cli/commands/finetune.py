@@ -15,9 +15,10 @@ from hsal_cli.runs.settings import FinetuneSettings
 from hsal_cli.settings import as_dict
 
 PANELS = {
-    "What": "data objects arch weights resume",
+    "What": "data objects resume",
+    "The network": "arch weights frozen channels input_size resolution dilate",
     "How long": "mode crop_images full_images epoch_images batch_size learning_rate weight_decay validation seed",
-    "Views": "input_size resolution dilate crowd background augment",
+    "Views": "crowd background augment mirror",
     "Settings": "preset config",
     "Where": "device yes",
     "Output": "out overwrite dry_run json",

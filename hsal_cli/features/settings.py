@@ -63,11 +63,11 @@ class LookSettings:
         2, "Looks before the frame is cut: the first at the whole image, each other at the region so far + 50%.", low=1, high=4
     )
     first_threshold: float = setting(
-        0.45, "Cells of the first look whose root saliency is at least this share of the highest belong to the region.", low=0, high=1
+        0.4, "Where the first look's root saliency is at least this share of its highest belongs to the region.", low=0, high=1
     )
-    zoom_threshold: float = setting(0.3, "The same of the other looks.", low=0, high=1)
+    zoom_threshold: float = setting(0.45, "The same of the other looks.", low=0, high=1)
     groups: Literal["all", "strongest"] = setting(
-        "all", "all: the region holds every such cell; strongest: only the group of touching cells with the greatest sum."
+        "all", "all: the region holds every such place; strongest: only the group of touching ones with the greatest sum."
     )
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from scipy import ndimage
 
@@ -22,8 +23,9 @@ from hsal_cli.settings import as_dict
 from hsal_cli.vision.backbone import LoadedBackbone, fused
 from hsal_cli.vision.images import from_pil, to_input
 
+FINER = 4  # a region's border lies between cells, where the map that is interpolated so many times finer crosses the threshold
 AROUND = 0.5  # of a region, in width and in height, that another look sees beside it
-TOUCHING = np.ones((3, 3))  # cells that share a corner touch
+TOUCHING = np.ones((3, 3))  # places that share a corner touch
 
 
 def salient_region(saliency: np.ndarray, seen: Frame, threshold: float, groups: str = "all") -> Region:
@@ -32,15 +34,17 @@ def salient_region(saliency: np.ndarray, seen: Frame, threshold: float, groups: 
     Args:
         saliency: (h, w) >= 0, the raw map of a part of the image, in equal cells.
         seen: that part, px.
-        threshold: cells count whose root saliency is at least this share of the highest.
-        groups: "all" such cells, or the "strongest" group of touching ones: that of the greatest sum of root saliency.
+        threshold: what counts is where the root of saliency, interpolated between the middles of the cells, is at least this share of
+            its highest.
+        groups: "all" such places, or the "strongest" group of touching ones: that of the greatest sum of root saliency.
 
     Returns:
-        The box around those cells, px; where the map is empty, the whole part.
+        The box around those places, px; where the map is empty, the whole part.
     """
-    root = np.sqrt(saliency.astype(np.float64))
-    if root.max() <= 0:
+    if saliency.max() <= 0:
         return tuple(map(float, seen))
+    coarse = torch.from_numpy(np.sqrt(saliency.astype(np.float64)))[None, None]
+    root = F.interpolate(coarse, scale_factor=FINER, mode="bilinear", align_corners=False)[0, 0].numpy()
     salient = root >= threshold * root.max()
     if groups == "strongest":
         named, count = ndimage.label(salient, TOUCHING)
