@@ -8,7 +8,8 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 PRETRAINED = Path("data", "pretrained")
-BESIDE = ("*.multiset", "*.paper")  # policies to compare with: in a checkout alone, for a wheel is to stay under 60 MB
+# Policies to compare with, and networks that look first: in a checkout alone, for a wheel is to stay under 60 MB.
+BESIDE = ("*.multiset", "*.paper", "look")
 
 
 class BuildWithPretrained(build_py):
@@ -24,6 +25,8 @@ class BuildWithPretrained(build_py):
         for path in target.rglob("manifest.json"):
             manifest = json.loads(path.read_text())
             if "policies" in manifest:
+                if not (path.parent / "look").is_dir():
+                    manifest.pop("look", None)
                 manifest["policies"] = {name: entry for name, entry in manifest["policies"].items() if (path.parent / name).is_dir()}
                 path.write_text(json.dumps(manifest, indent=2))
 

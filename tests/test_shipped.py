@@ -16,6 +16,7 @@ from hsal_cli.features.saliency.models import ActivationSaliency
 from hsal_cli.features.scene_features import SceneFeatures
 from hsal_cli.features.settings import PrecomputeSettings
 from hsal_cli.features.table import open_features
+from hsal_cli.features.two_looks import TwoLooks
 from hsal_cli.models import shipped
 from hsal_cli.models.export import export
 from hsal_cli.models.shipped import find_shipped, load_shipped, own_folder
@@ -47,13 +48,13 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 def test_all_that_the_manifest_names_comes_with_hsal() -> None:
-    folder = own_folder()
-    manifest = shipped.read_manifest(folder)
-    assert {"mnist-set.rl", "mnist-multiset.rl"} <= set(manifest.policies)
-    for name, entry in ((shipped.BACKBONE, manifest.backbone), *manifest.policies.items()):
-        assert {file.name for file in (folder / name).iterdir()} == set(entry.sha256)
-        for file, digest in entry.sha256.items():
-            assert digest_of_file(folder / name / file) == digest, f"{name}/{file}"
+    places = shipped.exports_in(own_folder())
+    assert {"mnist-set.rl", "mnist-multiset.rl"} <= set(shipped.read_manifest(places[0]).policies)
+    for folder in places:
+        for name, entry in shipped.read_manifest(folder).parts.items():
+            assert {file.name for file in (folder / name).iterdir()} == set(entry.sha256)
+            for file, digest in entry.sha256.items():
+                assert digest_of_file(folder / name / file) == digest, f"{name}/{file}"
 
 
 def test_a_data_set_alone_means_its_rl_policy(here) -> None:
@@ -99,6 +100,26 @@ def test_policies_of_another_backbone_come_in_a_folder_within(here, monkeypatch)
     assert found.backbone.digest == digest != load_shipped("mnist-multiset").backbone.digest
     assert "street-numbers.rl" in call("eval", "--pretrained", "nonsense", code=2).error.hint
     call("check", str(within.parent))
+
+
+def test_a_network_that_looks_first_comes_with_its_policies_and_is_the_one_that_looks(here, monkeypatch) -> None:
+    monkeypatch.chdir(here.parent / "elsewhere")
+    look = write_backbone(Path("runs/look"), seed=5)
+    within = here.parent / "package" / "pretrained" / "street-numbers"
+    call("export", "street-numbers.rl=runs/a", "--look", "runs/look", "--out", str(within))
+    assert json.loads((within / "manifest.json").read_text())["look"]["made_from"] == look
+    call("export", "street-numbers.rl=runs/a", "--look", "runs/look", "--out", str(within), "--overwrite")
+    assert "not backbone" in call("export", "runs/a", "--look", "runs/a", "--out", "x", code=1).error.message
+    monkeypatch.chdir(here)
+    asked = ("predict", "image.png", "--pretrained", "street-numbers", "--frame", "found", "--json")
+    used, start = [], TwoLooks.__init__
+    monkeypatch.setattr(TwoLooks, "__init__", lambda self, look, settings: used.append(look.path) or start(self, look, settings))
+    assert json.loads(call(*asked).stdout) == json.loads(call(*asked, "--look", str(within / "look")).stdout)
+    call("predict", "image.png", "--pretrained", "mnist-multiset", "--frame", "found")
+    assert used == [within / "look", within / "look", within.parent / "backbone"]
+    call("check", str(within))
+    (within / "look" / "weights.safetensors").write_bytes(b"another")
+    assert "damaged" in call(*asked, code=1).error.message
 
 
 def test_a_run_and_a_pretrained_policy_exclude_each_other(here) -> None:

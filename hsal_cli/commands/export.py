@@ -20,6 +20,10 @@ def export(
     backbone: Annotated[
         Optional[Path], typer.Option("--backbone", help="The run of their backbone.", show_default="where the runs say, or in runs/")
     ] = None,
+    look: Annotated[
+        Optional[Path],
+        typer.Option("--look", help="The network that looks first for them: a run of hsal finetune on whole images.", show_default="none"),
+    ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -31,11 +35,11 @@ def export(
 
     reporter = console.TerminalReporter()
     with console.stopping(reporter):
-        manifest = export_runs(runs, out, backbone, reporter, overwrite)
+        manifest = export_runs(runs, out, backbone, reporter, overwrite, look)
     if json:
         console.print_json({"out": str(out), **manifest})
         return
-    rows = [["backbone", _size(manifest["backbone"]), "", ""]]
+    rows = [[name, _size(manifest[name]), "", ""] for name in ("backbone", "look") if name in manifest]
     for name, entry in manifest["policies"].items():
         rows.append([name, _size(entry), *(f"{entry['result'][score]:.4f}" for score in ("exact_match", "macro_f1"))])
     console.print_table(str(out), ["name", "size", "exact match", "macro F1"], rows)

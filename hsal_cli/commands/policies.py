@@ -34,7 +34,7 @@ FrameOption = Annotated[
     typer.Option(
         "--frame",
         help="What the policy sees: image, the whole of it; found: the region that a first look finds, enlarged. --look names the network "
-        "that looks first, else it is the policy's own.",
+        "that looks first; else it is the one that came with the policy, or the policy's own.",
     ),
 ]
 PretrainedOption = Annotated[
@@ -138,8 +138,9 @@ def looks(
             except HsalError as error:
                 yield path, error
         return
+    run, pretrained = meant(run, pretrained, reporter)
     loaded, backbone = load_with_backbone(run, device, reporter, pretrained, stop_threshold)
-    finder = finder_of(first, backbone) if frame == "found" and first else None
+    finder = finder_of(first, backbone, pretrained) if frame == "found" and first else None
     for path, found in look_at_files(images, backbone, loaded, max_steps, finder):
         for why in () if isinstance(found, HsalError) else found.warnings:
             reporter.warn(f"{path}: {why}")
@@ -160,21 +161,24 @@ def check_look(frame: str, first: LookSettings, own: bool = True) -> None:
         raise UsageError("frame = found, but no network is named that looks first", "add --look runs/finetune, the run of a backbone")
 
 
-def finder_of(first: LookSettings, own: LoadedBackbone | None) -> Finder:
+def finder_of(first: LookSettings, own: LoadedBackbone | None, pretrained: str | None = None) -> Finder:
     """What finds the region of an image.
 
     Args:
         first: how; the network that looks may be named.
-        own: the backbone of a policy, on its device, which looks where none is named.
+        own: the backbone of a policy, on its device, which looks where none is named, and none came with the policy.
+        pretrained: the name of that policy, if it came with hsal.
     """
     from hsal_cli.features.two_looks import TwoLooks
+    from hsal_cli.models.shipped import look_beside
     from hsal_cli.vision.backbone import load_backbone
     from hsal_cli.vision.devices import choose_device
 
-    if first.look is None and own is not None:
+    beside = look_beside(pretrained) if pretrained is not None and first.look is None else None
+    if first.look is None and beside is None and own is not None:
         return TwoLooks(own, first)
     device = choose_device("auto") if own is None else own.model.fc.weight.device
-    return TwoLooks(load_backbone(Path(str(first.look)).expanduser(), device=device), first)
+    return TwoLooks(load_backbone(beside or Path(str(first.look)).expanduser(), device=device), first)
 
 
 def load_with_backbone(

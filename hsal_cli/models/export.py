@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.models.load import RUNS, PolicyMeta, backbone_folder, policy_meta
-from hsal_cli.models.shipped import BACKBONE, FORMAT, FORMAT_VERSION, exported_files, read_manifest
+from hsal_cli.models.shipped import BACKBONE, FORMAT, FORMAT_VERSION, LOOK, exported_files, read_manifest
 from hsal_cli.policy.variant import with_variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
@@ -20,6 +20,7 @@ from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import finish_replacing, replacing, write_json
 from hsal_cli.storage.documents import read_text
 from hsal_cli.storage.files import digest_of_file, refuse_link
+from hsal_cli.vision.backbone import MAKE_HINT, backbone_meta
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,12 @@ class Source:
 
 
 def export(
-    sources: Sequence[str], out: Path, backbone: Path | None = None, reporter: Reporter = SILENT, overwrite: bool = False
+    sources: Sequence[str],
+    out: Path,
+    backbone: Path | None = None,
+    reporter: Reporter = SILENT,
+    overwrite: bool = False,
+    look: Path | None = None,
 ) -> dict[str, Any]:
     """Writes a folder of trained policies, whole or not at all.
 
@@ -50,9 +56,10 @@ def export(
         backbone: the run or checkpoint of that backbone; None: where the runs say, or in runs/.
         reporter: told what is written.
         overwrite: replace an earlier export in `out`.
+        look: the run or checkpoint of the network that looks first for these policies (frame "found").
 
     Returns:
-        The manifest, with `bytes` added to the backbone and to each policy.
+        The manifest, with `bytes` added to each network and policy.
 
     Raises:
         UsageError: `out` is taken, or two runs would have one name.
@@ -67,13 +74,16 @@ def export(
     wrong = next((name for name in names if not name.rpartition(".")[0] or PurePath(name).name != name), None)
     if wrong is not None:
         raise UsageError(f"{wrong!r} is not a name of the form DATASET.OBJECTIVE", "name the run, such as mnist-multiset.rl=RUN")
-    place = _backbone_of(exported, backbone)
-    model = checkpoints.read_checkpoint(place)
+    networks = {BACKBONE: checkpoints.read_checkpoint(_backbone_of(exported, backbone))}
+    if look is not None:
+        networks[LOOK] = checkpoints.load_from(look, "best", MAKE_HINT)
+        backbone_meta(networks[LOOK])  # refuses what is no backbone
     manifest: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, "hsal_version": __version__}
     with replacing(out, exported_files) as folder:
-        manifest[BACKBONE] = _write(folder / BACKBONE, model.weights, model.meta, model.digest) | _origin_of_backbone(place)
+        for name, model in networks.items():
+            manifest[name] = _write(folder / name, model.weights, model.meta, model.digest) | _origin_of_backbone(model.path)
+            reporter.say(f"{name}: {_size(folder / name) / 1e6:.1f} MB, from {model.path}")
         digest = manifest[BACKBONE]["sha256"]["weights.safetensors"]
-        reporter.say(f"{BACKBONE}: {_size(folder / BACKBONE) / 1e6:.1f} MB, from {place}")
         manifest["policies"] = {}
         for source in exported:
             # Of the data, the name says enough; where it lay is nobody else's business.
@@ -86,7 +96,7 @@ def export(
             manifest["policies"][source.name]["result"] = result
             reporter.say(f"{source.name}: {_size(folder / source.name) / 1e6:.1f} MB, from {source.run.path}")
         write_json(folder / "manifest.json", manifest)
-    for name, entry in ((BACKBONE, manifest[BACKBONE]), *manifest["policies"].items()):
+    for name, entry in (*((name, manifest[name]) for name in networks), *manifest["policies"].items()):
         entry["bytes"] = _size(out / name)
     return manifest
 

@@ -1,8 +1,9 @@
 """The trained policies that come with hsal (`--pretrained NAME`): one backbone in float16, and policies that were trained on it.
 
 data/pretrained/             in a checkout; hsal_cli/pretrained/ in an installed wheel; anywhere else as FOLDER/NAME
-    manifest.json            "format", and for the backbone and each policy: command, seed, result, and the sha256 of each file
+    manifest.json            "format", and for each of the following: command, seed, result, and the sha256 of each file
     backbone/                a checkpoint (see checkpoints.py) of kind backbone
+    look/                    another, where a first look finds what the policies are shown (see features/two_looks.py)
     mnist-multiset.rl/       a checkpoint of kind policy; its "backbone_digest" is that of backbone/
     DATASET.OBJECTIVE/       and so on
     street-numbers/          another such folder, with a backbone of its own
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 FORMAT = "hsal-pretrained"
 FORMAT_VERSION = 1
 BACKBONE = "backbone"
+LOOK = "look"
 DEFAULT = "mnist-multiset"
 OBJECTIVE = "rl"  # of the policy that a data set's name alone means
 AGAIN = "install hsal again, or in a checkout: git checkout -- data/pretrained"
@@ -69,12 +71,18 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class ShippedManifest:
-    """manifest.json of a folder of trained policies: the `backbone`, and the `policies` that were trained on it, by name."""
+    """manifest.json of a folder of trained policies: the `backbone`, the `policies` trained on it, and who looks first, if somebody does."""
 
     format: Literal["hsal-pretrained"]
     format_version: int
     backbone: Entry
     policies: dict[str, Entry]
+    look: Entry | None = None
+
+    @property
+    def parts(self) -> dict[str, Entry]:
+        """All that lies in the folder, by the names of its folders."""
+        return {BACKBONE: self.backbone, **({LOOK: self.look} if self.look else {}), **self.policies}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +128,7 @@ def read_manifest(folder: Path) -> ShippedManifest:
     if found.format_version > FORMAT_VERSION:
         newer = f"{folder} has format version {found.format_version}; this hsal reads up to {FORMAT_VERSION}"
         raise FileError(newer, "pip install --upgrade hsal")
-    for name, entry in ((BACKBONE, found.backbone), *found.policies.items()):
+    for name, entry in found.parts.items():
         odd = next((part for part in (name, *entry.sha256) if not is_plain_name(part)), None)
         if odd is not None:
             raise FileError(f"{folder} holds no trained policies: it names {str(odd)[:80]!r}, which is not a plain name", AGAIN)
@@ -140,8 +148,7 @@ def exported_files(folder: Path) -> list[Path]:
         manifest = read_manifest(folder)
     except FileError:
         return []
-    known = [(BACKBONE, manifest.backbone), *manifest.policies.items()]
-    names = [(part, file) for part, entry in known for file in ("manifest.json", *entry.sha256)]
+    names = [(part, file) for part, entry in manifest.parts.items() for file in ("manifest.json", *entry.sha256)]
     found = [folder / part / file for part, file in names if not (folder / part).is_symlink()]
     return [*dict.fromkeys(file for file in found if file.is_file()), folder / "manifest.json"]
 
@@ -216,6 +223,20 @@ def load_shipped(name: str, device: torch.device | str = "cpu", counts: bool = F
     if backbone_folder(str(policy.meta.backbone_digest), folder / BACKBONE) is None:
         raise FileError(f"{folder / full} was not trained on the backbone that lies beside it: they come from two exports", AGAIN)
     return Shipped(full, policy, find_backbone(policy, device, folder / BACKBONE), stated)
+
+
+def look_beside(name: str) -> Path | None:
+    """The network that looks first for a policy that comes with hsal, verified; None where none came with it.
+
+    Raises:
+        UsageError, FileError: as `load_shipped`.
+    """
+    folder, _ = find_shipped(name)
+    entry = read_manifest(folder).look
+    if entry is None:
+        return None
+    check_files(named(folder, LOOK, a_folder=True), entry.sha256)
+    return folder / LOOK
 
 
 def check_files(folder: Path, sums: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from hsal_cli.features.settings import STAGED
 from hsal_cli.features.table import FORMAT as FEATURES
 from hsal_cli.features.table import FeatureFile, features_digest, finite_rows, open_features
-from hsal_cli.models.shipped import BACKBONE, check_files, is_export, read_manifest
+from hsal_cli.models.shipped import check_files, is_export, read_manifest
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes
@@ -70,7 +70,7 @@ def _ours_in(folder: Path) -> list[Path]:
 def _check_export(path: Path, report: Report) -> None:
     report.kind = "exported models"
     manifest = read_manifest(path)
-    for name, entry in ((BACKBONE, manifest.backbone), *manifest.policies.items()):
+    for name, entry in manifest.parts.items():
         with report.noting():
             check_files(named(path, name, a_folder=True), entry.sha256)
             load_as_described(checkpoints.read_checkpoint(path / name), report)
