@@ -71,7 +71,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class ShippedManifest:
-    """manifest.json of a folder of trained policies: the `backbone`, the `policies` trained on it, and who looks first, if somebody does."""
+    """manifest.json of a folder of trained policies: the `backbone`, the `policies` trained on it, and who looks first, if any."""
 
     format: Literal["hsal-pretrained"]
     format_version: int
