@@ -57,6 +57,18 @@ def test_all_that_the_manifest_names_comes_with_hsal() -> None:
                 assert digest_of_file(folder / name / file) == digest, f"{name}/{file}"
 
 
+def test_the_street_numbers_that_come_with_hsal_are_read(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("timm", reason="their backbone is one of timm's")
+    monkeypatch.chdir(tmp_path)
+    right, look = {}, own_folder() / "street-numbers" / "look"
+    for frame, looks in (("number", ()), ("found", ("--look", look))):
+        made = ("--train", 0, "--test", 60, "--typefaces", "bundled", "--seed", 11, "--out", f"{frame}.h5")
+        call("make-data", "street-numbers", *made, "--frame", frame, *looks)
+        scored = ("--data", f"{frame}.h5", "--looking", 0, "--resamples", 9, "--json")
+        right[frame] = json.loads(call("eval", "--pretrained", "street-numbers", *scored).stdout)["exact_match"]
+    assert right["number"] > 0.8 and right["found"] > 0.6, f"{right}; 0.95 and 0.83 where the system has typefaces"
+
+
 def test_a_data_set_alone_means_its_rl_policy(here) -> None:
     assert load_shipped("mnist-multiset").name == "mnist-multiset.rl"
     assert load_shipped("mnist-multiset.multiset").name == "mnist-multiset.multiset"

@@ -74,7 +74,7 @@ def _check_export(path: Path, report: Report) -> None:
         with report.noting():
             check_files(named(path, name, a_folder=True), entry.sha256)
             load_as_described(checkpoints.read_checkpoint(path / name), report)
-    report.summary = f"a backbone and {len(manifest.policies)} policies: {', '.join(manifest.policies)}"
+    report.summary = ", ".join(manifest.parts)
 
 
 def _check_folder(path: Path, report: Report) -> None:
