@@ -129,6 +129,7 @@ def looks(
         stop_threshold: see `LoadedPolicy`.
     """
     from hsal_cli.models.look import look_at_files
+    from hsal_cli.models.shipped import look_beside
     from hsal_cli.vision.images import read_image
 
     if not any(path.is_file() for path in images):  # nothing is loaded for images that are not there
@@ -140,7 +141,15 @@ def looks(
         return
     run, pretrained = meant(run, pretrained, reporter)
     loaded, backbone = load_with_backbone(run, device, reporter, pretrained, stop_threshold)
-    finder = finder_of(first, backbone, pretrained) if frame == "found" and first else None
+    beside = None
+    if frame == "found" and first and first.look is None and pretrained is not None:
+        beside = look_beside(pretrained)
+        if beside is None:
+            reporter.warn(
+                f"no network that looks first came with {pretrained}, so the policy's own backbone does, which finds less: name one with "
+                "--look, such as data/pretrained/street-numbers/look in a checkout of hsal"
+            )
+    finder = finder_of(first, backbone, beside) if frame == "found" and first else None
     for path, found in look_at_files(images, backbone, loaded, max_steps, finder):
         for why in () if isinstance(found, HsalError) else found.warnings:
             reporter.warn(f"{path}: {why}")
@@ -161,20 +170,18 @@ def check_look(frame: str, first: LookSettings, own: bool = True) -> None:
         raise UsageError("frame = found, but no network is named that looks first", "add --look runs/finetune, the run of a backbone")
 
 
-def finder_of(first: LookSettings, own: LoadedBackbone | None, pretrained: str | None = None) -> Finder:
+def finder_of(first: LookSettings, own: LoadedBackbone | None, beside: Path | None = None) -> Finder:
     """What finds the region of an image.
 
     Args:
         first: how; the network that looks may be named.
         own: the backbone of a policy, on its device, which looks where none is named, and none came with the policy.
-        pretrained: the name of that policy, if it came with hsal.
+        beside: the network that came with it.
     """
     from hsal_cli.features.two_looks import TwoLooks
-    from hsal_cli.models.shipped import look_beside
     from hsal_cli.vision.backbone import load_backbone
     from hsal_cli.vision.devices import choose_device
 
-    beside = look_beside(pretrained) if pretrained is not None and first.look is None else None
     if first.look is None and beside is None and own is not None:
         return TwoLooks(own, first)
     device = choose_device("auto") if own is None else own.model.fc.weight.device
