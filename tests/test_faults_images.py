@@ -108,3 +108,14 @@ def test_what_is_no_usable_image_is_refused_and_the_others_of_the_call_are_done(
         assert isinstance(error, HsalError) and said in error.message and error.hint, path
     for name in good:
         assert found[tmp_path / name] == f"look at {tmp_path / name}"
+
+
+def test_images_are_read_as_many_at_a_time_as_a_pass_takes_and_memory_holds(tmp_path, monkeypatch) -> None:
+    paths = [tmp_path / f"{n}.png" for n in range(7)]
+    for number, path in enumerate(paths):
+        Image.new("L", (10, 30 if number == 2 else 10)).save(path)
+    monkeypatch.setattr(room, "BATCH", 3)
+    assert [len(part) for part in room._read(paths)] == [3, 3, 1]
+    monkeypatch.setattr(room, "AT_ONCE", 200)
+    parts = list(room._read([*paths, tmp_path / "none.png"]))
+    assert [len(part) for part in parts] == [2, 1, 2, 2, 1] and isinstance(parts[-1][0][1], HsalError)

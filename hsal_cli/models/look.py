@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from hsal_cli.scenes.street.frames import Finder
     from hsal_cli.vision.backbone import LoadedBackbone
 
-BATCH = 16  # images a forward pass
+BATCH = 64  # images a forward pass
+AT_ONCE = 32_000_000  # px of image files that are in memory at once, unless one has more
 DIGITS = 5  # decimals of numbers in JSON
 STOP = "stop"  # what the label that ends an episode is called
 
@@ -190,25 +191,36 @@ def look_at_files(
     Yields:
         (path, look) in the order of the paths; in place of the look of a file that cannot be read, the error.
     """
-    from hsal_cli.vision.images import from_pil, read_image
+    from hsal_cli.vision.images import from_pil
 
-    for start in range(0, len(paths), BATCH):
-        found: dict[int, Image | HsalError] = {}
-        for place, path in enumerate(paths[start : start + BATCH]):
-            try:
-                found[place] = read_image(path)
-            except HsalError as error:
-                found[place] = error
-        images = {place: image for place, image in found.items() if not isinstance(image, HsalError)}
-        names = [paths[start + place] for place in images]
-        whole = list(images.values())
-        frames = [frame for _, frame in finder(whole)] if finder and whole else [None] * len(whole)
-        shown = [from_pil(image if frame is None else image.crop(frame)) for image, frame in zip(whole, frames, strict=True)]
-        seen = zip(look(shown, backbone, policy, max_steps, names), whole, frames, strict=True)
-        regions = [one if frame is None else _in_whole(one, np.array(image), frame) for one, image, frame in seen]
-        looks = dict(zip(images, regions, strict=True))
-        for place, image in found.items():
-            yield paths[start + place], image if isinstance(image, HsalError) else looks[place]
+    for part in _read(paths):
+        whole = [(path, image) for path, image in part if not isinstance(image, HsalError)]
+        frames = [frame for _, frame in finder([image for _, image in whole])] if finder and whole else [None] * len(whole)
+        shown = [from_pil(image if frame is None else image.crop(frame)) for (_, image), frame in zip(whole, frames, strict=True)]
+        seen = zip(look(shown, backbone, policy, max_steps, [path for path, _ in whole]), whole, frames, strict=True)
+        looks = (one if frame is None else _in_whole(one, np.array(image), frame) for one, (_, image), frame in seen)
+        for path, image in part:
+            yield path, image if isinstance(image, HsalError) else next(looks)
+
+
+def _read(paths: Sequence[Path]) -> Iterator[list[tuple[Path, Image | HsalError]]]:
+    """Image files, or what is wrong with them, as many at a time as a forward pass takes and memory holds."""
+    from hsal_cli.vision.images import read_image
+
+    part: list[tuple[Path, Image | HsalError]] = []
+    pixels = 0
+    for path in paths:
+        try:
+            image = read_image(path)
+            pixels += image.width * image.height
+            part.append((path, image))
+        except HsalError as error:
+            part.append((path, error))
+        if len(part) == BATCH or pixels >= AT_ONCE:
+            yield part
+            part, pixels = [], 0
+    if part:
+        yield part
 
 
 def _in_whole(seen: Look, image: np.ndarray, frame: tuple[int, int, int, int]) -> Look:
