@@ -133,18 +133,17 @@ def feature_work(out: Path, images: float, cells: int, resolution: str | None, a
     """Precomputing features of so many images at a resolution, if they are missing."""
     if out.exists():
         return []
-    size = images * cells**2 * (2 * CHANNELS + 4)
-    return [Work(f"computing {out}", {"precompute": images}, size, asked, heavier=HEAVIER.get(resolution or "", 1.0))]
+    return [_computing(out, images, images * cells**2 * (2 * CHANNELS + 4), resolution, asked)]
 
 
 def precomputing(scenes: Path, backbone: Path, out: Path, settings: PrecomputeSettings, overwrite: bool) -> list[Work]:
     """The command of that name."""
     todo = plan_features(scenes, backbone, out, settings, overwrite)
-    return (
-        []
-        if todo.exists
-        else [Work(f"computing {out}", {"precompute": todo.images}, todo.size, heavier=HEAVIER.get(settings.resolution or "", 1.0))]
-    )
+    return [] if todo.exists else [_computing(out, todo.images, todo.size, settings.resolution)]
+
+
+def _computing(out: Path, images: float, size: float, resolution: str | None, asked: bool = False) -> Work:
+    return Work(f"computing {out}", {"precompute": images}, size, asked, heavier=HEAVIER.get(resolution or "", 1.0))
 
 
 def images_of(path: Path, settings: SceneSettings) -> dict[str, int]:

@@ -141,15 +141,16 @@ def looks(
         return
     run, pretrained = meant(run, pretrained, reporter)
     loaded, backbone = load_with_backbone(run, device, reporter, pretrained, stop_threshold)
-    beside = None
     if frame == "found" and first and first.look is None and pretrained is not None:
         beside = look_beside(pretrained)
-        if beside is None:
+        if beside is not None:
+            first = dataclasses.replace(first, look=str(beside))
+        else:
             reporter.warn(
                 f"no network that looks first came with {pretrained}, so the policy's own backbone does, which finds less: name one with "
                 "--look, such as data/pretrained/street-numbers/look in a checkout of hsal"
             )
-    finder = finder_of(first, backbone, beside) if frame == "found" and first else None
+    finder = finder_of(first, backbone) if frame == "found" and first else None
     for path, found in look_at_files(images, backbone, loaded, max_steps, finder):
         for why in () if isinstance(found, HsalError) else found.warnings:
             reporter.warn(f"{path}: {why}")
@@ -170,22 +171,21 @@ def check_look(frame: str, first: LookSettings, own: bool = True) -> None:
         raise UsageError("frame = found, but no network is named that looks first", "add --look runs/finetune, the run of a backbone")
 
 
-def finder_of(first: LookSettings, own: LoadedBackbone | None, beside: Path | None = None) -> Finder:
+def finder_of(first: LookSettings, own: LoadedBackbone | None) -> Finder:
     """What finds the region of an image.
 
     Args:
         first: how; the network that looks may be named.
-        own: the backbone of a policy, on its device, which looks where none is named, and none came with the policy.
-        beside: the network that came with it.
+        own: the backbone of a policy, on its device, which looks where none is named.
     """
     from hsal_cli.features.two_looks import TwoLooks
     from hsal_cli.vision.backbone import load_backbone
     from hsal_cli.vision.devices import choose_device
 
-    if first.look is None and beside is None and own is not None:
+    if first.look is None and own is not None:
         return TwoLooks(own, first)
     device = choose_device("auto") if own is None else own.model.fc.weight.device
-    return TwoLooks(load_backbone(beside or Path(str(first.look)).expanduser(), device=device), first)
+    return TwoLooks(load_backbone(Path(str(first.look)).expanduser(), device=device), first)
 
 
 def load_with_backbone(

@@ -168,8 +168,8 @@ def _origin_of_backbone(place: Path) -> dict[str, Any]:
     if place.resolve().parent == run.checkpoints and (run.path / "status.json").is_file():
         return {**_origin(run), "result": run.status.accuracies}
     try:
-        stated = read_manifest(place.parent).backbone
-    except FileError:
+        stated = read_manifest(place.parent).parts[place.name]
+    except (FileError, KeyError):
         return {"command": None, "seed": None, "result": None}
     return {"command": stated.command, "seed": stated.seed, "result": stated.result and stated.result.raw}
 
