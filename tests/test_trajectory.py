@@ -9,6 +9,7 @@ from PIL import Image
 
 from hsal_cli.models.look import Look, LookStep
 from hsal_cli.pictures import writing
+from hsal_cli.pictures.film import film as encoded_film
 from hsal_cli.pictures.marks import cell_box
 from hsal_cli.pictures.palette import GREEN, ORANGE, RED, heat
 from hsal_cli.pictures.trajectory import MARGIN, WIDEST, hits, layout_of, titles, trajectories
@@ -207,3 +208,10 @@ def test_an_svg_has_the_shapes_and_texts_of_the_picture_in_its_size():
     assert cells >= 2 * 3 * looks[0].steps[0].mask.size  # three maps a step
     page = pdf(picture)
     assert page.startswith(b"%PDF-") and b"% hsal " in page[:40] and b"%%EOF" in page[-10:]
+
+
+@pytest.mark.parametrize("size", [(1000, 10), (10, 1000), (2, 300), (1, 3000)])
+def test_the_thinnest_image_is_drawn(size) -> None:
+    look = a_look(size=size, grid=(7, 7))
+    assert min(layout_of(look).panel) >= 24 and trajectories([look]).size[0] > 100
+    assert encoded_film([look])[:3] == b"GIF"

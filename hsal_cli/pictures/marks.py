@@ -19,14 +19,16 @@ PLATE = 14  # height of a glimpse's number, px
 BAR = 17  # height of a class probability, px
 SMALL = 13  # of letters beside the panels, px
 LONGEST = 1.6  # a panel's longest side, in sides of the square panel of equal area
+SHORTEST = 24  # a panel's shortest side, px; a thinner image is drawn thicker than it is
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in px, half-open
 
 
 def panel_size(image: np.ndarray, side: int) -> tuple[int, int]:
-    """(width, height) of an image's panel, px: its proportions, the area of a square of this side, no side longer than LONGEST of that."""
+    """(width, height) of an image's panel, px: its proportions, the area of a square of this side, no side too long or too short."""
     height, width = image.shape[:2]
     scale = min(side / math.sqrt(width * height), LONGEST * side / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
+    least = min(SHORTEST, side)
+    return max(least, round(width * scale)), max(least, round(height * scale))
 
 
 def draw_ring(draw: ImageDraw.ImageDraw, box: Box, width: int = 2) -> None:
@@ -53,12 +55,12 @@ def draw_legend(parts: Sequence[tuple[Callable[[Image.Image, int], None] | None,
 
 
 def cell_box(box: Box, cell: tuple[int, int], grid: tuple[int, int]) -> Box:
-    """Where a cell (row, column) of an h x w grid lies in a panel."""
+    """Where a cell (row, column) of an h x w grid lies in a panel; a pixel at least."""
     x0, y0, x1, y1 = box
     (row, column), (height, width) = cell, grid
     xs = [x0 + round((x1 - x0) * place / width) for place in (column, column + 1)]
     ys = [y0 + round((y1 - y0) * place / height) for place in (row, row + 1)]
-    return xs[0], ys[0], xs[1], ys[1]
+    return xs[0], ys[0], max(xs[0] + 1, xs[1]), max(ys[0] + 1, ys[1])
 
 
 def seen_in(box: Box, look: Look) -> Box:
