@@ -21,7 +21,8 @@ from hsal_cli.evaluation.metrics import multiset_metrics
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.table import FeatureTable
 from hsal_cli.finetuning.finetune import finetune, read_objects
-from hsal_cli.finetuning.objects import LabelledImages, way_of
+from hsal_cli.finetuning.objects import LabelledImages
+from hsal_cli.finetuning.reading import way_of
 from hsal_cli.models.load import load_model, load_policy
 from hsal_cli.pictures.charts.data_figure import data_figure
 from hsal_cli.pictures.contact_sheet import contact_sheet

@@ -15,7 +15,8 @@ from learning_parts import OneLayer, StoppingReporter, assert_equal, without
 
 from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.finetuning.finetune import FinetuneTask, background_share, finetune, is_own, settle
-from hsal_cli.finetuning.objects import SingleObjects, read_objects
+from hsal_cli.finetuning.objects import SingleObjects
+from hsal_cli.finetuning.reading import read_objects
 from hsal_cli.finetuning.views import crop_sides, share_in_view, views
 from hsal_cli.runs.seeds import Draws, seeded
 from hsal_cli.runs.settings import FinetuneSettings

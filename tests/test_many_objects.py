@@ -15,7 +15,8 @@ from torch import nn
 
 from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.finetuning.finetune import FinetuneTask, finetune
-from hsal_cli.finetuning.objects import BoxedObjects, CountedImages, LabelledImages, Scenes, read_objects, way_of
+from hsal_cli.finetuning.objects import BoxedObjects, CountedImages, LabelledImages, Scenes
+from hsal_cli.finetuning.reading import read_objects, way_of
 from hsal_cli.finetuning.views import cell_centres, own_cells
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.runs.settings import FinetuneSettings

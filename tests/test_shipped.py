@@ -122,6 +122,11 @@ def test_a_network_that_looks_first_comes_with_its_policies_and_is_the_one_that_
     assert json.loads((within / "manifest.json").read_text())["look"]["made_from"] == look
     call("export", "street-numbers.rl=runs/a", "--look", "runs/look", "--out", str(within), "--overwrite")
     assert "not backbone" in call("export", "runs/a", "--look", "runs/a", "--out", "x", code=1).error.message
+    stated = json.loads((within / "manifest.json").read_text())
+    stated["look"]["seed"] = 77
+    (within / "manifest.json").write_text(json.dumps(stated))
+    call("export", "street-numbers.rl=runs/a", "--look", str(within / "look"), "--out", "again")
+    assert json.loads(Path("again/manifest.json").read_text())["look"]["seed"] == 77, "its own, not the backbone's"
     monkeypatch.chdir(here)
     asked = ("predict", "image.png", "--pretrained", "street-numbers", "--frame", "found", "--json")
     used, start = [], TwoLooks.__init__

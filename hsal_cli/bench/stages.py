@@ -16,7 +16,7 @@ from hsal_cli.evaluation.evaluate import evaluate, roll_outs
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.precompute import precompute
 from hsal_cli.finetuning.finetune import FinetuneTask
-from hsal_cli.finetuning.objects import read_objects
+from hsal_cli.finetuning.reading import read_objects
 from hsal_cli.runs.loop import CHECK_EVERY
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.scenes.compose import Composer

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hsal_cli import distributed
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.finetuning.objects import Objects, read_objects, way_of
+from hsal_cli.finetuning.objects import Objects
+from hsal_cli.finetuning.reading import read_objects, way_of
 from hsal_cli.finetuning.views import crop_sides
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
