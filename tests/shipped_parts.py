@@ -1,6 +1,7 @@
 """Tiny runs on one backbone, as the tests of exporting and of --pretrained share them."""
 
 import hashlib
+import importlib
 import json
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class TinyModel(ActivationModel):
 
 def use_tiny_backbone(monkeypatch) -> None:
     """Wherever a backbone is loaded, a tiny one is meant."""
+    importlib.import_module("hsal_cli.finetuning.finetune")  # imported later, it would keep the tiny one
     monkeypatch.setattr("hsal_cli.vision.backbone.ActivationModel", TinyModel)
     monkeypatch.setattr("hsal_cli.bench.shop.ActivationModel", TinyModel)
     monkeypatch.setattr("hsal_cli.vision.backbone.fused", lambda model: model)
@@ -76,7 +78,9 @@ def write_backbone(run: Path, seed: int = 0) -> str:
     return hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
 
 
-def write_policy(run: Path, backbone_digest: str, objective: str = "rl", seed: int = 0, evaluated: bool = True) -> Path:
+def write_policy(
+    run: Path, backbone_digest: str, objective: str = "rl", seed: int = 0, evaluated: bool = True, frame: str = "image"
+) -> Path:
     """A finished policy run on that backbone, evaluated on mnist-toy."""
     policy = small_policy(seed, SHAPE, SMALL)
     with torch.no_grad():
@@ -86,6 +90,7 @@ def write_policy(run: Path, backbone_digest: str, objective: str = "rl", seed: i
         "backbone_digest": backbone_digest,
         "backbone": "runs/finetune",
         "features": "/some/where/toy.features.h5",
+        "frame": frame,
     }
     folder = run / "checkpoints" / "epoch-1"
     write_checkpoint(folder, policy.state_dict(), None, policy_meta(policy, **more))

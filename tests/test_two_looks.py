@@ -15,6 +15,7 @@ from shipped_parts import use_tiny_backbone, write_backbone, write_policy
 from svhn_files import HOUSES, write_svhn
 from typer.testing import CliRunner
 
+import hsal_cli
 from hsal_cli.app import app
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.features.settings import LookSettings
@@ -22,9 +23,9 @@ from hsal_cli.features.two_looks import FINER, TwoLooks, salient_region
 from hsal_cli.models.load import find_backbone, load_policy
 from hsal_cli.models.look import look_at_files, to_json
 from hsal_cli.pictures.film import frame_of, frames
-from hsal_cli.pictures.marks import seen_in
+from hsal_cli.pictures.marks import cell_box, panel_size, seen_in
 from hsal_cli.pictures.palette import ORANGE, PAPER
-from hsal_cli.pictures.replay import replay_page
+from hsal_cli.pictures.replay import document_of
 from hsal_cli.pictures.trajectory import MARGIN, layout_of, trajectories
 from hsal_cli.scenes.folder import make_from_folder
 from hsal_cli.scenes.scene_file import open_scenes
@@ -287,30 +288,29 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("region", [None, (30, 20, 90, 50)])
-def test_pictures_show_the_region_in_the_whole_image_and_its_glimpses_where_they_are(region):
-    """In a 120 x 80 px image, whose panel is as large; maps of 3 x 4 cells, the glimpse in row 2, column 3."""
-    seen = dataclasses.replace(a_look(labels=("3",), size=(80, 120), glimpses=((1, 2),)), region=region)
-    x0, y0, x1, y1 = region or (0, 0, 120, 80)
-    cell = (x0 + (x1 - x0) // 2, y0 + round((y1 - y0) / 3), x0 + (x1 - x0) * 3 // 4, y0 + round((y1 - y0) * 2 / 3))
-    assert seen_in((5, 7, 125, 87), seen) == (5 + x0, 7 + y0, 5 + x1, 7 + y1)
+def test_pictures_show_the_region_in_the_whole_image_and_enlarged_in_its_own_proportions():
+    """A region of 60 x 20 px in an image of 120 x 80 px; maps of 3 x 4 cells, the glimpse in row 2, column 3 of the region."""
+    whole = a_look(labels=("3",), size=(80, 120), glimpses=((1, 2),))
+    seen = dataclasses.replace(whole, region=(30, 20, 90, 40))
     side = math.sqrt(120 * 80)
-    for picture, box, margin in (
-        (trajectories([seen], side=side), layout_of(seen, side).box(0, 0), MARGIN),
-        (list(frames(seen, None, side))[1][0], frame_of(seen, side).image, 0),
-    ):
-        left, top = box[0] + margin, box[1] + margin
-        assert box[2] - box[0] == 120 and box[3] - box[1] == 80
-        for x, y in ((cell[0], cell[1]), (cell[2] - 1, cell[1]), (cell[0], cell[3] - 1), (cell[2] - 1, cell[3] - 1)):
-            assert picture.getpixel((left + x, top + y)) == ORANGE, (x, y)
-        around = [picture.getpixel((left + x0 - 1, top + y0 + 2)), picture.getpixel((left + x1, top + y1 - 2))]
-        assert region is None or around == [PAPER, PAPER], "a line around what the policy saw"
+    assert seen_in((5, 7, 125, 87), whole) == (5, 7, 125, 87) and seen_in((5, 7, 125, 87), seen) == (35, 27, 95, 47)
+    assert len(layout_of(whole, side).rows) == 4 and layout_of(whole, side).part == layout_of(whole, side).panel == (120, 80)
     layout, picture = layout_of(seen, side), trajectories([seen], side=side)
-    assert len(layout.rows) == (4 if region is None else 5)
-    x, y = (start + MARGIN for start in layout.box(len(layout.rows) - 4, 0)[:2])  # of the panel that shows what the policy saw
-    assert picture.getpixel((x + 60, y + 27)) == picture.getpixel((x + 89, y + 52)) == ORANGE, "there cells are as large as those of maps"
-    page = replay_page([seen])
-    assert f'"region":[{x0},{y0},{x1},{y1}]' in page and '"size":[120,80]' in page
+    assert len(layout.rows) == 5 and layout.part == panel_size(np.zeros((20, 60, 3)), side) != layout.panel
+    for row in range(5):  # panels lie below each other, the region's and all maps as wide and tall as the region is
+        x0, y0, x1, y1 = layout.box(row, 0)
+        assert (x1 - x0, y1 - y0) == (layout.part if row else (120, 80)) and (row == 0 or y0 > layout.box(row - 1, 0)[3])
+    x, y = (start + MARGIN for start in layout.box(0, 0)[:2])
+    assert picture.getpixel((x + 29, y + 22)) == picture.getpixel((x + 90, y + 38)) == PAPER, "a line around what the policy saw"
+    for box, page in ((layout.box(1, 0), picture), (frame_of(seen, side).image, list(frames(seen, None, side))[2][0])):
+        left, top, right, bottom = cell_box(box, (1, 2), (3, 4))
+        margin = MARGIN if page is picture else 0
+        corners = [(left, top), (right - 1, top), (left, bottom - 1), (right - 1, bottom - 1)]
+        assert all(page.getpixel((x + margin, y + margin)) == ORANGE for x, y in corners), "cells are the region's"
+    assert len(list(frames(seen, None, side))) == len(list(frames(whole, None, side))) + 1, "what it was cut out of comes first"
+    page = document_of(seen)
+    assert page["size"] == [60, 20] and page["whole"]["box"] == [0.25, 0.25, 0.5, 0.25] and document_of(whole)["whole"] is None
+    assert document_of(dataclasses.replace(seen, region=(-10, 0, 60, 80)))["whole"]["box"] == [0, 0, 0.5, 1], "padding is not in the image"
 
 
 def call(*words: str, code: int = 0):
@@ -355,6 +355,55 @@ def test_make_data_cuts_by_a_look_and_says_how_well_the_regions_lie(here):
     assert said.count("the region's IoU with the union of the boxes") == 2
 
 
+def test_a_policy_of_numbers_is_shown_the_region_unless_told_otherwise(here):
+    digest = load_backbone(here / "runs" / "finetune").digest
+    write_policy(here / "runs" / "numbers", digest, frame="number")
+    alone = call("predict", "0.png", "--run", "runs/numbers", "--json")
+    assert "frame number" in alone.stderr and "--frame image" in alone.stderr and "no network that looks first came" in alone.stderr
+    whole = call("predict", "0.png", "--run", "runs/numbers", "--frame", "image", "--json")
+    assert "region" in json.loads(alone.stdout)[0] and "region" not in json.loads(whole.stdout)[0] and "looks first" not in whole.stderr
+    call("export", "runs/numbers", "--look", "runs/other", "--out", "exported")
+    with_look = [
+        call("predict", "0.png", *words, "--json")
+        for words in (
+            ("--pretrained", "exported/mnist-toy"),
+            ("--run", "exported/mnist-toy.rl"),
+            ("--run", "runs/numbers", "--look", "exported"),
+            ("--run", "runs/numbers", "--look", "exported/look"),
+            ("--run", "runs/policy", "--frame", "found", "--look", "runs/other"),
+        )
+    ]
+    regions = {tuple(json.loads(result.stdout)[0]["region"]) for result in with_look}
+    assert len(regions) == 1 and not any("no network" in result.stderr for result in with_look)
+    assert hsal_cli.load("exported")("0.png").region == regions.pop() and hsal_cli.load("exported", frame="image")("0.png").region is None
+    with pytest.raises(UsageError, match="no frame 'number'"):
+        hsal_cli.load("exported", frame="number")
+
+
+def test_eval_says_what_was_cut_out_of_the_images(here):
+    asked = ["make-data", "street-numbers", "--train", "4", "--test", "3", "--image-size", "32", "--typefaces", "bundled"]
+    for frame in ("number", "image"):
+        call(*asked, "--frame", frame, "--out", f"{frame}.h5")
+        call("precompute", "--data", f"{frame}.h5", "--backbone", "runs/finetune")
+    call("train", "--data", "number.features.h5", "--epochs", "1", "--out", "runs/trained")
+    own, other = (
+        call("eval", "--run", "runs/trained", "--data", f"{frame}.features.h5", "--looking", "0").stdout for frame in ("number", "image")
+    )
+    assert "frame number, greedy" in own and "those of training" not in own
+    assert "these images have frame image, those of training have frame number" in " ".join(other.split())
+    kept = json.loads((here / "runs" / "trained" / "eval.image.json").read_text())
+    assert kept["frame"] == "image" and kept["trained_frame"] == "number"
+
+
+def test_a_backbone_is_known_by_the_folder_it_was_exported_into(here):
+    call("export", "runs/policy", "--out", "exported")
+    call("saliency", "0.png", "--backbone", "exported")
+    assert (here / "0.saliency.hsal.png").is_file()
+    (here / "exported" / "backbone" / "weights.safetensors").write_bytes(b"no")
+    refused = CliRunner().invoke(app, ["saliency", "0.png", "--backbone", "exported"]).exception
+    assert isinstance(refused, FileError) and "exported/backbone/weights.safetensors is damaged" in refused.message
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -363,13 +412,16 @@ def test_make_data_cuts_by_a_look_and_says_how_well_the_regions_lie(here):
         ["make-data", "folder", "--images", ".", "--labels", "l.csv", "--look", "runs/finetune"],
         ["make-data", "svhn-multiset", "--frame", "found"],
         ["predict", "0.png", "--look", "runs/other"],
+        ["predict", "0.png", "--zooms", "1"],
+        ["predict", "0.png", "--frame", "image", "--groups", "strongest"],
+        ["visualize", "--data", "a.h5", "--first-threshold", "0.2"],
         ["visualize", "0.png", "--look", "runs/other"],
         ["visualize", "--data", "a.h5", "--frame", "found"],
     ],
 )
 def test_a_look_without_its_frame_and_a_frame_without_its_look_are_refused(here, words):
     refused = CliRunner().invoke(app, words).exception
-    assert isinstance(refused, UsageError) and ("--frame found" in refused.hint or "--look runs/finetune" in refused.hint)
+    assert isinstance(refused, UsageError) and ("--frame found" in refused.hint or "add --look " in refused.hint)
 
 
 def test_frames_that_are_found_are_not_shifted():

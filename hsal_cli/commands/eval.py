@@ -271,7 +271,8 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
             ("cardinality_error", "cardinality error, objects"),
         )
     ]
-    title = f"{found['dataset']}, {found['split']} split, {found['examples']:,} images, {how}"
+    frame = "" if found.get("frame", "image") == "image" else f"frame {found['frame']}, "
+    title = f"{found['dataset']}, {found['split']} split, {found['examples']:,} images, {frame}{how}"
     made = [(title, ["metric", "value", "95% interval"], main)]
     compared = {"this policy": found, **found.get("baselines", {})}
     if len(compared) > 1:
@@ -305,13 +306,15 @@ def notes(found: dict[str, Any]) -> list[str]:
     """What a reader of the tables may stumble over, and what follows from them."""
     from hsal_cli.evaluation.looking import verdicts
 
+    seen, trained = found.get("frame", "image"), found.get("trained_frame", "image")
+    about = [f"these images have frame {seen}, those of training have frame {trained}"] if seen != trained else []
     if found["attn_saliency"]["raw"] is None:
-        return []
+        return about
     scale = (
         "attn_saliency: the mean of the saliency map at the cells of the glimpses. Its raw scale is a sum of squared activations of this "
         "backbone, so only figures of one backbone compare; scaled to 0 to 1 it compares with random cells and the k highest ones."
     )
-    return [scale, *(verdicts(found["looking"]) if "looking" in found else ())]
+    return [*about, scale, *(verdicts(found["looking"]) if "looking" in found else ())]
 
 
 def _localization(local: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from hsal_cli import console
-from hsal_cli.commands.options import Json, Overwrite
+from hsal_cli.commands.options import Json, Overwrite, backbone_in
 
 
 def export(
@@ -18,7 +18,8 @@ def export(
     ],
     out: Annotated[Path, typer.Option("--out", help="The folder to write.")] = Path("data/pretrained"),
     backbone: Annotated[
-        Optional[Path], typer.Option("--backbone", help="The run of their backbone.", show_default="where the runs say, or in runs/")
+        Optional[Path],
+        typer.Option("--backbone", help="The run of their backbone.", show_default="where the runs say, or in runs/", callback=backbone_in),
     ] = None,
     look: Annotated[
         Optional[Path],

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from hsal_cli import console
 from hsal_cli.commands.asking import Yes, begin
 from hsal_cli.commands.options import Config, DryRun, Json, Overwrite, Preset, Workers, check_out, options, recipe_for
-from hsal_cli.commands.policies import LOOKING, check_look, finder_of
+from hsal_cli.commands.policies import LOOKING, check_look, look_known
 from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.features.settings import LookSettings
 from hsal_cli.scenes.settings import RECIPES, SEARCH, FolderSettings, SceneSettings, SearchSettings, StreetSettings, SvhnSettings
@@ -151,7 +151,9 @@ def _add(name: str, kind: type, panels: dict[str, str], make: Making, plan: str)
         if isinstance(settings, FolderSettings):
             settings.check_named()
         frame = getattr(settings, "frame", "image")
-        check_look(frame, looks, own=False)
+        check_look(frame, looks)
+        if frame == "found" and looks.look is None:
+            raise UsageError("frame = found, but no network is named that looks first", f"add --look {look_known()}")
         if dry_run:
             report = {"dry_run": True, "dataset": name, "out": str(target), "settings": as_dict(settings)}
             console.print_json(report) if json else console.print_line(f"Would {plan.format(**vars(settings))} into {target}")
@@ -159,7 +161,12 @@ def _add(name: str, kind: type, panels: dict[str, str], make: Making, plan: str)
         reporter = console.TerminalReporter()
         from hsal_cli.scenes.readers.labels import Notes
 
-        tools = Tools(workers, reporter, finder_of(looks, None) if frame == "found" else None, Notes())
+        finder = None
+        if frame == "found" and looks.look is not None:
+            from hsal_cli.models.model import finder_of
+
+            finder = finder_of(Path(looks.look).expanduser(), looks)
+        tools = Tools(workers, reporter, finder, Notes())
         with console.stopping(reporter):
             _begin(settings, target, yes, preset, config, tools)
         _make(name, settings, target, make, tools, preview, json)

@@ -33,9 +33,25 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout, all else to stderr.")]
 Preset = Annotated[Optional[str], typer.Option("--preset", help="Settings that come with hsal: paper or quick.", show_default=False)]
+
+
+def backbone_in(place: Path | None) -> Path | None:
+    """A value of `--backbone`: where it is a folder that `hsal export` wrote, the backbone in it."""
+    if place is None:
+        return None
+    from hsal_cli.models.shipped import BACKBONE, part_of
+
+    return part_of(place, BACKBONE)
+
+
 Backbone = Annotated[
     Optional[Path],
-    typer.Option("--backbone", help="A run of hsal finetune, or one of its checkpoints.", show_default="the newest finished in runs/"),
+    typer.Option(
+        "--backbone",
+        help="A run of hsal finetune, one of its checkpoints, or a folder that hsal export wrote.",
+        show_default="the newest finished in runs/",
+        callback=backbone_in,
+    ),
 ]
 Images = Annotated[list[Path], typer.Argument(help="Images of any size, or folders of them.", show_default=False)]
 Resume = Annotated[

@@ -11,7 +11,7 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.options import Device
-from hsal_cli.commands.policies import PretrainedOption, RunOption, load_with_backbone
+from hsal_cli.commands.policies import FrameOption, PretrainedOption, RunOption, model_for
 from hsal_cli.errors import Stopped, UsageError
 
 EXAMPLES = """Examples:
@@ -27,6 +27,7 @@ EXAMPLES = """Examples:
 def play(
     run: RunOption = None,
     pretrained: PretrainedOption = None,
+    frame: FrameOption = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of the page on this machine; 0: any that is free.")] = 8317,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
     device: Device = "auto",
@@ -39,10 +40,8 @@ def play(
         if missing not in ("starlette", "uvicorn"):
             raise
         raise UsageError(f"hsal play needs starlette and uvicorn, and {missing} is missing", "pip install starlette uvicorn") from error
-    from hsal_cli.models.model import Model
-
     with listen(port) as listening:
-        model = Model(*load_with_backbone(run, device, console.TerminalReporter(), pretrained))
+        model = model_for(run, device, console.TerminalReporter(), pretrained, frame)
         address = f"http://{HOST}:{listening.getsockname()[1]}/"
         console.print_line(f"{address}   Ctrl-C ends it")
         sys.stdout.flush()  # whoever reads it through a pipe waits for it

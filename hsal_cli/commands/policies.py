@@ -12,12 +12,13 @@ import typer
 from hsal_cli import console, distributed
 from hsal_cli.commands.options import one_of
 from hsal_cli.errors import FileError, HsalError, UsageError
+from hsal_cli.settings import as_dict
 
 if TYPE_CHECKING:
     from hsal_cli.features.settings import LookSettings
     from hsal_cli.models.load import LoadedPolicy
     from hsal_cli.models.look import Look
-    from hsal_cli.scenes.street.frames import Finder
+    from hsal_cli.models.model import Model
     from hsal_cli.vision.backbone import LoadedBackbone
 
 RunOption = Annotated[
@@ -30,11 +31,12 @@ RunOption = Annotated[
 ]
 LOOKING = "frame look zooms first_threshold zoom_threshold groups"  # options that say what is seen of an image
 FrameOption = Annotated[
-    one_of(("image", "found")),
+    Optional[one_of(("image", "found"))],
     typer.Option(
         "--frame",
         help="What the policy sees: image, the whole of it; found: the region that a first look finds, enlarged. --look names the network "
         "that looks first; else it is the one that came with the policy, or the policy's own.",
+        show_default="what it was trained on; found also for the number",
     ),
 ]
 PretrainedOption = Annotated[
@@ -117,19 +119,17 @@ def looks(
     max_steps: int | None,
     reporter: console.Reporter,
     pretrained: str | None = None,
-    frame: str = "image",
+    frame: str | None = None,
     first: LookSettings | None = None,
     stop_threshold: float | None = None,
 ) -> Iterator[tuple[Path, Look | HsalError]]:
     """Shows images to the policy that is meant, through the backbone it was trained with (see `look.look_at_files`).
 
     Args:
-        frame: "image", the whole of each; or "found", the region that a first look finds.
-        first: how that one looks.
+        frame, first: see `model_for`.
         stop_threshold: see `LoadedPolicy`.
     """
     from hsal_cli.models.look import look_at_files
-    from hsal_cli.models.shipped import look_beside
     from hsal_cli.vision.images import read_image
 
     if not any(path.is_file() for path in images):  # nothing is loaded for images that are not there
@@ -139,53 +139,66 @@ def looks(
             except HsalError as error:
                 yield path, error
         return
-    run, pretrained = meant(run, pretrained, reporter)
-    loaded, backbone = load_with_backbone(run, device, reporter, pretrained, stop_threshold)
-    if frame == "found" and first and first.look is None and pretrained is not None:
-        beside = look_beside(pretrained)
-        if beside is not None:
-            first = dataclasses.replace(first, look=str(beside))
-        else:
-            reporter.warn(
-                f"no network that looks first came with {pretrained}, so the policy's own backbone does, which finds less: name one with "
-                "--look, such as data/pretrained/street-numbers/look in a checkout of hsal"
-            )
-    finder = finder_of(first, backbone) if frame == "found" and first else None
-    for path, found in look_at_files(images, backbone, loaded, max_steps, finder):
+    model = model_for(run, device, reporter, pretrained, frame, first, stop_threshold)
+    for path, found in look_at_files(images, model.activation, model.loaded, max_steps, model.finder):
         for why in () if isinstance(found, HsalError) else found.warnings:
             reporter.warn(f"{path}: {why}")
         yield path, found
 
 
-def check_look(frame: str, first: LookSettings, own: bool = True) -> None:
-    """Refuses a network that finds nothing, and a frame to be found by none.
+def check_look(frame: str, first: LookSettings) -> None:
+    """Refuses what says how a first look finds a region, where none is to be found."""
+    changed = [(name, value) for name, value in as_dict(first).items() if frame != "found" and value != as_dict(type(first)())[name]]
+    for name, value in changed:
+        option = f"--{name.replace('_', '-')}"
+        raise UsageError(f"{option} {value} is of frames that are found, but frame = {frame}", f"add --frame found, or leave {option} out")
+
+
+def look_known() -> str:
+    """A network that looks first, for a hint: the one that came with hsal, else a run as it would be called."""
+    from hsal_cli.models.shipped import LOOK, exports_in, own_folder, read_manifest
+
+    folder = own_folder()
+    known = [place / LOOK for place in exports_in(folder) if read_manifest(place).look] if folder else []
+    here = [path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path for path in known]
+    return str(here[0]) if here else "runs/look"
+
+
+def model_for(
+    run: Path | None,
+    device: str,
+    reporter: console.Reporter,
+    pretrained: str | None = None,
+    frame: str | None = None,
+    first: LookSettings | None = None,
+    stop_threshold: float | None = None,
+) -> Model:
+    """The policy that is meant (see `meant`), with its backbone and what it is shown of an image.
 
     Args:
-        frame: what is cut out.
+        frame: "image", the whole of it; "found", the region that a first look finds; None: what it was trained on.
         first: how a first look finds that.
-        own: whether the backbone of a policy looks where none is named.
+        stop_threshold: see `LoadedPolicy`.
+
+    Raises:
+        UsageError: `first` is of frames that are found, and none is.
     """
-    if frame != "found" and first.look is not None:
-        raise UsageError(f"--look {first.look} finds frames, but frame = {frame}", "add --frame found, or leave --look out")
-    if frame == "found" and first.look is None and not own:
-        raise UsageError("frame = found, but no network is named that looks first", "add --look runs/finetune, the run of a backbone")
+    from hsal_cli.models.model import framed, sees_a_part
+    from hsal_cli.models.shipped import look_beside
 
-
-def finder_of(first: LookSettings, own: LoadedBackbone | None) -> Finder:
-    """What finds the region of an image.
-
-    Args:
-        first: how; the network that looks may be named.
-        own: the backbone of a policy, on its device, which looks where none is named.
-    """
-    from hsal_cli.features.two_looks import TwoLooks
-    from hsal_cli.vision.backbone import load_backbone
-    from hsal_cli.vision.devices import choose_device
-
-    if first.look is None and own is not None:
-        return TwoLooks(own, first)
-    device = choose_device("auto") if own is None else own.model.fc.weight.device
-    return TwoLooks(load_backbone(Path(str(first.look)).expanduser(), device=device), first)
+    loaded, backbone = load_with_backbone(run, device, reporter, pretrained, stop_threshold)
+    trained = loaded.meta.frame
+    part = sees_a_part(loaded, frame)
+    if first is not None:
+        check_look("found" if part else "image", first)
+    if trained != "image" and frame is None:
+        reporter.say(f"trained on frame {trained}: a first look finds that part of each image; of images cut to it already: --frame image")
+    if part and trained != "image" and (first is None or first.look is None) and look_beside(loaded.checkpoint.path) is None:
+        reporter.warn(
+            "no network that looks first came with this policy, so its own backbone does, which finds less: name one with --look, such as "
+            "data/pretrained/street-numbers/look in a checkout of hsal"
+        )
+    return framed(loaded, backbone, frame, first)
 
 
 def load_with_backbone(

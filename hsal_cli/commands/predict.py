@@ -13,7 +13,7 @@ import typer
 from hsal_cli import console
 from hsal_cli.commands.asking import Yes, paced
 from hsal_cli.commands.options import Device, Images, Json, Overwrite, options
-from hsal_cli.commands.policies import LOOKING, FrameOption, PretrainedOption, RunOption, check_look, images_in, looks
+from hsal_cli.commands.policies import LOOKING, FrameOption, PretrainedOption, RunOption, images_in, looks
 from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.evaluation.settings import STOP_HELP
 from hsal_cli.features.settings import LookSettings
@@ -47,7 +47,7 @@ def predict(
     images: Images,
     run: RunOption = None,
     pretrained: PretrainedOption = None,
-    frame: FrameOption = "image",
+    frame: FrameOption = None,
     max_steps: MaxSteps = None,
     stop_threshold: StopThreshold = None,
     counts: Annotated[
@@ -63,7 +63,6 @@ def predict(
     from hsal_cli.models.look import to_json
     from hsal_cli.storage.atomic import write_text
 
-    check_look(frame, first)
     reporter = console.TerminalReporter()
     if counts is not None:
         _check_table(counts, overwrite)

@@ -10,7 +10,7 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.asking import Yes, about, begin, size
-from hsal_cli.commands.options import Config, Device, DryRun, Json, Preset, numbers_in, options, recipe_for, settings_for
+from hsal_cli.commands.options import Config, Device, DryRun, Json, Preset, backbone_in, numbers_in, options, recipe_for, settings_for
 from hsal_cli.errors import UsageError
 from hsal_cli.evaluation.settings import EvalSettings
 
@@ -55,7 +55,10 @@ def reproduce(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the runs and of the report.")] = Path("runs/reproduce"),
     backbone: Annotated[
-        Optional[Path], typer.Option("--backbone", help="Fine-tuned run for all.", show_default="the newest in runs/, made if missing")
+        Optional[Path],
+        typer.Option(
+            "--backbone", help="Fine-tuned run for all.", show_default="the newest in runs/, made if missing", callback=backbone_in
+        ),
     ] = None,
     device: Device = "auto",
     yes: Yes = False,

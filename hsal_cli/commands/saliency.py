@@ -9,7 +9,7 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.asking import Yes, paced
-from hsal_cli.commands.options import Device, Images, Json
+from hsal_cli.commands.options import Device, Images, Json, backbone_in
 from hsal_cli.commands.policies import images_in
 from hsal_cli.commands.visualize import targets
 from hsal_cli.errors import HsalError, UsageError
@@ -42,7 +42,10 @@ def saliency(
     backbone: Annotated[
         Optional[Path],
         typer.Option(
-            "--backbone", help="A run of hsal finetune, for activation.", show_default="the newest in runs/, else the pretrained one"
+            "--backbone",
+            help="A run of hsal finetune, for activation.",
+            show_default="the newest in runs/, else the pretrained one",
+            callback=backbone_in,
         ),
     ] = None,
     out: Annotated[

@@ -11,7 +11,7 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.asking import Yes, begin
-from hsal_cli.commands.options import Config, Device, DryRun, Json, Preset, options, recipe_for
+from hsal_cli.commands.options import Config, Device, DryRun, Json, Preset, backbone_in, options, recipe_for
 from hsal_cli.commands.policies import PretrainedOption, RunOption, load, meant
 from hsal_cli.experiments.settings import SweepSettings
 from hsal_cli.scenes.settings import DATASETS, SceneSettings
@@ -62,7 +62,10 @@ def sweep(
         typer.Option("--scenes", help="Scene file of those features, for the part saliency.", show_default="as the features noted"),
     ] = None,
     backbone: Annotated[
-        Optional[Path], typer.Option("--backbone", help="The fine-tuned run behind them.", show_default="as the policy noted, or in runs/")
+        Optional[Path],
+        typer.Option(
+            "--backbone", help="The fine-tuned run behind them.", show_default="as the policy noted, or in runs/", callback=backbone_in
+        ),
     ] = None,
     out: Annotated[
         Optional[Path], typer.Option("--out", help="Folder for the results.", show_default="sweep in the run, with --pretrained here")

@@ -19,6 +19,7 @@ from hsal_cli.commands.options import (
     Overwrite,
     Preset,
     Resume,
+    backbone_in,
     check_resumed,
     options,
     recipe_for,
@@ -61,7 +62,8 @@ def train(
         ),
     ] = None,
     backbone: Annotated[
-        Optional[Path], typer.Option("--backbone", help="Fine-tuned run.", show_default="the newest in runs/, made if missing")
+        Optional[Path],
+        typer.Option("--backbone", help="Fine-tuned run.", show_default="the newest in runs/, made if missing", callback=backbone_in),
     ] = None,
     saliency: Annotated[
         Optional[str], typer.Option("--saliency", help=SALIENCY_HELP, show_default="activation, or that of the feature file")

@@ -12,7 +12,17 @@ import typer
 from hsal_cli import console
 from hsal_cli.commands.asking import Yes, paced
 from hsal_cli.commands.options import Device, Images, Json, numbers_in, options
-from hsal_cli.commands.policies import LOOKING, FrameOption, PretrainedOption, RunOption, check_look, images_in, load_with_backbone, looks
+from hsal_cli.commands.policies import (
+    LOOKING,
+    FrameOption,
+    PretrainedOption,
+    RunOption,
+    check_look,
+    images_in,
+    load_with_backbone,
+    look_known,
+    looks,
+)
 from hsal_cli.commands.predict import MaxSteps, StopThreshold, words
 from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.features.settings import LookSettings
@@ -51,7 +61,7 @@ def visualize(
     images: Images = None,  # type: ignore[assignment]
     run: RunOption = None,
     pretrained: PretrainedOption = None,
-    frame: FrameOption = "image",
+    frame: FrameOption = None,
     out: Annotated[
         Optional[Path],
         typer.Option(
@@ -82,16 +92,16 @@ def visualize(
 
     picture = out.suffix.lower() if out is not None and out.suffix.lower() in PICTURES and not out.is_dir() else ".png"
     kinds = tuple(kind for kind, wanted in ((picture, True), (".gif", gif), (".html", html)) if wanted)
-    check_look(frame, first)
     reporter = console.TerminalReporter()
     images = images_in(images or [])
     if data is not None:
         if images or labels is not None:
             raise UsageError("--data goes without images and without --labels", "name either images or a scene file")
-        if frame != "image":
+        check_look("image", first)
+        if frame == "found":
             raise UsageError(
                 f"--frame {frame} takes images as they are, and those of {data} are cut and resized already",
-                "name image files, or cut the scene file so: hsal make-data street-numbers --frame found --look runs/finetune",
+                f"name image files, or cut the scene file so: hsal make-data street-numbers --frame found --look {look_known()}",
             )
         target = targets([Path(data.name)], out, kinds)[0]
         too_many = "asks for {} images in one picture", f"ask for at most {MOST_ROWS}"

@@ -25,6 +25,7 @@ from hsal_cli.policy.episode import Choose, Episode, greedy, sampling, until
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.set_predictor import SetPredictor
 from hsal_cli.progress import SILENT, Reporter
+from hsal_cli.scenes.settings import frame_of
 from hsal_cli.settings import as_dict
 
 if TYPE_CHECKING:
@@ -129,7 +130,8 @@ def evaluate_file(
 
     Returns:
         What `evaluate` gives, with baselines if the file has a training split, and `dataset` (the file's name without endings),
-        `split`, `features`, `scenes_digest`, `checkpoint`, `objective`, `parameters` (how many numbers were learned); and in `flops`
+        `split`, `features`, `scenes_digest`, `checkpoint`, `objective`, `parameters` (how many numbers were learned), `frame` (what was
+        cut out of the images) and `trained_frame` (of those that the policy was trained on); and in `flops`
         `backbone`, `windows` (of the cells looked at, where the features have them) and `image` in all, None where the backbone is nowhere.
 
     Raises:
@@ -146,7 +148,7 @@ def evaluate_file(
         if not len(table):
             raise FileError(f"split {settings.split} of {features} holds no image", "name another one with --split")
         train_labels = file.labels("train") if "train" in file.splits else None
-        made_from = {"features": str(features), "scenes_digest": file.scenes_digest}
+        made_from = {"features": str(features), "scenes_digest": file.scenes_digest, "frame": frame_of(file.config.scenes_config)}
         distributed.agree(
             features_digest=file.digest, scenes_digest=file.scenes_digest, weights=loaded.checkpoint.digest, eval=as_dict(settings)
         )
@@ -191,7 +193,7 @@ def evaluate_scenes(
         train_labels = torch.from_numpy(file.split("train").labels) if "train" in file.splits else None
         if settings.sample > 1:
             table = table.in_memory(settings.batch_size, reporter)
-        made_from = {"scenes": str(scenes), "scenes_digest": file.digest}
+        made_from = {"scenes": str(scenes), "scenes_digest": file.digest, "frame": frame_of(file.config)}
         distributed.agree(scenes_digest=file.digest, weights=loaded.checkpoint.digest, backbone=backbone.digest, eval=as_dict(settings))
         return _document(loaded, backbone, table, scenes, made_from, settings, device, reporter, train_labels)
 
@@ -244,6 +246,7 @@ def _document(
         "objective": loaded.meta.objective,
         "parameters": sum(parameter.numel() for parameter in loaded.policy.parameters()),
         "saliency": loaded.meta.saliency,
+        "trained_frame": loaded.meta.frame,
     }
 
 

@@ -64,6 +64,7 @@ class PolicyMeta:
         saliency: their saliency model.
         trust: how sure the policy may say it is, and what the images that it knows are like.
         fit: how images became squares: "squash", or "pad", as `make-data` calls them.
+        frame: what was cut out of images first: "image" (nothing), "number" or "found", as `make-data` calls them.
     """
 
     kind: Literal["policy", "count"]
@@ -82,6 +83,7 @@ class PolicyMeta:
     saliency: str = "activation"
     trust: Trust = dataclasses.field(default_factory=Trust)
     fit: Literal["squash", "pad"] = "squash"
+    frame: Literal["image", "number", "found"] = "image"
 
     def __post_init__(self) -> None:
         counts = () if self.count is None else (self.count.most, self.count.hidden, self.count.queries or 1)

@@ -135,6 +135,7 @@ def look(
     max_steps: int | None = None,
     names: Sequence[str | Path] | None = None,
     places: Sequence[str] | None = None,
+    finder: Finder | None = None,
 ) -> list[Look]:
     """Shows images to a policy.
 
@@ -145,21 +146,27 @@ def look(
         max_steps: cap on meta-steps; None: the policy's.
         names: one an image; None: their numbers from 1.
         places: where each image stands, "SPLIT/ROW" in a scene file, by which maps from files are found; None: the names.
+        finder: finds the region of each image that the policy is shown; None: it is shown the whole image.
     """
+    from PIL import Image
+
     from hsal_cli.features.saliency.models import saliency_model, seen_by_saliency
     from hsal_cli.vision.images import to_input
 
     device = next(policy.policy.parameters()).device
-    pictures = [as_rgb(image) for image in images]
-    within: list[Any] = [None] * len(pictures)
-    if policy.meta.fit == "pad":  # as the images of training were
-        pictures, within = map(list, zip(*map(padded, pictures), strict=True)) if pictures else (pictures, within)
-    called = [str(number + 1) for number in range(len(pictures))] if names is None else [str(name) for name in names]
+    pad = policy.meta.fit == "pad"  # as the images of training were
+    called = [str(number + 1) for number in range(len(images))] if names is None else [str(name) for name in names]
     standing = called if places is None else places
     saliency = saliency_model(policy.meta.saliency)
     looks = []
-    for start in range(0, len(pictures), BATCH):
-        batch = pictures[start : start + BATCH]
+    for start in range(0, len(images), BATCH):
+        whole = [as_rgb(image) for image in images[start : start + BATCH]]
+        frames: list[Any] = [None] * len(whole)
+        shown = whole
+        if finder is not None:
+            frames = [frame for _, frame in finder([Image.fromarray(picture.numpy()) for picture in whole])]
+            shown = [picture[y0:y1, x0:x1] for picture, (x0, y0, x1, y1) in zip(whole, frames, strict=True)]
+        batch, within = zip(*(padded(picture) if pad else (picture, None) for picture in shown), strict=True)
         with torch.inference_mode():
             inputs = torch.cat([to_input(picture[None].to(device), backbone.model.input_size) for picture in batch])
             closer = None
@@ -169,13 +176,14 @@ def look(
                 volumes = backbone.volumes(inputs)
             # One by one: pictures may differ in size.
             stages = seen_by_saliency(volumes, backbone.model)
-            shown = zip(batch, stages[:, None], standing[start : start + BATCH], strict=True)
-            maps = torch.cat([saliency(picture[None].to(device), volume, [place]) for picture, volume, place in shown])
+            pictures = zip(batch, stages[:, None], standing[start : start + BATCH], strict=True)
+            maps = torch.cat([saliency(picture[None].to(device), volume, [place]) for picture, volume, place in pictures])
             episode = policy.policy(volumes, maps, choose=policy.choose, max_steps=max_steps or policy.max_steps, closer=closer)
         unlike = policy.trust.unlike(volumes[:, : policy.policy.channels], maps)
         for place, picture in enumerate(batch):
             seen = look_at(episode, place, called[start + place], picture.numpy(), policy.classes, policy.trust.temperature)
-            looks.append(dataclasses.replace(seen, unlike=unlike[place], within=within[start + place]))
+            seen = dataclasses.replace(seen, unlike=unlike[place], within=within[place])
+            looks.append(seen if frames[place] is None else _in_whole(seen, whole[place].numpy(), frames[place]))
     return looks
 
 
@@ -186,7 +194,7 @@ def look_at_files(
 
     Args:
         paths, backbone, policy, max_steps: as in `look`.
-        finder: finds the region of each image that the policy is shown; None: it is shown the whole image.
+        finder: as in `look`.
 
     Yields:
         (path, look) in the order of the paths; in place of the look of a file that cannot be read, the error.
@@ -195,10 +203,8 @@ def look_at_files(
 
     for part in _read(paths):
         whole = [(path, image) for path, image in part if not isinstance(image, HsalError)]
-        frames = [frame for _, frame in finder([image for _, image in whole])] if finder and whole else [None] * len(whole)
-        shown = [from_pil(image if frame is None else image.crop(frame)) for (_, image), frame in zip(whole, frames, strict=True)]
-        seen = zip(look(shown, backbone, policy, max_steps, [path for path, _ in whole]), whole, frames, strict=True)
-        looks = (one if frame is None else _in_whole(one, np.array(image), frame) for one, (_, image), frame in seen)
+        shown = [from_pil(image) for _, image in whole]
+        looks = iter(look(shown, backbone, policy, max_steps, [path for path, _ in whole], finder=finder))
         for path, image in part:
             yield path, image if isinstance(image, HsalError) else next(looks)
 

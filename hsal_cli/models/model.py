@@ -11,16 +11,19 @@ import torch
 from torch import Tensor
 
 from hsal_cli.errors import UsageError
+from hsal_cli.features.settings import LookSettings
 from hsal_cli.models.load import LoadedPolicy, find_backbone, load_policy
 from hsal_cli.models.look import Look, look
-from hsal_cli.models.shipped import load_shipped, named_in
+from hsal_cli.models.shipped import BACKBONE, LOOK, load_shipped, look_beside, named_in, part_of
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.vision.backbone import ActivationModel, LoadedBackbone
+from hsal_cli.vision.backbone import ActivationModel, LoadedBackbone, load_backbone
 from hsal_cli.vision.devices import choose_device
 from hsal_cli.vision.images import from_pil, read_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from hsal_cli.scenes.street.frames import Finder
 
     Picture: TypeAlias = str | Path | Image | np.ndarray[Any, Any] | Tensor
     Several: TypeAlias = list[Any] | tuple[Any, ...]  # of pictures
@@ -33,10 +36,12 @@ class Model:
     Attributes:
         loaded: the policy as it was stored, with what its checkpoint says of it.
         activation: the backbone as it was stored.
+        finder: finds the region of an image that the policy sees, enlarged; None: it sees the whole image.
     """
 
     loaded: LoadedPolicy
     activation: LoadedBackbone
+    finder: Finder | None = None
 
     @property
     def policy(self) -> HSAL:
@@ -76,29 +81,71 @@ class Model:
         pictures = images if isinstance(images, (list, tuple)) else [images]
         names = [str(one) if isinstance(one, (str, Path)) else str(number) for number, one in enumerate(pictures, 1)]
         loaded = dataclasses.replace(self.loaded, stop_threshold=stop_threshold)
-        found = look([_pixels(one) for one in pictures], self.activation, loaded, max_steps, names)
+        found = look([_pixels(one) for one in pictures], self.activation, loaded, max_steps, names, finder=self.finder)
         return found if isinstance(images, (list, tuple)) else found[0]
 
 
-def load(name: str | Path, device: str = "auto") -> Model:
+def load(name: str | Path, device: str = "auto", frame: str | None = None) -> Model:
     """Loads a trained policy with its backbone; every file is verified.
 
     Args:
         name: a run of `hsal train`, or one of its checkpoints; a folder that `hsal export` wrote, or FOLDER/NAME for one policy of several
             in it; or the name of a policy that comes with hsal, such as "mnist-multiset".
         device: auto (a GPU where there is one), cpu, cuda, cuda:N or mps.
+        frame: what it sees of an image: "image", the whole of it; "found", the region that a first look finds, enlarged; None: what it was
+            trained on, "found" also where that was the number, cut out by its boxes.
 
     Raises:
-        UsageError: there is no such policy, or no such device.
+        UsageError: there is no such policy, no such device, or no such frame.
         FileError: a file is missing or damaged, or the backbone is nowhere.
     """
     place, exported = Path(name).expanduser(), named_in(name)
     chosen = choose_device(device)
     if exported is None and place.is_dir():
         loaded = load_policy(place, device=chosen)
-        return Model(loaded, find_backbone(loaded, chosen))
+        return framed(loaded, find_backbone(loaded, chosen), frame)
     shipped = load_shipped(exported or str(name), chosen)
-    return Model(shipped.policy, shipped.backbone)
+    return framed(shipped.policy, shipped.backbone, frame)
+
+
+def framed(loaded: LoadedPolicy, backbone: LoadedBackbone, frame: str | None, first: LookSettings | None = None) -> Model:
+    """A policy that sees of an image what `load` says.
+
+    Args:
+        first: how a first look finds a region. Where no network is named, it is the one that came with the policy, else its backbone.
+
+    Raises:
+        UsageError: there is no such frame; FileError: the network that looks first is nowhere, or damaged.
+    """
+    if frame not in (None, "image", "found"):
+        raise UsageError(f"there is no frame {frame!r}", "take image or found")
+    if not sees_a_part(loaded, frame):
+        return Model(loaded, backbone)
+    first = first or LookSettings()
+    place = look_beside(loaded.checkpoint.path) if first.look is None else Path(first.look).expanduser()
+    return Model(loaded, backbone, finder_of(place, first, backbone))
+
+
+def sees_a_part(loaded: LoadedPolicy, frame: str | None) -> bool:
+    """Whether a policy is shown the region that a first look finds in an image: where that is asked for, or what it was trained on."""
+    return frame == "found" or (frame is None and loaded.meta.frame != "image")
+
+
+def finder_of(place: Path | None, first: LookSettings, own: LoadedBackbone | None = None) -> Finder:
+    """What finds the region of an image.
+
+    Args:
+        place: the network that looks: a run, a checkpoint, or a folder that `hsal export` wrote; None: `own`.
+        first: how.
+        own: the backbone of a policy, on whose device the other looks too; None: on a GPU where there is one.
+    """
+    from hsal_cli.features.two_looks import TwoLooks
+
+    if place is None:
+        assert own is not None
+        return TwoLooks(own, first)
+    device = choose_device("auto") if own is None else own.model.fc.weight.device
+    return TwoLooks(load_backbone(part_of(place, LOOK, BACKBONE), device=device), first)
 
 
 def _pixels(image: Any) -> Tensor:

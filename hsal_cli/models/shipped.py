@@ -225,18 +225,37 @@ def load_shipped(name: str, device: torch.device | str = "cpu", counts: bool = F
     return Shipped(full, policy, find_backbone(policy, device, folder / BACKBONE), stated)
 
 
-def look_beside(name: str) -> Path | None:
-    """The network that looks first for a policy that comes with hsal, verified; None where none came with it.
+def part_of(place: Path, *parts: str) -> Path:
+    """The network that is meant by the folder that `hsal export` wrote it into; any other place stays as it is.
+
+    Args:
+        place: of a network, or such a folder.
+        parts: `LOOK`, `BACKBONE`: the first of them that the folder has, verified.
 
     Raises:
-        UsageError, FileError: as `load_shipped`.
+        FileError: it is damaged.
     """
-    folder, _ = find_shipped(name)
-    entry = read_manifest(folder).look
-    if entry is None:
-        return None
-    check_files(named(folder, LOOK, a_folder=True), entry.sha256)
-    return folder / LOOK
+    if not is_export(place):
+        return place
+    known = read_manifest(place).parts
+    part = next((part for part in parts if part in known), None)
+    if part is None:
+        return place
+    check_files(named(place, part, a_folder=True), known[part].sha256)
+    return place / part
+
+
+def look_beside(policy: Path) -> Path | None:
+    """The network that looks first for a policy that `hsal export` wrote, verified; None where none came with it.
+
+    Args:
+        policy: the folder of its checkpoint.
+
+    Raises:
+        FileError: it is damaged.
+    """
+    found = part_of(policy.absolute().parent, LOOK)
+    return found if found.name == LOOK else None
 
 
 def check_files(folder: Path, sums: dict[str, str]) -> None:

@@ -1,4 +1,7 @@
-"""An episode as an animation: the mask, then glimpse after glimpse, then the label, meta-step by meta-step; at the end the multiset."""
+"""An episode as an animation: the mask, then glimpse after glimpse, then the label, meta-step by meta-step; at the end the multiset.
+
+Where the policy saw a region alone, that is the image; what it was cut out of comes first.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from hsal_cli.pictures.marks import (
@@ -21,8 +25,10 @@ from hsal_cli.pictures.marks import (
     draw_map,
     draw_plate,
     fitted,
+    marked_part,
     outlined,
     panel_size,
+    part_seen,
     seen_in,
     shortened,
     to_maximum,
@@ -102,7 +108,7 @@ class Frame:
 def frame_of(look: Look, side: int = SIDES[0]) -> Frame:
     """The frame for an image whose area is a square's of this side, px."""
     classes = max((min(CLASSES, len(step.classes)) for step in (*look.steps, look.end) if step is not None), default=0)
-    return Frame(panel_size(look.image, side), classes)
+    return Frame(panel_size(np.asarray(part_seen(look)), side), classes)
 
 
 def film(looks: Sequence[Look], truths: Sequence[Sequence[str] | None] | None = None) -> bytes:
@@ -131,7 +137,7 @@ def frames(look: Look, truth: Sequence[str] | None, side: int = SIDES[0]) -> Ite
         (RGB image, how long it is shown in ms).
     """
     frame = frame_of(look, side)
-    photo = Image.fromarray(look.image).resize(frame.photo, Image.Resampling.LANCZOS)
+    photo = part_seen(look).resize(frame.photo, Image.Resampling.LANCZOS)
     right = hits(look.labels, truth) if truth is not None else [None] * len(look.steps)
     title, subtitle = titles(look, truth)
     name = brief(Path(look.name).name)
@@ -151,17 +157,21 @@ def frames(look: Look, truth: Sequence[str] | None, side: int = SIDES[0]) -> Ite
         _draw_labels(draw, (MARGIN, frame.foot), width - 2 * MARGIN, labels)
         return picture
 
+    if look.region is not None:
+        whole = ImageOps.contain(Image.fromarray(look.image), frame.photo, Image.Resampling.LANCZOS)
+        marked = marked_part(whole, seen_in((0, 0, *whole.size), look))
+        yield page(("a first look finds a region", name), ImageOps.pad(marked, frame.photo, color=PAPER), None, []), NAME
     for place, step in enumerate(look.steps):
-        outline = outlined(photo, step, seen_in((0, 0, *photo.size), look))
+        outline = outlined(photo, step)
         for taken in range(len(step.glimpses) + 1):
             row, column = step.glimpses[taken - 1] if taken else (0, 0)
             said = f"glimpse {taken} at row {row}, column {column}" if taken else "the covert mask"
             picture = page((f"step {place + 1}: {said}", name), outline, step, named[:place])
-            _draw_glimpses(picture, frame, step, taken, photo, seen_in(frame.image, look))
+            _draw_glimpses(picture, frame, step, taken, photo)
             yield picture, GLIMPSE if taken else MASK
         verdict = {None: "", True: ", a hit", False: ", a miss"}[right[place]]
         picture = page((f"step {place + 1}: names {brief(step.label)}{verdict}", name), outline, step, named[: place + 1])
-        _draw_glimpses(picture, frame, step, None, photo, seen_in(frame.image, look))
+        _draw_glimpses(picture, frame, step, None, photo)
         _draw_bars(picture, frame, step)
         yield picture, NAME
     picture = page((title, subtitle), photo, look.end, named)
@@ -190,9 +200,9 @@ def _draw_bars(picture: Image.Image, frame: Frame, step: LookStep) -> None:
     draw_classes(draw, frame.place(3), step.classes)
 
 
-def _draw_glimpses(picture: Image.Image, frame: Frame, step: LookStep, taken: int | None, photo: Image.Image, part: Box) -> None:
-    for box, shown, cells in ((frame.image, photo, part), (frame.panel(2), None, None)):
-        draw_glimpses(ImageDraw.Draw(picture), box, step, taken, shown, cells)
+def _draw_glimpses(picture: Image.Image, frame: Frame, step: LookStep, taken: int | None, photo: Image.Image) -> None:
+    for box, shown in ((frame.image, photo), (frame.panel(2), None)):
+        draw_glimpses(ImageDraw.Draw(picture), box, step, taken, shown)
 
 
 def _draw_all(picture: Image.Image, frame: Frame, look: Look, photo: Image.Image) -> None:
@@ -203,7 +213,7 @@ def _draw_all(picture: Image.Image, frame: Frame, look: Look, photo: Image.Image
             labels.setdefault(cell, []).append(step.label)
     draw = ImageDraw.Draw(picture)
     for cell, names in labels.items():
-        x0, y0, x1, y1 = cell_box(seen_in(frame.image, look), cell, look.steps[0].mask.shape)
+        x0, y0, x1, y1 = cell_box(frame.image, cell, look.steps[0].mask.shape)
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=ORANGE, width=2)
         text = shortened(", ".join(map(brief, names)), SMALL, max(NAMES, 2 * (x1 - x0)))
         draw_plate(draw, frame.image, (x0, y0, x1, y1), text, photo)

@@ -75,6 +75,12 @@ def seen_in(box: Box, look: Look) -> Box:
     return xs[0], ys[0], xs[1], ys[1]
 
 
+def part_seen(look: Look) -> Image.Image:
+    """What the policy saw of the image: all of it, or the region that was found."""
+    whole = Image.fromarray(look.image)
+    return whole if look.region is None else whole.crop(look.region)
+
+
 def to_maximum(mask: np.ndarray) -> np.ndarray:
     """A mask in units of its maximum, as it is coloured."""
     top = mask.max()
@@ -95,19 +101,17 @@ def draw_glimpses(
     step: LookStep,
     taken: int | None = None,
     photo: Image.Image | None = None,
-    part: Box | None = None,
 ) -> None:
     """Outlines the glimpsed cells and numbers them beside the cell, which may be small; glimpses of one cell share a plate.
 
     Args:
         taken: only the first so many glimpses; None: all.
         photo: what the panel shows, of its size, so that plates hide little of it; None: nothing that could be hidden.
-        part: of the panel, that the cells divide (see `seen_in`); None: all of it.
     """
     numbers: dict[tuple[int, int], list[int]] = {}
     for number, cell in enumerate(step.glimpses[:taken]):
         numbers.setdefault(tuple(cell), []).append(number + 1)
-    places = {cell: cell_box(part or box, cell, step.mask.shape) for cell in numbers}
+    places = {cell: cell_box(box, cell, step.mask.shape) for cell in numbers}
     for place in places.values():
         draw_ring(draw, place)
     plates: list[Box] = []
@@ -162,7 +166,7 @@ def outlined(photo: Image.Image, step: LookStep, part: Box | None = None) -> Ima
         part: px of the photo that the cells divide; None: all of it.
     """
     if part is not None and part != (0, 0, *photo.size):
-        photo = framed(photo, part)
+        photo = marked_part(photo, part)
         photo.paste(outlined(photo.crop(part), step), part[:2])
         return photo
     width, height = photo.size
@@ -182,7 +186,7 @@ def outlined(photo: Image.Image, step: LookStep, part: Box | None = None) -> Ima
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
-def framed(photo: Image.Image, part: Box) -> Image.Image:
+def marked_part(photo: Image.Image, part: Box) -> Image.Image:
     """The image with a line around a part of it."""
     photo = photo.copy()
     draw = ImageDraw.Draw(photo)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from hsal_cli.pictures.marks import part_seen
 from hsal_cli.pictures.palette import SCALE
 from hsal_cli.pictures.trajectory import hits, remaining, titles
 from hsal_cli.pictures.writing import MARK
@@ -61,6 +62,7 @@ def page_of(looks: Sequence[dict[str, Any]], title: str, pad: str = "", style: s
 def document_of(look: Look, truth: Sequence[str] | None = None) -> dict[str, Any]:
     """What the page shows of one look; the meta-step that named stop is its last step."""
     title, subtitle = titles(look, truth)
+    seen = np.asarray(part_seen(look))
     meta_steps = [*look.steps, *([look.end] if look.end is not None else [])]
     right = hits(look.labels, truth) if truth is not None else [None] * len(look.steps)
     left = remaining(look.labels, truth) if truth is not None else [[]] * (len(look.steps) + 1)
@@ -84,13 +86,20 @@ def document_of(look: Look, truth: Sequence[str] | None = None) -> dict[str, Any
         "lowest": round(look.lowest, DIGITS),
         "warnings": look.warnings,
         "known": truth is not None,
-        "image": data_uri(look.image),
-        "size": [look.image.shape[1], look.image.shape[0]],
-        "region": list(look.region or (0, 0, look.image.shape[1], look.image.shape[0])),
+        "image": data_uri(seen),
+        "size": [seen.shape[1], seen.shape[0]],
+        "whole": None if look.region is None else {"image": data_uri(look.image), "box": shares_of(look.region, look.image.shape)},
         "grid": list(meta_steps[0].mask.shape) if meta_steps else [1, 1],
         "classes": [brief(name) for name, _ in meta_steps[0].classes] if meta_steps else [],
         "steps": steps,
     }
+
+
+def shares_of(region: Sequence[int], shape: Sequence[int]) -> list[float]:
+    """Where a region (x0, y0, x1, y1 in px) of an image (H, W, ...) lies, as left, top, width and height in shares of the image's sides."""
+    (x0, y0, x1, y1), (height, width) = region, shape[:2]
+    x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)  # it may be padded
+    return [round(share, DIGITS) for share in (x0 / width, y0 / height, (x1 - x0) / width, (y1 - y0) / height)]
 
 
 def data_uri(image: np.ndarray) -> str:

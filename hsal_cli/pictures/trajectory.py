@@ -30,6 +30,7 @@ from hsal_cli.pictures.marks import (
     fitted,
     outlined,
     panel_size,
+    part_seen,
     seen_in,
     shortened,
     to_maximum,
@@ -57,13 +58,15 @@ class Layout:
     """Where the panels of one trajectory stand, px from its upper left corner.
 
     Attributes:
-        panel: (width, height) of a panel; its proportions are the image's.
+        panel: (width, height) of the first row's panels; its proportions are the image's.
+        part: the same of the other rows, whose proportions are those of what the policy saw of the image.
         steps: columns, at least 1.
         classes: how many class probabilities a column shows.
         rows: of panels: two lines of words and a symbol.
     """
 
     panel: tuple[int, int]
+    part: tuple[int, int]
     steps: int
     classes: int = 0
     rows: tuple[tuple[str, str, str], ...] = ROWS
@@ -76,7 +79,7 @@ class Layout:
     @property
     def strip(self) -> int:
         """Height of the columns, from the step's number to the label that is named."""
-        return STEP + len(self.rows) * (self.panel[1] + GAP) + self.classes * BAR + NAMED
+        return STEP + self.panel[1] + (len(self.rows) - 1) * (self.part[1] + GAP) + GAP + self.classes * BAR + NAMED
 
     @property
     def size(self) -> tuple[int, int]:
@@ -86,14 +89,14 @@ class Layout:
     @property
     def column(self) -> int:
         """Width of a column: a panel, or what labels and bars need."""
-        return max(self.panel[0], 112)
+        return max(self.panel[0], self.part[0], 112)
 
     def box(self, row: int, step: int) -> Box:
         """The panel of a row, from 0, and a step: x0, y0, x1, y1, half-open."""
-        width, height = self.panel
+        width, height = self.part if row else self.panel
         below, beside = divmod(step, self.across)
         x = LEFT + beside * (self.column + GAP) + (self.column - width) // 2
-        y = TITLE + below * self.strip + STEP + row * (height + GAP)
+        y = TITLE + below * self.strip + STEP + (self.panel[1] + GAP + (row - 1) * (height + GAP) if row else 0)
         return x, y, x + width, y + height
 
     def bars(self, step: int) -> Box:
@@ -106,7 +109,8 @@ def layout_of(look: Look, side: int = 168) -> Layout:
     """The layout of a trajectory whose panels have the area of a square of this side, px."""
     steps = shown_steps(look)
     classes = min(CLASSES, len(steps[0].classes)) if steps else 0
-    return Layout(panel_size(look.image, side), max(1, len(steps)), classes, ROWS if look.region is None else (ROWS[0], REGION, *ROWS[1:]))
+    rows = ROWS if look.region is None else (ROWS[0], REGION, *ROWS[1:])
+    return Layout(panel_size(look.image, side), panel_size(np.asarray(part_seen(look)), side), max(1, len(steps)), classes, rows)
 
 
 def side_by_side(count: int, width: int, room: int) -> int:
@@ -186,9 +190,8 @@ def _draw_block(sheet: type[Sheet], look: Look, truth: Sequence[str] | None, lay
     draw = picture.draw
     for text, size, y, colour in heading:
         draw.text((0, y), text, colour, font(size), anchor="ls")
-    whole = Image.fromarray(look.image)
-    photo = whole.resize(layout.panel, Image.Resampling.LANCZOS)
-    zoomed = None if look.region is None else whole.crop(look.region).resize(layout.panel, Image.Resampling.LANCZOS)
+    photo = Image.fromarray(look.image).resize(layout.panel, Image.Resampling.LANCZOS)
+    zoomed = None if look.region is None else part_seen(look).resize(layout.part, Image.Resampling.LANCZOS)
     steps = shown_steps(look)
     for first in range(0, max(1, len(steps)), layout.across):
         _draw_labels(draw, layout, first, bool(steps))
@@ -225,7 +228,8 @@ def shown_steps(look: Look) -> list[LookStep]:
 def _draw_labels(draw: ImageDraw.ImageDraw, layout: Layout, step: int, named: bool) -> None:
     """The words at the left of the strip that begins with a step; without any meta-step, of the image alone."""
     for row, (first, second, symbol) in enumerate(layout.rows if named else layout.rows[:1]):
-        _row_label(draw, layout.box(row, step)[1] + layout.panel[1] // 2, first, second, symbol)
+        _, top, _, bottom = layout.box(row, step)
+        _row_label(draw, (top + bottom) // 2, first, second, symbol)
     if named:
         _, y0, _, y1 = layout.bars(step)
         if layout.classes:

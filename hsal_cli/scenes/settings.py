@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hsal_cli.errors import UsageError
 from hsal_cli.settings import SEED_LIMIT, check, setting
@@ -22,6 +23,11 @@ def made_by(path: Path) -> str:
     if path.stem in (*DATASETS, SEARCH, "street-numbers", "svhn-multiset"):
         return f"make it with: hsal make-data {path.stem} --out {shlex.quote(str(path))}"
     return f"of your own images make it with: hsal make-data folder --images DIR --labels FILE --out {shlex.quote(str(path))}"
+
+
+def frame_of(config: Mapping[str, Any]) -> str:
+    """What was cut out of the images of a scene file with this config: image (nothing), number or found."""
+    return str(config.get("frame", "image"))
 
 
 FRAME_HELP = (

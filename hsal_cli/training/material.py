@@ -20,6 +20,7 @@ from hsal_cli.progress import Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.settings import HELD_OUT, TrainSettings
 from hsal_cli.runs.start import say_missing_classes
+from hsal_cli.scenes.settings import frame_of
 from hsal_cli.vision.backbone import load_backbone
 
 VALIDATION_MOST = 2_000  # held-out images; more would only slow the epochs down
@@ -40,6 +41,7 @@ class Material:
         digests: what config.json and checkpoints say of the data's origin.
         window: images held in memory at a time; 0: all.
         fit: how the images became squares.
+        frame: what was cut out of them first.
     """
 
     features: Path
@@ -51,6 +53,7 @@ class Material:
     digests: dict[str, str]
     window: int
     fit: str
+    frame: str
     views: int = 1
 
     @property
@@ -80,14 +83,14 @@ def read_material(features: Path, settings: TrainSettings, window: int | None, m
         ordered = settings.task == "list" and file.config.mirror  # a list has an order, which a mirror turns round
         if (file.config.views or 1) > 1 and not window and not ordered:
             table, views = table.followed_by(file.table(VIEWS)), file.config.views
-        fit = file.config.scenes_config.get("fit", "squash")
+        fit, frame = file.config.scenes_config.get("fit", "squash"), frame_of(file.config.scenes_config)
         digests = {
             "features_digest": file.digest,
             "scenes_digest": file.scenes_digest,
             "backbone_digest": file.backbone_digest,
             "saliency": file.saliency,
         }
-        found = Material(features, table, rows, scored, file.classes, file.volume_shape, digests, window, fit, views)
+        found = Material(features, table, rows, scored, file.classes, file.volume_shape, digests, window, fit, frame, views)
     say_missing_classes(table.labels, found.classes, features, reporter)
     return found
 

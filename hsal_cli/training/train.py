@@ -248,6 +248,7 @@ def _task(
         "backbone": backbone,
         "features": str(material.features),
         "fit": material.fit,
+        "frame": material.frame,
         **material.digests,
     }
     make_task = {"count": CountTask, "set": SetTask}.get(settings.objective, PolicyTask)
