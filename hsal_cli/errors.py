@@ -23,6 +23,10 @@ class UsageError(HsalError):
     exit_code = 2
 
 
+class NotInstalled(HsalError):
+    """A package that hsal can do without is needed for this, and is not here."""
+
+
 class FileError(HsalError):
     """A file is missing, damaged, of another kind, or does not belong to the files it is used with."""
 

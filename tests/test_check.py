@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from hsal_cli.commands.check import check
 from hsal_cli.commands.doctor import doctor
-from hsal_cli.errors import HsalError
+from hsal_cli.errors import HsalError, NotInstalled
 from hsal_cli.storage import checkpoints
 from hsal_cli.upkeep import doctor as room
 from hsal_cli.upkeep.check import check_path, check_paths
@@ -228,6 +228,15 @@ def test_weights_that_do_not_fit_their_own_description_are_a_fault(place: Path) 
     assert "meta.gru.weight is unknown" in report.faults[0]
 
 
+def test_a_network_whose_package_is_not_here_is_no_fault(place: Path, monkeypatch) -> None:
+    def missing(*_: object) -> None:
+        raise NotInstalled("networks of timm need timm", "pip install 'hsal[timm]'")
+
+    monkeypatch.setattr("hsal_cli.upkeep.check_run.policy_of", missing)
+    report = check_path(place / "run" / "checkpoints" / "epoch-00003-step-0000000")
+    assert report.ok and "networks of timm need timm" in report.notes[0]
+
+
 def test_a_folder_with_nothing_of_ours_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"x")
     assert [report.faults for report in check_paths([tmp_path])] == [["it is a folder with nothing of hsal in it"]]
@@ -245,7 +254,7 @@ def test_the_doctor_looks_at_everything_and_json_says_the_same(monkeypatch, tmp_
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     found = json.loads(call("doctor", "--json").stdout)
     names = [part["what"] for part in found]
-    for name in ("python", "hsal", "torch", "torchvision", "cpu", "cuda", "mps", "ImageNet weights", "MNIST", "memory", "disk"):
+    for name in ("python", "hsal", "torch", "torchvision", "cpu", "cuda", "mps", "ImageNet weights", "timm", "MNIST", "memory", "disk"):
         assert name in names
     held = {part["what"]: part for part in found}
     assert held["MNIST"]["state"] == "ok" and str(mnist_dir) in held["MNIST"]["found"]

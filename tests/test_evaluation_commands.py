@@ -136,6 +136,24 @@ def test_eval_of_a_scene_file_uses_the_features_of_the_policys_own_backbone(here
     assert asked == [("scenes.h5", True, "activation")]
 
 
+def test_images_need_not_show_every_class_that_the_policy_knows(here):
+    """Labels count in the order of a file's own classes, scores in that of the policy's."""
+    digest = json.loads((here / "runs/finetune/checkpoints/epoch-1/manifest.json").read_text())["sha256"]["weights.safetensors"]
+    table = small_table(6, seed=1, shape=(512, 3, 3))
+    few = torch.where(table.labels == 1, 0, table.labels)  # no image shows the policy's class 1
+    write_features(here / "all.features.h5", {"test": table.labelled(few, table.boxes)}, backbone_digest=digest)
+    other = torch.tensor([1, -1, 0, -1])[few]  # the last place is that of -1
+    seen = [NAMES[2], NAMES[0]]
+    write_features(here / "few.features.h5", {"test": table.labelled(other, table.boxes)}, backbone_digest=digest, classes=seen)
+    whole, part = (json.loads(call("eval", "--data", f"{name}.features.h5", "--json", "--resamples", 5).stdout) for name in ("all", "few"))
+    assert part["by_class"] == whole["by_class"] and part["exact_match"] == whole["exact_match"] and part["micro_f1"] > 0
+
+
+def test_true_labels_that_the_policy_cannot_name_are_refused(here):
+    assert "no class 'ferret'" in call("visualize", "grey.png", "--labels", "ferret", code=1).said
+    assert not (here / "grey.hsal.png").exists()
+
+
 @pytest.mark.parametrize(
     ("classes", "words_", "said"),
     [(["cat", "dog", "yak"], (), "yak"), (NAMES, ("--split", "train"), "no split 'train'")],

@@ -183,6 +183,26 @@ def test_only_an_earlier_export_is_replaced_and_only_when_asked(runs) -> None:
     assert Path("other/mine.txt").read_text() == "mine" and Path("out/notes.txt").is_file()
 
 
+def test_a_network_that_looks_first_is_not_lost_without_a_word(runs) -> None:
+    export(["runs/a"], Path("out"), look=Path("runs/finetune"))
+    with pytest.raises(UsageError, match="looks first, and it would be lost") as refused:
+        export(["runs/a"], Path("out"), overwrite=True)
+    assert "--look out/look" in refused.value.hint
+    export(["runs/b"], Path("out"), overwrite=True, look=Path("out/look"))
+    assert sorted(path.name for path in Path("out").iterdir()) == ["backbone", "look", "manifest.json", "mnist-toy.multiset"]
+
+
+def test_weights_that_are_not_finite_are_not_exported(runs) -> None:
+    folder = runs / "a" / "checkpoints" / "epoch-1"
+    found = checkpoints.read_checkpoint(folder)
+    found.weights["controller.label.bias"][1] = torch.nan
+    shutil.rmtree(folder)
+    checkpoints.write_checkpoint(folder, found.weights, None, found.meta)
+    with pytest.raises(FileError, match=r"controller\.label\.bias of mnist-toy\.rl has values that are not finite"):
+        export(["runs/a"], Path("out"))
+    assert not Path("out").exists()
+
+
 def test_a_folder_that_cannot_be_replaced_stays_whole(runs, monkeypatch) -> None:
     export(["runs/a"], Path("out"))
     before = Path("out/manifest.json").read_text()

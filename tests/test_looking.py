@@ -99,11 +99,12 @@ def test_the_share_of_meta_steps_whose_glimpses_fall_on_one_cell_is_told(changes
 @pytest.mark.parametrize(
     ("lost", "said"),
     [
-        ({"random": (0.001, 0.005), "saliency": (0.0, 0.0)}, "glimpses fall decides nothing"),
-        ({"random": (0.2, 0.3), "saliency": (0.1, 0.2)}, "random in its place costs 0.200"),
-        ({"random": (0.2, 0.3), "saliency": (0.0, 0.001)}, "the maximum of the saliency map does as well"),
+        ({"random": (0.001, 0.0, 0.005), "saliency": (0.0, 0.0, 0.0)}, "glimpses fall decides nothing"),
+        ({"random": (0.2, 0.1, 0.3), "saliency": (0.1, 0.0, 0.2)}, "random in its place costs 0.200"),
+        ({"random": (0.2, 0.1, 0.3), "saliency": (0.0, 0.0, 0.001)}, "the maximum of the saliency map does as well"),
+        ({"random": (0.01, -0.005, 0.03), "saliency": (0.0, 0.0, 0.001)}, "glimpses fall is not settled: random in its place costs 0.010"),
     ],
 )
 def test_what_is_found_is_said_in_words(lost, said) -> None:
-    ways = {way: {"exact_match": 0.5, "lost": mean, "lost_ci95": [0.0, high]} for way, (mean, high) in lost.items()}
+    ways = {way: {"exact_match": 0.5, "lost": mean, "lost_ci95": [low, high]} for way, (mean, low, high) in lost.items()}
     assert any(said in text for text in verdicts({"glimpses": ways, "masks": {}}))

@@ -18,7 +18,7 @@ from hsal_cli.bench.timing import Piece
 from hsal_cli.errors import HsalError
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments.grid import Grid, Step
-from hsal_cli.experiments.pipeline import Recipe, backbone_scenes, features_path
+from hsal_cli.experiments.pipeline import Recipe, backbone_scenes, check_makeable, features_path
 from hsal_cli.experiments.settings import SweepSettings
 from hsal_cli.features.precompute import plan as plan_features
 from hsal_cli.features.settings import SALIENCY, STAGED, PrecomputeSettings
@@ -106,7 +106,8 @@ def seconds_of(
 
 
 def making_scenes(path: Path, settings: SceneSettings, asked: bool = False) -> list[Work]:
-    """Composing a data set, if it is missing."""
+    """Composing a data set, if it is missing; FileError where that is nothing that can be composed."""
+    check_makeable(path)
     return [] if path.exists() else [dataclasses.replace(composing(path, settings), asked=asked)]
 
 
@@ -147,7 +148,8 @@ def _computing(out: Path, images: float, size: float, resolution: str | None, as
 
 
 def images_of(path: Path, settings: SceneSettings) -> dict[str, int]:
-    """Images in each split of a scene or feature file; of one that is missing, as many as it will have."""
+    """Images in each split of a scene or feature file; of one that is missing, as many as it will have. FileError: it cannot be made."""
+    check_makeable(path)
     if not path.exists():
         return {"train": settings.train, "test": settings.test}
     if format_of(path) == SCENES:

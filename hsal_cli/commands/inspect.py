@@ -14,13 +14,14 @@ from hsal_cli.errors import UsageError
 from hsal_cli.words import brief
 
 LONGEST = 78  # letters of a setting that the table shows
+STATED = ("exact_match", "macro_f1", "accuracy", "test_accuracy")  # figures of a manifest
 FEW = 30  # classes that are listed; of more, the rarest and the most frequent
 
 Table = tuple[str, list[str], list[list[str]]]
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A scene file, a feature file, or the folder of a run.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="A scene or feature file, or the folder of a run or of hsal export.", show_default=False)],
     out: Annotated[
         Optional[Path],
         typer.Option("--out", help="A PNG to draw: labels, objects an image, sizes, positions, overlap, saliency.", show_default=False),
@@ -28,12 +29,16 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Say what is in a file: splits, classes, label counts, sizes, overlap, digests, and how it was made."""
+    from hsal_cli.models.shipped import is_export
+
     if out is not None:
         if out.suffix.lower() != ".png":
             raise UsageError(f"--out {out} is not a PNG file", "give --out a name that ends in .png")
         if file.is_dir():
             raise UsageError(f"--out draws what is in a data file; {file} is a folder", f"hsal report {file}")
-    if file.is_dir():
+    if file.is_dir() and is_export(file):
+        document, made = _export(file)
+    elif file.is_dir():
         from hsal_cli.runs.record import read_record, run_summary
 
         document: dict[str, Any] = {"run": str(file), **run_summary(read_record(file))}
@@ -56,6 +61,27 @@ def inspect(
         console.print_table(title, columns, rows)
     if out is not None:
         console.print_line(f"drawn in {out}")
+
+
+def _export(folder: Path) -> tuple[dict[str, Any], list[Table]]:
+    """What a folder of `hsal export` holds, and what its manifest states of each part."""
+    from hsal_cli.models.shipped import read_manifest
+    from hsal_cli.storage.checkpoints import read_checkpoint
+
+    manifest = read_manifest(folder)
+    parts: dict[str, Any] = {}
+    rows = []
+    for name, entry in manifest.parts.items():
+        stated = entry.result.raw if entry.result else {}
+        meta = read_checkpoint(folder / name).meta
+        parts[name] = {"command": entry.command, "seed": entry.seed, "stated": stated, "meta": meta}
+        figures = [f"{key.replace('_', ' ')} {stated[key]:.4f}" for key in STATED if isinstance(stated.get(key), float)]
+        frame = f", frame {meta.get('frame', 'image')}" if name in manifest.policies else ""
+        what = f"{meta.get('objective')} policy{frame}" if name in manifest.policies else str(meta.get("arch") or "backbone")
+        bytes_ = sum(file.stat().st_size for file in (folder / name).iterdir())
+        rows.append([name, what, f"{bytes_ / 1e6:.1f} MB", ", ".join(figures) or "-"])
+    document = {"export": str(folder), "format_version": manifest.format_version, "parts": parts}
+    return document, [(str(folder), ["part", "what", "size", "stated"], rows)]
 
 
 def _file_tables(found: dict[str, Any]) -> list[Table]:

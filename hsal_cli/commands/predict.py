@@ -59,7 +59,7 @@ def predict(
     yes: Yes = False,
     json: Json = False,
 ) -> None:
-    """Name every object in images, repeats included; --json adds the glimpses and maps of each meta-step."""
+    """Name every object in images, repeats included, in the order it looked at them; --json adds glimpses and maps of each meta-step."""
     from hsal_cli.models.look import to_json
     from hsal_cli.storage.atomic import write_text
 

@@ -13,6 +13,7 @@ from hsal_cli import console
 from hsal_cli.commands.asking import Yes, begin
 from hsal_cli.commands.options import Config, Device, DryRun, Json, Preset, backbone_in, options, recipe_for
 from hsal_cli.commands.policies import PretrainedOption, RunOption, load, meant
+from hsal_cli.errors import UsageError
 from hsal_cli.experiments.settings import SweepSettings
 from hsal_cli.scenes.settings import DATASETS, SceneSettings
 from hsal_cli.settings import as_dict
@@ -99,6 +100,11 @@ def sweep(
                 reporter.warn(f"{named} came without features to train on, so {' and '.join(TRAINED)} are left out")
             settings = dataclasses.replace(settings, parts=",".join(left) or "count")
         by_name = shipped is not None and data is None and shipped.dataset in DATASETS
+        if shipped and data is None and not by_name:
+            raise UsageError(
+                f"a sweep varies the scenes that a policy was trained on, and {named} came without its own",
+                f"name their features: hsal sweep --pretrained {named} --data FEATURES.h5",
+            )
         recipe = (
             SceneRecipe(shipped.dataset, SceneSettings(train=0, test=settings.images), source)
             if shipped and by_name

@@ -26,6 +26,7 @@ from hsal_cli.commands.policies import (
 from hsal_cli.commands.predict import MaxSteps, StopThreshold, words
 from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.features.settings import LookSettings
+from hsal_cli.words import brief
 
 if TYPE_CHECKING:
     from hsal_cli.models.look import Look
@@ -127,6 +128,7 @@ def visualize(
             try:
                 if isinstance(found, HsalError):
                     raise found
+                _check_known(truth or [], found)
                 made = _draw([found], [truth], places[number], kinds)
                 if json:
                     documents.append({**to_json(found), **made})
@@ -140,6 +142,14 @@ def visualize(
         console.print_json(documents)
     if failed:
         raise typer.Exit(1)
+
+
+def _check_known(truth: Sequence[str], look: Look) -> None:
+    """Refuses true labels that the policy cannot name."""
+    known = [name for name, _ in (look.steps[0] if look.steps else look.end).classes][:-1]  # the last one is stop
+    strange = next((label for label in truth if label not in known), None)
+    if strange is not None:
+        raise UsageError(f"--labels: the policy has no class {brief(strange)!r}", f"it has {', '.join(map(brief, known))}")
 
 
 def _scenes(

@@ -147,7 +147,8 @@ def evaluate_file(
         table = file.table(settings.split)
         if not len(table):
             raise FileError(f"split {settings.split} of {features} holds no image", "name another one with --split")
-        train_labels = file.labels("train") if "train" in file.splits else None
+        table = table.labelled(_as_named(table.labels, file.classes, loaded), table.boxes)
+        train_labels = _as_named(file.labels("train"), file.classes, loaded) if "train" in file.splits else None
         made_from = {"features": str(features), "scenes_digest": file.scenes_digest, "frame": frame_of(file.config.scenes_config)}
         distributed.agree(
             features_digest=file.digest, scenes_digest=file.scenes_digest, weights=loaded.checkpoint.digest, eval=as_dict(settings)
@@ -190,7 +191,9 @@ def evaluate_scenes(
         saliency = loaded.meta.saliency
         _check_fits(scenes, loaded, file.classes, (backbone.model.channels + backbone.model.fine, side, side), saliency)
         table = SceneFeatures(file.split(settings.split), backbone, saliency_model(saliency))
-        train_labels = torch.from_numpy(file.split("train").labels) if "train" in file.splits else None
+        table = table.labelled(_as_named(table.labels, file.classes, loaded), table.boxes)
+        train_labels = torch.from_numpy(file.split("train").labels).long() if "train" in file.splits else None
+        train_labels = None if train_labels is None else _as_named(train_labels, file.classes, loaded)
         if settings.sample > 1:
             table = table.in_memory(settings.batch_size, reporter)
         made_from = {"scenes": str(scenes), "scenes_digest": file.digest, "frame": frame_of(file.config)}
@@ -202,7 +205,7 @@ def check_scenes(scenes: Path, loaded: LoadedPolicy, split: str) -> None:
     """Refuses scenes that a policy cannot be evaluated on, before an hour of features is computed for it.
 
     Raises:
-        FileError: other classes than the policy's, or no such split.
+        FileError: a class that the policy does not know, or no such split.
     """
     from hsal_cli.scenes.scene_file import open_scenes
 
@@ -250,9 +253,16 @@ def _document(
     }
 
 
+def _as_named(labels: torch.Tensor, classes: list[str], loaded: LoadedPolicy) -> torch.Tensor:
+    """Labels (N, L) of a file with these classes, as the policy counts its own."""
+    places = torch.tensor([loaded.classes.index(name) for name in classes])
+    return torch.where(labels >= 0, places[labels.clamp(min=0)], labels)
+
+
 def _check_fits(source: Path, loaded: LoadedPolicy, classes: list[str], shape: tuple[int, int, int], saliency: str) -> None:
+    strange = [name for name in classes if name not in loaded.classes]  # of those it knows, images need not show all
     for what, found, wanted in (
-        ("classes", classes, loaded.classes),
+        ("classes", classes if strange else loaded.classes, loaded.classes),
         ("saliency of kind", kind_in(saliency), kind_in(loaded.meta.saliency)),
         ("volumes of shape", list(shape), list(loaded.policy.volume_shape)),
     ):

@@ -191,16 +191,21 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def verdicts(looking: dict[str, Any]) -> list[str]:
-    """What the scores say in words: a part decides nothing where every replacement surely costs less than `WORTHLESS`."""
+    """What the scores say in words: a part decides nothing where every replacement surely costs less than `WORTHLESS`, and matters where
+    one surely costs something.
+    """
     found = []
     for part, text in (("glimpses", "where its glimpses fall"), ("masks", "where its covert mask lies")):
         ways = looking[part]
         if not ways:
             continue
         worst = max(ways, key=lambda way: ways[way]["lost"])
-        lost, (_, high) = ways[worst]["lost"], ways[worst]["lost_ci95"]
+        lost, (low, high) = ways[worst]["lost"], ways[worst]["lost_ci95"]
         if high < WORTHLESS:
             found.append(f"{text} decides nothing: no replacement costs more than {max(lost, 0):.3f} of exact match")
+            continue
+        if low <= 0:
+            found.append(f"whether it matters {text} is not settled: {worst} in its place costs {lost:.3f} ({low:.3f} to {high:.3f})")
             continue
         found.append(f"{text} matters: {worst} in its place costs {lost:.3f} of exact match")
         if ways["saliency"]["lost_ci95"][1] < WORTHLESS:

@@ -62,6 +62,16 @@ def backbone_scenes(scenes: Path | None) -> Path:
     return SINGLE if scenes is None or scenes.name.startswith("mnist-") or not scenes.exists() else scenes
 
 
+def check_makeable(data: Path) -> None:
+    """Refuses a scene or feature file that is missing, unless its name is one that hsal knows how to make.
+
+    Raises:
+        FileError: with the command that makes it.
+    """
+    if not data.exists() and data.stem not in DATASETS:
+        raise FileError(f"{data} is missing", made_by(data))
+
+
 def ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> Path:
     """The scene file, made by the default recipe of its name if it is missing; of several workers the first one makes it.
 
@@ -72,8 +82,7 @@ def ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> 
     def made() -> Path:
         if scenes.exists():
             return scenes
-        if scenes.stem not in DATASETS:
-            raise FileError(f"{scenes} is missing", made_by(scenes))
+        check_makeable(scenes)
         reporter.say(f"{scenes} is missing: making it (hsal make-data {scenes.stem})")
         return make_dataset(scenes.stem, settings, scenes, None, reporter)
 

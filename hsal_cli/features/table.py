@@ -326,7 +326,10 @@ def open_features(path: Path) -> FeatureFile:
     Raises:
         FileError: missing, not a feature file, not complete, or damaged.
     """
-    return open_hdf5(Path(path), FORMAT, MADE_BY, FeatureFile)
+    path = Path(path)
+    name = path.name.removesuffix(".features.h5")
+    scenes = "SCENES" if name == path.name else shlex.quote(str(path.with_name(f"{name}.h5")))
+    return open_hdf5(path, FORMAT, f"{MADE_BY} --data {scenes} --out {shlex.quote(str(path))}", FeatureFile)
 
 
 def check_match(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.models.load import RUNS, PolicyMeta, backbone_folder, policy_meta
-from hsal_cli.models.shipped import BACKBONE, FORMAT, FORMAT_VERSION, LOOK, exported_files, read_manifest
+from hsal_cli.models.shipped import BACKBONE, FORMAT, FORMAT_VERSION, LOOK, exported_files, is_export, read_manifest
 from hsal_cli.policy.variant import with_variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
@@ -62,10 +62,15 @@ def export(
         The manifest, with `bytes` added to each network and policy.
 
     Raises:
-        UsageError: `out` is taken, or two runs would have one name.
-        FileError: a run is unfinished, was not evaluated, or was trained on another backbone than the others; or the backbone is nowhere.
+        UsageError: `out` is taken, or has a network that looks first and none is named; or two runs would have one name.
+        FileError: a run is unfinished, was not evaluated, or was trained on another backbone than the others; the backbone is nowhere; or
+            weights are not finite.
     """
     _check_out(out, overwrite)
+    if look is None and LOOK in (read_manifest(out).parts if is_export(out) else ()):
+        raise UsageError(
+            f"{out} has a network that looks first, and it would be lost", f"add --look {out / LOOK}, or name another folder with --out"
+        )
     exported = [_source(text) for text in sources]
     names = [source.name for source in exported]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -137,7 +142,14 @@ def _backbone_of(sources: list[Source], given: Path | None) -> Path:
 
 
 def _write(folder: Path, weights: dict[str, Tensor], meta: dict[str, Any], made_from: str) -> dict[str, Any]:
-    """Writes a checkpoint in float16; returns the checksums of its files, and that of the weights it was made from."""
+    """Writes a checkpoint in float16; returns the checksums of its files, and that of the weights it was made from.
+
+    Raises:
+        FileError: a weight is not a finite number.
+    """
+    odd = next((name for name, tensor in weights.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())), None)
+    if odd is not None:
+        raise FileError(f"{odd} of {folder.name} has values that are not finite, so it is not exported", "train it again")
     checkpoints.write_checkpoint(folder, {name: to_half(tensor) for name, tensor in weights.items()}, None, meta)
     return {"sha256": {file.name: digest_of_file(file) for file in sorted(folder.iterdir())}, "made_from": made_from}
 

@@ -38,6 +38,7 @@ LOOK = "look"
 DEFAULT = "mnist-multiset"
 OBJECTIVE = "rl"  # of the policy that a data set's name alone means
 AGAIN = "install hsal again, or in a checkout: git checkout -- data/pretrained"
+EXPORT_AGAIN = "export it again: hsal export RUN --out FOLDER"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +111,12 @@ def own_folder() -> Path | None:
     return None
 
 
+def again(folder: Path) -> str:
+    """The hint for a folder of trained policies, or a part of one, that is damaged."""
+    own = own_folder()
+    return AGAIN if own is not None and folder.absolute().is_relative_to(own) else EXPORT_AGAIN
+
+
 def exports_in(folder: Path) -> list[Path]:
     """A folder of trained policies, and those within it that have a backbone of their own."""
     return [folder, *(path.parent for path in sorted(folder.glob("*/manifest.json")) if is_export(path.parent))]
@@ -124,14 +131,14 @@ def read_manifest(folder: Path) -> ShippedManifest:
     try:
         found = read_document(folder / "manifest.json", ShippedManifest, "hsal export")
     except FileError as error:
-        raise FileError(f"{folder} holds no trained policies: {error.message}", AGAIN) from error
+        raise FileError(f"{folder} holds no trained policies: {error.message}", again(folder)) from error
     if found.format_version > FORMAT_VERSION:
         newer = f"{folder} has format version {found.format_version}; this hsal reads up to {FORMAT_VERSION}"
         raise FileError(newer, "pip install --upgrade hsal")
     for name, entry in found.parts.items():
         odd = next((part for part in (name, *entry.sha256) if not is_plain_name(part)), None)
         if odd is not None:
-            raise FileError(f"{folder} holds no trained policies: it names {str(odd)[:80]!r}, which is not a plain name", AGAIN)
+            raise FileError(f"{folder} holds no trained policies: it names {str(odd)[:80]!r}, which is not a plain name", again(folder))
     return found
 
 
@@ -221,7 +228,7 @@ def load_shipped(name: str, device: torch.device | str = "cpu", counts: bool = F
         check_files(named(folder, part, a_folder=True), entry.sha256)
     policy = (load_model if counts else load_policy)(folder / full, device=device)
     if backbone_folder(str(policy.meta.backbone_digest), folder / BACKBONE) is None:
-        raise FileError(f"{folder / full} was not trained on the backbone that lies beside it: they come from two exports", AGAIN)
+        raise FileError(f"{folder / full} was not trained on the backbone that lies beside it: they come from two exports", again(folder))
     return Shipped(full, policy, find_backbone(policy, device, folder / BACKBONE), stated)
 
 
@@ -264,6 +271,6 @@ def check_files(folder: Path, sums: dict[str, str]) -> None:
         try:
             found = digest_of_file(named(folder, name))
         except OSError as error:
-            raise FileError(f"{folder / name} cannot be read: {error.strerror}", AGAIN) from error
+            raise FileError(f"{folder / name} cannot be read: {error.strerror}", again(folder)) from error
         if found != expected:
-            raise FileError(f"{folder / name} is damaged: it does not have the checksum that the manifest gives", AGAIN)
+            raise FileError(f"{folder / name} is damaged: it does not have the checksum that the manifest gives", again(folder))

