@@ -71,7 +71,7 @@ def test_a_damaged_best_checkpoint_is_passed_over_and_said(tmp_path):
 def backbones(tmp_path, monkeypatch):
     """Two backbone runs of which only the manifests matter; loading makes no model. Gives the digest of each."""
     monkeypatch.setattr("hsal_cli.vision.backbone.load_backbone", lambda path, device="cpu": LoadedBackbone(None, None, "", path))
-    monkeypatch.setattr("hsal_cli.vision.resolution.giving", lambda backbone, shape: backbone)
+    monkeypatch.setattr("hsal_cli.vision.resolution.giving", lambda backbone, *_: backbone)
     monkeypatch.chdir(tmp_path)
     digests = {}
     for name in ("old", "new"):

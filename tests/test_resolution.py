@@ -26,7 +26,8 @@ from hsal_cli.storage.hdf5 import attribute, put_text, seal
 from hsal_cli.training.train import train
 from hsal_cli.upkeep.check import check_path
 from hsal_cli.vision.backbone import ActivationModel, load_backbone
-from hsal_cli.vision.resolution import finer
+from hsal_cli.vision.images import to_input
+from hsal_cli.vision.resolution import at_twice_the_size, finer
 
 CPU = torch.device("cpu")
 SMALL = {"controller_encode": 8, "controller_hidden": 8, "location_hidden": 4, "meta_encode": 8, "meta_hidden": 8}
@@ -101,20 +102,35 @@ def test_finer_volumes_hold_the_trained_ones_at_every_second_cell(input_size, di
         finer(model, 21)
 
 
-def test_features_finer_than_the_backbone_go_through_training_evaluation_and_pictures(tmp_path, monkeypatch):
+def test_twice_the_size_gives_twice_the_cells_by_the_same_strides():
+    """An object that is half as large in the image is as large in px; away from the border the volume is that of the image's part."""
+    torch.manual_seed(0)
+    model = ActivationModel("resnet18", 3, 56, 7).eval()
+    double = at_twice_the_size(model)
+    assert (double.input_size, double.resolution, double.stride) == (112, 14, model.stride) and model.input_size == 56
+    small = to_input(torch.randint(0, 255, (1, 200, 200, 3), dtype=torch.uint8), 112)
+    with torch.inference_mode():
+        assert double(small).shape == (1, 512, 14, 14)
+        torch.testing.assert_close(double(small), model(small), rtol=0, atol=0)  # the weights are the same, and where they look
+
+
+@pytest.mark.parametrize(("asked", "name"), [("14", "s.14x14.features.h5"), ("double", "s.double.features.h5")])
+def test_features_finer_than_the_backbone_go_through_training_evaluation_and_pictures(asked, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scenes = write_scenes(tmp_path / "s.h5")
     settings = FinetuneSettings(
         arch="resnet18", input_size=56, weights="none", crop_images=2, full_images=2, epoch_images=2, crowd=1, batch_size=2, validation=2
     )
     run = finetune(scenes, tmp_path / "backbone", settings, CPU)
-    fine = PrecomputeSettings(batch_size=2, resolution="14")
-    assert features_path(scenes, resolution="14").name == "s.14x14.features.h5" and dataset_of(Path("s.14x14.itti.features.h5")) == "s"
-    features = precompute(scenes, run.path, features_path(scenes, resolution="14"), fine, CPU)
+    fine = PrecomputeSettings(batch_size=2, resolution=asked)
+    assert features_path(scenes, resolution=asked).name == name and dataset_of(Path(name.replace(".features", ".itti.features"))) == "s"
+    features = precompute(scenes, run.path, features_path(scenes, resolution=asked), fine, CPU)
     own = precompute(scenes, run.path, features_path(scenes), PrecomputeSettings(batch_size=2, resolution="7"), CPU)
     with open_features(features) as file, open_features(own) as coarse:
         assert file.volume_shape == (512, 14, 14) and file.digest != coarse.digest
-        np.testing.assert_allclose(file.table("test").volumes[..., ::2, ::2], coarse.table("test").volumes, rtol=1e-2, atol=1e-3)
+        assert file.input_size == (112 if asked == "double" else 56)
+        if asked == "14":  # every second cell is that of the own resolution
+            np.testing.assert_allclose(file.table("test").volumes[..., ::2, ::2], coarse.table("test").volumes, rtol=1e-2, atol=1e-3)
     plain = precompute(scenes, run.path, tmp_path / "plain.h5", PrecomputeSettings(batch_size=2), CPU)
     with open_features(plain) as file, open_features(own) as coarse:
         assert file.digest == coarse.digest  # asking for what it has changes nothing
@@ -128,7 +144,7 @@ def test_features_finer_than_the_backbone_go_through_training_evaluation_and_pic
     train(features, tmp_path / "p", Variant(**SMALL), TrainSettings(epochs=1, batch_size=4), CPU, backbone=run.path)
     loaded = load_policy(tmp_path / "p")
     backbone = find_backbone(loaded)
-    assert (backbone.model.resolution, backbone.refined) == (14, "14")
+    assert (backbone.model.resolution, backbone.refined) == (14, asked)
     loaded.policy.controller.label.bias.data[-1] = -100  # never stop, so that there is something to score
     here, there = (
         evaluate_file(loaded, features, EvalSettings(resamples=2)),

@@ -163,7 +163,7 @@ def test_features_with_windows_go_from_scenes_to_scores_and_pictures_which_compu
 
 def test_pictures_are_named_alike_whether_windows_are_computed_where_it_looks_or_everywhere(tmp_path) -> None:
     backbone = load_backbone(write_backbone(tmp_path / "b"))
-    closer = giving(backbone, (256 + 512, 1, 1))
+    closer = giving(backbone, (256 + 512, 1, 1), None)
     assert closer.refined == "window" and at_resolution(backbone, "window").model.windows
     images = torch.randn(3, 3, 64, 64)
     first, windows = closer.first_look(images)

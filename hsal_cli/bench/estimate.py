@@ -230,4 +230,5 @@ def sweeping(settings: SweepSettings, conditions: int, source: Path, recipe: Rec
 
 def _cells(recipe: Recipe) -> int:
     asked = recipe.precompute.resolution
-    return int(recipe.finetune.resolution if asked in (None, *STAGED) else asked)
+    own = int(recipe.finetune.resolution)
+    return 2 * own if asked == "double" else own if asked in (None, *STAGED) else int(asked)

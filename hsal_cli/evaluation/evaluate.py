@@ -142,7 +142,7 @@ def evaluate_file(
 
     with open_features(features) as file:
         check_match(file, backbone_digest=loaded.meta.backbone_digest)
-        _check_fits(features, loaded, file.classes, file.volume_shape, file.saliency)
+        _check_fits(features, loaded, file.classes, file.volume_shape, file.saliency, file.input_size)
         reporter.say(f"reading {features}")
         table = file.table(settings.split)
         if not len(table):
@@ -186,10 +186,10 @@ def evaluate_scenes(
     from hsal_cli.features.scene_features import SceneFeatures
     from hsal_cli.scenes.scene_file import open_scenes
 
-    side = backbone.model.resolution
+    side, size = backbone.model.resolution, backbone.model.input_size
     with open_scenes(scenes) as file:
         saliency = loaded.meta.saliency
-        _check_fits(scenes, loaded, file.classes, (backbone.model.channels + backbone.model.fine, side, side), saliency)
+        _check_fits(scenes, loaded, file.classes, (backbone.model.channels + backbone.model.fine, side, side), saliency, size)
         table = SceneFeatures(file.split(settings.split), backbone, saliency_model(saliency))
         table = table.labelled(_as_named(table.labels, file.classes, loaded), table.boxes)
         train_labels = torch.from_numpy(file.split("train").labels).long() if "train" in file.splits else None
@@ -210,7 +210,7 @@ def check_scenes(scenes: Path, loaded: LoadedPolicy, split: str) -> None:
     from hsal_cli.scenes.scene_file import open_scenes
 
     with open_scenes(scenes) as file:
-        _check_fits(scenes, loaded, file.classes, loaded.policy.volume_shape, loaded.meta.saliency)
+        _check_fits(scenes, loaded, file.classes, loaded.policy.volume_shape, loaded.meta.saliency, None)
         file.split(split)
 
 
@@ -259,12 +259,15 @@ def _as_named(labels: torch.Tensor, classes: list[str], loaded: LoadedPolicy) ->
     return torch.where(labels >= 0, places[labels.clamp(min=0)], labels)
 
 
-def _check_fits(source: Path, loaded: LoadedPolicy, classes: list[str], shape: tuple[int, int, int], saliency: str) -> None:
+def _check_fits(
+    source: Path, loaded: LoadedPolicy, classes: list[str], shape: tuple[int, int, int], saliency: str, input_size: int | None
+) -> None:
     strange = [name for name in classes if name not in loaded.classes]  # of those it knows, images need not show all
     for what, found, wanted in (
         ("classes", classes if strange else loaded.classes, loaded.classes),
         ("saliency of kind", kind_in(saliency), kind_in(loaded.meta.saliency)),
         ("volumes of shape", list(shape), list(loaded.policy.volume_shape)),
+        ("an input_size of", input_size or loaded.meta.input_size, loaded.meta.input_size or input_size),
     ):
         if found != wanted:
             hint = f"train a policy that names those: hsal train --data {source}" if what == "classes" else "name another file with --data"

@@ -19,7 +19,7 @@ from torch import Tensor
 from hsal_cli import distributed, threads
 from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.features.saliency.models import SaliencyModel, saliency_model, seen_by_saliency
-from hsal_cli.features.settings import STAGED, PrecomputeSettings
+from hsal_cli.features.settings import CALLED, PrecomputeSettings
 from hsal_cli.features.table import FORMAT, FeatureFile, check_match, features_digest, map_shape, open_features
 from hsal_cli.features.views import ViewedScenes, Views
 from hsal_cli.features.writer import FeatureWriter, Origin, features_to_fill, partial_of
@@ -153,7 +153,7 @@ def _with_views(scenes: SceneFile, settings: PrecomputeSettings) -> SceneFile | 
 
 def made_finer(backbone: LoadedBackbone) -> int | str | None:
     """What `features_digest` is told of a backbone's resolution."""
-    return backbone.model.resolution if backbone.refined not in (None, *STAGED) else backbone.refined
+    return backbone.model.resolution if backbone.refined not in (None, *CALLED) else backbone.refined
 
 
 def _plan(

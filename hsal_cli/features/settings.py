@@ -17,6 +17,7 @@ SALIENCY_HELP = (
     "(docs/python.md)."
 )
 STAGED = ("fine", "window")  # resolutions that put something behind the volume, which glimpses read
+CALLED = (*STAGED, "double")  # resolutions that have a name, the others are numbers of cells
 VIEWS_OF_FEW = 20
 SALIENCY_MODELS = Registry("saliency model", "hsal.saliency", (*SALIENCY, "file"))
 
@@ -27,9 +28,10 @@ class PrecomputeSettings:
 
     batch_size: int = setting(32, "Images a forward pass.", low=1, high=65536)
     saliency: str = setting("activation", SALIENCY_HELP)
-    resolution: Literal["7", "14", "28", "fine", "window"] | None = setting(
+    resolution: Literal["7", "14", "28", "double", "fine", "window"] | None = setting(
         None,
-        "Cells along a side of the volumes, the backbone's own if not given; more come from the same weights, dilated. fine: its own, and "
+        "Cells along a side of the volumes, the backbone's own if not given; more come from the same weights, dilated. double: twice as "
+        "many, of the image at twice the size, for objects that are small in large images. fine: its own, and "
         "behind each the 2 x 2 cells of an earlier stage, which --set glimpse=fine reads. window: a first look at half the size, and "
         "behind each cell the window around it at full size, which --set glimpse=window reads.",
     )
@@ -94,11 +96,11 @@ def features_path(scenes: Path, saliency: str = "activation", resolution: str | 
     """Where the features of a scene file go: data/x.h5 -> data/x.features.h5.
 
     With another saliency model it is data/x.itti.features.h5, with a resolution that was asked for data/x.14x14.features.h5,
-    data/x.fine.features.h5 or data/x.window.features.h5.
+    data/x.double.features.h5, data/x.fine.features.h5 or data/x.window.features.h5.
     """
     kind = kind_in(saliency)
     names = [scenes.name.removesuffix(".h5")]
-    names += [] if resolution is None else [resolution if resolution in STAGED else f"{resolution}x{resolution}"]
+    names += [] if resolution is None else [resolution if resolution in CALLED else f"{resolution}x{resolution}"]
     names += [] if kind == "activation" else [kind]
     return scenes.with_name(".".join([*names, "features.h5"]))
 
@@ -106,7 +108,7 @@ def features_path(scenes: Path, saliency: str = "activation", resolution: str | 
 def dataset_of(features: Path, saliency: str = "activation") -> str:
     """The name of the data set in a feature file's name: data/x.features.h5 and data/x.14x14.itti.features.h5 are of x."""
     name = features.name.removesuffix(".h5").removesuffix(".features")
-    for endings in ((*SALIENCY, "file", kind_in(saliency)), ("7x7", "14x14", "28x28", *STAGED)):
+    for endings in ((*SALIENCY, "file", kind_in(saliency)), ("7x7", "14x14", "28x28", *CALLED)):
         ending = name.rpartition(".")[2]
         name = name.removesuffix(f".{ending}") if ending in endings else name
     return name

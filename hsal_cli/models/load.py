@@ -64,6 +64,7 @@ class PolicyMeta:
         saliency: their saliency model.
         trust: how sure the policy may say it is, and what the images that it knows are like.
         fit: how images became squares: "squash", or "pad", as `make-data` calls them.
+        input_size: side of the images behind the volumes, px; None: not noted, the backbone's own.
         frame: what was cut out of images first: "image" (nothing), "number" or "found", as `make-data` calls them.
     """
 
@@ -84,6 +85,7 @@ class PolicyMeta:
     trust: Trust = dataclasses.field(default_factory=Trust)
     fit: Literal["squash", "pad"] = "squash"
     frame: Literal["image", "number", "found"] = "image"
+    input_size: int | None = None
 
     def __post_init__(self) -> None:
         counts = () if self.count is None else (self.count.most, self.count.hidden, self.count.queries or 1)
@@ -220,7 +222,7 @@ def find_backbone(loaded: LoadedPolicy, device: torch.device | str = "cpu", name
     from hsal_cli.vision.backbone import load_backbone
     from hsal_cli.vision.resolution import giving
 
-    return giving(load_backbone(folder, device=device), meta.volume_shape)
+    return giving(load_backbone(folder, device=device), meta.volume_shape, meta.input_size)
 
 
 def backbone_folder(digest: str, *places: Path | str | None) -> Path | None:

@@ -42,6 +42,7 @@ class Material:
         window: images held in memory at a time; 0: all.
         fit: how the images became squares.
         frame: what was cut out of them first.
+        input_size: the squares' side, px.
     """
 
     features: Path
@@ -54,6 +55,7 @@ class Material:
     window: int
     fit: str
     frame: str
+    input_size: int
     views: int = 1
 
     @property
@@ -83,14 +85,14 @@ def read_material(features: Path, settings: TrainSettings, window: int | None, m
         ordered = settings.task == "list" and file.config.mirror  # a list has an order, which a mirror turns round
         if (file.config.views or 1) > 1 and not window and not ordered:
             table, views = table.followed_by(file.table(VIEWS)), file.config.views
-        fit, frame = file.config.scenes_config.get("fit", "squash"), frame_of(file.config.scenes_config)
+        fit, frame, size = file.config.scenes_config.get("fit", "squash"), frame_of(file.config.scenes_config), file.input_size
         digests = {
             "features_digest": file.digest,
             "scenes_digest": file.scenes_digest,
             "backbone_digest": file.backbone_digest,
             "saliency": file.saliency,
         }
-        found = Material(features, table, rows, scored, file.classes, file.volume_shape, digests, window, fit, frame, views)
+        found = Material(features, table, rows, scored, file.classes, file.volume_shape, digests, window, fit, frame, size, views)
     say_missing_classes(table.labels, found.classes, features, reporter)
     return found
 

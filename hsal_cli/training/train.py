@@ -249,6 +249,7 @@ def _task(
         "features": str(material.features),
         "fit": material.fit,
         "frame": material.frame,
+        "input_size": material.input_size,
         **material.digests,
     }
     make_task = {"count": CountTask, "set": SetTask}.get(settings.objective, PolicyTask)

@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hsal_cli.features.settings import STAGED
+from hsal_cli.features.settings import CALLED
 from hsal_cli.features.table import FORMAT as FEATURES
 from hsal_cli.features.table import FeatureFile, features_digest, finite_rows, open_features
 from hsal_cli.models.shipped import check_files, is_export, read_manifest
@@ -134,7 +134,7 @@ def _check_features(path: Path, report: Report, reporter: Reporter) -> None:
         made_from = features.scenes_digest, features.backbone_digest, features.saliency_digest
         # Cells that were asked for count where the backbone has fewer of its own, which is not told here.
         asked = features.config.raw.get("resolution")
-        sides = (asked,) if asked in STAGED else (None, features.volume_shape[1]) if asked else (None,)
+        sides = (asked,) if asked in CALLED else (None, features.volume_shape[1]) if asked else (None,)
         if features.digest not in [features_digest(*made_from, side, features.config.views, features.config.mirror) for side in sides]:
             report.fault("its digest is not that of the scene file, the backbone and the saliency model that it names")
         for name in features.splits:

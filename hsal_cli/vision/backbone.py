@@ -27,7 +27,7 @@ from hsal_cli.vision.timm_networks import normalisation, trunk_of
 
 STRIDES = (32, 16, 8)
 # Resolutions: the network's own cells, with a finer stage behind each; or cells of a first look at half the size, with a closer one behind.
-FINE, WINDOW = "fine", "window"
+FINE, WINDOW, DOUBLE = "fine", "window", "double"
 ACROSS = 2  # cells along a side of a window
 MAKE_HINT = "make one with: hsal finetune"
 
@@ -324,6 +324,8 @@ class LoadedBackbone:
         side = self.model.resolution
         if self.model.fine:
             return WINDOW if self.model.windows else FINE
+        if self.model.input_size > self.meta.input_size:
+            return DOUBLE
         return None if side == self.meta.resolution else str(side)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hsal_cli.errors import UsageError
-from hsal_cli.vision.backbone import FINE, WINDOW, ActivationModel, LoadedBackbone
+from hsal_cli.vision.backbone import DOUBLE, FINE, WINDOW, ActivationModel, LoadedBackbone
 from hsal_cli.vision.surgery import PROBED, probe, set_stride, watched
 
 
@@ -90,16 +90,28 @@ def with_windows(model: ActivationModel) -> ActivationModel:
     return model
 
 
+def at_twice_the_size(model: ActivationModel) -> ActivationModel:
+    """A copy that sees images at twice the size, by the same strides, so that there are twice the cells (`--resolution double`).
+
+    Objects in it are as large in px as they were in training where they are half as large in the image.
+    """
+    model = copy.deepcopy(model)
+    model.input_size, model.resolution = 2 * model.input_size, 2 * model.resolution
+    return model
+
+
 def at_resolution(backbone: LoadedBackbone, resolution: str | None) -> LoadedBackbone:
-    """A backbone with the volumes of `precompute --resolution`: of so many cells, with a finer stage, with windows, or (None) its own."""
+    """A backbone with the volumes of `precompute --resolution`, a number of cells or a name; None: its own."""
     if resolution is None:
         return backbone
-    made = {FINE: with_finer_stage, WINDOW: with_windows}.get(resolution)
+    made = {FINE: with_finer_stage, WINDOW: with_windows, DOUBLE: at_twice_the_size}.get(resolution)
     return dataclasses.replace(backbone, model=made(backbone.model) if made else finer(backbone.model, int(resolution)))
 
 
-def giving(backbone: LoadedBackbone, shape: tuple[int, int, int]) -> LoadedBackbone:
-    """A backbone whose volumes have the shape (C, h, w) of those that a policy was trained on."""
+def giving(backbone: LoadedBackbone, shape: tuple[int, int, int], input_size: int | None) -> LoadedBackbone:
+    """A backbone whose volumes have the shape (C, h, w) of those that a policy was trained on, of images of that size, px, where known."""
+    if input_size == 2 * backbone.model.input_size:
+        return at_resolution(backbone, DOUBLE)
     if shape[0] == backbone.model.channels:
         return at_resolution(backbone, str(shape[1]))
     closer = at_resolution(backbone, WINDOW)
