@@ -10,6 +10,7 @@ from fault_parts import evaluation
 
 from hsal_cli.errors import FileError
 from hsal_cli.policy.variant import DEFAULT, FIXED_MASK, PAPER, Variant, changed, named, values_of
+from hsal_cli.report.report_figures import METRICS
 from hsal_cli.runs.documents import Scores, Status
 from hsal_cli.runs.record import Record, best_of, groups, read_record, run_summary
 from hsal_cli.runs.run import Run
@@ -41,6 +42,9 @@ def record(curves=CALM, kind="policy", state="finished", path="runs/a", config=N
 
 
 def said(*arguments, **more):
+    """What is said; each verdict points at a figure that a report draws."""
+    about = record(*arguments, **more)
+    assert {verdict.metric for verdict in verdicts(about)} <= METRICS[about.kind].keys()
     return [(verdict.kind, verdict.text, verdict.metric, verdict.epoch) for verdict in verdicts(record(*arguments, **more))]
 
 

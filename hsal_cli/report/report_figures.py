@@ -52,6 +52,9 @@ METRICS = {
         "glimpse_hit": Metric(
             "Glimpses on the object", "glimpse_hit", 0, 1, "Share of glimpses in the box of the object that is named, held-out images."
         ),
+        "mask_mass": Metric(
+            "Mask on the object", "mask_mass", 0, 1, "Share of the covert mask on the object that is named, held-out images."
+        ),
         "location_reward": Metric("Priority at the glimpses", "priority", 0, 1, "What the location policy is rewarded by, in training."),
         "label_entropy": Metric("Entropy of labels", "nats", 0, None, "How much the policy still explores labels, in training."),
         "location_entropy": Metric("Entropy of glimpses", "nats", 0, None, "How much it still explores places, in training."),
