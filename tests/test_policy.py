@@ -333,8 +333,9 @@ def test_a_finer_map_gets_masks_that_cover_as_much_of_the_image(variant):
 
 
 def test_a_fixed_mask_covers_on_a_finer_map_what_it_covers_on_the_papers():
+    wide_one = dataclasses.replace(FIXED_MASK, beta=(0.3, 0.3))
     # The same place of the image, a quarter of the way: each coarse cell is the mean of the 4 x 4 fine cells in it.
-    coarse, fine = (WinnerTakeAll(FIXED_MASK.on_map(side * side)) for side in (7, 28))
+    coarse, fine = (WinnerTakeAll(wide_one.on_map(side * side)) for side in (7, 28))
     saliency = torch.zeros(1, 7, 7).index_put((torch.tensor(0), torch.tensor(2), torch.tensor(4)), torch.tensor(1.0))
     blown_up = saliency.repeat_interleave(4, 1).repeat_interleave(4, 2)
     blown_up[0, 10, 18] += 1  # its maximum lies near the middle of the coarse cell

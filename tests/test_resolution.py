@@ -78,10 +78,10 @@ def test_the_whole_pipeline_works_on_finer_maps(side, tmp_path):
     loaded.policy.controller.label.bias.data[-1] = -100  # never stop, so that there is something to draw
     shown, truth = look_at_scenes(scenes, "test", [1], load_backbone(run.path), loaded, max_steps=2)[0]
     assert shown.steps[0].mask.shape == (side, side) and truth == ["small"]
-    # The mask covers what it covers on 7 x 7 cells, exp(-0.3 d^2) with d in cells of that size, to within the finer cells' width.
+    # The mask covers what it covers on 7 x 7 cells, exp(-beta d^2) with d in cells of that size, to within the finer cells' width.
     row, column = np.unravel_index(shown.steps[0].saliency.argmax(), (side, side))
     rows, columns = np.indices((side, side))
-    wanted = np.exp(-0.3 * (7 / side) ** 2 * ((rows - row) ** 2 + (columns - column) ** 2))
+    wanted = np.exp(-FIXED_MASK.beta[0] * (7 / side) ** 2 * ((rows - row) ** 2 + (columns - column) ** 2))
     np.testing.assert_allclose(shown.steps[0].mask, wanted, atol=1e-5)
     assert drawn(shown, truth).width > 2 * 168
 

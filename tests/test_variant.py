@@ -79,7 +79,7 @@ def test_the_papers_variant_is_section_3_and_appendix_a():
 
 def test_the_control_differs_from_the_default_in_its_mask_alone():
     differing = {name for name in value_names() if getattr(DEFAULT, name) != getattr(FIXED_MASK, name)}
-    assert differing == {"mask", "gaussians", "beta", "inhibition_width"} and FIXED_MASK.mask == "winner-take-all"
+    assert differing == {"mask", "gaussians", "beta"} and FIXED_MASK.mask == "winner-take-all"
 
 
 def test_the_command_line_goes_before_the_file_and_every_value_before_the_variant_that_it_changes(tmp_path):

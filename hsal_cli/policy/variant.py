@@ -144,7 +144,7 @@ PAPER = Variant(
     stop="sampled",
     gradient="sampled",
 )
-FIXED_MASK = dataclasses.replace(DEFAULT, mask="winner-take-all", gaussians=1, beta=(0.3, 0.3), inhibition_width=1.0)
+FIXED_MASK = dataclasses.replace(DEFAULT, mask="winner-take-all", gaussians=1, beta=(2.5, 2.5))  # the middle of the default's widths
 VARIANTS = {"paper": PAPER, "default": DEFAULT, "fixed-mask": FIXED_MASK}
 
 
