@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 from hsal_cli import __version__, console, distributed
+from hsal_cli.commands.groups import Group
 from hsal_cli.errors import UsageError
 
 PARSER_ERROR = typer.BadParameter.__bases__[0]  # what the parser raises; its module differs between versions of Typer
@@ -78,7 +79,7 @@ def _docstring(function: str) -> str:
     return next(part.co_consts[0] for part in code.co_consts if getattr(part, "co_name", None) == function) or ""
 
 
-class InOrder(TyperGroup):
+class InOrder(Group):
     """The group of all `Commands`; its help imports none of them."""
 
     def __init__(self, **parts: Any) -> None:
@@ -87,12 +88,6 @@ class InOrder(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        for flag in self.get_params(ctx):  # Typer's own flags have no default, and it would load pydantic to find that they were not typed
-            if getattr(flag, "is_flag", False) and flag.default is None:
-                flag.default = False
-        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         shown = copy.copy(self)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from typer.core import TyperGroup
 
 from hsal_cli import console
 from hsal_cli.commands.asking import Yes, begin
+from hsal_cli.commands.groups import Group
 from hsal_cli.commands.options import Config, DryRun, Json, Overwrite, Preset, Workers, check_out, options, recipe_for
 from hsal_cli.commands.policies import LOOKING, check_look, look_known
 from hsal_cli.errors import HsalError, UsageError
@@ -102,7 +102,7 @@ Making = Callable[[Any, Path, Tools], dict[str, Any]]
 """makes(settings, out, tools) writes the scene file -> what joins the report"""
 
 
-class NameAnywhere(TyperGroup):
+class NameAnywhere(Group):
     """A group of commands whose name may stand behind options too, as in `hsal make-data --train 9 mnist-set`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
