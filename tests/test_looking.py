@@ -107,4 +107,5 @@ def test_the_share_of_meta_steps_whose_glimpses_fall_on_one_cell_is_told(changes
 )
 def test_what_is_found_is_said_in_words(lost, said) -> None:
     ways = {way: {"exact_match": 0.5, "lost": mean, "lost_ci95": [low, high]} for way, (mean, low, high) in lost.items()}
-    assert any(said in text for text in verdicts({"glimpses": ways, "masks": {}}))
+    assert any(said in text for text in verdicts({"images": 100, "glimpses": ways, "masks": {}}))
+    assert verdicts({"images": 30, "glimpses": ways, "masks": {}}) == ["30 images are too few to say whether it matters where it looks"]

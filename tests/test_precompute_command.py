@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from hsal_cli.commands.precompute import precompute
 from hsal_cli.errors import FileError, UsageError
+from hsal_cli.features.settings import made_with
 from hsal_cli.runs import run as runs
 
 APP = typer.Typer()
@@ -91,3 +92,18 @@ def test_wrong_values_are_refused_and_nothing_is_written(ready, arguments, words
     error = call(*arguments).exception
     assert isinstance(error, UsageError) and words in error.message
     assert [file.name for file in Path("data").iterdir()] == ["mnist-multiset.h5"]
+
+
+@pytest.mark.parametrize(
+    ("features", "command"),
+    [
+        ("data/x.features.h5", "hsal precompute --data data/x.h5 --out data/x.features.h5"),
+        ("x.fine.features.h5", "hsal precompute --data x.h5 --resolution fine --out x.fine.features.h5"),
+        ("x.14x14.itti.features.h5", "hsal precompute --data x.h5 --resolution 14 --saliency itti --out x.14x14.itti.features.h5"),
+        ("a.double.features.h5", "hsal precompute --data a.h5 --resolution double --out a.double.features.h5"),
+        ("fine.features.h5", "hsal precompute --data fine.h5 --out fine.features.h5"),
+        ("mine.h5", "hsal precompute --data SCENES --out mine.h5"),
+    ],
+)
+def test_the_command_that_makes_a_feature_file_is_known_by_its_name(features, command):
+    assert made_with(Path(features)) == command

@@ -11,7 +11,7 @@ import pytest
 import torch
 from picture_parts import drawn
 
-from hsal_cli.errors import UsageError
+from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.precompute import precompute
@@ -134,6 +134,10 @@ def test_features_finer_than_the_backbone_go_through_training_evaluation_and_pic
     plain = precompute(scenes, run.path, tmp_path / "plain.h5", PrecomputeSettings(batch_size=2), CPU)
     with open_features(plain) as file, open_features(own) as coarse:
         assert file.digest == coarse.digest  # asking for what it has changes nothing
+    other = tmp_path / "other.features.h5"
+    with pytest.raises(FileError, match=r"the volumes of .* are 512x14x14 at \d+ px, those to be written 512x7x7 at 56 px"):
+        precompute(scenes, run.path, other, PrecomputeSettings(saliency="itti"), CPU, volumes_from=features)
+    assert not other.exists()
     for whole in (features, own, plain):
         assert check_path(whole).ok, check_path(whole).faults
     unasked = Path(shutil.copy(features, tmp_path / "unasked.h5"))

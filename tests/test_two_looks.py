@@ -363,10 +363,13 @@ def test_a_policy_of_numbers_is_shown_the_region_unless_told_otherwise(here):
     whole = call("predict", "0.png", "--run", "runs/numbers", "--frame", "image", "--json")
     assert "region" in json.loads(alone.stdout)[0] and "region" not in json.loads(whole.stdout)[0] and "looks first" not in whole.stderr
     call("export", "runs/numbers", "--look", "runs/other", "--out", "exported")
+    call("export", "runs/numbers", "--look", "exported", "--out", "again")  # the look in it is meant
+    assert (here / "again/look/weights.safetensors").read_bytes() == (here / "exported/look/weights.safetensors").read_bytes()
     with_look = [
         call("predict", "0.png", *words, "--json")
         for words in (
             ("--pretrained", "exported/mnist-toy"),
+            ("--pretrained", "exported"),
             ("--run", "exported/mnist-toy.rl"),
             ("--run", "runs/numbers", "--look", "exported"),
             ("--run", "runs/numbers", "--look", "exported/look"),
@@ -376,6 +379,8 @@ def test_a_policy_of_numbers_is_shown_the_region_unless_told_otherwise(here):
     regions = {tuple(json.loads(result.stdout)[0]["region"]) for result in with_look}
     assert len(regions) == 1 and not any("no network" in result.stderr for result in with_look)
     assert hsal_cli.load("exported")("0.png").region == regions.pop() and hsal_cli.load("exported", frame="image")("0.png").region is None
+    own = hsal_cli.load("runs/numbers", look="runs/other")("0.png")
+    assert own.region == hsal_cli.load("exported")("0.png").region and len(repr(hsal_cli.load("exported"))) < 200
     with pytest.raises(UsageError, match="no frame 'number'"):
         hsal_cli.load("exported", frame="number")
 

@@ -15,7 +15,6 @@ from hsal_cli.commands.policies import PretrainedOption, RunOption, load, load_w
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.settings import PrecomputeSettings, kind_in
-from hsal_cli.scenes.settings import made_by
 
 if TYPE_CHECKING:
     from hsal_cli.bench.estimate import Work
@@ -190,8 +189,11 @@ def _stated(found: dict[str, Any], stated: Result | None) -> str:
 
 
 def _unlike(found: dict[str, Any]) -> str:
-    """What is known of the images that were scored, if they are not those of the stated figures: their digits are drawn, not MNIST's."""
+    """What is known of the images that were scored, if not those of the stated figures: another frame, or digits that are drawn."""
     from hsal_cli.scenes.scene_file import open_scenes
+
+    if found["frame"] != found["trained_frame"]:
+        return f" (the stated figures are of frame {found['trained_frame']}, these of frame {found['frame']}: they do not compare)"
 
     if "scenes" not in found:
         return ""
@@ -243,9 +245,10 @@ def _features(
 
 def _is_scene_file(data: Path) -> bool:
     """Whether an HDF5 file holds scenes; what else it may be is for its reader to say."""
+    from hsal_cli.experiments.pipeline import way_to
     from hsal_cli.storage.hdf5 import format_told
 
-    return format_told(data, "name a scene or feature file with --data", made_by(data)) == "hsal-scenes"
+    return format_told(data, "name a scene or feature file with --data", way_to(data)) == "hsal-scenes"
 
 
 def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -295,7 +298,7 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
     ]
     made.append(("By number of objects", ["objects", "images", "exact match", "macro F1"], rows))
     rows = [
-        [name, f"{part['support']:,}", number(part["precision"]), number(part["recall"]), number(part["f1"])]
+        [name, f"{part['support']:,}", *(number(part[score] if part["support"] else None) for score in ("precision", "recall", "f1"))]
         for name, part in found["by_class"].items()
     ]
     made.append(("By class", ["class", "objects", "precision", "recall", "F1"], rows))
@@ -357,7 +360,9 @@ def _looking(looking: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
 
 def _work(flops: dict[str, float | None]) -> tuple[str, list[str], list[list[str]]]:
     parts = {"backbone": "backbone", "windows": "windows looked at", "policy": "policy, of the meta-steps it took", "image": "in all"}
-    rows = [[text, number(None if flops.get(name) is None else flops[name] / 1e6, 1)] for name, text in parts.items()]
+    rows = [
+        [text, number(None if flops.get(name) is None else flops[name] / 1e6, 1)] for name, text in parts.items() if flops.get(name) != 0
+    ]
     return "Work an image, floating-point operations", ["part", "MFLOP"], rows
 
 

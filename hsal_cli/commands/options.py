@@ -249,7 +249,7 @@ def _field_options(kind: type) -> dict[str, Any]:
         base, choices, _ = kind_of(hints[field.name])
         default = field.default
         shown = "-".join(map(str, default)) if isinstance(default, tuple) else str(default)
-        extra: dict[str, Any] = {"help": field.metadata["help"], "show_default": False if default is None else shown}
+        extra: dict[str, Any] = {"help": field.metadata["help"].replace("[", "\\["), "show_default": False if default is None else shown}
         flag = "--" + field.name.replace("_", "-")
         if choices:
             base = one_of(choices)

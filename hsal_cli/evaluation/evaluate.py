@@ -18,7 +18,7 @@ from hsal_cli.evaluation.looking import Looking
 from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, multiset_metrics, trivial_baselines
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.settings import kind_in
-from hsal_cli.models.load import LoadedPolicy, find_backbone
+from hsal_cli.models.load import LoadedPolicy, find_backbone, place_of_backbone
 from hsal_cli.models.trust import Trust
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.episode import Choose, Episode, greedy, sampling, until
@@ -141,7 +141,7 @@ def evaluate_file(
     from hsal_cli.features.table import check_match, open_features
 
     with open_features(features) as file:
-        check_match(file, backbone_digest=loaded.meta.backbone_digest)
+        check_match(file, backbone_digest=loaded.meta.backbone_digest, backbone=place_of_backbone(loaded))
         _check_fits(features, loaded, file.classes, file.volume_shape, file.saliency, file.input_size)
         reporter.say(f"reading {features}")
         table = file.table(settings.split)
@@ -271,6 +271,7 @@ def _check_fits(
     ):
         if found != wanted:
             hint = f"train a policy that names those: hsal train --data {source}" if what == "classes" else "name another file with --data"
+            hint = "name features of the --resolution that it was trained on with --data" if what == "an input_size of" else hint
             raise FileError(f"{source} has {what} {found}, the policy was trained with {wanted}", hint)
 
 

@@ -25,6 +25,7 @@ from hsal_cli.policy.shared import Linear
 
 GLIMPSES = ("random", "center", "saliency", "second", "none")
 MASKS = ("uniform", "center", "saliency", "turned")
+FEW = 100  # images that tell nothing of what decides
 WORTHLESS = 0.01  # of exact match: a part whose loss is surely below it decides nothing
 
 
@@ -195,6 +196,8 @@ def verdicts(looking: dict[str, Any]) -> list[str]:
     one surely costs something.
     """
     found = []
+    if looking.get("images", FEW) < FEW:
+        return [f"{looking['images']} images are too few to say whether it matters where it looks"]
     for part, text in (("glimpses", "where its glimpses fall"), ("masks", "where its covert mask lies")):
         ways = looking[part]
         if not ways:

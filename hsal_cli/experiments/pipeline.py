@@ -13,7 +13,7 @@ from hsal_cli import distributed
 from hsal_cli.errors import FileError
 from hsal_cli.features.precompute import precompute
 from hsal_cli.features.saliency.models import saliency_model
-from hsal_cli.features.settings import PrecomputeSettings, features_path
+from hsal_cli.features.settings import PrecomputeSettings, features_path, made_with
 from hsal_cli.features.table import check_match, open_features
 from hsal_cli.finetuning.finetune import finetune
 from hsal_cli.models.load import RUNS, backbone_folder
@@ -69,7 +69,12 @@ def check_makeable(data: Path) -> None:
         FileError: with the command that makes it.
     """
     if not data.exists() and data.stem not in DATASETS:
-        raise FileError(f"{data} is missing", made_by(data))
+        raise FileError(f"{data} is missing", way_to(data))
+
+
+def way_to(data: Path) -> str:
+    """The hint for a scene or feature file that is missing, or is neither."""
+    return f"make it with: {made_with(data)}" if data.name.endswith(".features.h5") else made_by(data)
 
 
 def ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> Path:

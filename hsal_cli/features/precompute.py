@@ -227,6 +227,15 @@ def _volumes_of(features: Path, scenes: SceneFile, backbone: LoadedBackbone, sal
         raise UsageError(f"volumes_from = {features} is the file to write", "name another file with --out")
     with open_features(features) as file:
         check_match(file, scenes.digest, backbone.digest)
+        model = backbone.model
+        found = file.volume_shape, file.input_size
+        wanted = (model.channels + model.fine, model.resolution, model.resolution), model.input_size
+        if found != wanted:
+            (shape, size), (own, own_size) = (("x".join(map(str, shape)), size) for shape, size in (found, wanted))
+            raise FileError(
+                f"the volumes of {features} are {shape} at {size} px, those to be written {own} at {own_size} px",
+                "give the --resolution that they were computed with, or leave --volumes-from out",
+            )
         yield file
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -103,6 +104,18 @@ def features_path(scenes: Path, saliency: str = "activation", resolution: str | 
     names += [] if resolution is None else [resolution if resolution in CALLED else f"{resolution}x{resolution}"]
     names += [] if kind == "activation" else [kind]
     return scenes.with_name(".".join([*names, "features.h5"]))
+
+
+def made_with(features: Path) -> str:
+    """The command that makes a feature file, as far as its name tells: of data/x.fine.features.h5 with `--resolution fine`."""
+    name, words = features.name.removesuffix(".features.h5"), []
+    if name == features.name:
+        return shlex.join(["hsal", "precompute", "--data", "SCENES", "--out", str(features)])
+    for option, endings in (("--saliency", SALIENCY), ("--resolution", (*CALLED, "7x7", "14x14", "28x28"))):
+        stem, _, ending = name.rpartition(".")
+        if stem and ending in endings:
+            name, words = stem, [option, ending if ending in (*SALIENCY, *CALLED) else ending.partition("x")[0], *words]
+    return shlex.join(["hsal", "precompute", "--data", str(features.with_name(f"{name}.h5")), *words, "--out", str(features)])
 
 
 def dataset_of(features: Path, saliency: str = "activation") -> str:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from hsal_cli.errors import FileError
-from hsal_cli.features.settings import kind_in
+from hsal_cli.features.settings import kind_in, made_with
 from hsal_cli.scenes.scene_file import sound_boxes, sound_labels
 from hsal_cli.storage.files import digest_of, digest_of_array
 from hsal_cli.storage.hdf5 import FORMAT_VERSION, OpenedFile, attribute, described, open_hdf5, reading, train_first
@@ -326,10 +326,7 @@ def open_features(path: Path) -> FeatureFile:
     Raises:
         FileError: missing, not a feature file, not complete, or damaged.
     """
-    path = Path(path)
-    name = path.name.removesuffix(".features.h5")
-    scenes = "SCENES" if name == path.name else shlex.quote(str(path.with_name(f"{name}.h5")))
-    return open_hdf5(path, FORMAT, f"{MADE_BY} --data {scenes} --out {shlex.quote(str(path))}", FeatureFile)
+    return open_hdf5(Path(path), FORMAT, made_with(Path(path)), FeatureFile)
 
 
 def check_match(

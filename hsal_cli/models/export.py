@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.models.load import RUNS, PolicyMeta, backbone_folder, policy_meta
-from hsal_cli.models.shipped import BACKBONE, FORMAT, FORMAT_VERSION, LOOK, exported_files, is_export, read_manifest
+from hsal_cli.models.shipped import BACKBONE, FORMAT, FORMAT_VERSION, LOOK, exported_files, is_export, part_of, read_manifest
 from hsal_cli.policy.variant import with_variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
@@ -81,7 +81,7 @@ def export(
         raise UsageError(f"{wrong!r} is not a name of the form DATASET.OBJECTIVE", "name the run, such as mnist-multiset.rl=RUN")
     networks = {BACKBONE: checkpoints.read_checkpoint(_backbone_of(exported, backbone))}
     if look is not None:
-        networks[LOOK] = checkpoints.load_from(look, "best", MAKE_HINT)
+        networks[LOOK] = checkpoints.load_from(part_of(look, LOOK, BACKBONE), "best", MAKE_HINT)
         backbone_meta(networks[LOOK])  # refuses what is no backbone
     manifest: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, "hsal_version": __version__}
     with replacing(out, exported_files) as folder:

@@ -39,8 +39,8 @@ class Model:
         finder: finds the region of an image that the policy sees, enlarged; None: it sees the whole image.
     """
 
-    loaded: LoadedPolicy
-    activation: LoadedBackbone
+    loaded: LoadedPolicy = dataclasses.field(repr=False)
+    activation: LoadedBackbone = dataclasses.field(repr=False)
     finder: Finder | None = None
 
     @property
@@ -85,7 +85,7 @@ class Model:
         return found if isinstance(images, (list, tuple)) else found[0]
 
 
-def load(name: str | Path, device: str = "auto", frame: str | None = None) -> Model:
+def load(name: str | Path, device: str = "auto", frame: str | None = None, look: str | Path | None = None) -> Model:
     """Loads a trained policy with its backbone; every file is verified.
 
     Args:
@@ -94,18 +94,20 @@ def load(name: str | Path, device: str = "auto", frame: str | None = None) -> Mo
         device: auto (a GPU where there is one), cpu, cuda, cuda:N or mps.
         frame: what it sees of an image: "image", the whole of it; "found", the region that a first look finds, enlarged; None: what it was
             trained on, "found" also where that was the number, cut out by its boxes.
+        look: the network that looks first: a run, a checkpoint or an exported folder; None: the one that came with the policy, else its
+            own backbone.
 
     Raises:
         UsageError: there is no such policy, no such device, or no such frame.
         FileError: a file is missing or damaged, or the backbone is nowhere.
     """
     place, exported = Path(name).expanduser(), named_in(name)
-    chosen = choose_device(device)
+    chosen, first = choose_device(device), LookSettings(look=None if look is None else str(look))
     if exported is None and place.is_dir():
         loaded = load_policy(place, device=chosen)
-        return framed(loaded, find_backbone(loaded, chosen), frame)
+        return framed(loaded, find_backbone(loaded, chosen), frame, first)
     shipped = load_shipped(exported or str(name), chosen)
-    return framed(shipped.policy, shipped.backbone, frame)
+    return framed(shipped.policy, shipped.backbone, frame, first)
 
 
 def framed(loaded: LoadedPolicy, backbone: LoadedBackbone, frame: str | None, first: LookSettings | None = None) -> Model:

@@ -164,12 +164,14 @@ def find_shipped(name: str) -> tuple[Path, str]:
     """The folder and the full name that a value of --pretrained means.
 
     Args:
-        name: DATASET.OBJECTIVE, or DATASET alone for its rl policy; of another folder than hsal's own: FOLDER/NAME.
+        name: DATASET.OBJECTIVE, or DATASET alone for its rl policy; of another folder than hsal's own: FOLDER/NAME, or FOLDER alone where
+            it holds one policy.
 
     Raises:
         UsageError: there is no such policy; names those that there are.
         FileError: there is no such folder, or its manifest is not one.
     """
+    name = named_in(name) or name
     place, _, last = name.rpartition("/")
     folder = Path(place or "/") if "/" in name else own_folder()
     if folder is not None:

@@ -19,10 +19,7 @@ RECIPES[SEARCH] = "mnist-multiset"  # with other settings
 
 
 def made_by(path: Path) -> str:
-    """The hint for a scene file, or a feature file, that is missing, or that is none: the command that makes it."""
-    name = path.name.removesuffix(".features.h5")
-    if name != path.name:
-        return f"make it with: hsal precompute --data {shlex.quote(str(path.with_name(name + '.h5')))} --out {shlex.quote(str(path))}"
+    """The hint for a scene file that is missing, or that is none: the command that makes it."""
     if path.stem in (*DATASETS, SEARCH, "street-numbers", "svhn-multiset"):
         return f"make it with: hsal make-data {path.stem} --out {shlex.quote(str(path))}"
     return f"of your own images make it with: hsal make-data folder --images DIR --labels FILE --out {shlex.quote(str(path))}"
