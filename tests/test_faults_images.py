@@ -95,7 +95,7 @@ def test_what_is_no_usable_image_is_refused_and_the_others_of_the_call_are_done(
     mixed = [Path(name) for pair in zip(bad, (str(tmp_path / name) for name in good), strict=True) for name in pair]
     seen: list[str] = []
 
-    def look(images, backbone, policy, max_steps, names):
+    def look(images, backbone, policy, max_steps, names, finder):
         seen.extend(str(name) for name in names)
         return [f"look at {name}" for name in names]
 

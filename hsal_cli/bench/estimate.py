@@ -106,8 +106,7 @@ def seconds_of(
 
 
 def making_scenes(path: Path, settings: SceneSettings, asked: bool = False) -> list[Work]:
-    """Composing a data set, if it is missing; FileError where that is nothing that can be composed."""
-    check_makeable(path)
+    """Composing a data set, if it is missing."""
     return [] if path.exists() else [dataclasses.replace(composing(path, settings), asked=asked)]
 
 
@@ -148,8 +147,7 @@ def _computing(out: Path, images: float, size: float, resolution: str | None, as
 
 
 def images_of(path: Path, settings: SceneSettings) -> dict[str, int]:
-    """Images in each split of a scene or feature file; of one that is missing, as many as it will have. FileError: it cannot be made."""
-    check_makeable(path)
+    """Images in each split of a scene or feature file; of one that is missing, as many as it will have."""
     if not path.exists():
         return {"train": settings.train, "test": settings.test}
     if format_of(path) == SCENES:
@@ -171,12 +169,14 @@ def training(images: float, settings: TrainSettings) -> Work:
 
 
 def before_a_backbone(scenes: Path, recipe: Recipe, device: torch.device) -> list[Work]:
-    """Fine-tuning on a scene file, which is composed if it is missing."""
+    """Fine-tuning on a scene file, which is composed if it is missing; FileError where that is nothing that can be composed."""
+    check_makeable(scenes)
     return [*making_scenes(scenes, recipe.scenes, asked=True), fine_tuning(scenes, recipe.finetune, device)]
 
 
 def before_a_policy(data: Path, backbone: Path | None, recipe: Recipe, device: torch.device) -> list[Work]:
-    """Everything up to a trained policy that `pipeline.ensure_policy_data` would not find, and its training."""
+    """Everything up to a trained policy that `pipeline.ensure_policy_data` would not find, and its training; errors as above."""
+    check_makeable(data)
     works: list[Work] = []
     if not data.name.endswith(".features.h5"):
         works += making_scenes(data, recipe.scenes, asked=True)

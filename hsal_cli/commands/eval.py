@@ -157,11 +157,12 @@ def _evaluate_shipped(
     """
     from hsal_cli.bench.estimate import making_scenes, scoring
     from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
-    from hsal_cli.experiments.pipeline import DATA, ensure_scenes
+    from hsal_cli.experiments.pipeline import DATA, check_makeable, ensure_scenes
     from hsal_cli.models.shipped import load_shipped
 
     shipped = load_shipped(name, device, counts=True)
     source = data or DATA / f"{shipped.dataset}.h5"
+    check_makeable(source)
 
     def works() -> list[Work]:
         return [*making_scenes(source, recipe.scenes, asked=True), scoring(source, recipe.scenes, settings.split)]
