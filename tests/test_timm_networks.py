@@ -89,8 +89,9 @@ def test_a_stride_that_is_taken_out_is_what_timm_itself_does():
     theirs = timm.create_model("tf_efficientnet_lite0", features_only=True, output_stride=16, out_indices=(-1,))
     theirs.load_state_dict(ours.trunk.state_dict())
     images = torch.randn(1, 3, 112, 112)
-    assert torch.equal(ours.trunk(images)[-1], theirs.eval()(images)[-1])
-    assert not torch.equal(ours.trunk(images)[-1], lively(ActivationModel(LITE0, 10, 112, 7, dilate=False)).trunk(images)[-1])
+    volume, undilated = ours.trunk(images)[-1], lively(ActivationModel(LITE0, 10, 112, 7, dilate=False)).trunk(images)[-1]
+    torch.testing.assert_close(volume, theirs.eval()(images)[-1], rtol=1e-4, atol=1e-4)  # threads may add up in another order
+    assert (volume - undilated).abs().max() > 1
 
 
 @torch.inference_mode()
