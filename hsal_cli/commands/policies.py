@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -113,33 +113,24 @@ def images_in(paths: Sequence[Path]) -> list[Path]:
 
 
 def looks(
-    images: Sequence[Path],
-    run: Path | None,
-    device: str,
-    max_steps: int | None,
-    reporter: console.Reporter,
-    pretrained: str | None = None,
-    frame: str | None = None,
-    first: LookSettings | None = None,
-    stop_threshold: float | None = None,
+    images: Sequence[Path], model_of: Callable[[], Model], max_steps: int | None, reporter: console.Reporter
 ) -> Iterator[tuple[Path, Look | HsalError]]:
-    """Shows images to the policy that is meant, through the backbone it was trained with (see `look.look_at_files`).
+    """Shows images to a policy (see `look.look_at_files`), which is loaded only where one of them is there.
 
     Args:
-        frame, first: see `model_for`.
-        stop_threshold: see `LoadedPolicy`.
+        model_of: loads it, as `model_for` does.
     """
     from hsal_cli.models.look import look_at_files
     from hsal_cli.vision.images import read_image
 
-    if not any(path.is_file() for path in images):  # nothing is loaded for images that are not there
+    if not any(path.is_file() for path in images):
         for path in images:
             try:
                 read_image(path)
             except HsalError as error:
                 yield path, error
         return
-    model = model_for(run, device, reporter, pretrained, frame, first, stop_threshold)
+    model = model_of()
     for path, found in look_at_files(images, model.activation, model.loaded, max_steps, model.finder):
         for why in () if isinstance(found, HsalError) else found.warnings:
             reporter.warn(f"{path}: {why}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from hsal_cli import console
 from hsal_cli.commands.asking import Yes, paced
 from hsal_cli.commands.options import Device, Images, Json, Overwrite, options
-from hsal_cli.commands.policies import LOOKING, FrameOption, PretrainedOption, RunOption, images_in, looks
+from hsal_cli.commands.policies import LOOKING, FrameOption, PretrainedOption, RunOption, images_in, looks, model_for
 from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.evaluation.settings import STOP_HELP
 from hsal_cli.features.settings import LookSettings
@@ -71,7 +72,8 @@ def predict(
     failed = False
     with console.stopping(reporter):
         wanted = images_in(images)
-        shown = looks(wanted, run, device, max_steps, reporter, pretrained, frame, first, stop_threshold)
+        model_of = functools.partial(model_for, run, device, reporter, pretrained, frame, first, stop_threshold)
+        shown = looks(wanted, model_of, max_steps, reporter)
         for path, found in paced(shown, len(wanted), yes, reporter):
             if isinstance(found, HsalError):
                 failed = True
@@ -96,8 +98,7 @@ def _table(looks_: list[tuple[Path, Look]]) -> str:
     """The counts as CSV, in the form that `hsal make-data folder --labels-format counts` reads."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    first = looks_[0][1]
-    classes = [name for name, _ in (first.steps[0] if first.steps else first.end).classes][:-1]  # the last one is stop
+    classes = looks_[0][1].known
     table.writerow([HEAD, *classes])
     for path, look in looks_:
         counted = Counter(look.labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from hsal_cli.commands.policies import (
     load_with_backbone,
     look_known,
     looks,
+    model_for,
 )
 from hsal_cli.commands.predict import MaxSteps, StopThreshold, words
 from hsal_cli.errors import HsalError, UsageError
@@ -123,7 +125,8 @@ def visualize(
     places = targets(wanted, out, kinds)
     documents, failed = [], False
     with console.stopping(reporter):
-        shown = looks(wanted, run, device, max_steps, reporter, pretrained, frame, first, stop_threshold)
+        model_of = functools.partial(model_for, run, device, reporter, pretrained, frame, first, stop_threshold)
+        shown = looks(wanted, model_of, max_steps, reporter)
         for number, (path, found) in enumerate(paced(shown, len(wanted), yes, reporter)):
             try:
                 if isinstance(found, HsalError):
@@ -146,10 +149,9 @@ def visualize(
 
 def _check_known(truth: Sequence[str], look: Look) -> None:
     """Refuses true labels that the policy cannot name."""
-    known = [name for name, _ in (look.steps[0] if look.steps else look.end).classes][:-1]  # the last one is stop
-    strange = next((label for label in truth if label not in known), None)
+    strange = next((label for label in truth if label not in look.known), None)
     if strange is not None:
-        raise UsageError(f"--labels: the policy has no class {brief(strange)!r}", f"it has {', '.join(map(brief, known))}")
+        raise UsageError(f"--labels: the policy has no class {brief(strange)!r}", f"it has {', '.join(map(brief, look.known))}")
 
 
 def _scenes(

@@ -192,8 +192,8 @@ def evaluate_scenes(
         _check_fits(scenes, loaded, file.classes, (backbone.model.channels + backbone.model.fine, side, side), saliency, size)
         table = SceneFeatures(file.split(settings.split), backbone, saliency_model(saliency))
         table = table.labelled(_as_named(table.labels, file.classes, loaded), table.boxes)
-        train_labels = torch.from_numpy(file.split("train").labels).long() if "train" in file.splits else None
-        train_labels = None if train_labels is None else _as_named(train_labels, file.classes, loaded)
+        own = torch.from_numpy(file.split("train").labels).long() if "train" in file.splits else None
+        train_labels = None if own is None else _as_named(own, file.classes, loaded)
         if settings.sample > 1:
             table = table.in_memory(settings.batch_size, reporter)
         made_from = {"scenes": str(scenes), "scenes_digest": file.digest, "frame": frame_of(file.config)}

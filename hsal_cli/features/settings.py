@@ -108,20 +108,25 @@ def features_path(scenes: Path, saliency: str = "activation", resolution: str | 
 
 def made_with(features: Path) -> str:
     """The command that makes a feature file, as far as its name tells: of data/x.fine.features.h5 with `--resolution fine`."""
-    name, words = features.name.removesuffix(".features.h5"), []
-    if name == features.name:
-        return shlex.join(["hsal", "precompute", "--data", "SCENES", "--out", str(features)])
-    for option, endings in (("--saliency", SALIENCY), ("--resolution", (*CALLED, "7x7", "14x14", "28x28"))):
-        stem, _, ending = name.rpartition(".")
-        if stem and ending in endings:
-            name, words = stem, [option, ending if ending in (*SALIENCY, *CALLED) else ending.partition("x")[0], *words]
-    return shlex.join(["hsal", "precompute", "--data", str(features.with_name(f"{name}.h5")), *words, "--out", str(features)])
+    name, saliency, resolution = _told(features)
+    named = features.name.endswith(".features.h5")
+    words = ["--data", str(features.with_name(f"{name}.h5")) if named else "SCENES"]
+    words += [] if resolution is None else ["--resolution", resolution if resolution in CALLED else resolution.partition("x")[0]]
+    words += [] if saliency is None else ["--saliency", "file:PATH" if saliency == "file" else saliency]
+    return shlex.join(["hsal", "precompute", *words, "--out", str(features)])
 
 
 def dataset_of(features: Path, saliency: str = "activation") -> str:
     """The name of the data set in a feature file's name: data/x.features.h5 and data/x.14x14.itti.features.h5 are of x."""
-    name = features.name.removesuffix(".h5").removesuffix(".features")
+    return _told(features, saliency)[0]
+
+
+def _told(features: Path, saliency: str = "activation") -> tuple[str, str | None, str | None]:
+    """What a feature file's name tells (see `features_path`): the data set, the saliency model and the resolution, None where not told."""
+    name, told = features.name.removesuffix(".h5").removesuffix(".features"), []
     for endings in ((*SALIENCY, "file", kind_in(saliency)), ("7x7", "14x14", "28x28", *CALLED)):
-        ending = name.rpartition(".")[2]
-        name = name.removesuffix(f".{ending}") if ending in endings else name
-    return name
+        stem, _, ending = name.rpartition(".")
+        known = bool(stem) and ending in endings
+        name = stem if known else name
+        told.append(ending if known else None)
+    return name, told[0], told[1]

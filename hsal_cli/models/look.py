@@ -97,6 +97,12 @@ class Look:
         return [step.label for step in self.steps]
 
     @property
+    def known(self) -> list[str]:
+        """The K names of all classes that the policy can name; none where it took no meta-step."""
+        step = self.steps[0] if self.steps else self.end
+        return [] if step is None else [name for name, _ in step.classes][:-1]  # the last one is stop
+
+    @property
     def probabilities(self) -> np.ndarray:
         """float64 (T,), of each label named, in [0, 1]."""
         return np.array([step.probability for step in self.steps], dtype=np.float64)
