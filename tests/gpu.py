@@ -17,7 +17,7 @@ import torch
 
 from hsal_cli.features.table import FeatureTable
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.variant import DEFAULT
+from hsal_cli.policy.variant import COLUMNS
 from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.training.train import PolicyTask
 from hsal_cli.vision.devices import choose_device, computing
@@ -36,7 +36,7 @@ def task_of(device: torch.device, rows: int, deterministic: bool, channels: int 
     labels = torch.where(torch.arange(4) < torch.randint(1, 5, (rows, 1), generator=draw), labels, -1)
     table = FeatureTable(volumes, torch.rand(rows, 7, 7, generator=draw), labels, None, (100, 100))
     torch.manual_seed(0)
-    policy = HSAL(DEFAULT, 10, (channels, 7, 7)).to(device)
+    policy = HSAL(COLUMNS, 10, (channels, 7, 7)).to(device)
     settings = TrainSettings(deterministic=deterministic)
     task = PolicyTask(policy, table, torch.arange(rows), table.select(slice(0, 2)), settings, device, {"max_labels": 4})
     task.start_epoch(0)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import gpu
 import pytest
 import torch
+import torch.nn.functional as F
 from fake_device import DEVICE, NAME, FakeDevice, FakeGraph
 from learning_parts import SMALL, TWO_STOP_HEADS, OneLayer, easy_table
 
@@ -24,7 +25,7 @@ from hsal_cli.models.look import look_at_scenes
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.episode import greedy
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.variant import DEFAULT, PAPER
+from hsal_cli.policy.variant import COLUMNS, DEFAULT, PAPER
 from hsal_cli.progress import SILENT
 from hsal_cli.report.tested import detail
 from hsal_cli.runs.seeds import Draws
@@ -44,14 +45,15 @@ MORE = {"tall Gaussians": 1_100, "multiset": 1_050}  # raw maps are scaled at ea
 CAPTURED = 30  # of one that is played back
 KINDS = {
     "rl": (DEFAULT, {}),
-    "sampled": (dataclasses.replace(DEFAULT, gradient="sampled"), {}),
+    "columns": (COLUMNS, {}),
+    "sampled": (dataclasses.replace(COLUMNS, gradient="sampled"), {}),
     "paper": (PAPER, {}),
-    "winner-take-all": (dataclasses.replace(DEFAULT, mask="winner-take-all"), {}),
-    "no glimpses": (dataclasses.replace(DEFAULT, glimpses=0), {}),
-    "tall Gaussians": (dataclasses.replace(DEFAULT, aspect=2.0, update="raw"), {}),
-    "cross-entropy": (DEFAULT, {"objective": "cross-entropy"}),
-    "multiset": (DEFAULT, {"objective": "multiset"}),
-    "list": (DEFAULT, {"task": "list"}),
+    "winner-take-all": (dataclasses.replace(COLUMNS, mask="winner-take-all"), {}),
+    "no glimpses": (dataclasses.replace(COLUMNS, glimpses=0), {}),
+    "tall Gaussians": (dataclasses.replace(COLUMNS, aspect=2.0, update="raw"), {}),
+    "cross-entropy": (COLUMNS, {"objective": "cross-entropy"}),
+    "multiset": (COLUMNS, {"objective": "multiset"}),
+    "list": (COLUMNS, {"task": "list"}),
 }
 
 
@@ -68,9 +70,13 @@ def device(request, monkeypatch):
 
 
 def task_of(variant, device: torch.device, **settings) -> PolicyTask:
-    table = easy_table(24, classes=3, most=4, side=7)
+    table, fine = easy_table(24, classes=3, most=4, side=7), 4 if variant.glimpse == "fine" else 0
     torch.manual_seed(0)
-    policy = HSAL(dataclasses.replace(variant, **FEW), 3, (3, 7, 7)).to(device)
+    if fine:
+        stage = torch.rand(24, 1, 14, 14)
+        volumes = torch.cat([table.volumes, F.pixel_unshuffle(stage, 2).half()], 1)
+        table = dataclasses.replace(table, volumes=volumes, saliency=stage[:, 0], fine=fine)
+    policy = HSAL(dataclasses.replace(variant, fine=fine, **FEW), 3, (3 + fine, 7, 7)).to(device)
     settings = TrainSettings(epochs=2, batch_size=8, **settings)
     task = PolicyTask(policy, table, torch.arange(20), table.select(slice(20, 24)), settings, device, {"max_labels": 4})
     task.start_epoch(0)
@@ -147,9 +153,9 @@ def test_a_captured_step_is_the_step_and_makes_a_few_launches(kind, resident, gr
 
 
 def test_a_step_that_cannot_be_captured_is_taken_as_it_is_and_said(graphs, monkeypatch) -> None:
-    expected = task_of(DEFAULT, DEVICE)
+    expected = task_of(COLUMNS, DEVICE)
     expected.captured = None
-    task = task_of(DEFAULT, DEVICE)
+    task = task_of(COLUMNS, DEVICE)
     loss = task.replica._loss
 
     def waiting(*parts):
@@ -172,7 +178,7 @@ def test_graphs_are_captured_by_one_worker_on_an_nvidia_gpu(size, kind, monkeypa
 
 
 def test_an_epoch_is_begun_without_waiting(device) -> None:
-    task = task_of(DEFAULT, DEVICE)
+    task = task_of(COLUMNS, DEVICE)
     device.clear()
     task.start_epoch(1)
     assert not device.waits
@@ -191,7 +197,7 @@ def test_a_step_of_counting_waits_for_nothing(device) -> None:
 
 
 def test_a_device_draws_the_same_again_for_the_same_step(device) -> None:
-    first, again = (steps_of(task_of(DEFAULT, DEVICE))[:2] for _ in range(2))
+    first, again = (steps_of(task_of(COLUMNS, DEVICE))[:2] for _ in range(2))
     assert first == again
 
 
@@ -261,7 +267,7 @@ def test_every_stage_runs_on_a_gpu_and_what_it_writes_is_read_without_one(scenes
     for saliency in ("activation", "itti", "spectral-residual", "center"):
         features[saliency] = tmp_path / f"{saliency}.features.h5"
         precompute(scenes["multiset"], backbone, features[saliency], PrecomputeSettings(batch_size=8, saliency=saliency), DEVICE)
-    run, variant = tmp_path / "run", dataclasses.replace(DEFAULT, **FEW)
+    run, variant = tmp_path / "run", dataclasses.replace(COLUMNS, **FEW)
     brief = TrainSettings(epochs=1, batch_size=8, validation=0.3)
     train(features["activation"], run, variant, brief, DEVICE, backbone=backbone)
     for where, epochs in ((DEVICE, 2), (CPU, 3), (DEVICE, 4)):  # what one saves the other goes on with

@@ -18,7 +18,7 @@ from hsal_cli.experiments import grid_report, sweep_report
 from hsal_cli.models.export import export
 from hsal_cli.models.shipped import find_shipped, read_manifest
 from hsal_cli.pictures.writing import encoded
-from hsal_cli.policy.variant import DEFAULT
+from hsal_cli.policy.variant import COLUMNS
 from hsal_cli.report.report_page import Page, PageFigure, Section, check_folder, write_report
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.start import being_trained
@@ -163,7 +163,7 @@ def test_an_export_that_is_killed_leaves_the_old_or_the_new_one(tmp_path, monkey
     assert found == {"mnist-toy.rl", "mnist-toy.multiset"}
 
 
-NEW = {"features": "f.h5", "features_digest": "f" * 64, "train": {}, "variant": as_dict(DEFAULT), "new": True}
+NEW = {"features": "f.h5", "features_digest": "f" * 64, "train": {}, "variant": as_dict(COLUMNS), "new": True}
 
 
 @pytest.mark.fault(16, "train --overwrite killed at any file operation before it trains: the old run or the new one", tried=40)

@@ -61,7 +61,7 @@ def trained(nursery: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = hsal(folder, "finetune", "--config", "toy.toml").stderr
     assert "data/mnist-single.h5 is missing: making it" in said
     said = hsal(folder, "train", "--config", "toy.toml").stderr
-    assert "data/mnist-multiset.features.h5 is missing: computing it" in said
+    assert "data/mnist-multiset.fine.features.h5 is missing: computing it" in said
     return folder
 
 

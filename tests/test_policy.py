@@ -14,7 +14,7 @@ from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.maps import GaussianAttention, gaussian_masks
 from hsal_cli.policy.shared import SharedWeights, linear
 from hsal_cli.policy.stop_head import StopHead
-from hsal_cli.policy.variant import DEFAULT, FIXED_MASK, PAPER, PAPER_CELLS, Variant
+from hsal_cli.policy.variant import COLUMNS, FIXED_MASK, PAPER, PAPER_CELLS, Variant
 
 CLASSES, SHAPE = 3, (6, 4, 5)
 SMALL = {
@@ -323,7 +323,7 @@ def test_the_second_stop_head_starts_silent_and_reaches_as_far_on_a_finer_map():
     assert head(*maps).std() > 0
 
 
-@pytest.mark.parametrize("variant", [PAPER, DEFAULT, FIXED_MASK])
+@pytest.mark.parametrize("variant", [PAPER, COLUMNS, FIXED_MASK])
 def test_a_finer_map_gets_masks_that_cover_as_much_of_the_image(variant):
     policy = HSAL(dataclasses.replace(variant, **SMALL), CLASSES, (6, 28, 28))
     low, high = variant.beta

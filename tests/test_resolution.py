@@ -20,7 +20,7 @@ from hsal_cli.features.table import open_features
 from hsal_cli.finetuning.finetune import finetune
 from hsal_cli.models.load import find_backbone, load_policy
 from hsal_cli.models.look import look_at_scenes
-from hsal_cli.policy.variant import DEFAULT, FIXED_MASK, Variant
+from hsal_cli.policy.variant import COLUMNS, FIXED_MASK, Variant
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.storage.hdf5 import attribute, put_text, seal
 from hsal_cli.training.train import train
@@ -69,7 +69,7 @@ def test_the_whole_pipeline_works_on_finer_maps(side, tmp_path):
     with open_features(features) as file:
         assert file.volume_shape == (512, side, side)
         assert file.table("test").saliency.shape == (2, side, side)
-    for mask, variant in (("winner-take-all", FIXED_MASK), ("anchored", DEFAULT)):
+    for mask, variant in (("winner-take-all", FIXED_MASK), ("anchored", COLUMNS)):
         variant = dataclasses.replace(variant, **SMALL)
         train(features, tmp_path / mask, variant, TrainSettings(epochs=1, batch_size=4), CPU, backbone=run.path)
     loaded = load_policy(tmp_path / "winner-take-all")

@@ -16,7 +16,7 @@ from hsal_cli.errors import FileError, Interrupted, TrainingError, UsageError
 from hsal_cli.evaluation.metrics import label_counts, trivial_baselines
 from hsal_cli.models.load import load_policy
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.variant import DEFAULT
+from hsal_cli.policy.variant import COLUMNS
 from hsal_cli.runs.run import Run
 from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.settings import as_dict
@@ -184,12 +184,12 @@ def test_every_variant_trains(task, changes, features, tmp_path) -> None:
 
 
 def test_a_run_and_its_checkpoints_hold_every_value_of_the_variant_as_it_is_on_their_map(features, tmp_path) -> None:
-    run = train(features, tmp_path / "run", DEFAULT, dataclasses.replace(FAST, epochs=1), CPU)
+    run = train(features, tmp_path / "run", COLUMNS, dataclasses.replace(FAST, epochs=1), CPU)
     held = run.config.raw["variant"]
-    assert run.config.variant == DEFAULT.on_map(9)
-    assert held == as_dict(DEFAULT.on_map(9)) == checkpoints.load(run.checkpoints, "best").meta["variant"]
+    assert run.config.variant == COLUMNS.on_map(9)
+    assert held == as_dict(COLUMNS.on_map(9)) == checkpoints.load(run.checkpoints, "best").meta["variant"]
     assert None not in held.values() and held["cells"] == 9 and held["beta"] == pytest.approx([2 * 49 / 9, 3 * 49 / 9])
-    assert load_policy(run.path).policy.variant == DEFAULT.on_map(9)
+    assert load_policy(run.path).policy.variant == COLUMNS.on_map(9)
 
 
 @pytest.mark.parametrize("gradient", ["sampled", None])

@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 from hsal_cli.commands.options import recipe_for, variant_for
 from hsal_cli.console import exit_code_of
 from hsal_cli.errors import FileError, UsageError
+from hsal_cli.features.settings import PrecomputeSettings
 from hsal_cli.main import _call, app
 from hsal_cli.policy.variant import (
+    COLUMNS,
     DEFAULT,
-    FINE,
     FIXED_MASK,
     PAPER,
     PAPER_CELLS,
@@ -81,24 +82,26 @@ def test_the_papers_variant_is_section_3_and_appendix_a():
 @pytest.mark.parametrize(
     ("variant", "base", "values"),
     [
-        (FIXED_MASK, DEFAULT, {"mask": "winner-take-all", "gaussians": 1, "beta": (2.5, 2.5)}),
-        (FINE, FIXED_MASK, {"glimpse": "fine", "glimpses_apart": "yes"}),
+        (FIXED_MASK, COLUMNS, {"mask": "winner-take-all", "gaussians": 1, "beta": (2.5, 2.5)}),
+        (DEFAULT, FIXED_MASK, {"glimpse": "fine", "glimpses_apart": "yes"}),
     ],
 )
-def test_the_control_differs_from_the_default_in_its_mask_alone_and_fine_from_it_in_its_glimpses(variant, base, values):
+def test_the_control_differs_from_its_base_in_its_mask_alone_and_the_default_from_it_in_its_glimpses(variant, base, values):
     assert {name: getattr(variant, name) for name in value_names() if getattr(variant, name) != getattr(base, name)} == values
 
 
-def test_training_the_fine_variant_takes_features_with_a_finer_stage():
-    assert recipe_for(None, None, variant=named("fine")).precompute.resolution == "fine"
-    assert recipe_for(None, None, variant=DEFAULT).precompute.resolution is None
+def test_features_are_what_the_variant_reads_or_what_was_asked_for():
+    found = {name: recipe_for(None, None, variant=named(name)).precompute.resolution for name in ("default", "columns", "paper")}
+    assert found == {"default": "fine", "columns": None, "paper": None}
+    for asked, resolution in (("own", None), ("14", "14")):
+        assert recipe_for(None, None, precompute=PrecomputeSettings(resolution=asked)).precompute.resolution == resolution
 
 
 def test_the_command_line_goes_before_the_file_and_every_value_before_the_variant_that_it_changes(tmp_path):
     file = tmp_path / "mine.toml"
-    file.write_text('[variant]\nname = "paper"\nmask = "anchored"\nbeta = [0.5, 1.0]\n')
+    file.write_text('[variant]\nname = "paper"\nmask = "winner-take-all"\nbeta = [0.5, 1.0]\n')
     assert variant_for(None, None) == DEFAULT
-    assert variant_for(None, file) == dataclasses.replace(PAPER, mask="anchored", beta=(0.5, 1.0))
+    assert variant_for(None, file) == dataclasses.replace(PAPER, mask="winner-take-all", beta=(0.5, 1.0))
     assert variant_for(None, file, "default", ["beta=2", "glimpses=3"]) == dataclasses.replace(DEFAULT, beta=(2.0, 2.0), glimpses=3)
     assert variant_for("paper", None, None, ["mask=anchored"]) == dataclasses.replace(PAPER, mask="anchored")
 
@@ -169,10 +172,10 @@ def test_settings_that_a_resumed_run_does_not_have_are_refused(tmp_path, monkeyp
     def resumed(*words: str):
         return CliRunner().invoke(app, ["train", "--dry-run", "--resume", "run", *words])
 
-    for same in ((), ("--variant", "default"), ("--set", "beta=2-3"), ("--set", "mask=anchored")):
+    for same in ((), ("--variant", "default"), ("--set", "beta=2.5-2.5"), ("--set", "mask=winner-take-all")):
         assert resumed(*same).exit_code == 0, same
     for other, named_there in (
-        (("--variant", "paper"), "mask is anchored, not learned"),
+        (("--variant", "paper"), "mask is winner-take-all, not learned"),
         (("--set", "glimpses=3"), "glimpses is 2, not 3"),
     ):
         found = resumed(*other)

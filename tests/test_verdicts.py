@@ -9,7 +9,7 @@ import pytest
 from fault_parts import evaluation
 
 from hsal_cli.errors import FileError
-from hsal_cli.policy.variant import DEFAULT, FIXED_MASK, PAPER, Variant, changed, named, values_of
+from hsal_cli.policy.variant import COLUMNS, FIXED_MASK, PAPER, Variant, changed, named, values_of
 from hsal_cli.report.report_figures import METRICS
 from hsal_cli.runs.documents import Scores, Status
 from hsal_cli.runs.record import Record, best_of, groups, read_record, run_summary
@@ -17,7 +17,7 @@ from hsal_cli.runs.run import Run
 from hsal_cli.settings import as_dict
 from hsal_cli.training.verdicts import verdicts
 
-SAMPLED = dataclasses.replace(DEFAULT, gradient="sampled")  # its baseline is read
+SAMPLED = dataclasses.replace(COLUMNS, gradient="sampled")  # its baseline is read
 CALM = {
     "reward": [0.2, 0.6, 0.8, 0.9, 0.93, 0.94, 0.94, 0.94],
     "exact_match": [0.3, 0.5, 0.7, 0.8, 0.83, 0.84, 0.842, 0.843],
@@ -136,22 +136,22 @@ DRIFTS = {"mask_mass": [0.1, 0.2, 0.08, 0.15, 0.09, 0.07, 0.05, 0.05]}
 NEVER_CAME = {"mask_mass": [0.12, 0.08] * 4, "area": [0.05] * 8}
 SETTLED = {"location_reward": [0.1] * 8, "location_entropy": [0.1] * 8}
 BLIND = {"explained_variance": [0.0] * 8}
-CARRY = dataclasses.replace(DEFAULT, controller_state="carry")
+CARRY = dataclasses.replace(COLUMNS, controller_state="carry")
 
 
 @pytest.mark.parametrize(
     ("advice", "changes", "given", "not_given"),
     [
-        ("--set stop=supervised", STOPS, [("rl", PAPER), ("cross-entropy", PAPER)], [("rl", DEFAULT), ("multiset", PAPER), ("rl", None)]),
-        ("a lower --learning-rate", STOPS, [("rl", PAPER), ("rl", DEFAULT), ("rl", None)], []),
-        ("--set controller_state=reset", DRIFTS, [("rl", CARRY), ("multiset", PAPER)], [("rl", DEFAULT), ("rl", FIXED_MASK), ("rl", None)]),
-        ("--set mask=anchored", NEVER_CAME, [("rl", PAPER)], [("rl", DEFAULT), ("rl", FIXED_MASK), ("rl", None)]),
-        ("--variant fixed-mask", DRIFTS, [("rl", PAPER), ("rl", DEFAULT)], [("rl", FIXED_MASK), ("rl", None)]),
-        ("another --saliency", DRIFTS, [("rl", FIXED_MASK)], [("rl", PAPER), ("rl", DEFAULT), ("rl", None)]),
-        ("--set location_input=priority", SETTLED, [("rl", PAPER), ("multiset", PAPER)], [("rl", DEFAULT), ("cross-entropy", PAPER)]),
-        ("--set gradient=expected", SETTLED, [("rl", PAPER)], [("rl", DEFAULT), ("multiset", PAPER), ("rl", None)]),
-        ("keep it exploring", SETTLED, [("rl", DEFAULT), ("rl", None)], [("rl", PAPER)]),
-        ("it only centres the advantages", BLIND, [("rl", PAPER)], [("rl", DEFAULT), ("multiset", PAPER), ("rl", None)]),
+        ("--set stop=supervised", STOPS, [("rl", PAPER), ("cross-entropy", PAPER)], [("rl", COLUMNS), ("multiset", PAPER), ("rl", None)]),
+        ("a lower --learning-rate", STOPS, [("rl", PAPER), ("rl", COLUMNS), ("rl", None)], []),
+        ("--set controller_state=reset", DRIFTS, [("rl", CARRY), ("multiset", PAPER)], [("rl", COLUMNS), ("rl", FIXED_MASK), ("rl", None)]),
+        ("--set mask=anchored", NEVER_CAME, [("rl", PAPER)], [("rl", COLUMNS), ("rl", FIXED_MASK), ("rl", None)]),
+        ("--variant fixed-mask", DRIFTS, [("rl", PAPER), ("rl", COLUMNS)], [("rl", FIXED_MASK), ("rl", None)]),
+        ("another --saliency", DRIFTS, [("rl", FIXED_MASK)], [("rl", PAPER), ("rl", COLUMNS), ("rl", None)]),
+        ("--set location_input=priority", SETTLED, [("rl", PAPER), ("multiset", PAPER)], [("rl", COLUMNS), ("cross-entropy", PAPER)]),
+        ("--set gradient=expected", SETTLED, [("rl", PAPER)], [("rl", COLUMNS), ("multiset", PAPER), ("rl", None)]),
+        ("keep it exploring", SETTLED, [("rl", COLUMNS), ("rl", None)], [("rl", PAPER)]),
+        ("it only centres the advantages", BLIND, [("rl", PAPER)], [("rl", COLUMNS), ("multiset", PAPER), ("rl", None)]),
     ],
 )
 def test_advice_is_given_where_it_helps_and_not_where_it_is_in_force(advice, changes, given, not_given):
@@ -166,7 +166,7 @@ def test_advice_is_given_where_it_helps_and_not_where_it_is_in_force(advice, cha
 
 def test_what_is_advised_can_be_typed():
     """Every value in a piece of advice is one that --set or --variant takes."""
-    for variant in (PAPER, DEFAULT, FIXED_MASK, CARRY):
+    for variant in (PAPER, COLUMNS, FIXED_MASK, CARRY):
         for changes in (STOPS, DRIFTS, NEVER_CAME, SETTLED):
             config = {"train": {"objective": "rl", "epochs": 8, "seed": 0}, "variant": as_dict(variant)}
             for _, text, *_ in said(config=config, **changes):

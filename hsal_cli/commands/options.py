@@ -137,9 +137,9 @@ def recipe_for(preset: str | None, config: Path | None, **settled: Any) -> Recip
     settled = {"variant": settled.get("variant") or variant_for(preset, config), **settled}
     hints = typing.get_type_hints(Recipe)
     recipe = Recipe(**{name: settled.get(name) or settings_for(kind, preset, config) for name, kind in hints.items()})
-    if recipe.variant.glimpse != "column" and recipe.precompute.resolution is None:  # what such glimpses read
-        recipe = dataclasses.replace(recipe, precompute=dataclasses.replace(recipe.precompute, resolution=recipe.variant.glimpse))
-    return recipe
+    asked, read = recipe.precompute.resolution, recipe.variant.glimpse
+    resolution = (None if read == "column" else read) if asked is None else None if asked == "own" else asked
+    return dataclasses.replace(recipe, precompute=dataclasses.replace(recipe.precompute, resolution=resolution))
 
 
 def options(

@@ -80,6 +80,8 @@ def precompute(
     from hsal_cli.features.table import open_features
     from hsal_cli.vision.devices import choose_device
 
+    recipe = recipe_for(preset, config, precompute=settings)
+    settings = recipe.precompute
     out = out or features_path(data, settings.saliency, settings.resolution)
     chosen = choose_device(device)
     report = {"data": str(data), "backbone": str(backbone), "saliency": settings.saliency, "out": str(out), "device": str(chosen)}
@@ -93,7 +95,6 @@ def precompute(
     reporter = console.TerminalReporter()
     start = time.monotonic()
     with console.stopping(reporter), distributed.joined(chosen, reporter):
-        recipe = recipe_for(preset, config, precompute=settings)
         begin(lambda: precomputing(data, backbone, out, settings, overwrite), yes, recipe, chosen, reporter, backbone)
         compute(data, backbone, out, settings, chosen, reporter, overwrite, volumes_from)
     seconds = time.monotonic() - start

@@ -73,8 +73,9 @@ def train(
         Optional[str],
         typer.Option(
             "--variant",
-            help=f"The policy: {', '.join(VARIANTS)}. paper: section 3 and appendix A to the letter; fixed-mask: a covert mask that learns "
-            "nothing; fine: that, and glimpses at a finer stage, apart (section 5.2).",
+            help=f"The policy: {', '.join(VARIANTS)}. paper: section 3 and appendix A to the letter; default: a mask at the "
+            "maximum of S_t, and glimpses at a finer stage (section 5.2); columns: a learned mask, and glimpses at the volume; fixed-mask: "
+            "those, and a mask that learns nothing.",
             show_default="default",
         ),
     ] = None,

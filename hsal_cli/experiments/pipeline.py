@@ -122,8 +122,7 @@ def ensure_features(
             digests = (scene_file.digest, load_backbone(backbone).digest, saliency_model(settings.saliency).digest)
             check_match(file, *digests, scenes=scenes, backbone=backbone)
         return out
-    words = "" if settings.saliency == "activation" else f" --saliency {settings.saliency}"
-    reporter.say(f"{out} is missing: computing it (hsal precompute{words})")
+    reporter.say(f"{out} is missing: computing it ({made_with(out)})")
     return precompute(scenes, backbone, out, settings, device, reporter)
 
 

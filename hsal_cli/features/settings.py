@@ -19,6 +19,7 @@ SALIENCY_HELP = (
 )
 STAGED = ("fine", "window")  # resolutions that put something behind the volume, which glimpses read
 CALLED = (*STAGED, "double")  # resolutions that have a name, the others are numbers of cells
+OWN = "own"  # the backbone's own resolution, where it is asked for by name
 VIEWS_OF_FEW = 20
 SALIENCY_MODELS = Registry("saliency model", "hsal.saliency", (*SALIENCY, "file"))
 
@@ -29,12 +30,12 @@ class PrecomputeSettings:
 
     batch_size: int = setting(32, "Images a forward pass.", low=1, high=65536)
     saliency: str = setting("activation", SALIENCY_HELP)
-    resolution: Literal["7", "14", "28", "double", "fine", "window"] | None = setting(
+    resolution: Literal["own", "7", "14", "28", "double", "fine", "window"] | None = setting(
         None,
-        "Cells along a side of the volumes, the backbone's own if not given; more come from the same weights, dilated. double: twice as "
-        "many, of the image at twice the size, for objects that are small in large images. fine: its own, and "
-        "behind each the 2 x 2 cells of an earlier stage, which --set glimpse=fine reads. window: a first look at half the size, and "
-        "behind each cell the window around it at full size, which --set glimpse=window reads.",
+        "Cells along a side of the volumes; unset: fine, which the default policy reads, or what --variant and --set ask for. own: the "
+        "backbone's own; more cells come from the same weights, dilated. double: twice as many, of the image at twice the size, for "
+        "objects that are small in large images. fine: its own, and behind each the 2 x 2 cells of an earlier stage. window: a first look "
+        "at half the size, and behind each cell the window around it at full size, which --set glimpse=window reads.",
     )
     views: int | None = setting(
         None,
@@ -101,7 +102,7 @@ def features_path(scenes: Path, saliency: str = "activation", resolution: str | 
     """
     kind = kind_in(saliency)
     names = [scenes.name.removesuffix(".h5")]
-    names += [] if resolution is None else [resolution if resolution in CALLED else f"{resolution}x{resolution}"]
+    names += [] if resolution in (None, OWN) else [resolution if resolution in CALLED else f"{resolution}x{resolution}"]
     names += [] if kind == "activation" else [kind]
     return scenes.with_name(".".join([*names, "features.h5"]))
 
@@ -111,7 +112,7 @@ def made_with(features: Path) -> str:
     name, saliency, resolution = _told(features)
     named = features.name.endswith(".features.h5")
     words = ["--data", str(features.with_name(f"{name}.h5")) if named else "SCENES"]
-    words += [] if resolution is None else ["--resolution", resolution if resolution in CALLED else resolution.partition("x")[0]]
+    words += ["--resolution", OWN if resolution is None else resolution if resolution in CALLED else resolution.partition("x")[0]]
     words += [] if saliency is None else ["--saliency", "file:PATH" if saliency == "file" else saliency]
     return shlex.join(["hsal", "precompute", *words, "--out", str(features)])
 

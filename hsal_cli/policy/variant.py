@@ -1,8 +1,8 @@
 """The paper's policy and every departure from it, as one set of values none of which is open; importing this needs no torch.
 
-`PAPER` is section 3 and appendix A to the letter, `DEFAULT` what is measured best on volumes alone, `FIXED_MASK` the control whose covert
-mask learns nothing, `FINE` that control with glimpses that read what the mask has not. Runs, checkpoints and exports hold all values, as
-they are on the map that they were trained on, so that a later default changes none of them.
+`PAPER` is section 3 and appendix A to the letter, `DEFAULT` what is measured best. `COLUMNS` was the default before: its mask is learned,
+and its glimpses read columns of the volume, as the paper's do; `FIXED_MASK` is the control for that mask, which learns nothing. Runs,
+checkpoints and exports hold all values, as they are on the map that they were trained on, so that a later default changes none of them.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Variant:
         return dataclasses.replace(self, beta=(low / finer, high / finer), reach=self.reach * math.sqrt(finer), cells=cells)
 
 
-DEFAULT = Variant()
+COLUMNS = Variant()
 PAPER = Variant(
     mask="learned",
     beta=(1.5, 2.0),
@@ -144,16 +144,16 @@ PAPER = Variant(
     stop="sampled",
     gradient="sampled",
 )
-FIXED_MASK = dataclasses.replace(DEFAULT, mask="winner-take-all", gaussians=1, beta=(2.5, 2.5))  # the middle of the default's widths
-FINE = dataclasses.replace(FIXED_MASK, glimpse="fine", glimpses_apart="yes")
-VARIANTS = {"paper": PAPER, "default": DEFAULT, "fixed-mask": FIXED_MASK, "fine": FINE}
+FIXED_MASK = dataclasses.replace(COLUMNS, mask="winner-take-all", gaussians=1, beta=(2.5, 2.5))  # the middle of its widths
+DEFAULT = dataclasses.replace(FIXED_MASK, glimpse="fine", glimpses_apart="yes")
+VARIANTS = {"paper": PAPER, "default": DEFAULT, "columns": COLUMNS, "fixed-mask": FIXED_MASK}
 
 
 @dataclasses.dataclass(frozen=True)
 class VariantName:
     """The key of a [variant] table that says what its other keys change."""
 
-    name: Literal["paper", "default", "fixed-mask", "fine"] = setting("default", "The variant that the other values change.")
+    name: Literal["paper", "default", "columns", "fixed-mask"] = setting("default", "The variant that the other values change.")
 
 
 def value_names() -> list[str]:

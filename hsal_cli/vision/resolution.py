@@ -101,8 +101,8 @@ def at_twice_the_size(model: ActivationModel) -> ActivationModel:
 
 
 def at_resolution(backbone: LoadedBackbone, resolution: str | None) -> LoadedBackbone:
-    """A backbone with the volumes of `precompute --resolution`, a number of cells or a name; None: its own."""
-    if resolution is None:
+    """A backbone with the volumes of `precompute --resolution`, a number of cells or a name; None or "own": its own."""
+    if resolution in (None, "own"):
         return backbone
     made = {FINE: with_finer_stage, WINDOW: with_windows, DOUBLE: at_twice_the_size}.get(resolution)
     return dataclasses.replace(backbone, model=made(backbone.model) if made else finer(backbone.model, int(resolution)))
