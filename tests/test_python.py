@@ -114,7 +114,7 @@ def test_parts_of_ones_own_are_used_from_the_command_line(tmp_path, monkeypatch,
         assert done.exit_code == 0, (words, done.output, done.exception)
         ran.append(words[0])
     assert ran == ["precompute", "train", "eval", "saliency"]
-    with open_features(Path("data/mnist-multiset.contrast.features.h5")) as file:
+    with open_features(Path("data/mnist-multiset.fine.contrast.features.h5")) as file:
         assert file.saliency == "contrast" and file.saliency_digest.startswith("contrast:")
     assert Run(Path("runs/mine")).config.train.reward == "rare-first"
     assert Path("image.saliency.hsal.png").is_file()

@@ -22,6 +22,7 @@ from hsal_cli.experiments import grid_run, pipeline
 from hsal_cli.experiments.grid import Grid, GridRun, plan
 from hsal_cli.experiments.grid_report import table_rows
 from hsal_cli.experiments.grid_run import AGAIN, run_grid
+from hsal_cli.policy.variant import named
 from hsal_cli.progress import SILENT
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import write_json, write_sealed
@@ -341,7 +342,7 @@ def test_an_objective_may_have_seeds_of_its_own() -> None:
 
 def test_a_grid_of_hsal_0_1_is_held_against_what_its_open_values_meant_then(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = recipe_for(None, None)
+    recipe = recipe_for(None, None, variant=named("columns"))
     grid = Grid(("a",), ("rl",), (0,), Path("grid"), recipe, EvalSettings())
     for glimpses, fits in ((2, True), (3, False)):
         policy = {"mask": "anchored", "beta": None, "inhibition_width": None, "memory": "last", "stop_input": None, "glimpses": glimpses}
