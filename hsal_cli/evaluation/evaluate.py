@@ -130,8 +130,8 @@ def evaluate_file(
 
     Returns:
         What `evaluate` gives, with baselines if the file has a training split, and `dataset` (the file's name without endings),
-        `split`, `features`, `scenes_digest`, `checkpoint`, `objective`, `parameters` (how many numbers were learned), `frame` (what was
-        cut out of the images) and `trained_frame` (of those that the policy was trained on); and in `flops`
+        `split`, `features`, `features_digest`, `scenes_digest`, `checkpoint`, `objective`, `parameters` (how many numbers were learned),
+        `frame` (what was cut out of the images) and `trained_frame` (of those that the policy was trained on); and in `flops`
         `backbone`, `windows` (of the cells looked at, where the features have them) and `image` in all, None where the backbone is nowhere.
 
     Raises:
@@ -149,10 +149,9 @@ def evaluate_file(
             raise FileError(f"split {settings.split} of {features} holds no image", "name another one with --split")
         table = table.labelled(_as_named(table.labels, file.classes, loaded), table.boxes)
         train_labels = _as_named(file.labels("train"), file.classes, loaded) if "train" in file.splits else None
-        made_from = {"features": str(features), "scenes_digest": file.scenes_digest, "frame": frame_of(file.config.scenes_config)}
-        distributed.agree(
-            features_digest=file.digest, scenes_digest=file.scenes_digest, weights=loaded.checkpoint.digest, eval=as_dict(settings)
-        )
+        digests = {"features_digest": file.digest, "scenes_digest": file.scenes_digest}
+        made_from = {"features": str(features), **digests, "frame": frame_of(file.config.scenes_config)}
+        distributed.agree(**digests, weights=loaded.checkpoint.digest, eval=as_dict(settings))
     try:
         backbone = find_backbone(loaded)
     except FileError:  # scores of features do not need it
@@ -176,7 +175,7 @@ def evaluate_scenes(
         backbone: the one the policy was trained with, on `device`.
 
     Returns:
-        What `evaluate_file` gives, with `scenes` in place of `features`.
+        What `evaluate_file` gives, with `scenes` in place of `features` and without `features_digest`.
 
     Raises:
         FileError: the file is unusable, has no such split, or has other classes; or the backbone does not fit the policy.
