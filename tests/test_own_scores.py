@@ -117,6 +117,22 @@ def test_scores_that_an_older_version_left_on_the_runs_own_data_are_shown(here) 
         assert runs.Run(Path("run")).evaluation().features == place
 
 
+def test_runs_are_compared_by_the_digests_of_their_data_and_by_names_where_one_has_none(here) -> None:
+    import shutil
+
+    shutil.copytree("run", "second")
+    write_sealed(Path("second/config.json"), {**runs.Run(Path("second")).config.raw, "features": "renamed.features.h5"})
+    shutil.copy("toy.features.h5", "renamed.features.h5")
+    for run in ("run", "second"):
+        hsal("eval", "--run", run, "--resamples", 2, "--data", "toy.features.h5" if run == "run" else "renamed.features.h5")
+    assert [row["dataset"] for row in json.loads(hsal("compare", "run", "second", "--json"))] == ["toy", "renamed"]
+    evaluate("--data", "toy.double.features.h5")
+    assert evaluations([Path("run")], "toy")[0][1].features_digest == FEATURES, "its own, not other features of the same scenes"
+    older = {key: value for key, value in json.loads(Path("second/eval.json").read_text()).items() if key not in DIGESTS}
+    write_sealed(Path("second/eval.json"), older)
+    assert "second was evaluated on dataset renamed" in hsal("compare", "run", "second", code=1)
+
+
 def test_runs_are_compared_on_other_data_by_its_name(here) -> None:
     import shutil
 
@@ -128,6 +144,6 @@ def test_runs_are_compared_on_other_data_by_its_name(here) -> None:
     for run in ("run", "second"):
         hsal("eval", "--run", run, "--resamples", 2, "--data", "other.features.h5")
     assert Path("second/eval.json").is_file() and not Path("second/eval.other.json").exists()
-    assert "was evaluated on dataset" in hsal("compare", "run", "second", code=1)
+    assert f"was evaluated on scenes_digest {OTHER}" in hsal("compare", "run", "second", code=1)
     assert [row["dataset"] for row in json.loads(hsal("compare", "run", "second", "--data", "other", "--json"))] == ["other", "other"]
     assert checkpoints.present(Path("second/checkpoints"))
