@@ -209,7 +209,7 @@ def test_a_feature_file_is_evaluated_and_named(tmp_path):
     wanted = evaluate(loaded.policy, tables["test"], NAMES, EvalSettings(resamples=20), 5, train_labels=tables["train"].labels)
     assert (found["dataset"], found["split"]) == ("toy", "test")
     assert {key: found[key] for key in wanted} == wanted | {"flops": found["flops"]}
-    nowhere = dict.fromkeys(("backbone", "windows", "image"))  # no backbone is named
+    nowhere = {"looks": 0, **dict.fromkeys(("backbone", "windows", "image"))}  # no backbone is named
     assert found["flops"] == wanted["flops"] | nowhere
     assert evaluate_file(loaded, features, EvalSettings(split="train", resamples=2))["examples"] == 9
 

@@ -360,7 +360,8 @@ def _looking(looking: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
 
 
 def _work(flops: dict[str, float | None]) -> tuple[str, list[str], list[list[str]]]:
-    parts = {"backbone": "backbone", "windows": "windows looked at", "policy": "policy, of the meta-steps it took", "image": "in all"}
+    parts = {"looks": "looks that find the frame", "backbone": "backbone", "windows": "windows looked at"}
+    parts |= {"policy": "policy, of the meta-steps it took", "image": "in all"}
     rows = [
         [text, number(None if flops.get(name) is None else flops[name] / 1e6, 1)] for name, text in parts.items() if flops.get(name) != 0
     ]
