@@ -142,12 +142,12 @@ def evaluate_file(
     """
     from hsal_cli.features.table import check_match, open_features
 
+    try:
+        backbone = find_backbone(loaded)
+    except FileError:  # scores of features do not need it
+        backbone = None
     with open_features(features) as file:
-        check_match(
-            file,
-            backbone_digest=loaded.meta.backbone_digest,
-            backbone=place_of_network(loaded, loaded.meta.backbone_digest, loaded.meta.backbone),
-        )
+        check_match(file, backbone_digest=loaded.meta.backbone_digest, backbone=backbone and backbone.path)
         _check_fits(features, loaded, file.classes, file.volume_shape, file.saliency, file.input_size)
         reporter.say(f"reading {features}")
         table = file.table(settings.split)
@@ -158,10 +158,6 @@ def evaluate_file(
         digests = {"features_digest": file.digest, "scenes_digest": file.scenes_digest}
         made_from, config = {"features": str(features), **digests}, file.config.scenes_config
         distributed.agree(**digests, weights=loaded.checkpoint.digest, eval=as_dict(settings))
-    try:
-        backbone = find_backbone(loaded)
-    except FileError:  # scores of features do not need it
-        backbone = None
     return _document(loaded, backbone, table, features, made_from, config, settings, device, reporter, train_labels)
 
 
