@@ -16,6 +16,7 @@ from hsal_cli.bench.shop import Shop
 from hsal_cli.bench.stages import MAKERS
 from hsal_cli.bench.timing import Piece
 from hsal_cli.errors import HsalError
+from hsal_cli.evaluation.looking import GLIMPSES, MASKS
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments.grid import Grid, Step
 from hsal_cli.experiments.pipeline import Recipe, backbone_scenes, check_makeable, features_path
@@ -161,10 +162,11 @@ def images_of(path: Path, settings: SceneSettings) -> dict[str, int]:
         return {name: file.rows(name) for name in file.splits}
 
 
-def scoring(scenes: Path, settings: SceneSettings, split: str) -> Work:
-    """Scoring a policy on images whose features are not kept."""
-    count = images_of(scenes, settings).get(split, 0)
-    return Work(f"scoring {count:,} images", {"precompute": count, "eval": count}, asked=True)
+def scoring(scenes: Path, settings: SceneSettings, evaluation: EvalSettings, resolution: str | None) -> Work:
+    """Scoring a policy on images whose features, at a resolution, are not kept."""
+    count = images_of(scenes, settings).get(evaluation.split, 0)
+    rolled_out = count * evaluation.sample or count + (len(GLIMPSES) + len(MASKS)) * min(evaluation.looking, count)
+    return Work(f"scoring {count:,} images", {"precompute": count, "eval": rolled_out}, asked=True, heavier=_heavier(resolution))
 
 
 def training(images: float, settings: TrainSettings) -> Work:

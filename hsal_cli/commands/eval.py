@@ -162,10 +162,12 @@ def _evaluate_shipped(
 
     shipped = load_shipped(name, device, counts=True)
     source = data or DATA / f"{shipped.dataset}.h5"
+    made = PrecomputeSettings(saliency=shipped.policy.meta.saliency, resolution=shipped.backbone.refined)
+    recipe = dataclasses.replace(recipe, precompute=made)
     check_makeable(source)
 
     def works() -> list[Work]:
-        return [*making_scenes(source, recipe.scenes, asked=True), scoring(source, recipe.scenes, settings.split)]
+        return [*making_scenes(source, recipe.scenes, asked=True), scoring(source, recipe.scenes, settings, made.resolution)]
 
     if data is None or _is_scene_file(source):
         begin(works, yes, recipe, device, reporter, shipped.backbone.path)
