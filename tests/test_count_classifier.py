@@ -139,7 +139,7 @@ def test_the_commands_take_it_in_turn(features, tmp_path, monkeypatch) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "easy.features.h5").write_bytes(features.read_bytes())
     small = ("--epochs", 1, "--data", "data/easy.features.h5")
-    call("train", *small, "--set", "controller_encode=8", "--set", "controller_hidden=8")
+    call("train", *small, "--variant", "columns", "--set", "controller_encode=8", "--set", "controller_hidden=8")
     call("eval", "--resamples", 5)
     call("train", "--objective", "count", *small)
     said = call("eval", "--resamples", 5)

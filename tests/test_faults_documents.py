@@ -237,7 +237,7 @@ DOCUMENTS: dict[str, tuple[list[str], dict[str, Edit]]] = {
         },
     ),
     "runs/b/checkpoints/epoch-1/manifest.json": (
-        ["precompute --data s.h5 --backbone runs/b --out x.h5 --dry-run"],
+        ["precompute --data s.h5 --backbone runs/b --resolution own --out x.h5 --dry-run"],
         {
             "kind a number": put(meta__kind=3),
             "arch unknown": put(meta__arch="vgg"),
@@ -390,7 +390,11 @@ def test_an_odd_attribute_is_named(name: str, what: str, here: Path, capsys) -> 
         del file.attrs["attributes_digest"]
         del file.attrs[attribute]
         file.attrs[attribute] = value
-    reader = "eval --run runs/p --data f.features.h5" if "features" in name else "precompute --data s.h5 --backbone runs/b --dry-run"
+    reader = (
+        "eval --run runs/p --data f.features.h5"
+        if "features" in name
+        else "precompute --data s.h5 --backbone runs/b --resolution own --dry-run"
+    )
     for command in (f"inspect {name}", reader):
         code, _, said = call(command, capsys)
         lines = said.splitlines()

@@ -53,7 +53,7 @@ def words_of(command: str) -> list[str]:
         "make-data": ["make-data", "mnist-multiset", "--out", "m.h5", "--workers", "1"],
         "finetune": ["finetune", "--data", "single.h5", "--out", "run"],
         "precompute": ["precompute", "--data", "s.h5", "--backbone", "b", "--out", "f.h5"],
-        "train": ["train", "--data", "t.features.h5", "--out", "run"],
+        "train": ["train", "--data", "t.features.h5", "--variant", "columns", "--out", "run"],
     }[command] + ["--config", "toy.toml"]
 
 
@@ -296,7 +296,9 @@ def test_nothing_that_hsal_did_not_make_is_deleted(nursery, ready, tmp_path) -> 
     (home / "config.json").write_text("{}")
     before = sorted(path for path in folder.rglob("*"))
     for out in ("home", "toy.toml", "."):
-        done = nursery.run(folder, "train", "--data", "t.features.h5", "--config", "toy.toml", "--out", out, "--overwrite")
+        done = nursery.run(
+            folder, "train", "--data", "t.features.h5", "--variant", "columns", "--config", "toy.toml", "--out", out, "--overwrite"
+        )
         assert done["code"] == 2 and "is not a run of hsal" in done["err"], done
     assert sorted(path for path in folder.rglob("*")) == before
 

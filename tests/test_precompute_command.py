@@ -54,21 +54,21 @@ def test_importing_the_command_imports_no_torch():
 def test_without_options_it_takes_what_the_commands_before_it_made(ready):
     result = call()
     assert result.exit_code == 0, result.output
-    assert f"{TRAIN + TEST} volumes of 512x1x1 in data/mnist-multiset.features.h5" in result.stdout
-    assert Path("data/mnist-multiset.features.h5").is_file()
+    assert f"{TRAIN + TEST} volumes of 1536x1x1 in data/mnist-multiset.fine.features.h5" in result.stdout
+    assert Path("data/mnist-multiset.fine.features.h5").is_file()
     assert "holds these features already" in call().stderr
 
 
 def test_json_is_one_document_on_stdout(ready):
     result = call("--json", "--out", "f.h5", "--device", "cpu", "--batch-size", "7")
     report = json.loads(result.stdout)
-    assert report["out"] == "f.h5" and report["images"] == TRAIN + TEST and report["volume_shape"] == [512, 1, 1]
+    assert report["out"] == "f.h5" and report["images"] == TRAIN + TEST and report["volume_shape"] == [512 + 4 * 256, 1, 1]
     assert report["device"] == "cpu" and report["backbone"] == "runs/backbone" and len(report["digest"]) == 64
 
 
 def test_a_dry_run_writes_nothing(ready):
     result = call("--dry-run")
-    assert "Would write data/mnist-multiset.features.h5: 28 images" in result.stdout
+    assert "Would write data/mnist-multiset.fine.features.h5: 28 images" in result.stdout
     assert json.loads(call("--dry-run", "--json").stdout)["dry_run"] is True
     assert [file.name for file in Path("data").iterdir()] == ["mnist-multiset.h5"]
 
@@ -97,12 +97,12 @@ def test_wrong_values_are_refused_and_nothing_is_written(ready, arguments, words
 @pytest.mark.parametrize(
     ("features", "command"),
     [
-        ("data/x.features.h5", "hsal precompute --data data/x.h5 --out data/x.features.h5"),
+        ("data/x.features.h5", "hsal precompute --data data/x.h5 --resolution own --out data/x.features.h5"),
         ("x.fine.features.h5", "hsal precompute --data x.h5 --resolution fine --out x.fine.features.h5"),
         ("x.14x14.itti.features.h5", "hsal precompute --data x.h5 --resolution 14 --saliency itti --out x.14x14.itti.features.h5"),
         ("a.double.features.h5", "hsal precompute --data a.h5 --resolution double --out a.double.features.h5"),
-        ("fine.features.h5", "hsal precompute --data fine.h5 --out fine.features.h5"),
-        ("mine.h5", "hsal precompute --data SCENES --out mine.h5"),
+        ("fine.features.h5", "hsal precompute --data fine.h5 --resolution own --out fine.features.h5"),
+        ("mine.h5", "hsal precompute --data SCENES --resolution own --out mine.h5"),
     ],
 )
 def test_the_command_that_makes_a_feature_file_is_known_by_its_name(features, command):

@@ -194,7 +194,9 @@ def call(*words):
 def test_the_commands_take_a_saliency_model_and_hold_feature_files_to_it(made):
     error = call("precompute", "--data", made / "s.h5", "--backbone", made / "b", "--saliency", "iti").exception
     assert isinstance(error, UsageError) and "did you mean itti" in error.message
-    report = json.loads(call("precompute", "--data", made / "s.h5", "--backbone", made / "b", "--saliency", "itti", "--json").stdout)
+    report = json.loads(
+        call("precompute", "--data", made / "s.h5", "--backbone", made / "b", "--resolution", "own", "--saliency", "itti", "--json").stdout
+    )
     assert report["saliency"] == "itti" and report["out"] == str(made / "s.itti.features.h5")
     error = call("train", "--data", made / "s.itti.features.h5", "--saliency", "center", "--out", made / "no").exception
     assert isinstance(error, FileError) and "itti, not center" in error.message and not (made / "no").exists()

@@ -232,7 +232,7 @@ def test_eval_needs_nothing_but_a_scene_file(here) -> None:
     folder = here.parent / "package" / "pretrained" / "backbone"
     precompute(Path("s.h5"), folder, Path("s.features.h5"), PrecomputeSettings(), torch.device("cpu"))
     features = json.loads(call(*words, "--data", "s.features.h5").stdout)
-    assert found.pop("scenes") == "s.h5" and features.pop("features") == "s.features.h5"
+    assert found.pop("scenes") == "s.h5" and features.pop("features") == "s.features.h5" and features.pop("features_digest")
     for part in ("attn_saliency", "localization"):
         assert found.pop(part) == pytest.approx(features.pop(part), rel=1e-3)
     assert found == features

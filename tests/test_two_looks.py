@@ -391,8 +391,8 @@ def test_eval_says_what_was_cut_out_of_the_images(here):
     asked = ["make-data", "street-numbers", "--train", "4", "--test", "3", "--image-size", "32", "--typefaces", "bundled"]
     for frame in ("number", "image"):
         call(*asked, "--frame", frame, "--out", f"{frame}.h5")
-        call("precompute", "--data", f"{frame}.h5", "--backbone", "runs/finetune")
-    call("train", "--data", "number.features.h5", "--epochs", "1", "--out", "runs/trained")
+        call("precompute", "--data", f"{frame}.h5", "--backbone", "runs/finetune", "--resolution", "own")
+    call("train", "--data", "number.features.h5", "--variant", "columns", "--epochs", "1", "--out", "runs/trained")
     own, other = (
         call("eval", "--run", "runs/trained", "--data", f"{frame}.features.h5", "--looking", "0").stdout for frame in ("number", "image")
     )
@@ -405,8 +405,8 @@ def test_eval_says_what_was_cut_out_of_the_images(here):
 def test_the_work_of_an_image_counts_the_looks_that_found_its_frame(here):
     asked = ["make-data", "street-numbers", "--train", "4", "--test", "3", "--image-size", "32", "--typefaces", "bundled"]
     call(*asked, "--frame", "found", "--look", "runs/other", "--zooms", "3", "--out", "found.h5")
-    call("precompute", "--data", "found.h5", "--backbone", "runs/finetune")
-    call("train", "--data", "found.features.h5", "--epochs", "1", "--out", "runs/trained")
+    call("precompute", "--data", "found.h5", "--backbone", "runs/finetune", "--resolution", "own")
+    call("train", "--data", "found.features.h5", "--variant", "columns", "--epochs", "1", "--out", "runs/trained")
 
     def work():
         said = call("eval", "--run", "runs/trained", "--looking", "0").stdout

@@ -13,6 +13,7 @@ from hsal_cli.features.precompute import plan, precompute
 from hsal_cli.features.settings import VIEWS_OF_FEW, PrecomputeSettings
 from hsal_cli.features.table import open_features
 from hsal_cli.features.views import VIEWS, ViewedScenes, view_of
+from hsal_cli.policy.variant import COLUMNS
 from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.training.train import resume, train
@@ -106,7 +107,7 @@ def test_training_shows_each_image_in_one_view_an_epoch_and_never_one_of_a_held_
     monkeypatch.setattr(feature_task.FeatureTask, "start_epoch", lambda task, epoch: (begin(task, epoch), orders.append(task.order)))
     heard = Heard()
     settings = TrainSettings(epochs=2, batch_size=8, validation=0.2, objective=objective)
-    run = train(place / "s.features.h5", tmp_path / "run", settings=settings, device=CPU, reporter=heard)
+    run = train(place / "s.features.h5", tmp_path / "run", COLUMNS, settings, device=CPU, reporter=heard)
     assert any("in 3 views" in line for line in heard.said) and run.status.state == "finished"
     kept = [sorted((order % TRAIN).tolist()) for order in orders]
     assert kept[0] == kept[1] and len(set(kept[0])) == len(kept[0]) == TRAIN - 5, "each image once"
@@ -117,15 +118,15 @@ def test_training_shows_each_image_in_one_view_an_epoch_and_never_one_of_a_held_
 def test_a_list_has_an_order_which_views_do_not_keep(place, tmp_path) -> None:
     heard = Heard()
     train(
-        place / "s.features.h5", tmp_path / "run", settings=TrainSettings(epochs=1, batch_size=8, task="list"), device=CPU, reporter=heard
+        place / "s.features.h5", tmp_path / "run", COLUMNS, TrainSettings(epochs=1, batch_size=8, task="list"), device=CPU, reporter=heard
     )
     assert not any("in 3 views" in line for line in heard.said)
 
 
 def test_training_on_views_that_was_interrupted_ends_as_one_that_was_not(place, tmp_path) -> None:
-    whole = train(place / "s.features.h5", tmp_path / "a", settings=SHORT, device=CPU)
+    whole = train(place / "s.features.h5", tmp_path / "a", COLUMNS, SHORT, device=CPU)
     with pytest.raises(Interrupted):
-        train(place / "s.features.h5", tmp_path / "b", settings=SHORT, device=CPU, reporter=Heard(stop_after=3))
+        train(place / "s.features.h5", tmp_path / "b", COLUMNS, SHORT, device=CPU, reporter=Heard(stop_after=3))
     parted = resume(tmp_path / "b", CPU)
     rows = [[{k: v for k, v in row.items() if k not in ("seconds", "examples_per_s")} for row in run.rows()] for run in (whole, parted)]
     assert json.dumps(rows[0]) == json.dumps(rows[1])
@@ -153,5 +154,5 @@ def test_views_of_digits_are_not_mirrored(place, tmp_path) -> None:
     with open_features(tmp_path / "upright.features.h5") as file, open_features(place / "s.features.h5") as mirrored:
         assert not file.config.mirror and file.digest != mirrored.digest
     heard, settings = Heard(), TrainSettings(epochs=1, batch_size=8, task="list")
-    train(tmp_path / "upright.features.h5", tmp_path / "run", settings=settings, device=CPU, reporter=heard)
+    train(tmp_path / "upright.features.h5", tmp_path / "run", COLUMNS, settings, device=CPU, reporter=heard)
     assert any("in 3 views" in line for line in heard.said), "these keep the order of a list"

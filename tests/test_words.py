@@ -174,7 +174,7 @@ def test_paths_that_are_not_utf8_work(odd) -> None:
         ["check", str(scenes), str(run.path)],
         ["predict", str(picture), "--run", str(odd / "runs" / "a"), "--json"],
         ["visualize", str(picture), "--run", str(odd / "runs" / "a"), "--html", "--gif"],
-        ["precompute", "--data", str(scenes), "--backbone", str(odd / "runs" / "finetune")],
+        ["precompute", "--data", str(scenes), "--backbone", str(odd / "runs" / "finetune"), "--resolution", "own"],
         ["eval", "--pretrained", f"{odd}/out/mnist-toy.rl", "--data", str(scenes), "--out", str(odd / "e.json"), "--resamples", "10"],
         ["report", str(odd / "runs" / "a")],
         ["predict", str(odd / "none.png"), "--run", str(odd / "runs" / "a")],
