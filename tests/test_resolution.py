@@ -114,7 +114,9 @@ def test_twice_the_size_gives_twice_the_cells_by_the_same_strides():
         torch.testing.assert_close(double(small), model(small), rtol=0, atol=0)  # the weights are the same, and where they look
 
 
-@pytest.mark.parametrize(("asked", "name"), [("14", "s.14x14.features.h5"), ("double", "s.double.features.h5")])
+@pytest.mark.parametrize(
+    ("asked", "name"), [("14", "s.14x14.features.h5"), ("double", "s.double.features.h5"), ("double-fine", "s.double-fine.features.h5")]
+)
 def test_features_finer_than_the_backbone_go_through_training_evaluation_and_pictures(asked, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scenes = write_scenes(tmp_path / "s.h5")
@@ -127,15 +129,16 @@ def test_features_finer_than_the_backbone_go_through_training_evaluation_and_pic
     features = precompute(scenes, run.path, features_path(scenes, resolution=asked), fine, CPU)
     own = precompute(scenes, run.path, features_path(scenes), PrecomputeSettings(batch_size=2, resolution="7"), CPU)
     with open_features(features) as file, open_features(own) as coarse:
-        assert file.volume_shape == (512, 14, 14) and file.digest != coarse.digest
-        assert file.input_size == (112 if asked == "double" else 56)
+        channels = 512 + 4 * 64 * (asked == "double-fine")  # layer1's
+        assert file.volume_shape == (channels, 14, 14) and file.digest != coarse.digest
+        assert file.input_size == (56 if asked == "14" else 112)
         if asked == "14":  # every second cell is that of the own resolution
             np.testing.assert_allclose(file.table("test").volumes[..., ::2, ::2], coarse.table("test").volumes, rtol=1e-2, atol=1e-3)
     plain = precompute(scenes, run.path, tmp_path / "plain.h5", PrecomputeSettings(batch_size=2), CPU)
     with open_features(plain) as file, open_features(own) as coarse:
         assert file.digest == coarse.digest  # asking for what it has changes nothing
     other = tmp_path / "other.features.h5"
-    with pytest.raises(FileError, match=r"the volumes of .* are 512x14x14 at \d+ px, those to be written 512x7x7 at 56 px"):
+    with pytest.raises(FileError, match=rf"the volumes of .* are {channels}x14x14 at \d+ px, those to be written 512x7x7 at 56 px"):
         precompute(scenes, run.path, other, PrecomputeSettings(saliency="itti"), CPU, volumes_from=features)
     assert not other.exists()
     for whole in (features, own, plain):

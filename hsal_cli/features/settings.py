@@ -17,7 +17,7 @@ SALIENCY_HELP = (
     "against their surround), spectral-residual, center (a Gaussian in the middle), file:PATH (any model's maps), or a model of your own "
     "(docs/python.md)."
 )
-STAGED = ("fine", "window")  # resolutions that put something behind the volume, which glimpses read
+STAGED = ("fine", "double-fine", "window")  # resolutions that put something behind the volume, which glimpses read
 CALLED = (*STAGED, "double")  # resolutions that have a name, the others are numbers of cells
 OWN = "own"  # the backbone's own resolution, where it is asked for by name
 VIEWS_OF_FEW = 20
@@ -30,12 +30,12 @@ class PrecomputeSettings:
 
     batch_size: int = setting(32, "Images a forward pass.", low=1, high=65536)
     saliency: str = setting("activation", SALIENCY_HELP)
-    resolution: Literal["own", "7", "14", "28", "double", "fine", "window"] | None = setting(
+    resolution: Literal["own", "7", "14", "28", "double", "fine", "double-fine", "window"] | None = setting(
         None,
         "Cells along a side of the volumes; unset: fine, which the default policy reads, or what --variant and --set ask for. own: the "
         "backbone's own; more cells come from the same weights, dilated. double: twice as many, of the image at twice the size, for "
-        "objects that are small in large images. fine: its own, and behind each the 2 x 2 cells of an earlier stage. window: a first look "
-        "at half the size, and behind each cell the window around it at full size, which --set glimpse=window reads.",
+        "objects that are small in large images. fine: its own, and behind each the 2 x 2 cells of an earlier stage; double-fine: both. "
+        "window: a first look at half the size, and behind each cell the window around it at full size, which --set glimpse=window reads.",
     )
     views: int | None = setting(
         None,

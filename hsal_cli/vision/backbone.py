@@ -27,7 +27,7 @@ from hsal_cli.vision.timm_networks import normalisation, trunk_of
 
 STRIDES = (32, 16, 8)
 # Resolutions: the network's own cells, with a finer stage behind each; or cells of a first look at half the size, with a closer one behind.
-FINE, WINDOW, DOUBLE = "fine", "window", "double"
+FINE, WINDOW, DOUBLE, DOUBLE_FINE = "fine", "window", "double", "double-fine"
 ACROSS = 2  # cells along a side of a window
 MAKE_HINT = "make one with: hsal finetune"
 
@@ -322,9 +322,10 @@ class LoadedBackbone:
     def refined(self) -> str | None:
         """The `precompute --resolution` that gives this model's volumes; None where they are the fine-tuned network's own."""
         side = self.model.resolution
+        twice = self.model.input_size > self.meta.input_size
         if self.model.fine:
-            return WINDOW if self.model.windows else FINE
-        if self.model.input_size > self.meta.input_size:
+            return WINDOW if self.model.windows else DOUBLE_FINE if twice else FINE
+        if twice:
             return DOUBLE
         return None if side == self.meta.resolution else str(side)
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hsal_cli.errors import UsageError
-from hsal_cli.vision.backbone import DOUBLE, FINE, WINDOW, ActivationModel, LoadedBackbone
+from hsal_cli.vision.backbone import DOUBLE, DOUBLE_FINE, FINE, WINDOW, ActivationModel, LoadedBackbone
 from hsal_cli.vision.surgery import PROBED, probe, set_stride, watched
 
 
@@ -69,7 +69,7 @@ def with_finer_stage(model: ActivationModel) -> ActivationModel:
     if not stages:
         raise UsageError(
             f"{model.arch} has no stage of {2 * model.resolution} x {2 * model.resolution} cells",
-            "take the volume alone: --set glimpse=column",
+            "take the volume alone: hsal precompute --resolution own, and hsal train --variant columns",
         )
     model._finer_stage, channels = stages[-1]
     model.fine = 4 * channels
@@ -104,6 +104,8 @@ def at_resolution(backbone: LoadedBackbone, resolution: str | None) -> LoadedBac
     """A backbone with the volumes of `precompute --resolution`, a number of cells or a name; None or "own": its own."""
     if resolution in (None, "own"):
         return backbone
+    if resolution == DOUBLE_FINE:
+        return at_resolution(at_resolution(backbone, DOUBLE), FINE)
     made = {FINE: with_finer_stage, WINDOW: with_windows, DOUBLE: at_twice_the_size}.get(resolution)
     return dataclasses.replace(backbone, model=made(backbone.model) if made else finer(backbone.model, int(resolution)))
 
@@ -111,7 +113,7 @@ def at_resolution(backbone: LoadedBackbone, resolution: str | None) -> LoadedBac
 def giving(backbone: LoadedBackbone, shape: tuple[int, int, int], input_size: int | None) -> LoadedBackbone:
     """A backbone whose volumes have the shape (C, h, w) of those that a policy was trained on, of images of that size, px, where known."""
     if input_size == 2 * backbone.model.input_size:
-        return at_resolution(backbone, DOUBLE)
+        return at_resolution(backbone, DOUBLE if shape[0] == backbone.model.channels else DOUBLE_FINE)
     if shape[0] == backbone.model.channels:
         return at_resolution(backbone, str(shape[1]))
     closer = at_resolution(backbone, WINDOW)
