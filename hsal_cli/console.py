@@ -64,12 +64,16 @@ class TerminalReporter(Reporter):
 
         self.console = Console(file=Stderr(), highlight=False, emoji=False, quiet=not distributed.asked().leads)
         self._curves: Mapping[str, Sequence[float]] = {}
+        self._expected: tuple[float, float] | None = None  # when work began, and the seconds that it should take
 
     def say(self, message: str) -> None:
         self.console.print(plain(message), markup=False, soft_wrap=True)
 
     def warn(self, message: str) -> None:
         self.console.print(plain(f"Note: {message}"), markup=False, soft_wrap=True, style="yellow")
+
+    def expect(self, seconds: float) -> None:
+        self._expected = time.monotonic(), seconds
 
     def plot(self, curves: Mapping[str, Sequence[float]]) -> None:
         self._curves = curves
@@ -80,9 +84,26 @@ class TerminalReporter(Reporter):
         what = plain(what)
         if self.console.is_terminal and not self.console.quiet:
             with self._bar(what, total, unit, done) as advance:
-                yield advance
+                yield self._held_to(advance, what, total - done)
         else:
-            yield self._lines(what, total, unit, done)
+            yield self._held_to(self._lines(what, total, unit, done), what, total - done)
+
+    def _held_to(self, advance: Callable[..., None], what: str, total: int) -> Callable[..., None]:
+        """The same, which says so where work takes longer than was expected."""
+        start, count = time.monotonic(), 0
+
+        def held(n: int, note: str = "") -> None:
+            nonlocal count
+            count += n
+            advance(n, note)
+            now = time.monotonic()
+            if self._expected is None or now - self._expected[0] <= self._expected[1] or not count:
+                return
+            so_far, left = clock(now - self._expected[0]), clock((now - start) / count * (total - count))
+            self._expected = None
+            self.warn(f"this takes longer than was expected: {so_far} so far, and {what} alone about {left} more; Ctrl-C stops it")
+
+        return held
 
     @contextlib.contextmanager
     def _bar(self, what: str, total: int, unit: str, done: int) -> Iterator[Callable[..., None]]:

@@ -42,6 +42,9 @@ class Reporter:
         """
         yield lambda n, note="": None
 
+    def expect(self, seconds: float) -> None:
+        """What is tracked from now on should take no longer than this in all; if it does, that is said once, with how long it takes yet."""
+
     def plot(self, curves: Mapping[str, Sequence[float]]) -> None:
         """How work in progress has gone so far, name -> one value an epoch; a terminal shows it below the bar.
 

@@ -54,7 +54,13 @@ def small_table(count=23, seed=0, boxes=True, shape=SHAPE) -> FeatureTable:
 
 
 def write_features(
-    path: Path, tables: dict[str, FeatureTable], backbone_digest="b" * 64, classes=NAMES, scenes_digest="s" * 64, config=None
+    path: Path,
+    tables: dict[str, FeatureTable],
+    backbone_digest="b" * 64,
+    classes=NAMES,
+    scenes_digest="s" * 64,
+    config=None,
+    digest="f" * 64,
 ) -> Path:
     """A feature file in the documented form."""
     with h5py.File(path, "w") as file:
@@ -68,7 +74,7 @@ def write_features(
             group["labels"] = table.labels.numpy().astype(np.int16)
             if table.boxes is not None:
                 group["boxes"] = table.boxes.numpy().astype(np.int16)
-        seal(file, "f" * 64)
+        seal(file, digest)
     return path
 
 

@@ -209,9 +209,18 @@ def test_a_feature_file_is_evaluated_and_named(tmp_path):
     wanted = evaluate(loaded.policy, tables["test"], NAMES, EvalSettings(resamples=20), 5, train_labels=tables["train"].labels)
     assert (found["dataset"], found["split"]) == ("toy", "test")
     assert {key: found[key] for key in wanted} == wanted | {"flops": found["flops"]}
-    nowhere = dict.fromkeys(("backbone", "windows", "image"))  # no backbone is named
+    nowhere = {"looks": 0, **dict.fromkeys(("backbone", "windows", "image"))}  # no backbone is named
     assert found["flops"] == wanted["flops"] | nowhere
     assert evaluate_file(loaded, features, EvalSettings(split="train", resamples=2))["examples"] == 9
+
+
+def test_the_backbone_of_a_policy_is_searched_for_once(tmp_path, monkeypatch):
+    features = write_features(tmp_path / "toy.features.h5", {"test": small_table(4)})
+    loaded = load_policy(write_run(tmp_path / "run", small_policy()))
+    searched = []
+    monkeypatch.setattr("hsal_cli.models.load.backbone_folder", lambda digest, *places: searched.append(digest))
+    evaluate_file(loaded, features, EvalSettings(resamples=2, looking=0))
+    assert searched == ["b" * 64]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from hsal_cli.errors import UsageError
 from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.precompute import plan, precompute
+from hsal_cli.features.saliency.models import activation_saliency, seen_by_saliency
 from hsal_cli.features.settings import PrecomputeSettings, dataset_of, features_path
 from hsal_cli.features.table import open_features
 from hsal_cli.models.load import find_backbone, load_policy
@@ -57,6 +58,19 @@ def test_a_network_of_timm_gives_its_stage_of_twice_the_cells() -> None:
     assert finer.fine == 4 * 112  # the last block of stride 16, not the wider layers within the next one
     with torch.inference_mode():
         assert finer(torch.randn(1, 3, 64, 64)).shape == (1, 320 + finer.fine, 2, 2)
+
+
+def test_a_finer_stage_tells_where_in_a_cell_and_the_volume_whether_at_all() -> None:
+    model = with_finer_stage(ActivationModel("resnet18", 2, 32, 4))
+    stage, volume = torch.ones(1, 1, 8, 8), torch.zeros(1, model.channels, 4, 4)
+    stage[..., :4, 4:] = 10.0  # a background that only edges are found in
+    stage[..., 5, 2], volume[..., 2, 1] = 3.0, 2.0
+    shown = seen_by_saliency(torch.cat([volume, F.pixel_unshuffle(stage, 2)], 1), model)
+    found = activation_saliency(shown)[0]
+    assert divmod(int(found.argmax()), 8) == (5, 2) and found[:3].sum() == found[:, 5:].sum() == 0
+    even = torch.cat([torch.ones_like(volume), F.pixel_unshuffle(torch.full_like(stage, 7.0), 2)], 1)
+    torch.testing.assert_close(activation_saliency(seen_by_saliency(even, model)), torch.full((1, 8, 8), float(model.channels)))
+    assert torch.equal(activation_saliency(seen_by_saliency(torch.zeros_like(even), model)), torch.zeros(1, 8, 8))
 
 
 def policy(variant: Variant = FINE, fine: int = 4) -> HSAL:
@@ -138,7 +152,9 @@ def test_features_with_a_finer_stage_go_from_scenes_to_scores_and_pictures(tmp_p
         assert new.fine == 4 * 256 and new.volume_shape == (512 + new.fine, 1, 1) and old.fine == 0
         assert torch.equal(new.table("train").volumes[:, :512], old.table("train").volumes)
         stage = F.pixel_shuffle(new.table("train").volumes[:, 512:].float(), 2)
-        torch.testing.assert_close(new.table("train").saliency, stage.square().sum(1), rtol=1e-2, atol=1e-2)
+        energy = stage.square().sum(1)  # shares out that of the one cell of the volume
+        wanted = old.table("train").saliency * energy / energy.mean((1, 2), keepdim=True)
+        torch.testing.assert_close(new.table("train").saliency, wanted, rtol=1e-2, atol=1e-2)
         assert old.map_shape == (1, 1) and new.map_shape == (2, 2)
 
     train(out, tmp_path / "run", variant, TrainSettings(epochs=1, batch_size=16), CPU, backbone=backbone)

@@ -7,13 +7,14 @@ import h5py
 import numpy as np
 import pytest
 import typer
-from evaluation_parts import NAMES, SIZE, small_table, write_features
+from evaluation_parts import NAMES, SIZE, small_policy, small_table, write_features, write_run
 from PIL import Image
 from typer.testing import CliRunner
 
 from hsal_cli.commands.inspect import inspect
 from hsal_cli.errors import FileError
 from hsal_cli.features.table import open_features
+from hsal_cli.models.shipped import own_folder
 from hsal_cli.pictures.charts.data_figure import data_figure
 from hsal_cli.pictures.charts.panels import DPI, HEIGHT, WIDTH, Bars, Heat, draw_panels, histogram
 from hsal_cli.scenes.summary import measure, summary
@@ -163,6 +164,28 @@ def test_other_files_are_refused_by_name(place, name, said):
     with pytest.raises(FileError, match=said) as caught:
         call(place[0] / name)
     assert caught.value.hint
+
+
+def test_a_checkpoint_of_a_run_is_described(tmp_path):
+    policy = small_policy()
+    place = write_run(tmp_path / "run", policy) / "checkpoints" / "epoch-1"
+    found = json.loads(call(place, "--json").stdout)
+    assert found["kind"] == "policy" and found["numbers"] == sum(tensor.numel() for tensor in policy.state_dict().values())
+    assert found["meta"]["classes"] == NAMES and len(found["digest"]) == 64
+    said = call(place).stdout
+    for words in ("rl policy, frame image", found["digest"], "variant.gaussians", "volume_shape"):
+        assert words in said, words
+    (place / "weights.safetensors").write_bytes(b"damaged")
+    with pytest.raises(FileError, match="is damaged"):
+        call(place)
+
+
+def test_all_that_comes_with_hsal_is_listed():
+    found = json.loads(call(own_folder(), "--json").stdout)
+    assert {"backbone", "mnist-set.rl", "street-numbers/backbone", "street-numbers/look", "street-numbers/street-numbers.rl"} <= set(
+        found["parts"]
+    )
+    assert "rl policy, frame number" in next(line for line in call(own_folder()).stdout.splitlines() if "street-numbers.rl" in line)
 
 
 def test_histograms_are_shares_that_add_up_to_one():

@@ -23,6 +23,7 @@ from hsal_cli.commands import make_data
 from hsal_cli.commands.asking import about, begin, paced
 from hsal_cli.commands.options import recipe_for
 from hsal_cli.errors import UsageError
+from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments.pipeline import SINGLE, backbone_scenes, only_scenes
 from hsal_cli.models.export import export
 from hsal_cli.runs.settings import FinetuneSettings
@@ -118,6 +119,31 @@ class Hears(console.Reporter):
 
     def say(self, message: str) -> None:
         self.said.append(message)
+
+
+def test_evaluating_the_policy_that_came_with_hsal_on_images_yet_to_be_composed_is_measured() -> None:
+    scenes = SceneSettings()
+    works = [estimate.composing(Path("x.h5"), scenes), estimate.scoring(Path("x.h5"), scenes, EvalSettings(), None)]
+    assert works[1].images == {"precompute": 10_000, "eval": 10_000 + 9 * 2000}, "the test of looking rolls out nine times more"
+    assert may_be_long(works)
+    assert estimate.scoring(Path("x.h5"), scenes, EvalSettings(sample=5), "double").images["eval"] == 50_000
+    assert estimate.scoring(Path("x.h5"), scenes, EvalSettings(), "double").heavier == 4
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_work_that_takes_over_five_minutes_without_being_asked_for_says_so_once(monkeypatch, terminal) -> None:
+    now, said = [0.0], []
+    monkeypatch.setattr("hsal_cli.console.time.monotonic", lambda: now[0])
+    reporter = console.TerminalReporter()
+    reporter.console._force_terminal = terminal
+    monkeypatch.setattr(reporter, "warn", said.append)
+    begin(lambda: [Work("few", {"eval": 1000}, asked=True)], False, recipe_for(None, None), CPU, reporter)
+    for what in ("composing", "evaluating"):
+        with reporter.track(what, 40, "images") as advance:
+            for _ in range(40):
+                now[0] += 10  # seconds
+                advance(1)
+    assert said == ["this takes longer than was expected: 5:10 so far, and composing alone about 1:30 more; Ctrl-C stops it"]
 
 
 @pytest.fixture

@@ -17,7 +17,9 @@ from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import write_sealed
 from hsal_cli.upkeep.check import check_path
 
-OWN, OTHER, THIRD = "s" * 64, "0" * 64, "7" * 64
+OWN, OTHER, THIRD = "s" * 64, "0" * 64, "7" * 64  # digests of scenes
+DIGESTS = ("digest", "scenes_digest", "features_digest")  # an older version noted none
+FEATURES, FINER = "f" * 64, "d" * 64  # digests of two feature files of the first
 
 
 @pytest.fixture
@@ -27,13 +29,14 @@ def here(tmp_path, monkeypatch) -> Path:
     tables = {name: small_table(8, seed=seed) for seed, name in enumerate(("train", "test"))}
     for name, digest in (("toy", OWN), ("other", OTHER), ("more/other", THIRD), ("moved/toy", OWN), ("last", OTHER)):
         Path(name).parent.mkdir(exist_ok=True)
-        write_features(tmp_path / f"{name}.features.h5", tables, scenes_digest=digest)
+        write_features(tmp_path / f"{name}.features.h5", tables, scenes_digest=digest, digest=FEATURES if digest == OWN else digest)
+    write_features(tmp_path / "toy.double.features.h5", tables, scenes_digest=OWN, digest=FINER)
     policy = small_policy()
     with torch.no_grad():
         policy.controller.label.bias[policy.stop] -= 3
     write_run(tmp_path / "run", policy, features="toy.features.h5")
     write_sealed(tmp_path / "run" / "status.json", {"format": "hsal-run", "kind": "policy", "state": "finished", "updated": "2026"})
-    config = {"features": "toy.features.h5", "features_digest": "f" * 64, "scenes_digest": OWN, "train": {"objective": "rl", "seed": 0}}
+    config = {"features": "toy.features.h5", "features_digest": FEATURES, "scenes_digest": OWN, "train": {"objective": "rl", "seed": 0}}
     write_sealed(tmp_path / "run" / "config.json", config)
     return tmp_path
 
@@ -69,14 +72,29 @@ def test_scores_on_other_data_stand_beside_those_of_the_run(here) -> None:
     assert Path("run/eval.json").read_bytes() == before
 
 
+def test_scores_on_other_features_of_the_runs_own_scenes_stand_beside_its_own(here) -> None:
+    assert evaluate() == "eval.json"
+    before = Path("run/eval.json").read_bytes()
+    finer = "toy.double.features.h5"
+    assert evaluate("--data", finer) == "eval.toy.json" and Path("run/eval.json").read_bytes() == before
+    assert evaluate("--data", finer) == "eval.toy.json"
+    Path(finer).rename("toy.features.h5")  # where the run's own were
+    assert evaluate() == "eval.toy.json" and Path("run/eval.json").read_bytes() == before
+
+
 @pytest.mark.fault(19, "an eval.json of other data that an older version left: not shown by any reader, and said", tried=5)
-@pytest.mark.parametrize("how", ["by digest", "by place", "split"])
+@pytest.mark.parametrize("how", ["by digest", "by place", "by features", "by their place", "split"])
 def test_scores_on_other_data_that_an_older_version_left_are_not_shown(how: str, here) -> None:
     evaluate()
-    found = {key: value for key, value in json.loads(Path("run/eval.json").read_text()).items() if key != "digest"}
-    change = {"by digest": {"scenes_digest": OTHER}, "by place": {"features": "other.features.h5"}, "split": {"split": "train"}}[how]
-    if how == "by place":
-        del found["scenes_digest"]
+    left_out = {"digest"} | ({"scenes_digest", "features_digest"} if "place" in how else set())
+    found = {key: value for key, value in json.loads(Path("run/eval.json").read_text()).items() if key not in left_out}
+    change = {
+        "by digest": {"scenes_digest": OTHER},
+        "by place": {"features": "other.features.h5"},
+        "by features": {"features_digest": FINER},
+        "by their place": {"features": "toy.double.features.h5", "scenes_digest": OWN},
+        "split": {"split": "train"},
+    }[how]
     write_sealed(Path("run/eval.json"), {**found, **change})
     run = runs.Run(Path("run"))
     for read in (run.evaluation, lambda: evaluations([run.path]), lambda: export(["toy.rl=run"], Path("out"))):
@@ -93,10 +111,26 @@ def test_scores_on_other_data_that_an_older_version_left_are_not_shown(how: str,
 
 def test_scores_that_an_older_version_left_on_the_runs_own_data_are_shown(here) -> None:
     evaluate()
-    found = {key: value for key, value in json.loads(Path("run/eval.json").read_text()).items() if key not in ("digest", "scenes_digest")}
+    found = {key: value for key, value in json.loads(Path("run/eval.json").read_text()).items() if key not in DIGESTS}
     for place in ("toy.features.h5", "moved/toy.features.h5"):
         write_sealed(Path("run/eval.json"), {**found, "features": place})
         assert runs.Run(Path("run")).evaluation().features == place
+
+
+def test_runs_are_compared_by_the_digests_of_their_data_and_by_names_where_one_has_none(here) -> None:
+    import shutil
+
+    shutil.copytree("run", "second")
+    write_sealed(Path("second/config.json"), {**runs.Run(Path("second")).config.raw, "features": "renamed.features.h5"})
+    shutil.copy("toy.features.h5", "renamed.features.h5")
+    for run in ("run", "second"):
+        hsal("eval", "--run", run, "--resamples", 2, "--data", "toy.features.h5" if run == "run" else "renamed.features.h5")
+    assert [row["dataset"] for row in json.loads(hsal("compare", "run", "second", "--json"))] == ["toy", "renamed"]
+    evaluate("--data", "toy.double.features.h5")
+    assert evaluations([Path("run")], "toy")[0][1].features_digest == FEATURES, "its own, not other features of the same scenes"
+    older = {key: value for key, value in json.loads(Path("second/eval.json").read_text()).items() if key not in DIGESTS}
+    write_sealed(Path("second/eval.json"), older)
+    assert "second was evaluated on dataset renamed" in hsal("compare", "run", "second", code=1)
 
 
 def test_runs_are_compared_on_other_data_by_its_name(here) -> None:
@@ -104,12 +138,12 @@ def test_runs_are_compared_on_other_data_by_its_name(here) -> None:
 
     shutil.copytree("run", "second")
     config = {key: value for key, value in runs.Run(Path("second")).config.raw.items() if key != "scenes_digest"}
-    write_sealed(Path("second/config.json"), {**config, "features": "other.features.h5", "scenes_digest": OTHER})
+    write_sealed(Path("second/config.json"), {**config, "features": "other.features.h5", "features_digest": OTHER, "scenes_digest": OTHER})
     for run in ("run", "second"):
         hsal("eval", "--run", run, "--resamples", 2)
     for run in ("run", "second"):
         hsal("eval", "--run", run, "--resamples", 2, "--data", "other.features.h5")
     assert Path("second/eval.json").is_file() and not Path("second/eval.other.json").exists()
-    assert "was evaluated on dataset" in hsal("compare", "run", "second", code=1)
+    assert f"was evaluated on scenes_digest {OTHER}" in hsal("compare", "run", "second", code=1)
     assert [row["dataset"] for row in json.loads(hsal("compare", "run", "second", "--data", "other", "--json"))] == ["other", "other"]
     assert checkpoints.present(Path("second/checkpoints"))

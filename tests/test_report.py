@@ -299,6 +299,30 @@ def test_the_reliability_diagram_is_in_the_report_and_its_errors_in_the_document
     assert all(0 <= run["test"]["calibration"]["ece"] <= 1 for run in found["runs"])
 
 
+def test_the_report_says_whether_it_matters_where_a_run_looks(place, tmp_path):
+    run = write_history(tmp_path / "run", rows_of())
+    lost = {"exact_match": 0.8, "lost": 0.0, "lost_ci95": [-0.004, 0.004]}
+    looking = {"images": 500, "exact_match": 0.8, "one_cell": 0.0}
+    looking |= {"glimpses": {"random": lost, "saliency": lost}, "masks": {"turned": {**lost, "lost": 0.7, "lost_ci95": [0.6, 0.8]}}}
+    looking["masks"]["saliency"] = {**lost, "lost": 0.1, "lost_ci95": [0.05, 0.15]}
+    scores = {
+        "dataset": "toy",
+        "split": "test",
+        "exact_match": 0.8,
+        "macro_f1": 0.9,
+        "ci95": {key: [0, 1] for key in ("exact_match", "macro_f1")},
+        "examples": 500,
+    }
+    (run / "eval.json").write_text(json.dumps({**scores, "looking": looking}))
+    found = json.loads(call(run, "--out", tmp_path / "page", "--json").stdout)["runs"][0]
+    said = [verdict["text"] for verdict in found["verdicts"] if verdict["metric"] == "looking"]
+    assert found["looking"] == looking and said[0].startswith("where its glimpses fall decides nothing") and len(said) == 2
+    page = Reader((tmp_path / "page" / "report.html").read_text())
+    assert (tmp_path / "page" / "looking.png").is_file() and all(text in page.text for text in said)
+    assert json.loads(call(place / "seed0", "--out", tmp_path / "other", "--json").stdout)["runs"][0]["looking"] is None
+    assert not (tmp_path / "other" / "looking.png").exists()
+
+
 def test_wilsons_interval_is_wide_for_few_choices_and_no_point_at_its_ends():
     low, high = wilson(np.array([0.0, 1.0, 0.5, 0.5]), np.array([3.0, 3.0, 10.0, 1000.0]))
     assert low[0] == 0 and high[0] == pytest.approx(0.5615, abs=1e-3) and high[1] == 1 and low[1] == pytest.approx(1 - 0.5615, abs=1e-3)

@@ -29,7 +29,8 @@ from hsal_cli.pictures.charts.panels import Bars
 from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import open_scenes
-from hsal_cli.scenes.settings import SceneSettings
+from hsal_cli.scenes.settings import SceneSettings, SearchSettings
+from hsal_cli.settings import as_dict
 from hsal_cli.storage import checkpoints
 from hsal_cli.training.train import resume, train
 from hsal_cli.vision.backbone import load_backbone
@@ -200,6 +201,24 @@ def test_the_command_writes_a_table_json_and_curves(made, tmp_path, monkeypatch)
     assert "--parts contrast --images 2" in written and "](sweep.png)" in written and "\n| 0.5 | 2 | " in written
     result = CliRunner().invoke(app, [*map(str, words), "--dry-run"])
     assert json.loads(result.stdout)["conditions"] == ["trained: as trained", "contrast: 1", "contrast: 0.5"]
+
+
+def test_scenes_to_search_are_composed_as_their_settings_say(made, tmp_path, monkeypatch):
+    settings = SearchSettings(train=0, test=2, digits="mnist", mnist_dir=str(made / "digits"), clutter=3)
+    make_dataset("mnist-search", settings, tmp_path / "search.h5", 1)
+    recipe = recipe_of(tmp_path / "search.h5", 5)
+    assert recipe.dataset == "mnist-search" and as_dict(recipe.scenes) == {**as_dict(settings), "train": 0, "test": 5}
+    assert [condition.value for condition in conditions(recipe, ["count"])][-1] == "14", "more than the 10 of training"
+    # The policy that comes with hsal sees images at twice the size.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "CONTRASTS", (1.0,))
+    seen, real = [], sweep.precompute
+    monkeypatch.setattr(sweep, "precompute", lambda *given: seen.append(given[3].resolution) or real(*given))
+    words = ["sweep", "--pretrained", "mnist-search", "--parts", "contrast", "--images", "2", "--device", "cpu", "--json"]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, (found.output, found.exception)
+    row = json.loads(found.stdout)["parts"]["trained"][0]
+    assert row["examples"] == 2 and seen == ["double"] and row["macro_f1"] > 0.5, "random labels reach some 0.2"
 
 
 def test_panels_show_the_scores_there_are_and_tables_dash_the_others():

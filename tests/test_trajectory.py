@@ -46,6 +46,18 @@ def has(pixels, colour):
     return bool((np.abs(pixels - np.array(colour)).sum(-1) < 12).any())
 
 
+@pytest.mark.parametrize("region", [None, (100, 5, 700, 35)])
+def test_the_words_of_rows_stand_apart_where_wide_images_have_low_panels(region):
+    layout = layout_of(dataclasses.replace(a_look("1234567", size=(40, 900)), region=region))
+    assert layout.panel[1] < 30
+    for step in range(layout.steps):
+        rows = [layout.box(row, step) for row in range(len(layout.rows))]
+        middles = [(top + bottom) / 2 for _, top, _, bottom in rows]
+        assert min(np.diff(middles)) >= 54, "two lines of 18 px, and a line between"
+        assert rows[-1][3] < layout.bars(step)[1]
+    assert layout.bars(layout.steps - 1)[3] < layout.size[1]
+
+
 @pytest.mark.parametrize(("size", "wide"), [((60, 90), 1.5), ((90, 60), 2 / 3), ((100, 100), 1), ((40, 400), 10)])
 def test_panels_keep_the_proportions_of_the_image_and_stand_in_a_grid(size, wide):
     layout = layout_of(a_look(size=size))

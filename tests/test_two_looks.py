@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 import hsal_cli
 from hsal_cli.app import app
 from hsal_cli.errors import FileError, UsageError
+from hsal_cli.evaluation.flops import backbone_flops
 from hsal_cli.features.settings import LookSettings
 from hsal_cli.features.two_looks import FINER, TwoLooks, salient_region
 from hsal_cli.models.load import find_backbone, load_policy
@@ -398,6 +400,26 @@ def test_eval_says_what_was_cut_out_of_the_images(here):
     assert "these images have frame image, those of training have frame number" in " ".join(other.split())
     kept = json.loads((here / "runs" / "trained" / "eval.image.json").read_text())
     assert kept["frame"] == "image" and kept["trained_frame"] == "number"
+
+
+def test_the_work_of_an_image_counts_the_looks_that_found_its_frame(here):
+    asked = ["make-data", "street-numbers", "--train", "4", "--test", "3", "--image-size", "32", "--typefaces", "bundled"]
+    call(*asked, "--frame", "found", "--look", "runs/other", "--zooms", "3", "--out", "found.h5")
+    call("precompute", "--data", "found.h5", "--backbone", "runs/finetune")
+    call("train", "--data", "found.features.h5", "--epochs", "1", "--out", "runs/trained")
+
+    def work():
+        said = call("eval", "--run", "runs/trained", "--looking", "0").stdout
+        row = next(line for line in said.splitlines() if "looks that find the frame" in line)
+        return row, json.loads((here / "runs" / "trained" / "eval.json").read_text())["flops"]
+
+    row, flops = work()
+    assert flops["looks"] == 3 * backbone_flops(load_backbone(here / "runs" / "other").model)[0] > 0
+    assert f" {flops['looks'] / 1e6:.1f} " in row
+    assert flops["image"] == sum(flops[part] for part in ("looks", "backbone", "windows", "policy"))
+    shutil.rmtree(here / "runs" / "other")
+    row, flops = work()
+    assert " - " in row and flops["looks"] is flops["image"] is None and flops["backbone"] > 0, "not known, so not left out"
 
 
 def test_a_backbone_is_known_by_the_folder_it_was_exported_into(here):

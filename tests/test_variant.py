@@ -14,6 +14,7 @@ from hsal_cli.errors import FileError, UsageError
 from hsal_cli.main import _call, app
 from hsal_cli.policy.variant import (
     DEFAULT,
+    FINE,
     FIXED_MASK,
     PAPER,
     PAPER_CELLS,
@@ -77,9 +78,20 @@ def test_the_papers_variant_is_section_3_and_appendix_a():
     assert recipe_for("paper", None).train.label_entropy == 0
 
 
-def test_the_control_differs_from_the_default_in_its_mask_alone():
-    differing = {name for name in value_names() if getattr(DEFAULT, name) != getattr(FIXED_MASK, name)}
-    assert differing == {"mask", "gaussians", "beta"} and FIXED_MASK.mask == "winner-take-all"
+@pytest.mark.parametrize(
+    ("variant", "base", "values"),
+    [
+        (FIXED_MASK, DEFAULT, {"mask": "winner-take-all", "gaussians": 1, "beta": (2.5, 2.5)}),
+        (FINE, FIXED_MASK, {"glimpse": "fine", "glimpses_apart": "yes"}),
+    ],
+)
+def test_the_control_differs_from_the_default_in_its_mask_alone_and_fine_from_it_in_its_glimpses(variant, base, values):
+    assert {name: getattr(variant, name) for name in value_names() if getattr(variant, name) != getattr(base, name)} == values
+
+
+def test_training_the_fine_variant_takes_features_with_a_finer_stage():
+    assert recipe_for(None, None, variant=named("fine")).precompute.resolution == "fine"
+    assert recipe_for(None, None, variant=DEFAULT).precompute.resolution is None
 
 
 def test_the_command_line_goes_before_the_file_and_every_value_before_the_variant_that_it_changes(tmp_path):

@@ -16,6 +16,7 @@ from hsal_cli.bench.shop import Shop
 from hsal_cli.bench.stages import MAKERS
 from hsal_cli.bench.timing import Piece
 from hsal_cli.errors import HsalError
+from hsal_cli.evaluation.looking import GLIMPSES, MASKS
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments.grid import Grid, Step
 from hsal_cli.experiments.pipeline import Recipe, backbone_scenes, check_makeable, features_path
@@ -37,7 +38,7 @@ LONG_S = 300.0  # work that takes longer is told before it starts
 PIECE_S = 0.3  # what a measured piece lasts, about
 # Images a second that a slow machine of two cores makes; what even these would do in LONG_S is begun without a measurement.
 SLOWEST = {"make-data": 1500.0, "finetune": 8.0, "precompute": 45.0, "train": 150.0, "eval": 500.0, "paint": 100.0, "read": 5.0}
-HEAVIER = {"14": 4.0, "28": 16.0, "window": 5.0}  # times that precomputing at a resolution takes what it takes else, about
+HEAVIER = {"14": 4.0, "28": 16.0, "double": 4.0, "window": 5.0}  # times that precomputing at a resolution takes what it takes else, about
 PACKED = 0.13  # bytes that a pixel of a scene file takes, measured on 100 px images
 BACKBONE_BYTES, POLICY_BYTES = 5.2e8, 5.0e7  # a run, with two checkpoints that hold the optimiser's state too
 
@@ -143,7 +144,11 @@ def precomputing(scenes: Path, backbone: Path, out: Path, settings: PrecomputeSe
 
 
 def _computing(out: Path, images: float, size: float, resolution: str | None, asked: bool = False) -> Work:
-    return Work(f"computing {out}", {"precompute": images}, size, asked, heavier=HEAVIER.get(resolution or "", 1.0))
+    return Work(f"computing {out}", {"precompute": images}, size, asked, heavier=_heavier(resolution))
+
+
+def _heavier(resolution: str | None) -> float:
+    return HEAVIER.get(resolution or "", 1.0)
 
 
 def images_of(path: Path, settings: SceneSettings) -> dict[str, int]:
@@ -157,10 +162,11 @@ def images_of(path: Path, settings: SceneSettings) -> dict[str, int]:
         return {name: file.rows(name) for name in file.splits}
 
 
-def scoring(scenes: Path, settings: SceneSettings, split: str) -> Work:
-    """Scoring a policy on images whose features are not kept."""
-    count = images_of(scenes, settings).get(split, 0)
-    return Work(f"scoring {count:,} images", {"precompute": count, "eval": count}, asked=True)
+def scoring(scenes: Path, settings: SceneSettings, evaluation: EvalSettings, resolution: str | None) -> Work:
+    """Scoring a policy on images whose features, at a resolution, are not kept."""
+    count = images_of(scenes, settings).get(evaluation.split, 0)
+    rolled_out = count * evaluation.sample or count + (len(GLIMPSES) + len(MASKS)) * min(evaluation.looking, count)
+    return Work(f"scoring {count:,} images", {"precompute": count, "eval": rolled_out}, asked=True, heavier=_heavier(resolution))
 
 
 def training(images: float, settings: TrainSettings) -> Work:
@@ -219,7 +225,8 @@ def of_grid(grid: Grid, steps: Sequence[Step], device: torch.device) -> list[Wor
 def sweeping(settings: SweepSettings, conditions: int, source: Path, recipe: Recipe) -> list[Work]:
     """A sweep of so many conditions; the parts that train do so on the features of `source`."""
     images = conditions * settings.images
-    works = [Work(f"{conditions} kinds of test images", {"make-data": images, "precompute": images, "eval": images}, asked=True)]
+    amounts, heavier = {"make-data": images, "precompute": images, "eval": images}, _heavier(recipe.precompute.resolution)
+    works = [Work(f"{conditions} kinds of test images", amounts, asked=True, heavier=heavier)]
     low, high = settings.budgets
     short = ("glimpses" in settings.part_names) * (high - low + 1) + ("saliency" in settings.part_names) * len(SALIENCY)
     if short and source.exists():

@@ -37,7 +37,7 @@ def begin(
     reporter: console.Reporter,
     backbone: Path | None = None,
 ) -> None:
-    """Says what work of over five minutes is ahead, and asks whether to begin it.
+    """Says what work of over five minutes is ahead, and asks whether to begin it; shorter work says so if it takes that long after all.
 
     Args:
         works: says what is to be done.
@@ -55,12 +55,14 @@ def begin(
         return
     todo = works()
     if not may_be_long(todo):
+        reporter.expect(LONG_S)
         return
     reporter.say("measuring how long this will take")
     seconds = seconds_of(todo, recipe, device, backbone, reporter)
     reporter.check_stop("run the same command again")
     total = sum(seconds)
     if total <= LONG_S:
+        reporter.expect(LONG_S)
         return
     parts = [f"{work.what} {about(took)}" for work, took in zip(todo, seconds, strict=True) if took > SHARE * total]
     disk = size(sum(work.bytes for work in todo))

@@ -162,10 +162,12 @@ def _evaluate_shipped(
 
     shipped = load_shipped(name, device, counts=True)
     source = data or DATA / f"{shipped.dataset}.h5"
+    made = PrecomputeSettings(saliency=shipped.policy.meta.saliency, resolution=shipped.backbone.refined)
+    recipe = dataclasses.replace(recipe, precompute=made)
     check_makeable(source)
 
     def works() -> list[Work]:
-        return [*making_scenes(source, recipe.scenes, asked=True), scoring(source, recipe.scenes, settings.split)]
+        return [*making_scenes(source, recipe.scenes, asked=True), scoring(source, recipe.scenes, settings, made.resolution)]
 
     if data is None or _is_scene_file(source):
         begin(works, yes, recipe, device, reporter, shipped.backbone.path)
@@ -360,7 +362,8 @@ def _looking(looking: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
 
 
 def _work(flops: dict[str, float | None]) -> tuple[str, list[str], list[list[str]]]:
-    parts = {"backbone": "backbone", "windows": "windows looked at", "policy": "policy, of the meta-steps it took", "image": "in all"}
+    parts = {"looks": "looks that find the frame", "backbone": "backbone", "windows": "windows looked at"}
+    parts |= {"policy": "policy, of the meta-steps it took", "image": "in all"}
     rows = [
         [text, number(None if flops.get(name) is None else flops[name] / 1e6, 1)] for name, text in parts.items() if flops.get(name) != 0
     ]

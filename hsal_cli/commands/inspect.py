@@ -21,7 +21,9 @@ Table = tuple[str, list[str], list[list[str]]]
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A scene or feature file, or the folder of a run or of hsal export.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(help="A scene or feature file, or the folder of a run, of a checkpoint or of hsal export.", show_default=False)
+    ],
     out: Annotated[
         Optional[Path],
         typer.Option("--out", help="A PNG to draw: labels, objects an image, sizes, positions, overlap, saliency.", show_default=False),
@@ -30,6 +32,7 @@ def inspect(
 ) -> None:
     """Say what is in a file: splits, classes, label counts, sizes, overlap, digests, and how it was made."""
     from hsal_cli.models.shipped import is_export
+    from hsal_cli.storage.checkpoints import MANIFEST
 
     if out is not None:
         if out.suffix.lower() != ".png":
@@ -38,6 +41,8 @@ def inspect(
             raise UsageError(f"--out draws what is in a data file; {file} is a folder", f"hsal report {file}")
     if file.is_dir() and is_export(file):
         document, made = _export(file)
+    elif (file / MANIFEST).is_file():
+        document, made = _checkpoint(file)
     elif file.is_dir():
         from hsal_cli.runs.record import read_record, run_summary
 
@@ -64,24 +69,45 @@ def inspect(
 
 
 def _export(folder: Path) -> tuple[dict[str, Any], list[Table]]:
-    """What a folder of `hsal export` holds, and what its manifest states of each part."""
-    from hsal_cli.models.shipped import read_manifest
+    """What a folder of `hsal export` holds, those within it that have a backbone of their own too, and what their manifests state."""
+    from hsal_cli.models.shipped import exports_in, read_manifest
     from hsal_cli.storage.checkpoints import read_checkpoint
 
-    manifest = read_manifest(folder)
     parts: dict[str, Any] = {}
     rows = []
-    for name, entry in manifest.parts.items():
-        stated = entry.result.raw if entry.result else {}
-        meta = read_checkpoint(folder / name).meta
-        parts[name] = {"command": entry.command, "seed": entry.seed, "stated": stated, "meta": meta}
-        figures = [f"{key.replace('_', ' ')} {stated[key]:.4f}" for key in STATED if isinstance(stated.get(key), float)]
-        frame = f", frame {meta.get('frame', 'image')}" if name in manifest.policies else ""
-        what = f"{meta.get('objective')} policy{frame}" if name in manifest.policies else str(meta.get("arch") or "backbone")
-        bytes_ = sum(file.stat().st_size for file in (folder / name).iterdir())
-        rows.append([name, what, f"{bytes_ / 1e6:.1f} MB", ", ".join(figures) or "-"])
-    document = {"export": str(folder), "format_version": manifest.format_version, "parts": parts}
+    for place in exports_in(folder):
+        for part, entry in read_manifest(place).parts.items():
+            stated = entry.result.raw if entry.result else {}
+            meta = read_checkpoint(place / part).meta
+            name = (place / part).relative_to(folder).as_posix()
+            parts[name] = {"command": entry.command, "seed": entry.seed, "stated": stated, "meta": meta}
+            figures = [f"{key.replace('_', ' ')} {stated[key]:.4f}" for key in STATED if isinstance(stated.get(key), float)]
+            rows.append([name, _what(meta), _megabytes(place / part), ", ".join(figures) or "-"])
+    document = {"export": str(folder), "format_version": read_manifest(folder).format_version, "parts": parts}
     return document, [(str(folder), ["part", "what", "size", "stated"], rows)]
+
+
+def _checkpoint(folder: Path) -> tuple[dict[str, Any], list[Table]]:
+    """What a checkpoint is of, and the settings that it holds."""
+    from hsal_cli.storage.checkpoints import read_checkpoint
+
+    found = read_checkpoint(folder)
+    numbers = sum(tensor.numel() for tensor in found.weights.values())
+    document = {"checkpoint": str(folder), "kind": found.kind, "digest": found.digest, "numbers": numbers, "meta": found.meta}
+    overview = [["what", _what(found.meta)], ["size", _megabytes(folder)], ["numbers in its weights", f"{numbers:,}"]]
+    overview += [["digest", found.digest], ["training state", "none" if found.state is None else "held"]]
+    return document, [(str(folder), ["what", "value"], overview), ("Made with", ["setting", "value"], _settings(found.meta))]
+
+
+def _what(meta: dict[str, Any]) -> str:
+    """What a checkpoint is of, in a few words."""
+    if meta.get("kind") == "backbone":
+        return str(meta.get("arch") or "backbone")
+    return f"{meta.get('objective')} policy, frame {meta.get('frame', 'image')}"
+
+
+def _megabytes(folder: Path) -> str:
+    return f"{sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB"
 
 
 def _file_tables(found: dict[str, Any]) -> list[Table]:

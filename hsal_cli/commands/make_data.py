@@ -17,7 +17,7 @@ from hsal_cli.commands.options import Config, DryRun, Json, Overwrite, Preset, W
 from hsal_cli.commands.policies import LOOKING, check_look, look_known
 from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.features.settings import LookSettings
-from hsal_cli.scenes.settings import RECIPES, SEARCH, FolderSettings, SceneSettings, SearchSettings, StreetSettings, SvhnSettings
+from hsal_cli.scenes.settings import RECIPES, FolderSettings, SceneSettings, StreetSettings, SvhnSettings, settings_of
 from hsal_cli.settings import as_dict
 
 if TYPE_CHECKING:
@@ -242,8 +242,7 @@ def _folder(settings: FolderSettings, out: Path, tools: Tools) -> dict[str, Any]
 
 
 for _name in RECIPES:
-    _kind = SearchSettings if _name == SEARCH else SceneSettings
-    _add(_name, _kind, COMPOSED, _compose(_name), f"compose {{train:,}} training and {{test:,}} test images of {_name}")
+    _add(_name, settings_of(_name), COMPOSED, _compose(_name), f"compose {{train:,}} training and {{test:,}} test images of {_name}")
 _add("street-numbers", StreetSettings, STREET, _paint, "paint {train:,} training and {test:,} test images of street numbers")
 _add("svhn-multiset", SvhnSettings, SVHN, _svhn, "read SVHN from {svhn_dir}")
 _add("folder", FolderSettings, FOLDER, _folder, "read the images in {images} with the labels in {labels}")

@@ -15,7 +15,8 @@ from hsal_cli.commands.options import Config, Device, DryRun, Json, Preset, back
 from hsal_cli.commands.policies import PretrainedOption, RunOption, load, meant
 from hsal_cli.errors import UsageError
 from hsal_cli.experiments.settings import SweepSettings
-from hsal_cli.scenes.settings import DATASETS, SceneSettings
+from hsal_cli.features.settings import PrecomputeSettings
+from hsal_cli.scenes.settings import RECIPES, settings_of
 from hsal_cli.settings import as_dict
 
 if TYPE_CHECKING:
@@ -99,14 +100,14 @@ def sweep(
             if left != settings.part_names:
                 reporter.warn(f"{named} came without features to train on, so {' and '.join(TRAINED)} are left out")
             settings = dataclasses.replace(settings, parts=",".join(left) or "count")
-        by_name = shipped is not None and data is None and shipped.dataset in DATASETS
+        by_name = shipped is not None and data is None and shipped.dataset in RECIPES
         if shipped and data is None and not by_name:
             raise UsageError(
                 f"a sweep varies the scenes that a policy was trained on, and {named} came without its own",
                 f"name their features: hsal sweep --pretrained {named} --data FEATURES.h5",
             )
         recipe = (
-            SceneRecipe(shipped.dataset, SceneSettings(train=0, test=settings.images), source)
+            SceneRecipe(shipped.dataset, settings_of(shipped.dataset)(train=0, test=settings.images), source)
             if shipped and by_name
             else recipe_of(source, settings.images)
         )
@@ -118,7 +119,8 @@ def sweep(
             return
         refuse_foreign_results(out / "sweep.json", "parts", out / "sweep.md", out / "sweep.png")
         seen = shipped.backbone if shipped and backbone is None else find_backbone(loaded, chosen, backbone)
-        steps = recipe_for(preset, config)
+        made = PrecomputeSettings(saliency=loaded.meta.saliency, resolution=seen.refined)
+        steps = dataclasses.replace(recipe_for(preset, config), scenes=recipe.scenes, precompute=made)
         begin(lambda: sweeping(settings, len(todo), source, steps), yes, steps, chosen, reporter, seen.path)
         found = shifts(loaded, seen, recipe, settings, out, chosen, reporter)
         found |= _trained(place, loaded, seen, recipe, scenes, settings, out, chosen, reporter)

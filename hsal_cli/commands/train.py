@@ -74,7 +74,7 @@ def train(
         typer.Option(
             "--variant",
             help=f"The policy: {', '.join(VARIANTS)}. paper: section 3 and appendix A to the letter; fixed-mask: a covert mask that learns "
-            "nothing.",
+            "nothing; fine: that, and glimpses at a finer stage, apart (section 5.2).",
             show_default="default",
         ),
     ] = None,

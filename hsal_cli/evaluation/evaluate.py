@@ -17,8 +17,8 @@ from hsal_cli.evaluation.flops import backbone_flops, cells_looked_at, policy_fl
 from hsal_cli.evaluation.looking import Looking
 from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, multiset_metrics, trivial_baselines
 from hsal_cli.evaluation.settings import EvalSettings
-from hsal_cli.features.settings import kind_in
-from hsal_cli.models.load import LoadedPolicy, find_backbone, place_of_backbone
+from hsal_cli.features.settings import LookedFirst, kind_in
+from hsal_cli.models.load import LoadedPolicy, find_backbone, place_of_network
 from hsal_cli.models.trust import Trust
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.episode import Choose, Episode, greedy, sampling, until
@@ -27,6 +27,7 @@ from hsal_cli.policy.set_predictor import SetPredictor
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.scenes.settings import frame_of
 from hsal_cli.settings import as_dict
+from hsal_cli.typed import Odd, checked
 
 if TYPE_CHECKING:
     from hsal_cli.features.table import FeatureRows, FeatureTable
@@ -130,9 +131,10 @@ def evaluate_file(
 
     Returns:
         What `evaluate` gives, with baselines if the file has a training split, and `dataset` (the file's name without endings),
-        `split`, `features`, `scenes_digest`, `checkpoint`, `objective`, `parameters` (how many numbers were learned), `frame` (what was
-        cut out of the images) and `trained_frame` (of those that the policy was trained on); and in `flops`
-        `backbone`, `windows` (of the cells looked at, where the features have them) and `image` in all, None where the backbone is nowhere.
+        `split`, `features`, `features_digest`, `scenes_digest`, `checkpoint`, `objective`, `parameters` (how many numbers were learned),
+        `frame` (what was cut out of the images) and `trained_frame` (of those that the policy was trained on); and in `flops`
+        `looks` (those that found the frame of an image whose frame is "found"), `backbone`, `windows` (of the cells looked at, where the
+        features have them) and `image` in all; None where a network is nowhere.
 
     Raises:
         FileError: the file is unusable, has no such split, or holds features of another backbone, other classes or another shape.
@@ -140,8 +142,12 @@ def evaluate_file(
     """
     from hsal_cli.features.table import check_match, open_features
 
+    try:
+        backbone = find_backbone(loaded)
+    except FileError:  # scores of features do not need it
+        backbone = None
     with open_features(features) as file:
-        check_match(file, backbone_digest=loaded.meta.backbone_digest, backbone=place_of_backbone(loaded))
+        check_match(file, backbone_digest=loaded.meta.backbone_digest, backbone=backbone and backbone.path)
         _check_fits(features, loaded, file.classes, file.volume_shape, file.saliency, file.input_size)
         reporter.say(f"reading {features}")
         table = file.table(settings.split)
@@ -149,15 +155,10 @@ def evaluate_file(
             raise FileError(f"split {settings.split} of {features} holds no image", "name another one with --split")
         table = table.labelled(_as_named(table.labels, file.classes, loaded), table.boxes)
         train_labels = _as_named(file.labels("train"), file.classes, loaded) if "train" in file.splits else None
-        made_from = {"features": str(features), "scenes_digest": file.scenes_digest, "frame": frame_of(file.config.scenes_config)}
-        distributed.agree(
-            features_digest=file.digest, scenes_digest=file.scenes_digest, weights=loaded.checkpoint.digest, eval=as_dict(settings)
-        )
-    try:
-        backbone = find_backbone(loaded)
-    except FileError:  # scores of features do not need it
-        backbone = None
-    return _document(loaded, backbone, table, features, made_from, settings, device, reporter, train_labels)
+        digests = {"features_digest": file.digest, "scenes_digest": file.scenes_digest}
+        made_from, config = {"features": str(features), **digests}, file.config.scenes_config
+        distributed.agree(**digests, weights=loaded.checkpoint.digest, eval=as_dict(settings))
+    return _document(loaded, backbone, table, features, made_from, config, settings, device, reporter, train_labels)
 
 
 def evaluate_scenes(
@@ -176,7 +177,7 @@ def evaluate_scenes(
         backbone: the one the policy was trained with, on `device`.
 
     Returns:
-        What `evaluate_file` gives, with `scenes` in place of `features`.
+        What `evaluate_file` gives, with `scenes` in place of `features` and without `features_digest`.
 
     Raises:
         FileError: the file is unusable, has no such split, or has other classes; or the backbone does not fit the policy.
@@ -196,9 +197,9 @@ def evaluate_scenes(
         train_labels = None if own is None else _as_named(own, file.classes, loaded)
         if settings.sample > 1:
             table = table.in_memory(settings.batch_size, reporter)
-        made_from = {"scenes": str(scenes), "scenes_digest": file.digest, "frame": frame_of(file.config)}
+        made_from = {"scenes": str(scenes), "scenes_digest": file.digest}
         distributed.agree(scenes_digest=file.digest, weights=loaded.checkpoint.digest, backbone=backbone.digest, eval=as_dict(settings))
-        return _document(loaded, backbone, table, scenes, made_from, settings, device, reporter, train_labels)
+        return _document(loaded, backbone, table, scenes, made_from, file.config, settings, device, reporter, train_labels)
 
 
 def check_scenes(scenes: Path, loaded: LoadedPolicy, split: str) -> None:
@@ -220,6 +221,7 @@ def _document(
     table: FeatureRows,
     source: Path,
     made_from: dict[str, str],
+    scenes_config: dict[str, Any],
     settings: EvalSettings,
     device: torch.device | str,
     reporter: Reporter,
@@ -231,26 +233,44 @@ def _document(
 
     with fitting(device, settings.batch_size):
         found = evaluate(loaded.policy, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels, loaded.trust)
-    work: dict[str, float | None] = dict.fromkeys(("backbone", "windows", "image"))
+    looks = _looks_flops(loaded, scenes_config)
+    work: dict[str, float | None] = {"looks": looks, **dict.fromkeys(("backbone", "windows", "image"))}
     if backbone is not None:
         seen, window = backbone_flops(backbone.model)
         # What reads windows and looks nowhere, a direct baseline, reads them all.
         cells, policy = backbone.model.resolution**2, loaded.policy
         if isinstance(policy, HSAL):
             cells = found["cells_looked_at"] if policy.variant.glimpse == "window" else 0
-        work = {"backbone": seen, "windows": window * cells, "image": seen + window * cells + found["flops"]["policy"]}
+        work |= {"backbone": seen, "windows": window * cells}
+        if looks is not None:
+            work["image"] = looks + seen + window * cells + found["flops"]["policy"]
     found["flops"] |= work
     return {
         "dataset": dataset_of(source, loaded.meta.saliency),
         "split": settings.split,
         **found,
         **made_from,
+        "frame": frame_of(scenes_config),
         "checkpoint": str(loaded.checkpoint.path),
         "objective": loaded.meta.objective,
         "parameters": sum(parameter.numel() for parameter in loaded.policy.parameters()),
         "saliency": loaded.meta.saliency,
         "trained_frame": loaded.meta.frame,
     }
+
+
+def _looks_flops(loaded: LoadedPolicy, scenes_config: dict[str, Any]) -> float | None:
+    """FLOPs of the looks that found the frame of an image; None where the network that looked is nowhere."""
+    from hsal_cli.vision.backbone import load_backbone
+
+    if frame_of(scenes_config) != "found":
+        return 0
+    try:
+        looked = checked(scenes_config.get("found"), LookedFirst, "found")
+        place = place_of_network(loaded, looked.look_digest, looked.look)
+        return None if place is None else looked.zooms * backbone_flops(load_backbone(place).model)[0]
+    except (Odd, FileError):
+        return None
 
 
 def _as_named(labels: torch.Tensor, classes: list[str], loaded: LoadedPolicy) -> torch.Tensor:

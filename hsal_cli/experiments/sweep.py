@@ -30,7 +30,7 @@ from hsal_cli.runs.documents import Evaluation
 from hsal_cli.scenes.make import make_dataset
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes, write_scenes
-from hsal_cli.scenes.settings import DATASETS, SceneSettings
+from hsal_cli.scenes.settings import RECIPES, SceneSettings
 from hsal_cli.settings import as_dict
 from hsal_cli.storage.files import digest_of, refuse_link
 from hsal_cli.storage.hdf5 import format_of
@@ -42,7 +42,7 @@ SIZES = ((14, 20), (20, 30), (30, 40), (40, 50), (50, 60))  # px, in images of 1
 CLUTTER = (0, 4, 8, 16, 32)  # pieces
 SPACING = ("grid", "free", "tight")
 CONTRASTS = (1.0, 0.75, 0.5, 0.3, 0.2, 0.1)
-MOST_OBJECTS = 8
+MOST_OBJECTS, MORE = 8, 4  # objects, and how many more than in training where those are as many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +86,10 @@ def recipe_of(source: Path, images: int) -> SceneRecipe:
         with open_features(source) as features:
             config = features.config.scenes_config
     dataset = str(config.get("dataset", "images of unknown origin"))
-    if dataset not in DATASETS:
+    if dataset not in RECIPES:
         raise FileError(
             f"{source} holds {dataset}, which the sweep cannot compose anew",
-            f"sweep a policy that was trained on one of: {', '.join(DATASETS)}; or name such a file with --data",
+            f"sweep a policy that was trained on one of: {', '.join(RECIPES)}; or name such a file with --data",
         )
     try:
         settings = dataclasses.replace(checked(config, SceneSettings, "config"), train=0, test=images)
@@ -107,10 +107,11 @@ def conditions(recipe: SceneRecipe, parts: list[str], reporter: Reporter = SILEN
     """
     base = recipe.scenes
     yield Condition("trained", "as trained", 0.0, base)
-    scale = base.image_size / 100
+    scale, trained = base.image_size / 100, base.count[1]
+    most = MOST_OBJECTS if trained < MOST_OBJECTS else trained + MORE
     sizes = [tuple(max(4, round(side * scale)) for side in band) for band in SIZES]
     wanted: dict[str, list[tuple[str, float, dict[str, Any]]]] = {
-        "count": [(str(n), n, {"count": (n, n)}) for n in range(min(1, base.count[0]), MOST_OBJECTS + 1)],
+        "count": [(str(n), n, {"count": (n, n)}) for n in range(min(1, base.count[0]), most + 1)],
         "size": [(f"{low}-{high} px", (low + high) / 2, {"digit_size": (low, high)}) for low, high in sizes],
         "clutter": [(f"{n} pieces", n, {"clutter": n}) for n in CLUTTER],
         "spacing": [(name, place, {"placement": name}) for place, name in enumerate(SPACING)],

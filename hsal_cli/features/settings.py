@@ -77,6 +77,13 @@ class LookSettings:
         check(self)
 
 
+@dataclasses.dataclass(frozen=True)
+class LookedFirst(LookSettings):
+    """How the frames of a scene file were found, as its config notes it under "found"; `look_digest`: of the network's weights."""
+
+    look_digest: str | None = None
+
+
 def saliency_kind(name: str) -> str:
     """The kind of saliency model that a `--saliency` value names: one of SALIENCY, "file", or a name that was registered.
 

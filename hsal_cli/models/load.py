@@ -215,7 +215,7 @@ def find_backbone(loaded: LoadedPolicy, device: torch.device | str = "cpu", name
     hint = f"bring the run that holds it to {RUNS}/, or train anew with: hsal finetune, hsal train"
     if not digest and named is None:
         raise FileError("the policy was trained on features that name no backbone, so images cannot be turned into volumes", hint)
-    folder = (backbone_folder(digest, named) if named else place_of_backbone(loaded)) if digest else named
+    folder = (backbone_folder(digest, named) if named else place_of_network(loaded, digest, recorded)) if digest else named
     if folder is None:
         place = f"not at {named}" if named else f"neither at {recorded} nor under {RUNS}/" if recorded else f"not under {RUNS}/"
         raise FileError(f"the backbone the policy was trained with (weights {digest[:12]}) is {place}", "name that one" if named else hint)
@@ -225,13 +225,18 @@ def find_backbone(loaded: LoadedPolicy, device: torch.device | str = "cpu", name
     return giving(load_backbone(folder, device=device), meta.volume_shape, meta.input_size)
 
 
-def place_of_backbone(loaded: LoadedPolicy) -> Path | None:
-    """The checkpoint of the backbone that a policy was trained with: where that was, beside its run, in runs/, or what came with hsal."""
-    from hsal_cli.models.shipped import BACKBONE, exports_in, own_folder
+def place_of_network(loaded: LoadedPolicy, digest: str | None, recorded: str | None) -> Path | None:
+    """The checkpoint of a network that a policy sees through: where that was, beside its run, in runs/, or among what came with hsal.
 
-    run, folder, digest = run_of(loaded.checkpoint), own_folder(), loaded.meta.backbone_digest
-    shipped = [place / BACKBONE for place in exports_in(folder)] if folder else []
-    return backbone_folder(digest, loaded.meta.backbone, run, run.parent, RUNS, *shipped) if digest else None
+    Args:
+        digest: of its weights; None: it is nowhere.
+        recorded: where it was.
+    """
+    from hsal_cli.models.shipped import BACKBONE, LOOK, exports_in, own_folder
+
+    run, folder = run_of(loaded.checkpoint), own_folder()
+    shipped = [place / part for place in exports_in(folder) for part in (BACKBONE, LOOK)] if folder else []
+    return backbone_folder(digest, recorded, run, run.parent, RUNS, *shipped) if digest else None
 
 
 def backbone_folder(digest: str, *places: Path | str | None) -> Path | None:

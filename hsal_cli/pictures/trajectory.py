@@ -47,6 +47,7 @@ ROWS = (("image", "and glimpses", ""), ("saliency", "map", "S"), ("covert", "mas
 REGION = ("region", "enlarged", "")  # the row below the image, where the policy saw no more than that
 MARGIN, GAP, APART = 16, 10, 30  # px; the last between trajectories
 LEFT = 96  # width of the row labels
+LABEL = 44  # least height of a row, px: a wide image's panels are lower than the two lines of words beside them
 TITLE, STEP, NAMED, LEGEND = 52, 20, 62, 30  # heights of the lines of text
 CLASSES = 5  # at most, in a column
 WIDEST = 1000  # px; printed across a page of 17 cm, letters of 13 px are then 6 points high
@@ -79,7 +80,7 @@ class Layout:
     @property
     def strip(self) -> int:
         """Height of the columns, from the step's number to the label that is named."""
-        return STEP + self.panel[1] + (len(self.rows) - 1) * (self.part[1] + GAP) + GAP + self.classes * BAR + NAMED
+        return STEP + sum(self._row(len(self.rows) - 1)) + GAP + self.classes * BAR + NAMED
 
     @property
     def size(self) -> tuple[int, int]:
@@ -95,13 +96,20 @@ class Layout:
         """The panel of a row, from 0, and a step: x0, y0, x1, y1, half-open."""
         width, height = self.part if row else self.panel
         below, beside = divmod(step, self.across)
+        top, room = self._row(row)
         x = LEFT + beside * (self.column + GAP) + (self.column - width) // 2
-        y = TITLE + below * self.strip + STEP + (self.panel[1] + GAP + (row - 1) * (height + GAP) if row else 0)
+        y = TITLE + below * self.strip + STEP + top + (room - height) // 2
         return x, y, x + width, y + height
+
+    def _row(self, row: int) -> tuple[int, int]:
+        """(from the top of a strip's first row, height) of a row, px."""
+        first, other = max(self.panel[1], LABEL), max(self.part[1], LABEL)
+        return (first + GAP + (row - 1) * (other + GAP), other) if row else (0, first)
 
     def bars(self, step: int) -> Box:
         """Where the class probabilities of a step stand."""
-        x, y = LEFT + step % self.across * (self.column + GAP), self.box(len(self.rows) - 1, step)[3] + GAP
+        below, beside = divmod(step, self.across)
+        x, y = LEFT + beside * (self.column + GAP), TITLE + (below + 1) * self.strip - NAMED - self.classes * BAR
         return x, y, x + self.column, y + self.classes * BAR
 
 

@@ -1,8 +1,8 @@
 """The paper's policy and every departure from it, as one set of values none of which is open; importing this needs no torch.
 
-`PAPER` is section 3 and appendix A to the letter, `DEFAULT` what is measured best, `FIXED_MASK` the control whose covert mask learns
-nothing. Runs, checkpoints and exports hold all values, as they are on the map that they were trained on, so that a later default changes
-none of them.
+`PAPER` is section 3 and appendix A to the letter, `DEFAULT` what is measured best on volumes alone, `FIXED_MASK` the control whose covert
+mask learns nothing, `FINE` that control with glimpses that read what the mask has not. Runs, checkpoints and exports hold all values, as
+they are on the map that they were trained on, so that a later default changes none of them.
 """
 
 from __future__ import annotations
@@ -145,14 +145,15 @@ PAPER = Variant(
     gradient="sampled",
 )
 FIXED_MASK = dataclasses.replace(DEFAULT, mask="winner-take-all", gaussians=1, beta=(2.5, 2.5))  # the middle of the default's widths
-VARIANTS = {"paper": PAPER, "default": DEFAULT, "fixed-mask": FIXED_MASK}
+FINE = dataclasses.replace(FIXED_MASK, glimpse="fine", glimpses_apart="yes")
+VARIANTS = {"paper": PAPER, "default": DEFAULT, "fixed-mask": FIXED_MASK, "fine": FINE}
 
 
 @dataclasses.dataclass(frozen=True)
 class VariantName:
     """The key of a [variant] table that says what its other keys change."""
 
-    name: Literal["paper", "default", "fixed-mask"] = setting("default", "The variant that the other values change.")
+    name: Literal["paper", "default", "fixed-mask", "fine"] = setting("default", "The variant that the other values change.")
 
 
 def value_names() -> list[str]:

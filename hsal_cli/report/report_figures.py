@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 ACROSS = 2  # trajectories beside each other
 SIDE = 126  # of their panels, px
-BY_COUNT, CONFUSION = (4.4, 3.0), (5.2, 4.4)  # inches
+LOOKED = {  # what `hsal eval` reads in place of a glimpse or a mask, in words short enough for an axis
+    "glimpses": {"random": "random", "center": "middle", "saliency": "saliency", "second": "second best", "none": "blind"},
+    "masks": {"uniform": "uniform", "center": "middle", "saliency": "saliency", "turned": "turned"},
+}
+BY_COUNT, CONFUSION, LOOKING = (4.4, 3.0), (5.2, 4.4), (4.0, 2.8)  # inches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +151,35 @@ def confusion_figure(name: str, group: str, runs: Sequence[Detail], classes: lis
         "for no object, as a share of the objects of the class that was named."
     )
     return PageFigure(name, "Confusion.", caption, draw_panels([heat], size=CONFUSION))
+
+
+def looking_figure(looking: Mapping[str, Sequence[dict[str, Any]]]) -> PageFigure:
+    """Exact match with what a glimpse or the covert mask reads replaced at test time.
+
+    Args:
+        looking: group of runs that differ by their seed -> of each run, what `Looking.scores` gives; at least one.
+    """
+    panels = []
+    for part, title in (("glimpses", "Glimpses elsewhere"), ("masks", "Another covert mask")):
+        ways = [way for way in LOOKED[part] if any(way in one[part] for runs in looking.values() for one in runs)]
+        heights: dict[str, list[float | None]] = {}
+        halves: dict[str, list[float | None]] = {}
+        for group, runs in looking.items():
+            cells = [[one["exact_match"] for one in runs]]
+            cells += [[one[part][way]["exact_match"] for one in runs if way in one[part]] for way in ways]
+            means = [mean_of_runs(cell) if cell else None for cell in cells]
+            heights[group] = [mean and mean.mean for mean in means]
+            halves[group] = [mean and _half(mean, runs[0]["images"]) for mean in means]
+        if ways:
+            names = ["as it looks", *(LOOKED[part][way] for way in ways)]
+            panels.append(Bars(title, "read in its place", "exact match", names, heights, halves, top=1.0))
+    caption = (
+        "Test images, the same weights; what is read at a glimpse, or through the covert mask, is replaced. Random: cells drawn evenly. "
+        "Middle: the middle cell. Saliency: the maximum of the saliency map as it is then. Second best: the cell that is liked second "
+        "best. Blind: its own cells, but nothing is seen there. Uniform: the same everywhere. Turned: its own mask by half a turn. "
+        "Bars: 95% interval, over seeds where there are several runs, else over images."
+    )
+    return PageFigure("looking", "What is lost elsewhere.", caption, draw_panels(panels, size=LOOKING))
 
 
 def calibration(runs: Sequence[Detail]) -> dict[str, dict[str, Any]]:

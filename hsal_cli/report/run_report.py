@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hsal_cli.evaluation import looking
 from hsal_cli.evaluation.metrics import exact_match_and_f1, scores_by_count
 from hsal_cli.models.look import Look
 from hsal_cli.report.report_figures import (
@@ -17,6 +18,7 @@ from hsal_cli.report.report_figures import (
     curve_figures,
     curve_name,
     gallery_figure,
+    looking_figure,
     reliability_figure,
 )
 from hsal_cli.report.report_page import Page, PageFinding, Section
@@ -30,6 +32,7 @@ TITLES = {
     "backbone": "Fine-tuning of the activation model",
 }
 COLUMNS = ["run", "group", "state", "epochs", "best epoch", "held-out score", "test images", "exact match", "macro-F1"]
+LOOKING = "looking"  # the figure of that name
 LEAD = "Held-out images come from the training split and choose the best epoch; test images do not. Bands and bars are 95% intervals."
 
 
@@ -49,19 +52,19 @@ def compose(
 
     Returns:
         (page, document): document holds `runs` (each `run`, `kind`, `group`, `state`, `epochs`, `best`: the best epoch's metrics,
-        `verdicts`: `text`, `kind`, `metric`, `epoch`, and `test`: `examples`, `exact_match`, `macro_f1`, `by_count` and `calibration`,
-        `ece` and `ece_at_1`, or None) and `left_out`.
+        `verdicts`: `text`, `kind`, `metric`, `epoch`, `looking`: as `hsal eval` wrote it, or None, and `test`: `examples`,
+        `exact_match`, `macro_f1`, `by_count` and `calibration`, `ece` and `ece_at_1`, or None) and `left_out`.
     """
     records = [(group, record) for group in parts for record in group.records]
     names = _names([record for _, record in records])
-    said = {record.path: verdicts(record) for _, record in records}
+    said = {record.path: [*verdicts(record), *_looking_verdicts(record)] for _, record in records}
     page = Page(
         title=f"Report on {names[records[0][1].path]}" if len(records) == 1 else f"Report on {len(records)} runs",
         lead=LEAD,
         columns=COLUMNS,
         rows=[[names[record.path], group.name, *_row(record, _scores(record, tested))] for group, record in records],
         findings={names[record.path]: [_finding(record, verdict) for verdict in said[record.path]] for _, record in records},
-        sections=[*_curves(parts), *_on_test(parts, tested), *_gallery(shown, names)],
+        sections=[*_curves(parts), *_on_test(parts, tested), *_looking(parts), *_gallery(shown, names)],
         left_out=left_out,
         settings={names[record.path]: record.flat for _, record in records},
     )
@@ -74,6 +77,7 @@ def compose(
             "epochs": len(record.rows),
             "best": record.best,
             "verdicts": [dataclasses.asdict(verdict) for verdict in said[record.path]],
+            "looking": _looked(record),
             "test": _scores(record, tested),
         }
         for group, record in records
@@ -87,7 +91,19 @@ def _names(records: Sequence[Record]) -> dict[Path, str]:
     return {record.path: name if short.count(name) == 1 else str(record.path) for record, name in zip(records, short, strict=True)}
 
 
+def _looked(record: Record) -> dict[str, Any] | None:
+    """What `hsal eval` found out on whether it matters where the run's policy looks (see `Looking.scores`); None where it was not asked."""
+    return record.evaluation.raw.get("looking") if record.evaluation else None
+
+
+def _looking_verdicts(record: Record) -> list[Verdict]:
+    found = _looked(record)
+    return [Verdict(text, "note", LOOKING) for text in looking.verdicts(found)] if found else []
+
+
 def _finding(record: Record, verdict: Verdict) -> PageFinding:
+    if verdict.metric == LOOKING:
+        return PageFinding(verdict.text, verdict.kind, LOOKING, "what other places cost", ())
     title = METRICS[record.kind][verdict.metric].title
     return PageFinding(
         verdict.text, verdict.kind, curve_name(record.kind, verdict.metric), title, record.curve(verdict.metric), verdict.epoch
@@ -144,6 +160,12 @@ def _on_test(parts: Sequence[Group], tested: Mapping[Path, Tested]) -> list[Sect
     ]
     counts = count_figure({name: [run.detail for run in runs] for name, runs in found.items()})
     return [Section("On test images", "", [counts, *sure, *confusions], large=True)]
+
+
+def _looking(parts: Sequence[Group]) -> list[Section]:
+    found = {group.name: [looked for run in group.records if (looked := _looked(run))] for group in parts}
+    found = {name: runs for name, runs in found.items() if runs}
+    return [Section("Does it matter where it looks?", "", [looking_figure(found)], wide=True)] if found else []
 
 
 def _gallery(shown: tuple[Path, Mapping[str, Sequence[tuple[Look, list[str]]]]] | None, names: Mapping[Path, str]) -> list[Section]:

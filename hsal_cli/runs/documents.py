@@ -159,6 +159,7 @@ class Evaluation(PartScores, Document):
         parameters: how many numbers were learned.
         checkpoint: path of what was evaluated.
         features: path of what it was evaluated on; None where a scene file was.
+        features_digest: of that feature file; None where there was none, or by versions that noted the place alone.
         scenes_digest: of the scenes that it was evaluated on; None by versions that noted the place alone.
         sample: sampled roll-outs an image; 0: greedy.
         max_steps: cap on meta-steps; None for count classifiers.
@@ -178,6 +179,7 @@ class Evaluation(PartScores, Document):
     parameters: int | None = None
     checkpoint: str = ""
     features: str | None = None
+    features_digest: str | None = None
     scenes_digest: str | None = None
     sample: int = 0
     max_steps: int | None = None

@@ -198,13 +198,14 @@ def evaluations(paths: Sequence[Path], dataset: str | None = None, reporter: Rep
         reporter: told what was passed over.
 
     Raises:
-        FileError: none was evaluated so, or two were evaluated on different data.
+        FileError: none was evaluated so, or two were evaluated on different data, as their digests say, or where one has none their names.
     """
     found = read_some(lambda path: (path, _evaluation_on(open_run(path, EVALUATED), dataset)), paths, reporter)
     for path, document in found[1:]:
-        for key in ("dataset", "split", "examples", "scenes_digest"):
+        told = None not in (document.scenes_digest, found[0][1].scenes_digest)
+        for key in ("scenes_digest" if told else "dataset", "split", "examples"):
             value, first = getattr(document, key), getattr(found[0][1], key)
-            if value != first and None not in (value, first):
+            if value != first:
                 raise FileError(
                     f"{path} was evaluated on {key} {value}, {found[0][0]} on {first}",
                     "evaluate each on the same file, hsal eval --run RUN --data FILE, then: hsal compare RUN... --data NAME",
@@ -213,10 +214,14 @@ def evaluations(paths: Sequence[Path], dataset: str | None = None, reporter: Rep
 
 
 def _evaluation_on(run: Run, dataset: str | None) -> Evaluation:
-    place = run.path / f"eval.{dataset}.json"
-    if dataset is None or (not place.is_file() and (run.path / EVALUATIONS["best"]).is_file() and run.evaluation().dataset == dataset):
-        return run.evaluation()
-    return read_evaluation(place, f"hsal eval --run {run.path} --data FILE, a file named {dataset}")
+    place, own = run.path / f"eval.{dataset}.json", None
+    if dataset is None or (run.path / EVALUATIONS["best"]).is_file():
+        own = run.evaluation()
+        if dataset is None or (own.dataset == dataset and not place.is_file()):
+            return own
+    named = read_evaluation(place, f"hsal eval --run {run.path} --data FILE, a file named {dataset}")
+    # Scores on other features of the run's own data lie beside its own.
+    return own if own is not None and own.scenes_digest == named.scenes_digest is not None else named
 
 
 def read_record(path: Path) -> Record:

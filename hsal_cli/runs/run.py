@@ -7,9 +7,9 @@ RUN/
     status.json    kind, state (running, stopped, failed, finished), times
     metrics.jsonl  one line an epoch
     results.csv    the same as a table
-    eval.json      the best checkpoint's scores on the test split of the data that the run was trained on, and only those
+    eval.json      the best checkpoint's scores on the test split of the features that the run was trained on, and only those
     eval.last.json the same of the last checkpoint, where `hsal reproduce` has asked for them
-    eval.NAME.json scores on other data, or another split
+    eval.NAME.json scores on other data, other features of the same, or another split
     checkpoints/   see checkpoints.py
 """
 
@@ -143,48 +143,53 @@ class Run:
         return found
 
     def other_data(self, evaluation: Evaluation) -> str:
-        """What an evaluation is of, in words, where that is not the test split of the data that the run was trained on; else ""."""
-        name, own = evaluation.dataset, evaluation.scenes_digest
+        """What an evaluation is of, in words, where that is not the test split of the features that the run was trained on; else ""."""
+        name, config = evaluation.dataset, self.config if (self.path / "config.json").is_file() else None
         if evaluation.split != "test":
             return f"split {evaluation.split} of {name}"
-        config = self.config if (self.path / "config.json").is_file() else None
-        if own is None:  # by a version that noted the place alone
-            if evaluation.features is None or config is None or evaluation.features == config.features:
-                return ""
-            own = _scenes_of(Path(evaluation.features))
-            if own is None:
+        if config is None:
+            return ""
+        scenes, features = evaluation.scenes_digest, evaluation.features_digest
+        if features is None and evaluation.features not in (None, config.features):  # by a version that noted the place of those
+            held = _digests_of(Path(evaluation.features))
+            scenes, features = scenes or held[0], held[1]
+            if scenes is None:
                 return f"{name} ({evaluation.features})"
-        return f"{name} (scenes {own[:8]})" if config is not None and config.scenes_digest not in (None, own) else ""
+        for what, found, own in (("scenes", scenes, config.scenes_digest), ("features", features, config.features_digest)):
+            if None not in (found, own) and found != own:
+                return f"{name} ({what} {found[:8]})"
+        return ""
 
     def place_for(self, evaluation: Evaluation) -> Path:
         """Where `hsal eval` keeps an evaluation: eval.json, or beside it under the data's name; with a digest where that name is taken."""
         if not self.other_data(evaluation):
             return self.path / EVALUATIONS["best"]
-        digest, split = str(evaluation.scenes_digest), evaluation.split
-        name = evaluation.dataset if split == "test" else f"{evaluation.dataset}.{split}"
+        name = evaluation.dataset if evaluation.split == "test" else f"{evaluation.dataset}.{evaluation.split}"
         place = self.path / f"eval.{name}.json"
-        return place if _is_free(place, digest) else self.path / f"eval.{name}.{digest[:8]}.json"
+        digest = str(evaluation.features_digest or evaluation.scenes_digest)
+        return place if _is_free(place, evaluation) else self.path / f"eval.{name}.{digest[:8]}.json"
 
 
-def _scenes_of(features: Path) -> str | None:
-    """The digest of the scenes that a feature file was made from; None where it cannot be read."""
+def _digests_of(features: Path) -> tuple[str | None, str | None]:
+    """The digest of the scenes that a feature file was made from, and its own; None where it cannot be read."""
     from hsal_cli.storage.hdf5 import attribute, open_hdf5
 
     try:
         with open_hdf5(features, "hsal-features", "hsal precompute") as file:
-            return attribute(file, "scenes_digest")
+            return attribute(file, "scenes_digest"), attribute(file, "digest")
     except FileError:
-        return None
+        return None, None
 
 
-def _is_free(place: Path, digest: str) -> bool:
-    """Whether an evaluation on the scenes of a digest may be written there: nothing is, or one on the same."""
+def _is_free(place: Path, evaluation: Evaluation) -> bool:
+    """Whether an evaluation may be written there: nothing is, or one on the same scenes and features."""
     if place.name in EVALUATIONS.values():
         return False
     try:
-        return not place.exists() or read_evaluation(place, "hsal eval").scenes_digest == digest
+        held = read_evaluation(place, "hsal eval") if place.exists() else evaluation
     except FileError:
         return False
+    return held.scenes_digest == evaluation.scenes_digest and held.features_digest in (None, evaluation.features_digest)
 
 
 def create(path: Path, kind: Kind, config: dict[str, Any], overwrite: bool = False) -> Run:

@@ -145,6 +145,11 @@ class SearchSettings(SceneSettings):
     digit_size: tuple[int, int] = setting((28, 48), "Smallest and largest side of a digit, px.", low=4, high=4096)
 
 
+def settings_of(name: str) -> type[SceneSettings]:
+    """The settings, with the defaults, of a data set that is composed of digits, one of RECIPES."""
+    return SearchSettings if name == SEARCH else SceneSettings
+
+
 @dataclasses.dataclass(frozen=True)
 class StreetSettings:
     """How synthetic street numbers are drawn; they stand in for SVHN (section 5) where its images are not at hand."""

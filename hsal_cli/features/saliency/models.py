@@ -116,10 +116,18 @@ def activation_saliency(volumes: Tensor) -> Tensor:
 
 def seen_by_saliency(volumes: Tensor, model: ActivationModel) -> Tensor:
     """What a saliency model is shown of a model's volumes (B, C + fine, h, w): themselves, (B, C, h, w), or their finer stage,
-    (B, fine / 4, 2h, 2w).
+    (B, fine / 4, 2h, 2w), float32, as active as the volume is.
+
+    An earlier stage answers to any edge, and to a background as to an object: it tells where within a cell something is, not whether.
+    So its energy, smoothed over cells, is made that of the volume.
     """
     volume, behind = volumes[:, : model.channels], volumes[:, model.channels :]
-    return F.pixel_shuffle(behind, 2) if model.fine and model.fine_side == 2 else volume
+    if not model.fine or model.fine_side != 2:
+        return volume
+    stage = F.pixel_shuffle(behind, 2).float()
+    own = F.avg_pool2d(activation_saliency(stage)[:, None], 2)
+    wanted, own = (F.interpolate(part, scale_factor=2, mode="bilinear") for part in (activation_saliency(volume)[:, None], own))
+    return stage * (wanted / own.clamp(min=torch.finfo(own.dtype).eps)).sqrt()
 
 
 class ActivationSaliency:
