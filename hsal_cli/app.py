@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from hsal_cli import __version__, console, distributed
-from hsal_cli.commands.groups import Group
+from hsal_cli.commands.groups import Command, Group
 from hsal_cli.errors import UsageError
 
 PARSER_ERROR = typer.BadParameter.__bases__[0]  # what the parser raises; its module differs between versions of Typer
@@ -62,7 +62,7 @@ def _loaded(name: str) -> Any:
     group = getattr(module, "app", None)  # make-data is a group of commands
     if group is None:
         group = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        group.command(epilog=getattr(module, "EXAMPLES", None))(getattr(module, function))
+        group.command(cls=Command, epilog=getattr(module, "EXAMPLES", None))(getattr(module, function))
     command = typer.main.get_command(group)
     command.name = name
     return command

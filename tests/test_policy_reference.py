@@ -250,6 +250,21 @@ def test_mask_is_the_mixture_of_gaussians(height, width, components):
                 assert masks[1, b, i, j].item() == pytest.approx(phi(wide, i + 1, j + 1), rel=1e-12)
 
 
+def test_no_number_of_a_mask_or_priority_map_is_too_small_for_a_fast_product() -> None:
+    """A product with a subnormal number takes a CPU many times as long; nothing else is to change."""
+    centres = torch.cartesian_prod(torch.arange(1.0, 8), torch.arange(1.0, 8))
+    mixture = torch.cat([torch.full((49, 1), 0.2), torch.full((49, 2), 1.9), centres], 1)[:, None]  # (B, 1, 5)
+    mask = gaussian_masks(mixture, 7, 7, (1.0,))[0]
+    priority = priority_map(mask, torch.rand(49, 7, 7, generator=torch.Generator().manual_seed(0)))
+    down, across = torch.meshgrid(torch.arange(1.0, 8), torch.arange(1.0, 8), indexing="ij")
+    exact = 0.2 * torch.exp(-1.9 * ((centres[:, 0, None, None] - down) ** 2 + (centres[:, 1, None, None] - across) ** 2).double())
+    least = torch.finfo(torch.float32).tiny
+    assert ((exact > 1e-45) & (exact < least)).any()  # what float32 would hold as subnormal numbers
+    for maps in (mask, priority):
+        assert not ((maps != 0) & (maps < least)).any()
+    torch.testing.assert_close(mask.double(), exact, rtol=1e-5, atol=1e-30)
+
+
 def test_interface_weights_the_saliency_map_and_the_volume_by_the_mask():
     generator = torch.Generator().manual_seed(1)
     mask, saliency = torch.rand(2, 3, 2, 5, generator=generator, dtype=torch.float64)

@@ -7,6 +7,7 @@ import torch
 from learning_parts import SMALL, easy_table
 from test_evaluation_commands import call, here, place  # noqa: F401  fixtures
 
+from hsal_cli.bench.products import MatrixProducts
 from hsal_cli.errors import UsageError
 from hsal_cli.evaluation.evaluate import evaluate
 from hsal_cli.evaluation.flops import flops_of, policy_flops
@@ -58,6 +59,10 @@ def test_flops_of_a_policy_are_those_of_its_roll_out(steps: int) -> None:
         one(table.volumes.float(), table.saliency, choose=until(1.0), max_steps=steps)
 
     assert policy_flops(one, steps) == flops_of(roll) > 0
+    one.stop_head = None  # so that it is made of matrix products alone
+    with torch.inference_mode(), MatrixProducts() as products:
+        roll()
+    assert flops_of(roll) == products.flops  # heads once, though they are asked again where gradients are wanted
 
 
 def test_direct_baselines_and_sampled_roll_outs_have_no_threshold() -> None:

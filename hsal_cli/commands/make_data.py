@@ -12,7 +12,7 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.asking import Yes, begin
-from hsal_cli.commands.groups import Group
+from hsal_cli.commands.groups import Command, Group
 from hsal_cli.commands.options import Config, DryRun, Json, Overwrite, Preset, Workers, check_out, options, recipe_for
 from hsal_cli.commands.policies import LOOKING, check_look, look_known
 from hsal_cli.errors import HsalError, UsageError
@@ -174,7 +174,7 @@ def _add(name: str, kind: type, panels: dict[str, str], make: Making, plan: str)
     kinds = {"settings": kind, "looks": LookSettings} if FRAME.items() <= panels.items() else {"settings": kind}
     left = tuple({"workers", "yes", "looks"}.difference(" ".join(panels.values()).split(), kinds))
     decorated = options(panels=panels, leave_out=left, **kinds)(command)
-    app.command(name, help=ABOUT[name], epilog=f"Example: {EXAMPLES[name]}")(decorated)
+    app.command(name, cls=Command, help=ABOUT[name], epilog=f"Example: {EXAMPLES[name]}")(decorated)
 
 
 def _begin(settings: Any, out: Path, yes: bool, preset: str | None, config: Path | None, tools: Tools) -> None:

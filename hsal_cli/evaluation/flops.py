@@ -16,8 +16,8 @@ from hsal_cli.vision.backbone import ActivationModel
 
 def flops_of(work: Callable[[], Any]) -> int:
     """FLOPs of the products and convolutions of a piece of work, which is done once."""
-    # With gradients, as the counter's hooks on modules ask for them.
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+    # Without gradients: with them, a roll-out asks all heads a second time.
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 

@@ -24,6 +24,9 @@ from hsal_cli.policy.shared import Linear, linear
 # How many times as large as torch's usual weights those of freely learned centres start: the usual ones put all centres on one spot, and a
 # policy whose centres start apart learns several times faster. Anchored ones start at the maximum.
 SPREAD = 8.0
+# On a CPU a mask's values below this are 0: far from its centre a Gaussian falls under 1.2e-38, the smallest number that float32 keeps in
+# full, and a product with one of those takes a CPU many times as long. This is so much above it that P_t has none either.
+FAINT = 1e-30
 
 
 def gaussian_masks(gaussians: Tensor, height: int, width: int, widths: Sequence[float]) -> Tensor:
@@ -56,7 +59,10 @@ class _Masks(torch.autograd.Function):
         down, across = waves[..., 0, :height], waves[..., 1, :width]
         weighted = alpha * down
         ctx.save_for_backward(alpha, beta, off, scale, down, across, weighted)
-        return (weighted.transpose(2, 3) @ across).unbind()
+        masks = weighted.transpose(2, 3) @ across
+        if masks.device.type == "cpu":
+            F.threshold_(masks, FAINT, 0.0)
+        return masks.unbind()
 
     @staticmethod
     def backward(ctx: Any, *above: Tensor) -> tuple[Tensor, None, None, None]:
