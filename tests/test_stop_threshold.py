@@ -55,6 +55,7 @@ def test_a_lower_threshold_takes_fewer_meta_steps_and_less_work() -> None:
 def test_flops_of_a_policy_are_those_of_its_roll_out(steps: int) -> None:
     one, table = policy(), easy_table(1, 2, seed=3)
 
+    @torch.no_grad()
     def roll() -> None:
         one(table.volumes.float(), table.saliency, choose=until(1.0), max_steps=steps)
 

@@ -16,8 +16,8 @@ from hsal_cli.vision.backbone import ActivationModel
 
 def flops_of(work: Callable[[], Any]) -> int:
     """FLOPs of the products and convolutions of a piece of work, which is done once."""
-    # Without gradients: with them, a roll-out asks all heads a second time.
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # With gradients, as the counter's hooks on modules ask for them.
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 
@@ -52,7 +52,9 @@ def policy_flops(policy: torch.nn.Module, meta_steps: float) -> float:
     def first_label(t: int, rows: Any, scores: Tensor) -> Tensor:  # never stop
         return torch.zeros(len(scores), dtype=torch.long, device=scores.device)
 
-    once, twice = (
-        flops_of(lambda steps=steps: policy(volume, saliency, choose=first_label, max_steps=steps, dense=False)) for steps in (1, 2)
-    )
+    @torch.no_grad()  # with gradients all heads are asked a second time
+    def roll_out(steps: int) -> None:
+        policy(volume, saliency, choose=first_label, max_steps=steps, dense=False)
+
+    once, twice = (flops_of(lambda steps=steps: roll_out(steps)) for steps in (1, 2))
     return once + (meta_steps - 1) * (twice - once)
