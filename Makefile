@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 HSAL_MNIST_DIR ?= $(abspath $(wildcard ../shared/mnist))
 HSAL := HSAL_MNIST_DIR=$(HSAL_MNIST_DIR) $(abspath $(BIN))/hsal
 READY := $(VENV)/.ready
-# Cross-entropy for longer than it needs: on so many images it keeps what it knows, on 60,000 it does not (docs/results.md).
+# Cross-entropy to its end, where it has unlearned a part of what it knew (docs/results.md).
 EPOCHS := rl=3,multiset=2,cross-entropy=8
 
 # pip compiles nothing, which saves minutes with a package of torch's size; what is imported is compiled then, and must be kept.
