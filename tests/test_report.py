@@ -323,6 +323,17 @@ def test_the_report_says_whether_it_matters_where_a_run_looks(place, tmp_path):
     assert not (tmp_path / "other" / "looking.png").exists()
 
 
+def test_a_run_whose_backbone_sees_little_has_a_page_that_says_so(tmp_path):
+    weak = {"train": {"objective": "rl", "seed": 0, "epochs": 6}, "backbone": str(tmp_path / "b"), "features": "f.h5"}
+    write_history(tmp_path / "b", [{"epoch": 1, "accuracy": 0.3, "loss": 1.0}], kind="backbone", config={"finetune": {}})
+    status = json.loads((tmp_path / "b" / "status.json").read_text())
+    (tmp_path / "b" / "status.json").write_text(json.dumps({**status, "accuracy": 0.3}))
+    run = write_history(tmp_path / "run", rows_of(), config=weak)
+    said = json.loads(call(run, "--json").stdout)["runs"][0]["verdicts"]
+    assert [verdict for verdict in said if verdict["metric"] == "accuracy"], said
+    assert "the backbone names" in Reader((run / "plots" / "report.html").read_text()).text
+
+
 def test_wilsons_interval_is_wide_for_few_choices_and_no_point_at_its_ends():
     low, high = wilson(np.array([0.0, 1.0, 0.5, 0.5]), np.array([3.0, 3.0, 10.0, 1000.0]))
     assert low[0] == 0 and high[0] == pytest.approx(0.5615, abs=1e-3) and high[1] == 1 and low[1] == pytest.approx(1 - 0.5615, abs=1e-3)

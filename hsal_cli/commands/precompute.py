@@ -30,7 +30,7 @@ VolumesFrom = Annotated[
 ]
 Out = Annotated[
     Optional[Path],
-    typer.Option("--out", help="The feature file to write.", show_default="DATA.features.h5, or DATA.14x14.MODEL.features.h5"),
+    typer.Option("--out", help="The feature file to write.", show_default="DATA.fine.features.h5, or DATA.14x14.MODEL.features.h5"),
 ]
 
 
@@ -43,9 +43,9 @@ PANELS = {
 EXAMPLES = """Examples:
 
   hsal precompute
-      the features that hsal train would compute itself
+      the features that hsal train would compute itself; of fewer than 2,000 images it takes --views 20
 
-  hsal precompute --saliency itti --volumes-from data/mnist-multiset.features.h5
+  hsal precompute --saliency itti --volumes-from data/mnist-multiset.fine.features.h5
 """
 
 

@@ -290,8 +290,11 @@ def _check_fits(
         ("an input_size of", input_size or loaded.meta.input_size, loaded.meta.input_size or input_size),
     ):
         if found != wanted:
-            hint = f"train a policy that names those: hsal train --data {source}" if what == "classes" else "name another file with --data"
-            hint = "name features of the --resolution that it was trained on with --data" if what == "an input_size of" else hint
+            hint = "name features of the --resolution that it was trained on with --data"
+            if what == "classes":
+                hint = f"train a policy that names those: hsal train --data {source}"
+            elif what == "saliency of kind":
+                hint = "name another file with --data"
             raise FileError(f"{source} has {what} {found}, the policy was trained with {wanted}", hint)
 
 

@@ -44,7 +44,7 @@ class HSAL(nn.Module):
             if variant.glimpse == "window":
                 lacking, hint = "windows", "make them with: hsal precompute --resolution window; or leave --set glimpse=window out"
             else:
-                lacking, hint = "finer stage", "make them with: hsal precompute --resolution fine; or train with --variant columns"
+                lacking, hint = "finer stage", "give --data the scene file, whose features are made then; or add --variant columns"
             raise UsageError(f"glimpse = {variant.glimpse}, and the features hold no {lacking}", hint)
         self.meta_controller = (
             WinnerTakeAll(variant) if variant.mask == "winner-take-all" else MetaController(variant, classes + 1, height, width)

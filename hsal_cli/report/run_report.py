@@ -104,6 +104,8 @@ def _looking_verdicts(record: Record) -> list[Verdict]:
 def _finding(record: Record, verdict: Verdict) -> PageFinding:
     if verdict.metric == LOOKING:
         return PageFinding(verdict.text, verdict.kind, LOOKING, "what other places cost", ())
+    if verdict.metric not in METRICS[record.kind]:  # of its backbone, which has a report of its own
+        return PageFinding(verdict.text, verdict.kind, "verdicts", "the backbone", ())
     title = METRICS[record.kind][verdict.metric].title
     return PageFinding(
         verdict.text, verdict.kind, curve_name(record.kind, verdict.metric), title, record.curve(verdict.metric), verdict.epoch
