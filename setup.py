@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 
 PRETRAINED = Path("data", "pretrained")
 # Policies to compare with, and networks that look first: in a checkout alone, for a wheel is to stay under 60 MB.
-BESIDE = ("*.multiset", "*.paper", "mnist-search.*", "look")
+BESIDE = ("*.multiset", "*.paper", "mnist-search.*", "mnist-set.*", "look")
 
 
 class BuildWithPretrained(build_py):
