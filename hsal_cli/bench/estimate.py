@@ -38,13 +38,8 @@ LONG_S = 300.0  # work that takes longer is told before it starts
 PIECE_S = 0.3  # what a measured piece lasts, about
 # Images a second that a slow machine of two cores makes; what even these would do in LONG_S is begun without a measurement.
 SLOWEST = {"make-data": 1500.0, "finetune": 8.0, "precompute": 45.0, "train": 150.0, "eval": 500.0, "paint": 100.0, "read": 5.0}
-HEAVIER = {
-    "14": 4.0,
-    "28": 16.0,
-    "double": 4.0,
-    "double-fine": 4.0,
-    "window": 5.0,
-}  # times that precomputing at a resolution takes what it takes else, about
+# Times that precomputing at a resolution takes what it takes else, about.
+HEAVIER = {"14": 4.0, "28": 16.0, "double": 4.0, "double-fine": 4.0, "window": 5.0}
 PACKED = 0.13  # bytes that a pixel of a scene file takes, measured on 100 px images
 BACKBONE_BYTES, POLICY_BYTES = 5.2e8, 5.0e7  # a run, with two checkpoints that hold the optimiser's state too
 

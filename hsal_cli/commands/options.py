@@ -133,12 +133,16 @@ def variant_given(preset: str | None, config: Path | None, name: str | None, tex
 def recipe_for(preset: str | None, config: Path | None, **settled: Any) -> Recipe:
     """The settings of every step up to a trained policy; `settled` are those that the command line has settled already."""
     from hsal_cli.experiments.pipeline import Recipe
+    from hsal_cli.features.settings import OWN
 
     settled = {"variant": settled.get("variant") or variant_for(preset, config), **settled}
     hints = typing.get_type_hints(Recipe)
     recipe = Recipe(**{name: settled.get(name) or settings_for(kind, preset, config) for name, kind in hints.items()})
-    asked, read = recipe.precompute.resolution, recipe.variant.glimpse
-    resolution = (None if read == "column" else read) if asked is None else None if asked == "own" else asked
+    resolution = recipe.precompute.resolution
+    if resolution is None and recipe.variant.glimpse != "column":
+        resolution = recipe.variant.glimpse  # what such glimpses read
+    elif resolution == OWN:
+        resolution = None
     return dataclasses.replace(recipe, precompute=dataclasses.replace(recipe.precompute, resolution=resolution))
 
 
