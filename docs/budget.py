@@ -10,7 +10,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from hsal_cli.evaluation.evaluate import evaluate_file
+from hsal_cli.evaluation.files import evaluate_file
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.models.load import LoadedPolicy, load_model
 from hsal_cli.pictures.charts.panels import Curves, draw_panels

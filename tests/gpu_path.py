@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from fake_device import DEVICE, NAME, FakeDevice, FakeGraph
 from learning_parts import SMALL, TWO_STOP_HEADS, OneLayer, easy_table
 
-from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
+from hsal_cli.evaluation.files import evaluate_file, evaluate_scenes
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.precompute import precompute
 from hsal_cli.features.saliency.models import maps_of_image, saliency_model

@@ -113,8 +113,8 @@ def write_policy(
     return run
 
 
-def write_scenes(path: Path, images: int = 41, classes: list[str] = NAMES) -> Path:
-    """A scene file with boxes, as anyone may write one."""
+def write_scenes(path: Path, images: int = 41, classes: list[str] = NAMES, boxed: bool = True) -> Path:
+    """A scene file, as anyone may write one."""
     generator = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         stamp(file, "hsal-scenes", {})
@@ -125,7 +125,9 @@ def write_scenes(path: Path, images: int = 41, classes: list[str] = NAMES) -> Pa
             boxes = np.tile(np.array([2, 3, 20, 25], np.int16), (count, 2, 1))
             boxes[labels < 0] = -1
             file[f"{split}/images"] = generator.integers(0, 256, (count, 30, 40), dtype=np.uint8)
-            file[f"{split}/labels"], file[f"{split}/boxes"] = labels, boxes
+            file[f"{split}/labels"] = labels
+            if boxed:
+                file[f"{split}/boxes"] = boxes
         seal(file, "5" * 64)
     return path
 

@@ -14,7 +14,8 @@ from learning_parts import SMALL, StoppingReporter, assert_equal, easy_table, wi
 from typer.testing import CliRunner
 
 from hsal_cli.errors import FileError, Interrupted, UsageError
-from hsal_cli.evaluation.evaluate import evaluate, evaluate_file
+from hsal_cli.evaluation.evaluate import evaluate
+from hsal_cli.evaluation.files import evaluate_file
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.table import open_features
 from hsal_cli.main import app

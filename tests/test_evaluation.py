@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsal_cli.errors import FileError, Interrupted
-from hsal_cli.evaluation.evaluate import evaluate, evaluate_file, mean_of, quick_scores, roll_outs
+from hsal_cli.evaluation.evaluate import evaluate, mean_of, quick_scores, roll_outs
+from hsal_cli.evaluation.files import evaluate_file
 from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, trivial_baselines
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.models.load import load_policy

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from hsal_cli.commands.train import train as train_command
 from hsal_cli.errors import UsageError
-from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
+from hsal_cli.evaluation.files import evaluate_file, evaluate_scenes
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.precompute import plan, precompute
 from hsal_cli.features.saliency.models import activation_saliency, seen_by_saliency

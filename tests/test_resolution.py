@@ -12,7 +12,7 @@ import torch
 from picture_parts import drawn
 
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
+from hsal_cli.evaluation.files import evaluate_file, evaluate_scenes
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.precompute import precompute
 from hsal_cli.features.settings import PrecomputeSettings, dataset_of, features_path

@@ -13,7 +13,7 @@ from test_precompute import TEST, TRAIN, Heard, write_scenes
 from typer.testing import CliRunner
 
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.evaluation.evaluate import evaluate_file
+from hsal_cli.evaluation.files import evaluate_file
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments.pipeline import ensure_features
 from hsal_cli.features.precompute import precompute

@@ -10,7 +10,7 @@ from evaluation_parts import write_features
 from learning_parts import SMALL, StoppingReporter, assert_equal, easy_table
 
 from hsal_cli.errors import FileError, Interrupted, UsageError
-from hsal_cli.evaluation.evaluate import evaluate_file
+from hsal_cli.evaluation.files import evaluate_file
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.models.load import load_model, load_policy
 from hsal_cli.policy.set_predictor import NOTHING, SetPredictor, set_loss

@@ -302,7 +302,7 @@ def test_without_a_run_the_pretrained_policy_is_taken_and_said_and_a_run_goes_be
 
 def test_an_evaluation_can_be_stopped(here) -> None:
     from hsal_cli.errors import Interrupted
-    from hsal_cli.evaluation.evaluate import evaluate_scenes
+    from hsal_cli.evaluation.files import evaluate_scenes
     from hsal_cli.evaluation.settings import EvalSettings
 
     reporter, found = Reporter(), load_shipped("mnist-multiset")

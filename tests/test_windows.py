@@ -10,7 +10,7 @@ from test_precompute import write_backbone, write_scenes
 
 from hsal_cli.commands.options import recipe_for
 from hsal_cli.errors import UsageError
-from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
+from hsal_cli.evaluation.files import evaluate_file, evaluate_scenes
 from hsal_cli.evaluation.flops import backbone_flops, cells_looked_at, flops_of
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.precompute import plan, precompute

@@ -15,7 +15,6 @@ import torch
 from hsal_cli.bench.shop import Shop
 from hsal_cli.bench.stages import MAKERS
 from hsal_cli.bench.timing import Piece
-from hsal_cli.errors import HsalError
 from hsal_cli.evaluation.looking import GLIMPSES, MASKS
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments.grid import Grid, Step
@@ -24,10 +23,10 @@ from hsal_cli.experiments.settings import SweepSettings
 from hsal_cli.features.precompute import plan as plan_features
 from hsal_cli.features.settings import SALIENCY, STAGED, PrecomputeSettings
 from hsal_cli.features.table import open_features
-from hsal_cli.finetuning.finetune import is_own, plan, settle, way_of
+from hsal_cli.finetuning.finetune import plan, settled_for
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
-from hsal_cli.runs.settings import FEW_IMAGES, FinetuneSettings, TrainSettings
+from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings
@@ -120,13 +119,7 @@ def composing(path: Path, settings: SceneSettings) -> Work:
 
 def fine_tuning(scenes: Path, settings: FinetuneSettings, device: torch.device) -> Work:
     """Fine-tuning on a scene file, or on one that is still to be composed."""
-    try:
-        with open_scenes(scenes) as file:
-            has_boxes, own, images = file.split(file.splits[0]).boxes is not None, is_own(file), len(file.split(file.splits[0]))
-        settings = dataclasses.replace(settings, objects=way_of(scenes, settings.objects))
-    except HsalError:  # what is wrong with the file is for fine-tuning to say
-        has_boxes, own, images = True, False, FEW_IMAGES
-    settled = settle(settings, device, has_boxes, own, images)
+    settled = settled_for(scenes, settings, device)
     count = sum(count for _, count in plan(settled))
     return Work("fine-tuning the backbone", {"finetune": count}, BACKBONE_BYTES, network=settled)
 

@@ -79,7 +79,7 @@ def eval_(
 
     With --pretrained a scene file is enough: its features are computed on the way and not kept.
     """
-    from hsal_cli.evaluation.evaluate import evaluate_file
+    from hsal_cli.evaluation.files import evaluate_file
     from hsal_cli.experiments.pipeline import only_scenes
     from hsal_cli.runs.documents import Evaluation
     from hsal_cli.runs.run import Run
@@ -156,7 +156,7 @@ def _evaluate_shipped(
         (found, what the manifest states of it).
     """
     from hsal_cli.bench.estimate import making_scenes, scoring
-    from hsal_cli.evaluation.evaluate import evaluate_file, evaluate_scenes
+    from hsal_cli.evaluation.files import evaluate_file, evaluate_scenes
     from hsal_cli.experiments.pipeline import DATA, check_makeable, ensure_scenes
     from hsal_cli.models.shipped import load_shipped
 
@@ -218,7 +218,7 @@ def _features(
     if not _is_scene_file(data):
         return data
     from hsal_cli.bench.estimate import feature_work, images_of
-    from hsal_cli.evaluation.evaluate import check_scenes
+    from hsal_cli.evaluation.files import check_scenes
     from hsal_cli.experiments.pipeline import ensure_features
     from hsal_cli.features.settings import features_path
     from hsal_cli.models.load import find_backbone

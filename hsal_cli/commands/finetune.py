@@ -68,7 +68,7 @@ def finetune(
     from hsal_cli.bench.estimate import before_a_backbone
     from hsal_cli.experiments.pipeline import backbone_scenes, ensure_scenes, only_scenes
     from hsal_cli.finetuning.finetune import finetune as finetune_run
-    from hsal_cli.finetuning.finetune import way_of
+    from hsal_cli.finetuning.finetune import settled_for, way_of
     from hsal_cli.runs import run as runs
     from hsal_cli.training.verdicts import problems
     from hsal_cli.vision.devices import choose_device
@@ -79,6 +79,8 @@ def finetune(
     settled = {"data": str(scenes), "finetune": as_dict(settings)}
     if resume is not None:
         settled = check_resumed(resume, "backbone", out, given, ("full_images",), finetune=settings).raw
+    elif dry_run:
+        settled["finetune"] = as_dict(settled_for(scenes, settings, chosen))
     if dry_run:
         console.print_json({"out": str(resume or out or runs.fresh_path("finetune")), "device": str(chosen), **settled})
         return

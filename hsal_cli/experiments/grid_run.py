@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from hsal_cli.errors import FileError, HsalError, Interrupted, TrainingError
-from hsal_cli.evaluation.evaluate import evaluate_file
+from hsal_cli.evaluation.files import evaluate_file
 from hsal_cli.experiments.grid import Cell, Grid, GridRun, plan, to_evaluate
 from hsal_cli.experiments.pipeline import ensure_features, ensure_run, ensure_scenes, state_of_run
 from hsal_cli.features.table import check_match, open_features

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.evaluation.evaluate import evaluate_file
+from hsal_cli.evaluation.files import evaluate_file
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments.pipeline import ensure_scores
 from hsal_cli.experiments.settings import SweepSettings

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.evaluation.evaluate import evaluate_file
+from hsal_cli.evaluation.files import evaluate_file
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.experiments.pipeline import ensure_run, ensure_scores, state_of_run
 from hsal_cli.experiments.settings import SweepSettings

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hsal_cli import distributed
-from hsal_cli.errors import FileError, UsageError
+from hsal_cli.errors import FileError, HsalError, UsageError
 from hsal_cli.finetuning.objects import Objects
 from hsal_cli.finetuning.reading import read_objects, way_of
 from hsal_cli.finetuning.views import crop_sides
@@ -180,6 +180,27 @@ def settle(
     )
 
 
+def settled_for(scenes: Path, settings: FinetuneSettings, device: torch.device) -> FinetuneSettings:
+    """What is left open, filled in by a scene file, or by what `hsal make-data mnist-single` makes where there is none that can be read.
+
+    Raises:
+        UsageError: see `settle`.
+    """
+    try:
+        with open_scenes(scenes) as file:
+            split = file.split(file.splits[0])
+            has_boxes, own, images = split.boxes is not None, is_own(file), len(split)
+        way = way_of(scenes, settings.objects)
+    except HsalError:  # what is wrong with the file is for fine-tuning to say
+        has_boxes, own, images, way = True, False, FEW_IMAGES, "single"
+    return settle(_of_a_way(settings, way), device, has_boxes, own, images)
+
+
+def _of_a_way(settings: FinetuneSettings, way: str) -> FinetuneSettings:
+    """Settings of images that teach in this way (`reading.way_of`); images of several objects are crowds already."""
+    return settings if way == "single" else dataclasses.replace(settings, objects=way, crowd=1)
+
+
 def is_own(scenes: SceneFile) -> bool:
     """Whether a scene file holds a user's own images, from a folder."""
     return scenes.config.get("dataset") == "folder"
@@ -276,10 +297,9 @@ def finetune(
         raise UsageError(f"mode = crops does not go with objects = {way}, which looks at whole images", "leave --mode out")
     if way != "single":
         reporter.say(f"{scenes} has several objects an image: {MEANING[way]} (--objects {way})")
-        settings = dataclasses.replace(settings, objects=way, crowd=1)  # they are crowds already
     elif settings.mode == "auto" and device.type == "cpu" and data.boxes is None:
         reporter.warn(f"{scenes} has no boxes to crop by: full images only, which is slow on a CPU")
-    settings = settle(settings, device, data.boxes is not None, own, len(labels))
+    settings = settle(_of_a_way(settings, way), device, data.boxes is not None, own, len(labels))
     torch.manual_seed(settings.seed)
     model = ActivationModel(settings.arch, len(classes), settings.input_size, int(settings.resolution), settings.dilate, settings.channels)
     used = backbone_meta(before).weights if before else initial_weights(model, settings.weights, reporter)

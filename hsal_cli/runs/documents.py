@@ -145,7 +145,7 @@ class PartScores(Scores):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation(PartScores, Document):
-    """An evaluation (see `evaluate.evaluate_file`); what older versions did not write has a default.
+    """An evaluation (see `evaluation.files.evaluate_file`); what older versions did not write has a default.
 
     Attributes:
         dataset, split: what was evaluated on.
