@@ -231,6 +231,7 @@ def build(kind: type[S], values: dict[str, Any]) -> S:
     return kind(**chosen)
 
 
-def as_dict(settings: Any) -> dict[str, Any]:
-    """A settings object as plain JSON types."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(settings).items()}
+def as_dict(settings: Any, asked: bool = False) -> dict[str, Any]:
+    """A settings object as plain JSON types; `asked`: what a user may give, without what follows from the data."""
+    found = {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(settings).items()}
+    return {key: found[key] for key in _fields_of([type(settings)])} if asked else found

@@ -76,6 +76,11 @@ def test_a_dry_run_of_training_names_ones_own_scenes(here, command) -> None:
     assert json.loads(call(command, "--dry-run").stdout)["data"] == "data/mine.h5"
 
 
+def test_a_dry_run_of_training_has_nothing_that_follows_from_the_features(here) -> None:
+    found = json.loads(call("train", "--dry-run").stdout)["variant"]
+    assert found["beta"] == [2.5, 2.5] and not {"cells", "reach", "fine", "fine_side"} & set(found)
+
+
 def test_a_dry_run_of_fine_tuning_leaves_nothing_open(here) -> None:
     found = json.loads(call("finetune", "--dry-run", "--device", "cpu").stdout)["finetune"]  # of what it would compose
     assert (found["mode"], found["arch"], found["batch_size"], found["crowd"]) == ("crops", "resnet34", 32, 4) and None not in found.values()

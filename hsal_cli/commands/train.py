@@ -138,7 +138,7 @@ def train(
             settings = settings.suited(images, given["train"])
             if images < FEW_IMAGES:
                 precompute = precompute.for_few(settings.mirror)
-    settled = {"data": str(scenes), "train": as_dict(settings), "variant": as_dict(chosen_variant)}
+    settled = {"data": str(scenes), "train": as_dict(settings), "variant": as_dict(chosen_variant, asked=True)}
     if resume is not None:
         _check_alone(resume, {"--backbone": backbone, "--init-from": init_from, "--saliency": saliency, "--memory-budget": memory_budget})
         given["variant"] = variant_given(preset, config, variant, texts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import logging
 import urllib.request
 from pathlib import Path
 from types import ModuleType
@@ -57,12 +58,16 @@ def trunk_of(arch: str, weights: dict[str, Tensor] | None = None) -> nn.Module:
         hint = f"take {' or '.join(TIMM + other for other in near)}" if near else "timm.list_models() names those that there are"
         raise UsageError(f"timm {library.__version__} has no network {name!r}", hint)
     given = {} if weights is None else {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(weights)}}
+    said, unsaid = logging.getLogger("timm.models._builder"), lambda record: False  # that the head's weights are left over
+    said.addFilter(unsaid)
     try:
         return library.create_model(name, features_only=True, out_indices=(-1,), **given)
     except Exception as error:  # timm raises almost anything where a network has no features, or weights do not fit
         if weights is None:
             raise UsageError(f"{arch} has no maps of features: {first_line(error)}", f"take another, such as {TIMM}{LITE0}") from error
         raise FileError(f"the weights are not of {arch}: {first_line(error)}", "choose the --arch of the file, or another file") from error
+    finally:
+        said.removeFilter(unsaid)
 
 
 def normalisation(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
