@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from hsal_cli.errors import Interrupted
 
+LONG_S = 300.0  # work that takes longer is told before it starts
+
 
 class Reporter:
     """What a room may say while it works; this base class says nothing.

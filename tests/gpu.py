@@ -8,6 +8,7 @@ is not as it must be.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import torch
 
 from hsal_cli.features.table import FeatureTable
 from hsal_cli.policy.hsal import HSAL
-from hsal_cli.policy.variant import COLUMNS
+from hsal_cli.policy.variant import DEFAULT
 from hsal_cli.runs.settings import TrainSettings
 from hsal_cli.training.train import PolicyTask
 from hsal_cli.vision.devices import choose_device, computing
@@ -28,15 +29,15 @@ BENCH = "make-data,finetune,precompute,train,eval"
 
 
 def task_of(device: torch.device, rows: int, deterministic: bool, channels: int = 512) -> PolicyTask:
-    """Training of the default policy on random features of one to four labels, as that of `hsal bench`."""
-    draw = torch.Generator().manual_seed(0)
-    volumes = torch.rand(min(rows, 512), channels, 7, 7, generator=draw).half()
+    """Training of the default policy on random features of one to four labels, a finer stage among their channels."""
+    draw, fine = torch.Generator().manual_seed(0), channels
+    volumes = torch.rand(min(rows, 512), channels + fine, 7, 7, generator=draw).half()
     volumes = volumes.repeat(-(-rows // len(volumes)), 1, 1, 1)[:rows]
     labels = torch.randint(10, (rows, 4), generator=draw)
     labels = torch.where(torch.arange(4) < torch.randint(1, 5, (rows, 1), generator=draw), labels, -1)
-    table = FeatureTable(volumes, torch.rand(rows, 7, 7, generator=draw), labels, None, (100, 100))
+    table = FeatureTable(volumes, torch.rand(rows, 14, 14, generator=draw), labels, None, (100, 100), fine=fine)
     torch.manual_seed(0)
-    policy = HSAL(COLUMNS, 10, (channels, 7, 7)).to(device)
+    policy = HSAL(dataclasses.replace(DEFAULT, fine=fine), 10, (channels + fine, 7, 7)).to(device)
     settings = TrainSettings(deterministic=deterministic)
     task = PolicyTask(policy, table, torch.arange(rows), table.select(slice(0, 2)), settings, device, {"max_labels": 4})
     task.start_epoch(0)

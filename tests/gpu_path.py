@@ -267,21 +267,23 @@ def test_every_stage_runs_on_a_gpu_and_what_it_writes_is_read_without_one(scenes
     for saliency in ("activation", "itti", "spectral-residual", "center"):
         features[saliency] = tmp_path / f"{saliency}.features.h5"
         precompute(scenes["multiset"], backbone, features[saliency], PrecomputeSettings(batch_size=8, saliency=saliency), DEVICE)
-    run, variant = tmp_path / "run", dataclasses.replace(COLUMNS, **FEW)
+    features["fine"] = tmp_path / "fine.features.h5"
+    precompute(scenes["multiset"], backbone, features["fine"], PrecomputeSettings(batch_size=8, resolution="fine"), DEVICE)
+    run, variant = tmp_path / "run", dataclasses.replace(DEFAULT, **FEW)
     brief = TrainSettings(epochs=1, batch_size=8, validation=0.3)
-    train(features["activation"], run, variant, brief, DEVICE, backbone=backbone)
+    train(features["fine"], run, variant, brief, DEVICE, backbone=backbone)
     for where, epochs in ((DEVICE, 2), (CPU, 3), (DEVICE, 4)):  # what one saves the other goes on with
         resume(run, where, epochs=epochs)
         state = load(run / "checkpoints", "last").state
         assert all(value.device == CPU for group in state["task"]["optimiser"]["state"].values() for value in group.values())
-    for objective in ("count", "set"):
-        train(features["activation"], tmp_path / objective, variant, dataclasses.replace(brief, objective=objective), DEVICE)
-    settings = EvalSettings(resamples=10, batch_size=4)
-    for name in ("count", "set"):
+    settings, others = EvalSettings(resamples=10, batch_size=4), {"columns": "rl", "count": "count", "set": "set"}
+    for name, objective in others.items():
+        columns = dataclasses.replace(COLUMNS, **FEW)
+        train(features["activation"], tmp_path / name, columns, dataclasses.replace(brief, objective=objective), DEVICE)
         evaluate_file(load_model(tmp_path / name, "best", DEVICE), features["activation"], settings, DEVICE)
     loaded = load_model(run, "best", DEVICE)
-    write_sealed(run / "eval.json", evaluate_file(loaded, features["activation"], settings, DEVICE))
-    evaluate_file(loaded, features["activation"], dataclasses.replace(settings, sample=2), DEVICE)
+    write_sealed(run / "eval.json", evaluate_file(loaded, features["fine"], settings, DEVICE))
+    evaluate_file(loaded, features["fine"], dataclasses.replace(settings, sample=2), DEVICE)
     network = find_backbone(loaded, DEVICE, backbone)
     evaluate_scenes(loaded, network, scenes["multiset"], settings, DEVICE)
     on_gpu = look_at_scenes(scenes["multiset"], "test", [0, 1], network, loaded)
@@ -289,6 +291,6 @@ def test_every_stage_runs_on_a_gpu_and_what_it_writes_is_read_without_one(scenes
     on_cpu = look_at_scenes(scenes["multiset"], "test", [0, 1], find_backbone(cpu, CPU, backbone), cpu)
     assert [look.labels for look, _ in on_gpu] == [look.labels for look, _ in on_cpu]
     maps_of_image(torch.zeros(1, 60, 60, 3, dtype=torch.uint8), "a", [saliency_model("activation")], network)
-    with open_features(features["activation"]) as file:
+    with open_features(features["fine"]) as file:
         detail(loaded, file.table("test"), DEVICE)
     export([str(run)], tmp_path / "exported")

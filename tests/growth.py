@@ -21,8 +21,9 @@ BACKBONE = "finetune --yes --arch timm:lcnet_035 --channels 32 --weights none --
 BRIEF = "--mode full --full-images 64 --epoch-images 64 --validation 8"
 STAGES = {
     "make-data": "make-data mnist-multiset --train {images} --test {test} --out {images}.h5",
-    "precompute": "precompute --data {images}.h5 --backbone backbone --out {images}.features.h5",
-    "train": "train --yes --data {images}.features.h5 --backbone backbone --epochs 1 --memory-budget 1 --out run-{images}",
+    "precompute": "precompute --resolution own --data {images}.h5 --backbone backbone --out {images}.features.h5",
+    "train": "train --yes --variant columns --data {images}.features.h5 --backbone backbone --epochs 1 --memory-budget 1 "
+    "--out run-{images}",
     "eval": "eval --run run-{images} --data {images}.features.h5 --split train",
 }
 

@@ -10,6 +10,7 @@ import torch
 from evaluation_parts import NAMES, SMALL, small_policy, small_table, write_features, write_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from learning_parts import StoppingReporter
 
 from hsal_cli.errors import FileError, Interrupted
 from hsal_cli.evaluation.evaluate import evaluate, mean_of, quick_scores, roll_outs
@@ -222,6 +223,15 @@ def test_the_backbone_of_a_policy_is_searched_for_once(tmp_path, monkeypatch):
     monkeypatch.setattr("hsal_cli.models.load.backbone_folder", lambda digest, *places: searched.append(digest))
     evaluate_file(loaded, features, EvalSettings(resamples=2, looking=0))
     assert searched == ["b" * 64]
+
+
+def test_cores_that_others_use_are_told_of(tmp_path, monkeypatch):
+    monkeypatch.setattr("hsal_cli.threads.advice", lambda count: "too many threads")
+    loaded, reporter = load_policy(write_run(tmp_path / "run", small_policy())), StoppingReporter()
+    evaluate_file(
+        loaded, write_features(tmp_path / "toy.features.h5", {"test": small_table(4)}), EvalSettings(resamples=2), "cpu", reporter
+    )
+    assert "too many threads" in reporter.said
 
 
 @pytest.mark.parametrize(

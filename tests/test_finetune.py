@@ -13,6 +13,7 @@ import pytest
 import torch
 from learning_parts import OneLayer, StoppingReporter, assert_equal, without
 
+from hsal_cli import threads
 from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.finetuning.finetune import FinetuneTask, background_share, finetune, is_own, settle
 from hsal_cli.finetuning.objects import SingleObjects
@@ -88,6 +89,14 @@ def test_a_stopped_run_resumes_to_exactly_what_it_would_have_been(after: int, sc
     assert [without(row) for row in resumed.rows()] == [without(row) for row in whole.rows()]
     ends = [{key: run.status.raw[key] for key in ("state", "accuracy", "test_accuracy")} for run in (resumed, whole)]
     assert ends[0] == ends[1] and ends[0]["state"] == "finished"
+
+
+def test_cores_that_others_use_are_told_of(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "advice", lambda count: f"{count} threads are too many")
+    reporter = StoppingReporter(after=1)
+    with pytest.raises(Interrupted):
+        finetune(scenes, tmp_path / "run", FAST, CPU, reporter)
+    assert f"{torch.get_num_threads()} threads are too many" in reporter.said
 
 
 def test_a_finished_run_has_nothing_left_to_resume(scenes: Path, tmp_path: Path) -> None:

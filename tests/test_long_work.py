@@ -82,11 +82,21 @@ def test_a_dry_run_of_training_has_nothing_that_follows_from_the_features(here) 
 
 
 def test_a_dry_run_of_fine_tuning_leaves_nothing_open(here) -> None:
-    found = json.loads(call("finetune", "--dry-run", "--device", "cpu").stdout)["finetune"]  # of what it would compose
-    assert (found["mode"], found["arch"], found["batch_size"], found["crowd"]) == ("crops", "resnet34", 32, 4) and None not in found.values()
+    found = json.loads(call("finetune", "--dry-run", "--device", "cpu").stdout)["finetune"]  # of what it would make
+    assert (found["mode"], found["arch"], found["batch_size"], found["crowd"]) == (
+        "crops",
+        "resnet34",
+        32,
+        4,
+    ) and None not in found.values()
     write_scenes(here / "data" / "mnist-set.h5", boxed=False)
     found = json.loads(call("finetune", "--dry-run", "--device", "cpu", "--data", "data/mnist-set.h5").stdout)["finetune"]
-    assert (found["mode"], found["objects"], found["batch_size"], found["crowd"]) == ("full", "counts", 16, 1) and None not in found.values()
+    assert (found["mode"], found["objects"], found["batch_size"], found["crowd"]) == (
+        "full",
+        "counts",
+        16,
+        1,
+    ) and None not in found.values()
 
 
 def test_eval_without_a_run_takes_the_policy_that_came_with_hsal_and_the_scenes_that_are_there(here) -> None:

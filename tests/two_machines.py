@@ -169,7 +169,7 @@ def main() -> None:
         table = FeatureTable(volumes, volumes.float().square().sum(1), labels, None, (100, 100))
         write_features(folder / "wide.features.h5", {"train": table, "test": table}, classes=list("0123456789"))
         write_scenes(folder / "squares.h5", count=120)
-        train = ("train", "--data", "wide.features.h5", "--batch-size")
+        train = ("train", "--variant", "columns", "--data", "wide.features.h5", "--batch-size")
         tuned = ("finetune", "--data", "squares.h5", "--weights", "none", "--batch-size", 8, "--validation", 8, "--full-images", 0)
         # label, command, option that gives the number of steps, its two values, steps between them
         counted = [

@@ -24,7 +24,7 @@ from hsal_cli.features.precompute import plan as plan_features
 from hsal_cli.features.settings import SALIENCY, STAGED, PrecomputeSettings
 from hsal_cli.features.table import open_features
 from hsal_cli.finetuning.finetune import plan, settled_for
-from hsal_cli.progress import SILENT, Reporter
+from hsal_cli.progress import LONG_S, SILENT, Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.settings import FinetuneSettings, TrainSettings
 from hsal_cli.scenes.scene_file import FORMAT as SCENES
@@ -33,7 +33,6 @@ from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.storage.hdf5 import format_of
 from hsal_cli.vision.backbone import CHANNELS
 
-LONG_S = 300.0  # work that takes longer is told before it starts
 PIECE_S = 0.3  # what a measured piece lasts, about
 # Images a second that a slow machine of two cores makes; what even these would do in LONG_S is begun without a measurement.
 SLOWEST = {"make-data": 1500.0, "finetune": 8.0, "precompute": 45.0, "train": 150.0, "eval": 500.0, "paint": 100.0, "read": 5.0}

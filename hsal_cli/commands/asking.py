@@ -16,6 +16,7 @@ import typer
 
 from hsal_cli import console, distributed
 from hsal_cli.errors import UsageError
+from hsal_cli.progress import LONG_S
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +50,7 @@ def begin(
         UsageError: there is nobody to ask, and the work is not what the command is named for.
         typer.Exit: the answer was no.
     """
-    from hsal_cli.bench.estimate import LONG_S, may_be_long, seconds_of
+    from hsal_cli.bench.estimate import may_be_long, seconds_of
 
     if distributed.asked().size > 1:  # torchrun was typed for long work
         return
@@ -88,8 +89,6 @@ def paced(items: Iterable[Item], count: int, yes: bool, reporter: console.Report
     Raises:
         typer.Exit: the answer was no.
     """
-    from hsal_cli.bench.estimate import LONG_S
-
     start = None
     for done, item in enumerate(items, 1):
         yield item

@@ -130,8 +130,9 @@ def _document(
 ) -> dict[str, Any]:
     """Scores, and what they are scores of."""
     from hsal_cli.features.settings import dataset_of
-    from hsal_cli.vision.devices import fitting
+    from hsal_cli.vision.devices import fitting, say_if_busy
 
+    say_if_busy(device, reporter)
     with fitting(device, settings.batch_size):
         found = evaluate(loaded.policy, table, loaded.classes, settings, loaded.max_steps, device, reporter, train_labels, loaded.trust)
     looks = _looks_flops(loaded, scenes_config)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hsal_cli import distributed, threads
+from hsal_cli import distributed
 from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.features.saliency.models import SaliencyModel, saliency_model, seen_by_saliency
 from hsal_cli.features.settings import CALLED, PrecomputeSettings
@@ -30,7 +30,7 @@ from hsal_cli.settings import as_dict
 from hsal_cli.storage.atomic import cannot_write
 from hsal_cli.storage.hdf5 import format_of
 from hsal_cli.vision.backbone import ActivationModel, LoadedBackbone, load_backbone
-from hsal_cli.vision.devices import autocast_gains, choose_device, fitting
+from hsal_cli.vision.devices import autocast_gains, choose_device, fitting, say_if_busy
 from hsal_cli.vision.images import to_input
 from hsal_cli.vision.resolution import at_resolution
 
@@ -104,8 +104,7 @@ def precompute(
         if todo.exists:
             reporter.say(f"{out} holds these features already")
             return out
-        if device.type == "cpu" and (line := threads.advice(torch.get_num_threads())):
-            reporter.say(line)
+        say_if_busy(device, reporter)
         reporter.say(f"{todo.images:,} images -> {todo.size / 1e9:.2f} GB at {out}")
         distributed.broadcast(lambda: _check_room(out, todo.size))
         config = {

@@ -29,7 +29,7 @@ from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import Checkpoint
 from hsal_cli.vision.architectures import LITE0, RESNETS, TIMM
 from hsal_cli.vision.backbone import ActivationModel, backbone_meta
-from hsal_cli.vision.devices import choose_device, fitting, forward_context
+from hsal_cli.vision.devices import choose_device, fitting, forward_context, say_if_busy
 from hsal_cli.vision.initial import initial_weights
 from hsal_cli.vision.timm_networks import lite0_is_here
 
@@ -333,6 +333,7 @@ def finetune(
         run = runs.create(out, "backbone", written, overwrite)
     shown = ", ".join(f"{sum(n for kind, n in task.plan if kind == part):,} {part}" for part in ("crops", "full"))
     reporter.say(f"fine-tuning {settings.arch} at {settings.input_size} px on {scenes}: {shown} images, starting from {used} weights")
+    say_if_busy(device, reporter)
     with being_trained(run, written, str(device)), fitting(device, settings.batch_size):
         rows = train(task, run, reporter, progress)
     distributed.barrier()  # the last checkpoint is written

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hsal_cli import distributed, threads
+from hsal_cli import distributed
 from hsal_cli.errors import FileError, TrainingError, UsageError
 from hsal_cli.evaluation.calibration import measure_trust
 from hsal_cli.evaluation.evaluate import quick_scores
@@ -37,7 +37,7 @@ from hsal_cli.training.material import Material, counting_layer, read_material
 from hsal_cli.training.objectives import Namer, losses, make_targets
 from hsal_cli.training.rewards import count_labels
 from hsal_cli.training.verdicts import mask_off_objects, supervised_stop
-from hsal_cli.vision.devices import choose_device, computing, fitting
+from hsal_cli.vision.devices import choose_device, computing, fitting, say_if_busy
 
 Model = HSAL | CountClassifier | SetPredictor
 DEFAULTS = TrainSettings()
@@ -264,8 +264,7 @@ def _run_through(task: FeatureTask, run: Run, config: dict[str, Any], progress: 
         f"training by {settings.objective} on {len(task.rows):,} images{f' in {task.views} views' if task.views > 1 else ''}, "
         f"{len(task.held_out):,} held out, {settings.epochs} epochs, on {device}"
     )
-    if device.type == "cpu" and (line := threads.advice(torch.get_num_threads())):
-        reporter.say(line)
+    say_if_busy(device, reporter)
     computed = computing(device, settings.deterministic)
     with contextlib.closing(task.data), being_trained(run, config, str(device)), fitting(device, settings.batch_size), computed:
         history = loop.train(task, run, reporter, progress)

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hsal_cli import distributed
+from hsal_cli import distributed, threads
 from hsal_cli.errors import HsalError, UsageError, out_of_memory
+from hsal_cli.progress import Reporter
 
 CPU_FLAGS = Path("/proc/cpuinfo")
 
@@ -55,6 +56,12 @@ def choose_device(name: str | torch.device) -> torch.device:
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)  # or pinned memory, and what asks for "the" GPU, would open and name the first one
     return device
+
+
+def say_if_busy(device: torch.device | str, reporter: Reporter) -> None:
+    """Says so where a CPU is to compute, and its threads would share their cores with other processes (see `threads.advice`)."""
+    if torch.device(device).type == "cpu" and (line := threads.advice(torch.get_num_threads())):
+        reporter.say(line)
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
