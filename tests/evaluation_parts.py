@@ -67,6 +67,7 @@ def write_features(
         stamp(file, "hsal-features", config or {})
         file.attrs.update(classes=json.dumps(classes), backbone_digest=backbone_digest, scenes_digest=scenes_digest)
         file.attrs.update(image_size=SIZE, input_size=96, volume_shape=next(iter(tables.values())).volumes.shape[1:])
+        file.attrs["fine"] = next(iter(tables.values())).fine
         for name, table in tables.items():
             group = file.create_group(name)
             group.attrs["image_size"] = SIZE
