@@ -57,6 +57,14 @@ def test_all_that_the_manifest_names_comes_with_hsal() -> None:
                 assert digest_of_file(folder / name / file) == digest, f"{name}/{file}"
 
 
+def test_weights_of_others_name_them() -> None:
+    for folder in shipped.exports_in(own_folder()):
+        meta = json.loads((folder / "backbone" / "manifest.json").read_text())["meta"]
+        if meta["arch"].startswith("timm:"):
+            assert "EfficientNet-Lite0" in (folder / "NOTICE").read_text()
+            assert "TERMS AND CONDITIONS" in (folder / "LICENSE.Apache-2.0").read_text()
+
+
 def test_the_street_numbers_that_come_with_hsal_are_read(tmp_path, monkeypatch) -> None:
     pytest.importorskip("timm", reason="their backbone is one of timm's")
     monkeypatch.chdir(tmp_path)
