@@ -131,13 +131,16 @@ def call() -> None:
     try:
         code = app(standalone_mode=False)
     except PARSER_ERROR as error:
+        if not (message := error.format_message()):  # nothing was typed, and help was shown for it
+            sys.stdout.flush()
+            sys.exit(error.exit_code)
         from hsal_cli.policy.variant import value_names
 
         command = error.ctx.command_path if error.ctx else "hsal"
         option = getattr(error, "option_name", "").lstrip("-").replace("-", "_")
         known = command.endswith("train") and option in value_names()
         hint = f"it is a value of the variant: --set {option}=VALUE" if known else f"{command} --help"
-        raise UsageError(error.format_message(), hint) from None
+        raise UsageError(message, hint) from None
     if code:
         sys.stdout.flush()
         sys.exit(code)

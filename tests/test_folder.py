@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from label_parts import Made, draw, write
+from learning_parts import StoppingReporter
 from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
@@ -128,6 +129,17 @@ def test_boxes_stay_on_their_pixels(fit, size):
     if fit == "pad":
         seen = (columns[-1] + 1 - columns[0]) / (lines[-1] + 1 - lines[0])
         assert seen == pytest.approx(18 / 16, abs=0.15)
+
+
+@pytest.mark.parametrize(("size", "fit", "told"), [((60, 40), "squash", True), ((60, 40), "pad", False), ((60, 50), "squash", False)])
+def test_images_that_are_squashed_are_told_of(tmp_path, size, fit, told):
+    for name in "ab":
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    (tmp_path / "l.csv").write_text("file,labels\na.png,cat\nb.png,dog\n")
+    reporter = StoppingReporter()
+    settings = FolderSettings(images=str(tmp_path), labels=str(tmp_path / "l.csv"), image_size=40, fit=fit)
+    make_from_folder(settings, tmp_path / "out.h5", read_image, FORMATS, reporter)
+    assert any("1.5 times" in line and "--fit pad" in line for line in reporter.said) is told
 
 
 def test_a_row_an_image_with_several_labels_and_no_boxes(tmp_path):

@@ -9,15 +9,20 @@ from pathlib import Path
 
 import pytest
 from test_docs import parse
+from typer.main import get_command
 
 import hsal_cli
 from hsal_cli import errors
-from hsal_cli.app import COMMANDS
+from hsal_cli.app import COMMANDS, app
 
 ROOT = Path(hsal_cli.__file__).parent
 RAISED = {name for name, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.HsalError)}
 # A command begins at `hsal NAME` behind a colon or the hint's first word, or in back quotes, and ends with the clause.
 COMMAND = re.compile(rf"(?:^hsal (?={'|'.join(COMMANDS)})|(?:: |`|, or |, )hsal )([a-z][a-z-]*(?: [^`;,]*)?)")
+
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+ELSEWHERE = ("--help", "--nproc-per-node", "--upgrade", "--force-reinstall")  # of every command, torchrun and pip
 
 
 def said(node: ast.expr, names: dict[str, str], stands_for: str) -> str:
@@ -105,6 +110,16 @@ def test_a_command_in_a_hint_can_be_typed(where, worded, numbered) -> None:
         if "PLACE" not in worded:
             raise AssertionError(f"{where}: hsal {worded}: {error}") from error
         parse(shlex.split(numbered))
+
+
+def test_an_option_in_a_hint_is_one_of_some_command() -> None:
+    known, open_ = set(ELSEWHERE), [get_command(app)]
+    while open_:
+        command = open_.pop()
+        open_ += getattr(command, "commands", {}).values()
+        known |= {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    unknown = [(where, option) for where, hint in hints("PLACE") for option in OPTION.findall(hint) if option not in known]
+    assert not unknown
 
 
 def test_a_command_that_lacks_a_word_is_noticed() -> None:

@@ -137,6 +137,12 @@ def test_wrong_usage_is_two_lines_and_exit_code_2(words: tuple[str, ...], tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("words", [(), ("make-data",)])
+def test_where_nothing_was_typed_help_is_all_that_is_said(words: tuple[str, ...]) -> None:
+    done = subprocess.run([sys.executable, "-m", "hsal_cli", *words], capture_output=True, text=True, timeout=60)
+    assert "Usage" in done.stdout and not done.stderr and done.returncode == 2
+
+
 def test_version() -> None:
     assert hsal("--version").stdout.startswith("hsal ")
 

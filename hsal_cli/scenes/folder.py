@@ -25,6 +25,7 @@ from hsal_cli.settings import as_dict
 Reader = Callable[[Path], Image.Image]
 MISSING = ("nan", "none", "null", "na", "n/a", "<na>")  # how tables write that there is no value
 MOST_OBJECTS = 64  # in an image
+LONG = 1.25  # times as long as wide that half of the pictures are, from which on their squashing is told of
 ORIENTATION = 0x0112  # EXIF's tag: how a picture is to be turned before it is shown
 TURNED = (5, 6, 7, 8)  # orientations in which width and height change places
 
@@ -226,6 +227,7 @@ def _readable(
             boxes = None
             try:
                 size = read_image(path).size
+                judge.shapes.append(max(size) / min(size))
             except FileError as error:
                 reason = error.message.replace(f"picture {path}", "it").replace(str(path), "it")
                 notes.skip(path.name, reason if path.exists() else "a link that leads nowhere")
@@ -240,6 +242,8 @@ def _readable(
             labels = [index[item.name] for item in objects]
             kept.append((path, row, Example(path.name, functools.partial(read_image, path), labels, boxes)))
     judge.tell(notes)
+    if settings.fit == "squash" and settings.frame == "image" and kept and (longer := np.median(judge.shapes)) >= LONG:
+        reporter.say(f"half of the images are {longer:.1f} times as long as wide or more, and become square: --fit pad keeps their shape")
     if not kept:
         way = "add --no-boxes to keep labels without boxes, or mend them" if judge.refused else "mend the labels, or name other folders"
         raise FileError(f"{settings.images}: none of its images can be used", way)
@@ -259,11 +263,13 @@ class _Boxes:
         unsure: pictures that EXIF turns, with boxes of which it is not known whether they are turned.
         leaving: pictures with boxes that reach beyond them.
         double: pictures with two objects of one class in the same box.
+        shapes: how many times as long as wide each picture is, or as wide as long.
     """
 
     def __init__(self, formats: tuple[str, ...]):
         self.formats = [name for name in formats if name in Image.OPEN]
         self.refused = self.unsure = self.leaving = self.double = 0
+        self.shapes: list[float] = []
 
     def in_px(self, path: Path, row: Labelled, objects: list[Thing], size: tuple[int, int]) -> np.ndarray:
         """Boxes in px of the upright picture.
