@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = """
 import builtins, importlib, io, os, pkgutil, sys
@@ -60,3 +62,22 @@ print({{finding.what: finding.found for finding in examine()}}["memory"])
         tmp_path,
     )
     assert found.splitlines() == ["{'a': 1} None cpu", "unknown: this system does not say"]
+
+
+@pytest.mark.slow
+def test_commands_from_data_to_labels_work_without_them(tmp_path):
+    found = run(
+        f"""
+sys.path.insert(0, {str(ROOT)!r})
+from hsal_cli.app import call
+for words in (
+    "make-data mnist-set --train 8 --test 2 --digits strokes --out s.h5",
+    "train --data s.h5 --backbone {ROOT}/data/pretrained/backbone --epochs 1 --batch-size 4 --out run",
+    "predict {ROOT}/docs/example.png --run run",
+):
+    sys.argv = ["hsal", *words.split()]
+    call()
+""",
+        tmp_path,
+    )
+    assert "example.png" in found and (tmp_path / "run" / "status.json").is_file()
