@@ -4,13 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from picture_parts import drawn
+from picture_parts import a_step, drawn
 from PIL import Image
 
 from hsal_cli.models.look import Look, LookStep
 from hsal_cli.pictures import writing
 from hsal_cli.pictures.film import film as encoded_film
-from hsal_cli.pictures.marks import cell_box
+from hsal_cli.pictures.marks import cell_box, read_box
 from hsal_cli.pictures.palette import GREEN, ORANGE, RED, heat
 from hsal_cli.pictures.trajectory import MARGIN, WIDEST, hits, layout_of, titles, trajectories
 from hsal_cli.pictures.writing import write_picture
@@ -91,6 +91,13 @@ def test_glimpsed_cells_are_outlined_on_image_and_priority_map_and_no_others():
             x0, _, x1, y1 = cell_box(layout.box(row, 1), cell, (3, 4))
             lower_edge = pixels_of(picture, (x0 + 4, y1 - 2, x1 - 4, y1))
             assert has(lower_edge, ORANGE) == (marked and cell != (1, 3)), (row, cell)
+
+
+def test_all_that_a_glimpse_reads_is_outlined_on_the_image_as_far_as_it_lies_in_it():
+    box, step = (10, 20, 170, 140), dataclasses.replace(a_step(), reads=3)
+    assert read_box(box, (1, 2), step) == (50, 20, 170, 140)
+    assert read_box(box, (0, 0), step) == (10, 20, 90, 100)
+    assert read_box(box, (2, 1), dataclasses.replace(step, reads=1)) == cell_box(box, (2, 1), (3, 4)) == (50, 100, 90, 140)
 
 
 def test_maps_are_drawn_cell_by_cell_on_their_scale():

@@ -109,5 +109,6 @@ def look_at_rows(
     for place, (row, name) in enumerate(zip(rows, names, strict=True)):
         image = as_rgb(torch.from_numpy(pictures.read(row, row + 1)[0])).numpy()
         truth = [loaded.classes[label] for label in table.labels[place].tolist() if label >= 0]
-        found.append((look_at(episode, place, name, image, loaded.classes, loaded.trust.temperature), truth))
+        look = look_at(episode, place, name, image, loaded.classes, loaded.trust.temperature, loaded.policy.variant.reads)
+        found.append((look, truth))
     return found

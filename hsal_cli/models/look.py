@@ -38,6 +38,7 @@ class LookStep:
         mask, priority, saliency: (h, w) float64: M_t, and P_t and S_t in [0, 1].
         gaussians: (G, 5) float64: alpha, beta of rows and of columns (1/cells^2), kappa row, kappa column (cells, the first one is 1).
         classes: (name, probability) of every class in their order, then of stop; empty where not known.
+        reads: cells along a side of the square around a glimpse's cell that the glimpse reads.
     """
 
     label: str
@@ -48,6 +49,7 @@ class LookStep:
     saliency: np.ndarray
     gaussians: np.ndarray
     classes: Sequence[tuple[str, float]] = ()
+    reads: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,9 +187,10 @@ def look(
             pictures = zip(batch, stages[:, None], standing[start : start + BATCH], strict=True)
             maps = torch.cat([saliency(picture[None].to(device), volume, [place]) for picture, volume, place in pictures])
             episode = policy.policy(volumes, maps, choose=policy.choose, max_steps=max_steps or policy.max_steps, closer=closer)
+        reads = policy.policy.variant.reads
         unlike = policy.trust.unlike(volumes[:, : policy.policy.channels], maps)
         for place, picture in enumerate(batch):
-            seen = look_at(episode, place, called[start + place], picture.numpy(), policy.classes, policy.trust.temperature)
+            seen = look_at(episode, place, called[start + place], picture.numpy(), policy.classes, policy.trust.temperature, reads)
             seen = dataclasses.replace(seen, unlike=unlike[place], within=within[place])
             looks.append(seen if frames[place] is None else _in_whole(seen, whole[place].numpy(), frames[place]))
     return looks
@@ -274,12 +277,15 @@ def look_at_scenes(
     return list(zip(look(images, backbone, policy, max_steps, names, places), truths, strict=True))
 
 
-def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes: list[str], temperature: float = 1.0) -> Look:
+def look_at(
+    episode: Episode, place: int, name: str, image: np.ndarray, classes: list[str], temperature: float = 1.0, reads: int = 1
+) -> Look:
     """The part of an episode that one image (uint8 (H, W, 3)), at a place in the batch, has.
 
     Args:
         classes: K names.
         temperature: that probabilities are taken at.
+        reads: see `LookStep`.
     """
     from hsal_cli.vision.devices import on_host
 
@@ -294,7 +300,7 @@ def look_at(episode: Episode, place: int, name: str, image: np.ndarray, classes:
         mask, priority, saliency, gaussians = (on_host(part[step, place]).numpy() for part in parts)
         cells = [divmod(cell, width) for cell in episode.glimpses[step, place].tolist()]
         sure = list(zip(names, probabilities[step].tolist(), strict=True))
-        steps.append(LookStep(names[label], sure[label][1], cells, mask, priority, saliency, gaussians, sure))
+        steps.append(LookStep(names[label], sure[label][1], cells, mask, priority, saliency, gaussians, sure, reads))
     stopped = label == len(classes)
     return Look(name, image, steps[:-1] if stopped else steps, sure[-1][1], steps[-1] if stopped else None)
 

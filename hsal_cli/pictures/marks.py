@@ -102,21 +102,30 @@ def draw_glimpses(
     taken: int | None = None,
     photo: Image.Image | None = None,
 ) -> None:
-    """Outlines the glimpsed cells and numbers them beside the cell, which may be small; glimpses of one cell share a plate.
+    """Outlines glimpses and numbers them beside their outline, which may be small; glimpses of one cell share a plate.
 
     Args:
         taken: only the first so many glimpses; None: all.
-        photo: what the panel shows, of its size, so that plates hide little of it; None: nothing that could be hidden.
+        photo: what the panel shows, of its size, so that plates hide little of it, and all that a glimpse reads is outlined; None: a map,
+            of which the glimpsed cell is.
     """
     numbers: dict[tuple[int, int], list[int]] = {}
     for number, cell in enumerate(step.glimpses[:taken]):
         numbers.setdefault(tuple(cell), []).append(number + 1)
-    places = {cell: cell_box(box, cell, step.mask.shape) for cell in numbers}
+    places = {cell: read_box(box, cell, step) if photo is not None else cell_box(box, cell, step.mask.shape) for cell in numbers}
     for place in places.values():
         draw_ring(draw, place)
     plates: list[Box] = []
     for cell, place in places.items():
         plates.append(draw_plate(draw, box, place, ",".join(map(str, numbers[cell])), photo, [*places.values(), *plates]))
+
+
+def read_box(box: Box, cell: tuple[int, int], step: LookStep) -> Box:
+    """Where what a glimpse at a cell reads lies in a panel, as far as it lies in it."""
+    beside = step.reads // 2
+    (row, column), (height, width) = cell, step.mask.shape
+    first, last = (max(0, row - beside), max(0, column - beside)), (min(height - 1, row + beside), min(width - 1, column + beside))
+    return (*cell_box(box, first, step.mask.shape)[:2], *cell_box(box, last, step.mask.shape)[2:])
 
 
 def draw_plate(

@@ -74,6 +74,7 @@ def document_of(look: Look, truth: Sequence[str] | None = None) -> dict[str, Any
             "hit": right[place] if place < len(right) else None,
             "remaining": list(map(brief, sorted(left[place]))),
             "glimpses": [list(map(int, cell)) for cell in step.glimpses],
+            "reads": step.reads,
             "classes": [round(probability, DIGITS) for _, probability in step.classes],
             **{name: getattr(step, name).round(DIGITS).tolist() for name in ("saliency", "mask", "priority", "gaussians")},
         }

@@ -20,7 +20,6 @@ from PIL import Image, ImageDraw
 from hsal_cli.pictures.marks import (
     BAR,
     Box,
-    cell_box,
     draw_centres,
     draw_classes,
     draw_glimpses,
@@ -31,6 +30,7 @@ from hsal_cli.pictures.marks import (
     outlined,
     panel_size,
     part_seen,
+    read_box,
     seen_in,
     shortened,
     to_maximum,
@@ -211,7 +211,7 @@ def _draw_block(sheet: type[Sheet], look: Look, truth: Sequence[str] | None, lay
             box = layout.box(0, place)
             picture.paste(outlined(photo, step, seen_in((0, 0, *photo.size), look)), box[:2])
             for cell in step.glimpses:
-                draw_ring(draw, cell_box(seen_in(box, look), cell, step.mask.shape))
+                draw_ring(draw, read_box(seen_in(box, look), cell, step))
         seen, box = (photo, layout.box(0, place)) if zoomed is None else (zoomed, layout.box(1, place))
         picture.paste(outlined(seen, step), box[:2])
         draw_glimpses(draw, box, step, photo=seen)
@@ -304,7 +304,7 @@ def _legend() -> Image.Image:
     parts = [
         (lambda picture, x: draw_ring(ImageDraw.Draw(picture), (x + 1, 7, x + 13, 19)), 20, "glimpse"),
         (line, 20, "half of the mask's maximum"),
-        (lambda picture, x: ImageDraw.Draw(picture).ellipse((x + 1, 7, x + 12, 18), outline=INK, width=3), 20, "Gaussian centres"),
+        (lambda picture, x: ImageDraw.Draw(picture).ellipse((x + 1, 7, x + 12, 18), outline=INK, width=3), 20, "Gaussian centre"),
         (None, 0, "0"),
         (lambda picture, x: picture.paste(bar, (x - 6, 7)), 90, "1 (mask: its maximum)"),
     ]

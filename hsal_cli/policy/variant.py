@@ -124,6 +124,11 @@ class Variant:
                 "add --set stop_input=state, or leave stop supervised",
             )
 
+    @property
+    def reads(self) -> int:
+        """Cells along a side of the square around a glimpse's cell that the glimpse reads."""
+        return 3 if self.glimpse == "fine" else 1
+
     def on_map(self, cells: int) -> Variant:
         """The same on a map of so many cells: Gaussians and offsets that cover as much of the image."""
         finer = cells / self.cells
