@@ -25,6 +25,7 @@ from hsal_cli.finetuning.finetune import finetune
 from hsal_cli.models.load import load_model
 from hsal_cli.progress import Reporter
 from hsal_cli.runs import run as runs
+from hsal_cli.scenes.settings import frame_of
 from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import only_writer, write_json
 from hsal_cli.vision.backbone import load_backbone
@@ -96,6 +97,7 @@ def provenance(grid: Grid) -> dict[str, Any]:
                 "features": str(features),
                 "features_digest": file.digest,
                 "images": {split: len(file.labels(split)) for split in file.splits},
+                "frame": frame_of(file.config.scenes_config),
             }
     return {
         "backbone": {
