@@ -225,6 +225,16 @@ def test_the_backbone_of_a_policy_is_searched_for_once(tmp_path, monkeypatch):
     assert searched == ["b" * 64]
 
 
+@pytest.mark.parametrize("gains", [False, True])
+def test_roll_outs_are_in_half_precision_where_that_gains(gains, monkeypatch):
+    monkeypatch.setattr("hsal_cli.vision.devices.autocast_gains", lambda device: gains)
+    asked = []
+    policy = small_policy()
+    monkeypatch.setattr(type(policy), "forward", lambda self, *parts, **named: asked.append(named["half"]))
+    list(roll_outs(policy, small_table(4), 4, 2))
+    assert asked == [gains] * 2
+
+
 def test_cores_that_others_use_are_told_of(tmp_path, monkeypatch):
     monkeypatch.setattr("hsal_cli.threads.advice", lambda count: "too many threads")
     loaded, reporter = load_policy(write_run(tmp_path / "run", small_policy())), StoppingReporter()

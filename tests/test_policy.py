@@ -12,9 +12,9 @@ from hsal_cli.policy.controllers import WinnerTakeAll
 from hsal_cli.policy.episode import Episode, draw, greedy, sampling
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.policy.maps import GaussianAttention, gaussian_masks
-from hsal_cli.policy.shared import SharedWeights, linear
+from hsal_cli.policy.shared import HalfPrecision, SharedWeights, linear
 from hsal_cli.policy.stop_head import StopHead
-from hsal_cli.policy.variant import COLUMNS, FIXED_MASK, PAPER, PAPER_CELLS, Variant
+from hsal_cli.policy.variant import COLUMNS, DEFAULT, FIXED_MASK, PAPER, PAPER_CELLS, Variant
 
 CLASSES, SHAPE = 3, (6, 4, 5)
 SMALL = {
@@ -384,3 +384,21 @@ def test_a_shared_weights_gradient_is_the_sum_over_its_uses():
     for _ in range(2):
         for mine, theirs in zip(torch.autograd.grad(found, of, retain_graph=True), expected, strict=True):
             torch.testing.assert_close(mine, theirs)
+
+
+def test_large_products_in_half_precision_are_those_in_single_and_weights_are_brought_to_it_once(monkeypatch):
+    torch.manual_seed(0)
+    policy = HSAL(dataclasses.replace(DEFAULT, fine=256), 10, (768, 7, 7)).eval()
+    volumes, saliency = torch.rand(8, 768, 7, 7), torch.rand(8, 14, 14)
+    brought = []
+    real = HalfPrecision.__call__
+    monkeypatch.setattr(HalfPrecision, "__call__", lambda self, *parts: brought.append(self._weights) or real(self, *parts))
+    with torch.inference_mode():
+        single, half = (policy(volumes, saliency, choose=greedy, steps=torch.full((8,), 3), half=half) for half in (False, True))
+    assert len({id(weights) for weights in brought}) == 1 and 0 < len(brought[0]) < len(brought)
+    assert all(weight.numel() >= 65_536 and kept.dtype == torch.bfloat16 for weight, kept in brought[0].items())
+    apart = (single.logits - half.logits).abs().max()
+    assert 0 < apart < 0.02 * single.logits.abs().max()
+    brought.clear()
+    policy(volumes, saliency, choose=greedy, steps=torch.ones(8, dtype=torch.int64), half=True).logits.sum().backward()
+    assert not brought  # gradients are those of single precision

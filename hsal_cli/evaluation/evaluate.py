@@ -150,7 +150,7 @@ def roll_outs(
     seed: int | None = None,
     choose: Choose = greedy,
 ) -> Iterator[tuple[FeatureTable, Episode]]:
-    """Rolls a policy out over a table, or over this worker's stretch of it, batch by batch and without gradients.
+    """Rolls a policy out over a table, or over this worker's stretch of it, batch by batch, without gradients (see `half_gains`).
 
     Args:
         seed: samples all actions, each batch with a generator of its own, so that it does not matter who rolls it out; None: greedily.
@@ -159,9 +159,10 @@ def roll_outs(
     Yields:
         (part, episode): the rows of the table that make the batch, and what the policy did with them.
     """
-    from hsal_cli.vision.devices import moved
+    from hsal_cli.vision.devices import half_gains, moved
 
     device = torch.device(device)
+    half = half_gains(device)
     for start, part in _batches(table, batch_size):
         generator = None if seed is None else torch.Generator().manual_seed((seed * 1_000_003 + start) % 2**63)
         with torch.inference_mode():
@@ -172,6 +173,7 @@ def roll_outs(
                 max_steps=max_steps,
                 sample_glimpses=generator is not None,
                 generator=generator,
+                half=half,
             )
         yield part, episode
 

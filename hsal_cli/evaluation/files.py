@@ -33,7 +33,8 @@ def evaluate_file(
     Returns:
         What `evaluate` gives, with baselines if the file has a training split, and `dataset` (the file's name without endings),
         `split`, `features`, `features_digest`, `scenes_digest`, `checkpoint`, `objective`, `parameters` (how many numbers were learned),
-        `frame` (what was cut out of the images) and `trained_frame` (of those that the policy was trained on); and in `flops`
+        `frame` (what was cut out of the images), `trained_frame` (of those that the policy was trained on) and `precision` (of a policy's
+        large products); and in `flops`
         `looks` (those that found the frame of an image whose frame is "found"), `backbone`, `windows` (of the cells looked at, where the
         features have them) and `image` in all; None where a network is nowhere.
 
@@ -130,7 +131,7 @@ def _document(
 ) -> dict[str, Any]:
     """Scores, and what they are scores of."""
     from hsal_cli.features.settings import dataset_of
-    from hsal_cli.vision.devices import fitting, say_if_busy
+    from hsal_cli.vision.devices import fitting, half_gains, say_if_busy
 
     say_if_busy(device, reporter)
     with fitting(device, settings.batch_size):
@@ -158,6 +159,7 @@ def _document(
         "parameters": sum(parameter.numel() for parameter in loaded.policy.parameters()),
         "saliency": loaded.meta.saliency,
         "trained_frame": loaded.meta.frame,
+        "precision": "bfloat16" if half_gains(torch.device(device)) and isinstance(loaded.policy, HSAL) else "float32",
     }
 
 

@@ -152,6 +152,8 @@ class Looking:
             labels: (B, L), padded with -1.
             own: what the policy did with them.
         """
+        from hsal_cli.vision.devices import half_gains
+
         size, start = min(max(self._images - self._row, 0), len(labels)), self._row
         self._row += len(labels)
         if not size:
@@ -160,11 +162,12 @@ class Looking:
         self._own.append((label_counts(own.labels.T[:size], self._classes) == true).all(1))
         cells = own.glimpses[:, :size].cpu().numpy()[naming_steps(own)[:, :size]]
         self._together.append((cells[:, 1:] == cells[:, :1]).all(1) if cells.shape[1] > 1 else np.zeros(0, dtype=bool))
+        half = half_gains(volumes.device)
         for way, policy in self._policies.items():
             if way == ("glimpses", "random"):
                 policy.controller.generator.manual_seed(self._seed * 1_000_003 + start)
             with torch.inference_mode():
-                episode = policy(volumes[:size], saliency[:size], choose=self._choose, max_steps=self._max_steps)
+                episode = policy(volumes[:size], saliency[:size], choose=self._choose, max_steps=self._max_steps, half=half)
             self._right[way].append((label_counts(episode.labels.T, self._classes) == true).all(1))
 
     def scores(self) -> dict[str, Any]:

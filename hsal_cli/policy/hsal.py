@@ -12,7 +12,7 @@ from hsal_cli.errors import UsageError
 from hsal_cli.policy.controllers import Closer, Controller, MetaController, Pick, Seen, WinnerTakeAll
 from hsal_cli.policy.episode import Choose, Episode, Source, draw, with_shift
 from hsal_cli.policy.maps import FLAT, finer_columns, gaussian_masks, inhibit, initial_glimpse, min_max, of_rows, one_hot, priority_map
-from hsal_cli.policy.shared import Linear, SharedWeights
+from hsal_cli.policy.shared import HalfPrecision, Linear, SharedWeights
 from hsal_cli.policy.stop_head import StopHead
 from hsal_cli.policy.variant import Variant
 
@@ -66,6 +66,7 @@ class HSAL(nn.Module):
         stop_counts: bool = True,
         dense: bool | None = None,
         closer: Closer | None = None,
+        half: bool = False,
     ) -> Episode:
         """Rolls the policy out over a batch.
 
@@ -85,6 +86,7 @@ class HSAL(nn.Module):
                 on a CPU.
             closer: computes what glimpses read, (n, fine), of the images at some rows around a cell (n,) of each, when they look there;
                 None: the last channels of the volumes hold it.
+            half: the large products are made in bfloat16, where there are no gradients.
 
         Raises:
             ValueError: shapes that do not fit, neither `steps` nor `max_steps`, or dense without `max_steps`.
@@ -120,7 +122,7 @@ class HSAL(nn.Module):
             return draw(scores, generator, live.rows) if sample_glimpses else scores.argmax(1)
 
         record = _Record(size)
-        linear = SharedWeights()
+        linear: Linear = HalfPrecision() if half and not torch.is_grad_enabled() else SharedWeights()
         for t in range(limit):
             if counts is not None and counts[t] < len(live.memory):
                 live.keep(slice(counts[t]))

@@ -1,4 +1,4 @@
-"""Weights that a roll-out uses many times: their gradient is one matrix product over all uses.
+"""Weights that a roll-out uses many times: their gradient is one matrix product over all uses, or they are brought to half precision once.
 
 Left to autograd, every use multiplies out a gradient as large as the weights and adds it to those before: at k = 2 and five meta-steps
 fifteen times for the controller. What is multiplied is the same, in another order of summation.
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+LARGE = 65_536  # numbers of a weight from which on half precision gains more than converting what it is multiplied by costs
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -50,6 +52,21 @@ class SharedWeights:
             self._used[weight] = (*_Whole.apply(weight, None if of_rows else bias, left), left)
         shared, shared_bias, left = self._used[weight]
         return _Use.apply(x, shared, bias if of_rows else shared_bias, left)
+
+
+class HalfPrecision:
+    """A `linear` for one roll-out without gradients: products by large weights are made in bfloat16, to which each is brought once."""
+
+    def __init__(self) -> None:
+        self._weights: dict[Tensor, Tensor] = {}
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if weight.numel() < LARGE or not x.is_floating_point():
+            return linear(x, weight, bias)
+        if weight not in self._weights:
+            self._weights[weight] = weight.bfloat16()
+        product = (x.bfloat16() @ self._weights[weight].t()).to(x.dtype)
+        return product if bias is None else product.add_(bias)
 
 
 class _Left:

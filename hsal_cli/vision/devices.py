@@ -98,6 +98,11 @@ def autocast_gains(device: torch.device) -> bool:
     return False
 
 
+def half_gains(device: torch.device) -> bool:
+    """Whether large products of a roll-out are faster in bfloat16: on a CPU that has units for it. A GPU has TF32 (see `computing`)."""
+    return device.type == "cpu" and autocast_gains(device)
+
+
 def forward_context(device: torch.device) -> contextlib.AbstractContextManager:
     """bfloat16 autocast where it gains, else a context that changes nothing."""
     return torch.autocast(device.type, torch.bfloat16) if autocast_gains(device) else contextlib.nullcontext()
