@@ -146,7 +146,7 @@ def test_what_is_left_open_is_settled_by_the_device_and_stays_so_on_another(devi
     assert (settled.mode, settled.input_size, settled.batch_size) == expected and settled.full_images > 0
     assert all(settle(settled, torch.device(other), boxes) == settled for other in ("cpu", "cuda"))
     given = FinetuneSettings(arch="resnet18", mode="full", input_size=56, batch_size=5, full_images=9, crowd=1, background=0.0)
-    given = dataclasses.replace(given, mirror=False, frozen=0.0)
+    given = dataclasses.replace(given, mirror=False, frozen=0.0, crop_images=7)
     assert settle(given, torch.device(device), boxes, own=True) == given
 
 
@@ -177,6 +177,8 @@ def test_few_own_images_are_mirrored_and_leave_half_of_imagenets_layers_as_they_
     assert told(counts, own=True, images=2000) == told(counts, images=200) == (False, 0.0, 12_000)
     assert told(dataclasses.replace(counts, weights="none"), own=True, images=200) == (True, 0.0, 12_000), "random layers are trained"
     assert told(dataclasses.replace(counts, mirror=False, frozen=0.25, full_images=9), own=True, images=200) == (False, 0.25, 9)
+    boxed = {images: settle(FinetuneSettings(objects="crops"), CPU, True, own=True, images=images) for images in (200, 2000)}
+    assert [(found.crop_images, found.full_images) for found in boxed.values()] == [(4000, 2000), (48_000, 36_000)]
     with pytest.raises(UsageError, match="would stay random"):
         settle(dataclasses.replace(counts, weights="none", frozen=0.5), CPU, False)
 

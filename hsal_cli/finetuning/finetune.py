@@ -33,8 +33,9 @@ from hsal_cli.vision.devices import choose_device, fitting, forward_context, say
 from hsal_cli.vision.initial import initial_weights
 from hsal_cli.vision.timm_networks import lite0_is_here
 
-FULL_AFTER_CROPS, FULL_ALONE, FULL_ALONE_CPU, FULL_COUNTED, FULL_COUNTED_CPU = 36_000, 600_000, 40_000, 60_000, 12_000
-FULL_COUNTED_FROZEN, FROZEN = 6_000, 0.5
+CROPS, FULL_AFTER_CROPS = 48_000, 36_000
+FULL_ALONE, FULL_ALONE_CPU, FULL_COUNTED, FULL_COUNTED_CPU = 600_000, 40_000, 60_000, 12_000
+FULL_COUNTED_FROZEN, FROZEN_CROPS, FROZEN = 6_000, (4_000, 2_000), 0.5  # of crops, and in full after them
 DEFAULTS = FinetuneSettings()
 CROWD = 4  # objects in an image, as many as in MNIST Multiset
 MEANING = {
@@ -155,7 +156,7 @@ def settle(
             "leave --background out, or take --objects counts, whose cells tell where objects are",
         )
     full = settings.full_images
-    if full == 0 and (mode == "full" or not settings.crop_images):
+    if full == 0 and (mode == "full" or settings.crop_images == 0):
         raise UsageError("full_images = 0 and no crops: there is nothing to train on", "give --full-images or --crop-images a number")
     pretrained, few = own and settings.weights in ("auto", "imagenet") and lite0_is_here(), own and images < FEW_IMAGES
     arch = settings.arch if settings.arch != "auto" else TIMM + LITE0 if pretrained else RESNETS[0]
@@ -164,8 +165,9 @@ def settle(
     frozen = settings.frozen if settings.frozen is not None else FROZEN if pretrained and few and arch == TIMM + LITE0 else 0.0
     views = FULL_COUNTED_CPU if counted and cpu else FULL_COUNTED if counted else FULL_ALONE_CPU if cpu else FULL_ALONE
     views = min(views, FULL_COUNTED_FROZEN) if counted and frozen >= FROZEN else views
+    crops, after = (CROPS, FULL_AFTER_CROPS) if frozen < FROZEN else FROZEN_CROPS
     if mode == "crops":
-        views = FULL_AFTER_CROPS
+        views = after
     return dataclasses.replace(
         settings,
         mode=mode,
@@ -173,6 +175,7 @@ def settle(
         background=float(counted) if settings.background is None else settings.background,
         input_size=settings.input_size or (16 if cpu else 32) * int(settings.resolution),
         batch_size=settings.batch_size or (32 if mode == "crops" else 16 if counted else 128),
+        crop_images=crops if settings.crop_images is None else settings.crop_images,
         full_images=views if full is None else full,
         arch=arch,
         mirror=few if settings.mirror is None else settings.mirror,

@@ -187,7 +187,7 @@ def look(
             pictures = zip(batch, stages[:, None], standing[start : start + BATCH], strict=True)
             maps = torch.cat([saliency(picture[None].to(device), volume, [place]) for picture, volume, place in pictures])
             episode = policy.policy(volumes, maps, choose=policy.choose, max_steps=max_steps or policy.max_steps, closer=closer)
-        reads = policy.policy.variant.reads
+        reads = policy.policy.variant.reads if isinstance(policy.policy, HSAL) else 1
         unlike = policy.trust.unlike(volumes[:, : policy.policy.channels], maps)
         for place, picture in enumerate(batch):
             seen = look_at(episode, place, called[start + place], picture.numpy(), policy.classes, policy.trust.temperature, reads)

@@ -113,8 +113,9 @@ def draw_glimpses(
     for number, cell in enumerate(step.glimpses[:taken]):
         numbers.setdefault(tuple(cell), []).append(number + 1)
     places = {cell: read_box(box, cell, step) if photo is not None else cell_box(box, cell, step.mask.shape) for cell in numbers}
+    thin = photo is not None and step.reads > 1  # such outlines lie on what is seen, and on each other
     for place in places.values():
-        draw_ring(draw, place)
+        draw_ring(draw, place, 1 if thin else 2)
     plates: list[Box] = []
     for cell, place in places.items():
         plates.append(draw_plate(draw, box, place, ",".join(map(str, numbers[cell])), photo, [*places.values(), *plates]))

@@ -58,11 +58,16 @@ class FinetuneSettings:
         "drawn anew each time, as section 5 does with SVHN; counts: how many there are of each class; single: they are refused; auto: "
         "single, crops or counts, by what the data has.",
     )
-    crop_images: int = setting(48_000, "Training images shown as crops (mode crops).", low=0, high=1_000_000_000)
+    crop_images: int | None = setting(
+        None,
+        "Training images shown as crops (mode crops); unset: 48,000, or 4,000 where half of the layers are frozen.",
+        low=0,
+        high=1_000_000_000,
+    )
     full_images: int | None = setting(
         None,
-        "Training images shown in full; unset: 36,000 after crops; in mode full 600,000, on a CPU 40,000; where counts teach, 60,000 and "
-        "12,000, or 6,000 where half of the layers are frozen.",
+        "Training images shown in full; unset: 36,000 after crops, or 2,000 where half of the layers are frozen; in mode full 600,000, on "
+        "a CPU 40,000; where counts teach, 60,000 and 12,000, or 6,000 where half of the layers are frozen.",
         low=0,
         high=1_000_000_000,
     )
