@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from hsal_cli.commands.precompute import precompute
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.features.settings import made_with
+from hsal_cli.features.settings import alike, made_with
 from hsal_cli.runs import run as runs
 
 APP = typer.Typer()
@@ -107,3 +107,14 @@ def test_wrong_values_are_refused_and_nothing_is_written(ready, arguments, words
 )
 def test_the_command_that_makes_a_feature_file_is_known_by_its_name(features, command):
     assert made_with(Path(features)) == command
+    assert made_with(Path(features), "runs/b").replace(" --backbone runs/b", "") == command
+
+
+def test_features_of_the_kind_of_others_have_their_name_too():
+    kinds = {
+        "a.fine.features.h5": "data/x.fine.features.h5",
+        "b.features.h5": "data/x.features.h5",
+        "c.14x14.itti.features.h5": "data/x.14x14.itti.features.h5",
+    }
+    for source in ("data/x.h5", "data/x.features.h5", "data/x.double.features.h5"):
+        assert {other: str(alike(Path(source), Path(other))) for other in kinds} == kinds

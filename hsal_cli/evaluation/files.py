@@ -12,7 +12,7 @@ from hsal_cli.errors import FileError
 from hsal_cli.evaluation.evaluate import evaluate
 from hsal_cli.evaluation.flops import backbone_flops
 from hsal_cli.evaluation.settings import EvalSettings
-from hsal_cli.features.settings import LookedFirst, kind_in
+from hsal_cli.features.settings import LookedFirst, alike, kind_in, made_with
 from hsal_cli.models.load import LoadedPolicy, find_backbone, place_of_network
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.progress import SILENT, Reporter
@@ -194,7 +194,8 @@ def _check_fits(
         ("an input_size of", input_size or loaded.meta.input_size, loaded.meta.input_size or input_size),
     ):
         if found != wanted:
-            hint = "name features of the --resolution that it was trained on with --data"
+            again = made_with(alike(source, Path(loaded.meta.features)), loaded.meta.backbone)
+            hint = f"make features like those that it was trained on: {again}"
             if what == "classes":
                 hint = f"train a policy that names those: hsal train --data {source}"
             elif what == "saliency of kind":

@@ -114,14 +114,21 @@ def features_path(scenes: Path, saliency: str = "activation", resolution: str | 
     return scenes.with_name(".".join([*names, "features.h5"]))
 
 
-def made_with(features: Path) -> str:
-    """The command that makes a feature file, as far as its name tells: of data/x.fine.features.h5 with `--resolution fine`."""
+def made_with(features: Path, backbone: str | None = None) -> str:
+    """The command that makes a feature file, by this backbone, as far as its name tells: of x.fine.features.h5 with `--resolution fine`."""
     name, saliency, resolution = _told(features)
     named = features.name.endswith(".features.h5")
     words = ["--data", str(features.with_name(f"{name}.h5")) if named else "SCENES"]
-    words += ["--resolution", OWN if resolution is None else resolution if resolution in CALLED else resolution.partition("x")[0]]
+    words += [] if backbone is None else ["--backbone", backbone]
+    words += ["--resolution", OWN if resolution is None else resolution]
     words += [] if saliency is None else ["--saliency", "file:PATH" if saliency == "file" else saliency]
     return shlex.join(["hsal", "precompute", *words, "--out", str(features)])
+
+
+def alike(source: Path, others: Path) -> Path:
+    """Where features of the data set of a file are that are of the kind of others, as far as names tell."""
+    _, saliency, resolution = _told(others)
+    return features_path(source.with_name(f"{dataset_of(source)}.h5"), saliency or "activation", resolution)
 
 
 def dataset_of(features: Path, saliency: str = "activation") -> str:
@@ -137,4 +144,5 @@ def _told(features: Path, saliency: str = "activation") -> tuple[str, str | None
         known = bool(stem) and ending in endings
         name = stem if known else name
         told.append(ending if known else None)
-    return name, told[0], told[1]
+    saliency_told, resolution = told
+    return name, saliency_told, resolution if resolution in (None, *CALLED) else resolution.partition("x")[0]
