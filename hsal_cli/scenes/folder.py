@@ -25,7 +25,7 @@ from hsal_cli.settings import as_dict
 Reader = Callable[[Path], Image.Image]
 MISSING = ("nan", "none", "null", "na", "n/a", "<na>")  # how tables write that there is no value
 MOST_OBJECTS = 64  # in an image
-LONG = 1.25  # times as long as wide that half of the pictures are, from which on their squashing is told of
+LONG = 1.5  # times as long as wide that half of the pictures are, from which on their squashing is told of; at 4:3 padding named less
 ORIENTATION = 0x0112  # EXIF's tag: how a picture is to be turned before it is shown
 TURNED = (5, 6, 7, 8)  # orientations in which width and height change places
 
