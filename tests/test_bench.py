@@ -128,6 +128,15 @@ def test_backward_passes_are_counted_too() -> None:
     assert products.flops == 3 * (2 * 3 * 7 * 5)  # the product, and one for the gradient of each factor
 
 
+def test_a_floor_is_of_single_precision_whichever_the_work_has() -> None:
+    with MatrixProducts() as products:
+        torch.ones(3, 4, dtype=torch.bfloat16) @ torch.ones(4, 2, dtype=torch.bfloat16)
+    with MatrixProducts() as again:
+        replay(products, torch.device("cpu"))()
+    assert {layout[-1] for pair in products.found for layout in pair} == {torch.bfloat16}
+    assert {layout[-1] for pair in again.found for layout in pair} <= {torch.float32}
+
+
 def test_a_replay_takes_every_product_as_often_as_it_was_found(monkeypatch) -> None:
     a, b, c = torch.rand(4, 3), torch.rand(3, 2), torch.rand(2, 4, 3)
     with MatrixProducts() as products:

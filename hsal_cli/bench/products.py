@@ -44,7 +44,10 @@ class MatrixProducts(TorchDispatchMode):
 
 
 def replay(products: MatrixProducts, device: torch.device) -> Callable[[], None]:
-    """The products alone, on resident matrices of the same shapes and strides: run() takes all, as often as found, and waits."""
+    """The products alone, on resident matrices of the same shapes and strides: run() takes all, as often as found, and waits.
+
+    They are of single precision, where the work has half of it too: a floor is the same whichever way the work takes.
+    """
     prepared: list[tuple[Callable[..., Tensor], Tensor, Tensor, Tensor, int]] = []
     for (left, right), times in products.found.items():
         a, b = _filled(left, device), _filled(right, device)
@@ -66,6 +69,7 @@ def _layout(matrix: Tensor) -> Layout:
 
 def _filled(layout: Layout, device: torch.device) -> Tensor:
     shape, strides, dtype = layout
+    dtype = torch.float32 if dtype == torch.bfloat16 else dtype
     if 0 in strides:  # expanded: several elements in one place, which cannot be filled
         return torch.randn(shape, device=device, dtype=dtype)
     return torch.empty_strided(shape, strides, device=device, dtype=dtype).normal_()

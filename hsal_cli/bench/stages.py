@@ -191,7 +191,7 @@ def evaluating(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
     return Stage(
         timed(whole, device),
         floor,
-        f"the policy's matrix products alone, forward, {products.flops / images / 1e6:,.1f} MFLOP an image",
+        f"the policy's matrix products alone, forward, in float32, {products.flops / images / 1e6:,.1f} MFLOP an image",
         *_at_least(0.6),
     )
 
