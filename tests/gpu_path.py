@@ -280,7 +280,7 @@ def test_every_stage_runs_on_a_gpu_and_what_it_writes_is_read_without_one(scenes
     for name, objective in others.items():
         columns = dataclasses.replace(COLUMNS, **FEW)
         train(features["activation"], tmp_path / name, columns, dataclasses.replace(brief, objective=objective), DEVICE)
-        evaluate_file(load_model(tmp_path / name, "best", DEVICE), features["activation"], settings, DEVICE)
+        evaluate_file(load_model(tmp_path / name, "best", DEVICE), features["activation"], dataclasses.replace(settings, looking=0), DEVICE)
     loaded = load_model(run, "best", DEVICE)
     write_sealed(run / "eval.json", evaluate_file(loaded, features["fine"], settings, DEVICE))
     evaluate_file(loaded, features["fine"], dataclasses.replace(settings, sample=2), DEVICE)
