@@ -1,4 +1,4 @@
-"""Threads: as many as there are cores to use, that do not spin while they wait, and a line where they would share cores with others."""
+"""Threads: as many as there are cores to use, that spin while they wait only where nothing else runs, and a line where they share cores."""
 
 import os
 
@@ -11,14 +11,16 @@ from hsal_cli import threads
 def machine(monkeypatch, tmp_path):
     """A machine of four cores, of which a process may use some, at some load."""
 
-    def pretend(usable: int = 4, quota: str = "max 100000", load: float = 0.0) -> None:
+    def pretend(usable: int = 4, quota: str = "max 100000", load: float = 0.0, running: str = "1/80") -> None:
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(usable)), raising=False)
         monkeypatch.setattr(os, "cpu_count", lambda: 4)
         monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
         (tmp_path / "cpu.max").write_text(quota)
+        (tmp_path / "loadavg").write_text(f"0.20 0.18 0.12 {running} 11206\n" if running else "")
         monkeypatch.setattr(threads, "QUOTA", tmp_path / "cpu.max")
+        monkeypatch.setattr(threads, "LOADAVG", tmp_path / "loadavg")
 
-    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     return pretend
@@ -33,10 +35,24 @@ def test_cores_are_those_of_the_affinity_and_of_the_control_groups_quota(machine
     assert threads.cores() == found
 
 
-def test_threads_wait_without_spinning_and_are_no_more_than_the_cores(machine):
+def test_threads_are_no_more_than_the_cores_and_share_them_without_spinning(machine):
     machine(quota="150000 100000")
     threads.prepare()
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE" and os.environ["OMP_NUM_THREADS"] == "2"
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE" and os.environ["OMP_NUM_THREADS"] == "2" and "GOMP_SPINCOUNT" not in os.environ
+
+
+@pytest.mark.parametrize(("running", "spins"), [("1/80", True), ("2/80", False), ("9/80", False), ("", False), ("odd", False)])
+def test_threads_spin_where_nothing_else_runs(machine, running, spins):
+    machine(running=running)
+    threads.prepare()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE" and ("GOMP_SPINCOUNT" in os.environ) is spins
+
+
+def test_what_runs_for_a_moment_does_not_keep_threads_from_spinning(machine, monkeypatch):
+    machine(running="2/80")
+    monkeypatch.setattr(threads.time, "sleep", lambda seconds: machine())
+    threads.prepare()
+    assert "GOMP_SPINCOUNT" in os.environ
 
 
 def test_what_the_user_set_stays(machine, monkeypatch):
@@ -44,7 +60,14 @@ def test_what_the_user_set_stays(machine, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     threads.prepare()
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE" and os.environ["OMP_NUM_THREADS"] == "3"
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE" and os.environ["OMP_NUM_THREADS"] == "3" and "GOMP_SPINCOUNT" not in os.environ
+
+
+def test_a_spin_that_the_user_set_stays(machine, monkeypatch):
+    machine()
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    threads.prepare()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
 
 
 @pytest.mark.parametrize(("load", "count", "said"), [(0.2, 4, False), (3.0, 4, True), (3.0, 1, False), (1.0, 2, False)])

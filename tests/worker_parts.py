@@ -124,7 +124,8 @@ def main() -> None:
     room = importlib.import_module("hsal_cli.finetuning.finetune")
 
     torch.set_num_threads(1)
-    room.ActivationModel = OneLayer
+    whole = room.ActivationModel
+    room.ActivationModel = lambda arch, *rest: (whole if arch.startswith("timm:") else OneLayer)(arch, *rest)
     room.initial_weights = lambda model, weights, reporter: "random"
     for line in sys.stdin:
         answer = serve(json.loads(line))
