@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 LOADAVG = Path("/proc/loadavg")  # "0.20 0.18 0.12 1/80 11206": the fourth says how many threads run now, or wait for a core alone
-LOOKS = 5  # what runs for a moment is not there at every look, 1 ms apart
+LOOKS = 5  # what runs for a moment is not there at every look, 2 to 16 ms apart
 SPIN = "30000"  # turns of libgomp, some ms: longer than the gaps of a training step, and bounded where others come later (docs/speed.md)
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "max 100000", or microseconds of a core in each so many
 
@@ -39,18 +39,25 @@ def prepare() -> None:
 
 def _at_rest() -> bool:
     """Whether nothing but this process runs, on a machine that it may use all of; False where that is not known."""
-    if cores() < (os.cpu_count() or 1):
-        return False
+    return cores() >= (os.cpu_count() or 1) and _others() == 0
+
+
+def _others() -> float | None:
+    """How many threads of other processes run on the cores that this one may use, on average; None where that is not known.
+
+    It is those that run at each of several looks: the load average would count what this process, or one before it, did a minute ago.
+    """
+    least = math.inf
     for look in range(LOOKS):
+        if look:
+            time.sleep(0.001 * 2**look)
         try:
-            running = int(LOADAVG.read_text().split()[3].split("/")[0])
+            least = min(least, int(LOADAVG.read_text().split()[3].split("/")[0]) - 1)
         except (OSError, ValueError, IndexError):
-            return False
-        if running <= 1:
-            return True
-        if look < LOOKS - 1:
-            time.sleep(0.001)
-    return False
+            return None
+        if least <= 0:
+            return 0.0
+    return least * cores() / (os.cpu_count() or 1)
 
 
 def advice(threads: int) -> str | None:
@@ -59,8 +66,12 @@ def advice(threads: int) -> str | None:
     Args:
         threads: that are to compute.
     """
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if threads == 1 or load + threads <= cores() + 0.5:
+    if threads == 1:
         return None
-    where = f"{threads} threads on {cores()} cores at a load of {load:.1f}"
+    others = _others()
+    if others is None:
+        others = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if others + threads <= cores() + 0.5:
+        return None
+    where = f"{threads} threads on {cores()} cores at a load of {others:.1f} from elsewhere"
     return f"{where}: they wait for each other; one may be faster: export OMP_NUM_THREADS=1"

@@ -70,8 +70,21 @@ def test_a_spin_that_the_user_set_stays(machine, monkeypatch):
     assert os.environ["GOMP_SPINCOUNT"] == "7"
 
 
-@pytest.mark.parametrize(("load", "count", "said"), [(0.2, 4, False), (3.0, 4, True), (3.0, 1, False), (1.0, 2, False)])
-def test_a_line_says_where_threads_would_share_cores_with_others(machine, load, count, said):
-    machine(load=load)
+@pytest.mark.parametrize(("load", "count", "said"), [(0, 4, False), (3, 4, True), (3, 1, False), (1, 2, False)])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_line_says_where_threads_would_share_cores_with_others(machine, load, count, said, known):
+    machine(load=load, running=f"{load + 1}/80" if known else "")
     assert bool(threads.advice(count)) is said
     assert not said or "OMP_NUM_THREADS=1" in threads.advice(count)
+
+
+def test_what_ran_a_minute_ago_is_no_load(machine):
+    machine(load=4.0)
+    assert threads.advice(4) is None
+
+
+def test_of_a_larger_machine_the_share_of_the_own_cores_counts(machine):
+    machine(usable=2, running="2/80")
+    assert threads.advice(2) is None
+    machine(usable=2, running="4/80")
+    assert "at a load of 1.5" in threads.advice(2)

@@ -42,7 +42,7 @@ def test_fine_tuning_takes_batch_norm_over_all_workers(worker_place, worker_nurs
 
 def test_a_network_of_timm_is_fine_tuned_as_by_one_process(worker_place, worker_nursery) -> None:
     pytest.importorskip("timm", reason="timm is not installed: pip install 'hsal[timm]'")
-    words = ("finetune", "--data", "squares.h5", "--arch", "timm:test_efficientnet", "--channels", 16, "--input-size", 64, "--out")
+    words = ("finetune", "--data", "squares.h5", "--arch", "timm:test_efficientnet", "--channels", 16, "--input-size", 56, "--out")
     runs = [worker_place / f"timm-{size}" for size in (1, 2)]
     for size, run in enumerate(runs, 1):
         hsal(worker_nursery, worker_place, *words, run, size=size)
