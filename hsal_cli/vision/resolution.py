@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from hsal_cli.errors import UsageError
 from hsal_cli.vision.backbone import DOUBLE, DOUBLE_FINE, FINE, WINDOW, ActivationModel, LoadedBackbone
-from hsal_cli.vision.surgery import PROBED, probe, set_stride, watched
+from hsal_cli.vision.surgery import PROBED, probe, set_stride, twin, watched
 
 
 def finer(model: ActivationModel, resolution: int) -> ActivationModel:
@@ -36,7 +35,7 @@ def finer(model: ActivationModel, resolution: int) -> ActivationModel:
             f"resolution = {resolution} is not to be had from a backbone of {model.resolution} x {model.resolution} cells",
             f"take one of: {', '.join(map(str, [model.resolution, *possible]))}",
         )
-    model = copy.deepcopy(model)
+    model = twin(model)
     before, model.stride = model.stride, model.input_size // resolution
     set_stride(model, before, model.stride, dilate=True)
     model.resolution = resolution
@@ -52,7 +51,7 @@ def with_finer_stage(model: ActivationModel) -> ActivationModel:
     Raises:
         UsageError: no stage has twice the cells.
     """
-    model = copy.deepcopy(model)
+    model = twin(model)
     names = {module: name for name, module in model.named_modules()}
     cells, found, halving = PROBED // model.stride, [], []
 
@@ -95,7 +94,7 @@ def at_twice_the_size(model: ActivationModel) -> ActivationModel:
 
     Objects in it are as large in px as they were in training where they are half as large in the image.
     """
-    model = copy.deepcopy(model)
+    model = twin(model)
     model.input_size, model.resolution = 2 * model.input_size, 2 * model.resolution
     return model
 
@@ -116,5 +115,8 @@ def giving(backbone: LoadedBackbone, shape: tuple[int, int, int], input_size: in
         return at_resolution(backbone, DOUBLE if shape[0] == backbone.model.channels else DOUBLE_FINE)
     if shape[0] == backbone.model.channels:
         return at_resolution(backbone, str(shape[1]))
+    finest = at_resolution(backbone, FINE)
+    if shape[0] == finest.model.channels + finest.model.fine:
+        return finest
     closer = at_resolution(backbone, WINDOW)
-    return closer if shape[0] == closer.model.channels + closer.model.fine else at_resolution(backbone, FINE)
+    return closer if shape[0] == closer.model.channels + closer.model.fine else finest

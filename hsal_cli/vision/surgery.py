@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from hsal_cli.errors import UsageError
 from hsal_cli.vision.architectures import LITE0, RESNETS, TIMM
@@ -16,6 +16,7 @@ from hsal_cli.vision.architectures import LITE0, RESNETS, TIMM
 if TYPE_CHECKING:
     from hsal_cli.vision.backbone import ActivationModel
 
+M = TypeVar("M", bound=nn.Module)
 PROBED = 64  # px; the side of an image that a network is tried out on
 
 
@@ -25,6 +26,11 @@ def probe(model: nn.Module) -> Tensor:
     values = torch.linspace(-2, 2, 3 * PROBED**2, dtype=weight.dtype, device=weight.device)
     with torch.inference_mode():
         return model(values.sin().view(1, 3, PROBED, PROBED))
+
+
+def twin(model: M) -> M:
+    """A copy of a network's modules that holds the same weights, not copies of them: to be changed in its modules alone."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 @contextlib.contextmanager
@@ -81,8 +87,8 @@ def fused(model: ActivationModel) -> ActivationModel:
 
     Which norm follows which convolution is seen from a pass through the network. One whose volume changes by it is left as it is.
     """
-    plain = copy.deepcopy(model).eval()
-    model = copy.deepcopy(plain)
+    plain = twin(model).eval()
+    model = twin(plain)
     heard: list[tuple[nn.Module, Tensor, Tensor]] = []
     with watched(model, (nn.Conv2d, nn.BatchNorm2d), lambda module, inputs, output: heard.append((module, inputs[0], output))):
         wanted = probe(model)
@@ -96,10 +102,19 @@ def fused(model: ActivationModel) -> ActivationModel:
     for norm, before in norms.items():
         conv = before[0]
         if conv is not None and set(before) == {conv} and calls.count(conv) == len(before):
-            _replace(model, names[conv], fuse_conv_bn_eval(conv, norm))
+            _replace(model, names[conv], _folded(conv, norm))
             _replace(model, names[norm], nn.Sequential(*norm.children()))  # timm's norms hold the activation; torch's hold nothing
     changed = bool((probe(model) - wanted).abs().max() > 1e-3 * wanted.abs().max())  # false of values that are not finite, too
     return (plain if changed else model).to(memory_format=torch.channels_last)
+
+
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """A convolution that gives what the norm behind it gave; torch's fuse_conv_bn_eval would copy the weights once more."""
+    made = twin(conv)
+    made.weight, made.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    return made
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
