@@ -250,7 +250,7 @@ def _fill(
     reporter: Reporter,
 ) -> None:
     """Computes what is missing: this worker every so many-th batch, cut where a single process would cut it. Worker 0 has the writer."""
-    own = distributed.current()
+    own, _ = distributed.current(), backbone.for_inference  # made before the clock of the progress runs
     with reporter.track("precompute", len(scenes), "images", sum(starts.values())) as advance, torch.inference_mode():
         for name, first in starts.items():
             split = scenes.split(name)

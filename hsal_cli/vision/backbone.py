@@ -296,7 +296,8 @@ class LoadedBackbone:
     note: str = ""
 
     @functools.cached_property
-    def _fused(self) -> ActivationModel:
+    def for_inference(self) -> ActivationModel:
+        """The model with its BatchNorms folded, made when it is first asked for, which takes a fraction of a second."""
         return fused(self.model)
 
     def volumes(self, images: Tensor) -> Tensor:
@@ -308,13 +309,13 @@ class LoadedBackbone:
         Returns:
             (B, C + fine, h, w) float32, without gradients.
         """
-        model = self._fused  # not made in the block, where it would be tried out in half precision
+        model = self.for_inference  # not made in the block, where it would be tried out in half precision
         with torch.inference_mode(), forward_context(images.device):
             return model(images).float()
 
     def first_look(self, images: Tensor) -> tuple[Tensor, Windows]:
         """What `volumes` gives without its windows, and those, to be computed where they are looked at."""
-        model = self._fused
+        model = self.for_inference
         with torch.inference_mode(), forward_context(images.device):
             return model.first_look(images).float(), Windows(model, images)
 
