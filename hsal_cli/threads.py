@@ -27,7 +27,7 @@ def prepare() -> None:
     """To be called before torch is imported; what the user has set stays.
 
     OpenMP's threads can spin while they wait for each other. At rest that is the fastest; on a busy machine each waits for one that is not
-    running, and burns its core. So they spin for a moment where nothing else runs, and else not at all.
+    running, and burns its core. So they spin for a moment where each has a core for itself, and else not at all.
     """
     if "OMP_NUM_THREADS" not in os.environ and cores() < (os.cpu_count() or 1):
         os.environ["OMP_NUM_THREADS"] = str(cores())
@@ -38,8 +38,10 @@ def prepare() -> None:
 
 
 def _at_rest() -> bool:
-    """Whether nothing but this process runs, on a machine that it may use all of; False where that is not known."""
-    return cores() >= (os.cpu_count() or 1) and _others() == 0
+    """Whether each thread has a core for itself, on a machine that this process may use all of; False where that is not known."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    threads, others = int(wanted) if wanted.isdecimal() else cores(), _others()
+    return others is not None and others + threads <= cores() == (os.cpu_count() or 1)
 
 
 def _others() -> float | None:

@@ -48,6 +48,16 @@ def test_threads_spin_where_nothing_else_runs(machine, running, spins):
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE" and ("GOMP_SPINCOUNT" in os.environ) is spins
 
 
+@pytest.mark.parametrize(
+    ("count", "running", "spins"), [("2", "3/80", True), ("2", "4/80", False), ("8", "1/80", False), ("2,1", "2/80", False)]
+)
+def test_fewer_threads_than_cores_leave_room_for_others(machine, monkeypatch, count, running, spins):
+    machine(running=running)
+    monkeypatch.setenv("OMP_NUM_THREADS", count)
+    threads.prepare()
+    assert ("GOMP_SPINCOUNT" in os.environ) is spins
+
+
 def test_what_runs_for_a_moment_does_not_keep_threads_from_spinning(machine, monkeypatch):
     machine(running="2/80")
     monkeypatch.setattr(threads.time, "sleep", lambda seconds: machine())
