@@ -202,7 +202,9 @@ def verdicts(looking: dict[str, Any]) -> list[str]:
     if looking.get("images", FEW) < FEW:
         return [f"{looking['images']} images are too few to say whether it matters where it looks"]
     for part, text in (("glimpses", "where its glimpses fall"), ("masks", "where its covert mask lies")):
-        ways = looking[part]
+        blind, ways = looking[part].get("none"), {way: row for way, row in looking[part].items() if way != "none"}
+        if blind and blind["lost_ci95"][0] > 0:
+            found.append(f"that there are glimpses matters: none cost {blind['lost']:.3f} of exact match")
         if not ways:
             continue
         worst = max(ways, key=lambda way: ways[way]["lost"])
