@@ -43,6 +43,13 @@ def test_mask_glimpses_and_label_appear_one_after_the_other_and_all_at_the_end()
     assert all(marked(last, frame.image, cell) for cell in ((0, 1), (2, 0))) and not marked(last, frame.panel(2), (0, 1))
 
 
+def test_each_label_is_written_once_at_the_end_however_many_glimpses_it_took(monkeypatch):
+    written = []
+    monkeypatch.setattr(film_module, "draw_plate", lambda draw, box, cell, text, photo: written.append(text))
+    list(frames(a_look(), None))
+    assert sorted(", ".join(written).split(", ")) == sorted(a_look().labels)
+
+
 def test_maps_are_those_of_the_meta_step_and_at_the_end_those_of_stop():
     look = a_look(glimpses=())
     frame, shown = frame_of(look), [picture for picture, _ in frames(look, None)]

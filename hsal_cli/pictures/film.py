@@ -206,17 +206,19 @@ def _draw_glimpses(picture: Image.Image, frame: Frame, step: LookStep, taken: in
 
 
 def _draw_all(picture: Image.Image, frame: Frame, look: Look, photo: Image.Image) -> None:
-    """Every glimpsed cell, with the labels that were named there."""
+    """Every glimpsed cell, and each label once, at the first cell that was glimpsed for it."""
     labels: dict[tuple[int, int], list[str]] = {}
     for step in look.steps:
-        for cell in dict.fromkeys(map(tuple, step.glimpses)):
-            labels.setdefault(cell, []).append(step.label)
+        cells = list(dict.fromkeys(map(tuple, step.glimpses)))
+        for cell in cells:
+            labels.setdefault(cell, []).extend([step.label] * (cell == cells[0]))
     draw = ImageDraw.Draw(picture)
     for cell, names in labels.items():
         x0, y0, x1, y1 = cell_box(frame.image, cell, look.steps[0].mask.shape)
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=ORANGE, width=2)
-        text = shortened(", ".join(map(brief, names)), SMALL, max(NAMES, 2 * (x1 - x0)))
-        draw_plate(draw, frame.image, (x0, y0, x1, y1), text, photo)
+        if names:
+            text = shortened(", ".join(map(brief, names)), SMALL, max(NAMES, 2 * (x1 - x0)))
+            draw_plate(draw, frame.image, (x0, y0, x1, y1), text, photo)
 
 
 def _draw_labels(draw: ImageDraw.ImageDraw, corner: tuple[int, int], room: int, labels: Sequence[tuple[str, bool | None]]) -> None:

@@ -80,7 +80,8 @@ class Vector:
         x0, y0, x1, y1 = box
         inset = width / 2 if outline else 0.0
         size = f'width="{x1 - x0 + 1 - 2 * inset:g}" height="{y1 - y0 + 1 - 2 * inset:g}"'
-        self.parts.append(f'<rect x="{x0 + inset:g}" y="{y0 + inset:g}" {size} {_painted(fill, outline, width)}/>')
+        crisp = "" if outline else ' shape-rendering="crispEdges"'  # else white shows between the cells of a map
+        self.parts.append(f'<rect x="{x0 + inset:g}" y="{y0 + inset:g}" {size} {_painted(fill, outline, width)}{crisp}/>')
 
     def ellipse(self, box: Sequence[float], fill: Colour | None = None, outline: Colour | None = None, width: int = 1) -> None:
         """An ellipse in a box, likewise."""
@@ -106,7 +107,7 @@ class Vector:
 def pdf(picture: Image.Image) -> bytes:
     """A picture as a PDF of one page; its first comment, which is Pillow's, says hsal instead."""
     stream = io.BytesIO()
-    picture.save(stream, "PDF", resolution=150)
+    picture.save(stream, "PDF", resolution=150, quality=100, subsampling=0)  # JPEG inside: letters would get halos
     head, comment, rest = stream.getvalue().split(b"\n", 2)
     return b"\n".join([head, f"% {MARK}".encode().ljust(len(comment)), rest])
 
