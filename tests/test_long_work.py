@@ -262,10 +262,10 @@ def test_the_speeds_are_measured_on_the_stages_of_the_benchmark(monkeypatch) -> 
 def test_a_dry_run_of_a_grid_has_the_time_and_disk_of_each_step(here, seconds_given) -> None:
     words = ("reproduce", "--datasets", "mnist-set", "--objectives", "rl", "--seeds", 0, "--dry-run")
     steps = {step["step"].split(" ")[0]: step for step in json.loads(call(*words, "--json").stdout)["steps"]}
-    assert steps["data"]["seconds"] == 700 and steps["features"]["bytes"] == 70_000 * 49 * (2 * 512 + 4)
+    assert steps["data"]["seconds"] == 700 and steps["features"]["bytes"] == 70_000 * 101_136
     assert all(step["seconds"] > 0 for step in steps.values())
     said = call(*words).stdout
-    assert "12 minutes" in said and "3.5 GB" in said and "all of it: about" in said
+    assert "12 minutes" in said and "7.1 GB" in said and "all of it: about" in said
 
 
 def test_data_of_other_settings_than_the_grids_are_refused(here, tmp_path) -> None:
@@ -335,3 +335,10 @@ def test_the_first_of_many_images_show_how_long_the_others_take(monkeypatch, mea
     for number in paced(range(200), 200, False, heard):
         seen.append(number)
     assert len(seen) == 200 and not heard.said  # in under five minutes
+
+
+@pytest.mark.parametrize(("resolution", "size"), [(None, 50_372), ("fine", 101_136)])
+def test_the_disk_that_is_told_is_what_features_take(resolution, size):
+    """Bytes of an image of ResNet-34's 7 x 7 cells, as docs/scaling.md has them."""
+    (work,) = feature_work(Path("none.h5"), 1, 7, resolution)
+    assert work.bytes == size

@@ -104,7 +104,10 @@ def test_the_share_of_meta_steps_whose_glimpses_fall_on_one_cell_is_told(changes
         ({"random": (0.2, 0.1, 0.3), "saliency": (0.0, 0.0, 0.001)}, "the maximum of the saliency map does as well"),
         ({"random": (0.01, -0.005, 0.03), "saliency": (0.0, 0.0, 0.001)}, "glimpses fall is not settled: random in its place costs 0.010"),
         ({"random": (0.0, -0.005, 0.005), "none": (0.06, 0.04, 0.08), "saliency": (0.0, 0.0, 0.0)}, "glimpses fall decides nothing"),
-        ({"random": (0.0, -0.005, 0.005), "none": (0.06, 0.04, 0.08), "saliency": (0.0, 0.0, 0.0)}, "that there are glimpses matters: none"),
+        (
+            {"random": (0.0, -0.005, 0.005), "none": (0.06, 0.04, 0.08), "saliency": (0.0, 0.0, 0.0)},
+            "there are glimpses matters: none",
+        ),
     ],
 )
 def test_what_is_found_is_said_in_words(lost, said) -> None:

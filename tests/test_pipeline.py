@@ -25,9 +25,6 @@ epoch_images = 32
 batch_size = 16
 validation = 8
 
-[precompute]
-views = 2
-
 [train]
 epochs = 2
 batch_size = 16

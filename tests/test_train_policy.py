@@ -257,11 +257,12 @@ def test_a_run_knows_what_never_looks_reaches_and_how_its_images_became_squares(
 
 def test_few_images_are_shown_more_often_unless_settings_are_given() -> None:
     settings = TrainSettings()
-    assert settings.suited(200, set()) == dataclasses.replace(settings, epochs=120, batch_size=32, mirror=True)
-    assert settings.suited(1_000, {"batch_size"}) == dataclasses.replace(settings, epochs=24, mirror=True)
-    assert settings.suited(2_000, set()) == settings == settings.suited(20, {"epochs", "batch_size", "mirror"})
+    assert settings.suited(200, set(), True) == dataclasses.replace(settings, epochs=120, batch_size=32, mirror=True)
+    assert not settings.suited(200, set(), False).mirror, "mirrored digits are others"
+    assert settings.suited(1_000, {"batch_size"}, True) == dataclasses.replace(settings, epochs=24, mirror=True)
+    assert settings.suited(2_000, set(), True) == settings == settings.suited(20, {"epochs", "batch_size", "mirror"}, True)
     ordered = TrainSettings(task="list", objective="cross-entropy")
-    assert not ordered.suited(200, set()).mirror, "left and right matter"
+    assert not ordered.suited(200, set(), True).mirror, "left and right matter"
     with pytest.raises(UsageError, match="a list has an order"):
         dataclasses.replace(ordered, mirror=True)
 

@@ -127,7 +127,8 @@ def feature_work(out: Path, images: float, cells: int, resolution: str | None, a
     """Precomputing features of so many images at a resolution, if they are missing."""
     if out.exists():
         return []
-    return [_computing(out, images, images * cells**2 * (2 * CHANNELS + 4), resolution, asked)]
+    staged = resolution in ("fine", "double-fine")  # as many channels again, and a map of four times the cells
+    return [_computing(out, images, images * cells**2 * (4 * CHANNELS + 16 if staged else 2 * CHANNELS + 4), resolution, asked)]
 
 
 def precomputing(scenes: Path, backbone: Path, out: Path, settings: PrecomputeSettings, overwrite: bool) -> list[Work]:

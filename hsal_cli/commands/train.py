@@ -112,7 +112,7 @@ def train(
     class occurs, or a transformer that names all objects at once, as DETR does.
     """
     from hsal_cli.bench.estimate import before_a_policy, images_of
-    from hsal_cli.experiments.pipeline import DEFAULT_SCENES, ensure_policy_data, features_path, only_scenes
+    from hsal_cli.experiments.pipeline import DEFAULT_SCENES, ensure_policy_data, features_path, made_from_a_folder, only_scenes
     from hsal_cli.runs import run as runs
     from hsal_cli.training.train import resume as go_on
     from hsal_cli.training.train import train as train_policy
@@ -132,12 +132,14 @@ def train(
         given_too = f"--variant {variant}" if variant else f"--set {texts[0]}"
         raise UsageError(f"objective {settings.objective} trains no policy, so {given_too} says nothing", "leave --variant and --set out")
     chosen_variant = variant_for(preset, config, variant, texts)
+    few = ""
     with contextlib.suppress(HsalError):  # what is wrong with the file is for training to say
         if resume is None:
-            images = images_of(scenes, SceneSettings()).get("train", 0)
-            settings = settings.suited(images, given["train"])
-            if images < FEW_IMAGES:
+            images, own = images_of(scenes, SceneSettings()).get("train", 0), made_from_a_folder(scenes)
+            settings = settings.suited(images, given["train"], own)
+            if own and images < FEW_IMAGES:
                 precompute = precompute.for_few(settings.mirror)
+                few = f"{images:,} images are few: {precompute.views} views of each are shown ([precompute] views = 1 in a --config: one)"
     settled = {"data": str(scenes), "train": as_dict(settings), "variant": as_dict(chosen_variant, asked=True)}
     if resume is not None:
         _check_alone(resume, {"--backbone": backbone, "--init-from": init_from, "--saliency": saliency, "--memory-budget": memory_budget})
@@ -155,6 +157,8 @@ def train(
         target = distributed.broadcast(lambda: resume or out or runs.fresh_path(f"{name}-{settings.objective}"))
         if resume is None:
             recipe = recipe_for(preset, config, train=settings, variant=chosen_variant, precompute=precompute)
+            if few and not scenes.name.endswith(".features.h5"):
+                reporter.say(few)
             begin(lambda: before_a_policy(scenes, backbone, recipe, chosen), yes, recipe, chosen, reporter)
             features, backbone = ensure_policy_data(scenes, backbone, recipe, chosen, reporter, saliency)
             extra = {"overwrite": overwrite, "backbone": backbone, "init_from": init_from, "memory": memory_budget}

@@ -15,7 +15,7 @@ from hsal_cli.features.precompute import precompute
 from hsal_cli.features.saliency.models import saliency_model
 from hsal_cli.features.settings import PrecomputeSettings, features_path, made_with
 from hsal_cli.features.table import check_match, open_features
-from hsal_cli.finetuning.finetune import finetune
+from hsal_cli.finetuning.finetune import finetune, is_own
 from hsal_cli.models.load import RUNS, backbone_folder
 from hsal_cli.policy.variant import Variant
 from hsal_cli.progress import Reporter
@@ -55,6 +55,17 @@ def only_scenes(data: Path = DATA) -> Path | None:
     """
     found = [path for path in sorted(data.glob("*.h5")) if path.name != SINGLE.name and path.is_file() and format_of(path) == SCENES]
     return found[0] if len(found) == 1 else None
+
+
+def made_from_a_folder(data: Path) -> bool:
+    """Whether a scene or feature file holds a user's own images; False of one that is missing, which is composed."""
+    if not data.exists():
+        return False
+    if format_of(data) == SCENES:
+        with open_scenes(data) as file:
+            return is_own(file)
+    with open_features(data) as features:
+        return bool(features.config.scenes_config.get("dataset") == "folder")
 
 
 def backbone_scenes(scenes: Path | None) -> Path:

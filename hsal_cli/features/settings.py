@@ -40,7 +40,7 @@ class PrecomputeSettings:
     views: int | None = setting(
         None,
         "Views of each training image: itself, and others shifted, turned, zoomed and of another contrast, one of which an epoch shows; "
-        f"unset: 1; `hsal train` takes {VIEWS_OF_FEW} where there are fewer than 2,000 images.",
+        f"unset: 1; `hsal train` takes {VIEWS_OF_FEW} where there are fewer than 2,000 images of your own.",
         low=1,
         high=1000,
     )

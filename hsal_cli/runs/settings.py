@@ -146,7 +146,7 @@ class TrainSettings:
     mirror: bool = setting(
         False,
         "Show volumes mirrored and turned at random: what an image holds does not depend on where it lies; `hsal train` does so where "
-        "there are fewer than 2,000 images.",
+        "there are fewer than 2,000 images of your own.",
     )
     label_entropy: float = setting(0.1, "Weight of the entropy bonus on label distributions (objective rl).", low=0, high=100)
     clip: float = setting(5.0, "Largest norm of the gradient.", above=0)
@@ -169,12 +169,15 @@ class TrainSettings:
                 f"objective {self.objective} with task list: a list has an order", "take --objective cross-entropy or rl for lists"
             )
 
-    def suited(self, images: int, given: Container[str]) -> TrainSettings:
-        """These settings for so many training images: few are shown more often, and in smaller batches, but where a setting was `given`."""
+    def suited(self, images: int, given: Container[str], own: bool) -> TrainSettings:
+        """These settings for so many training images, but where a setting was `given`.
+
+        Few are shown more often, and in smaller batches, a user's `own` mirrored, too; mirrored digits would be others.
+        """
         if images >= FEW_IMAGES:
             return self
         better = {"epochs": min(MOST_EPOCHS, max(self.epochs, ROLL_OUTS // max(images, 1)))}
-        better |= {"batch_size": SMALL_BATCH, "mirror": self.task == "multiset"}
+        better |= {"batch_size": SMALL_BATCH, "mirror": own and self.task == "multiset"}
         return dataclasses.replace(self, **{name: value for name, value in better.items() if name not in given})
 
     @staticmethod

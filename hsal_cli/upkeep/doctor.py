@@ -181,7 +181,7 @@ def _memory() -> Finding:
 
 def _disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free
-    hint = "features of 70,000 images take 3.5 GB: free some space, or work on another disk"
+    hint = "features of 70,000 images take 7 GB: free some space, or work on another disk"
     return _seen("disk", f"{free / 1e9:.1f} GB free at {Path.cwd()}", hint if free < SMALL_DISK else "")
 
 
