@@ -338,7 +338,7 @@ def test_why_many_images_may_be_wrong_is_told_one_by_one_of_the_first_alone(here
     found, documents = call("predict", *images, "--max-steps", 1), json.loads(call("predict", *images, "--max-steps", 1, "--json").stdout)
     notes = [line for line in found.stderr.splitlines() if line.startswith("Note: ")]
     assert [line.split(":")[1].strip() for line in notes[:3]] == list(map(str, images[:3])) and len(notes) == 4
-    assert notes[3] == "Note: and 3 more: the cap of meta-steps came before stop (3); --json has the warnings of each image"
+    assert notes[3] == "Note: and 3 more: the cap of meta-steps came before stop 3; --json has the warnings of each image"
     assert all(len(document["warnings"]) == 1 for document in documents)
     for image in images:
         image.unlink()
@@ -355,11 +355,13 @@ def test_how_images_differ_is_counted_where_many_do():
             self.lines.append(line)
 
     unlike = [["a"], [], ["b"], ["a"], ["a", "b"], ["b"], ["b"]]
-    looks_ = [Look("x", np.zeros((1, 1, 3), np.uint8), [], 1.0, "stopped", unlike=why) for why in unlike]
+    looks_ = [Look("x", np.zeros((1, 1, 3), np.uint8), [], 1.0, None if why == ["b"] else "stopped", unlike=why) for why in unlike]
     shown, told = [*((str(place), look) for place, look in enumerate(looks_)), ("damaged", FileError("no picture", "another"))], Told()
     assert list(warned(shown, told)) == shown
-    assert [line.split(":")[0] for line in told.lines] == ["0", "2", "3", "and 3 more"]
-    assert told.lines[-1].startswith("and 3 more: b (3), a (1); --json")
+    assert [line.split(":")[0] for line in told.lines] == ["0", "2", "2", "3", "and 3 more"]
+    assert told.lines[-1].startswith(
+        "and 3 more: unlike the images of training 3 (b 3, a 1); the cap of meta-steps came before stop 2; --json"
+    )
 
 
 def test_a_picture_is_an_svg_or_a_pdf_where_out_says_so(here):

@@ -150,7 +150,7 @@ def looks(
 
 def warned(shown: Iterable[tuple[Name, Look | HsalError]], reporter: console.Reporter) -> Iterator[tuple[Name, Look | HsalError]]:
     """Passes looks on, and says why each may be wrong: of the first images one by one, of all others together at the end."""
-    images, reasons = 0, Counter[str]()
+    images, capped, unlike, reasons = 0, 0, 0, Counter[str]()
     for name, found in shown:
         whys = [] if isinstance(found, HsalError) else found.warnings
         images += bool(whys)
@@ -158,11 +158,14 @@ def warned(shown: Iterable[tuple[Name, Look | HsalError]], reporter: console.Rep
             for why in whys:
                 reporter.warn(f"{name}: {why}")
         elif not isinstance(found, HsalError):
-            reasons.update([*found.unlike, *["the cap of meta-steps came before stop"] * found.capped])
+            capped, unlike = capped + found.capped, unlike + bool(found.unlike)
+            reasons.update(found.unlike)
         yield name, found
     if images > WARNED:
-        said = ", ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common())
-        reporter.warn(f"and {images - WARNED:,} more: {said}; --json has the warnings of each image")
+        how = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+        said = [f"unlike the images of training {unlike:,} ({how})"] * bool(unlike)
+        said += [f"the cap of meta-steps came before stop {capped:,}"] * bool(capped)
+        reporter.warn(f"and {images - WARNED:,} more: {'; '.join(said)}; --json has the warnings of each image")
 
 
 def check_look(frame: str, first: LookSettings) -> None:
