@@ -120,7 +120,7 @@ def test_it_counts_no_further_than_the_training_images_do(trained) -> None:
 def test_it_is_refused_where_a_trajectory_is_wanted(trained) -> None:
     with pytest.raises(FileError, match="looks nowhere") as caught:
         load_policy(trained.path)
-    assert "hsal eval" in caught.value.hint
+    assert f"hsal predict IMAGE --run {trained.path}" in caught.value.hint
 
 
 def test_a_list_has_an_order_that_counts_do_not_tell() -> None:
@@ -145,6 +145,7 @@ def test_the_commands_take_it_in_turn(features, tmp_path, monkeypatch) -> None:
     call("train", "--objective", "count", *small)
     said = call("eval", "--resamples", 5)
     assert "count classifier" in said and "attn_saliency" not in said and "visualize" not in said
+    assert "next: hsal predict FOLDER --csv counts.csv --run runs/easy-count" in said
     assert (tmp_path / "runs/easy-rl/eval.json").read_text() != (tmp_path / "runs/easy-count/eval.json").read_text()
     said = call("compare", "runs/easy-rl", "runs/easy-count")
     assert f"{json.loads((tmp_path / 'runs/easy-count/eval.json').read_text())['parameters']:,}" in said

@@ -16,11 +16,16 @@ from typer.testing import CliRunner
 from hsal_cli.commands.eval import eval_
 from hsal_cli.commands.predict import predict, words
 from hsal_cli.commands.visualize import visualize
-from hsal_cli.models.load import find_backbone, load_policy
-from hsal_cli.models.look import look, look_at_files, to_json
+from hsal_cli.errors import FileError
+from hsal_cli.main import app as whole
+from hsal_cli.models.load import find_backbone, load_model, load_policy
+from hsal_cli.models.look import Look, look, look_at_files, to_json
+from hsal_cli.policy.count_classifier import CountClassifier
+from hsal_cli.policy.set_predictor import SetPredictor
 from hsal_cli.storage.atomic import write_sealed
 from hsal_cli.storage.checkpoints import write_checkpoint
 from hsal_cli.vision.backbone import ActivationModel
+from hsal_cli.vision.images import from_pil, read_image, to_input
 
 app = typer.Typer()
 app.command("eval")(eval_)
@@ -260,6 +265,103 @@ def test_counts_of_a_folder_become_a_table_that_make_data_reads(here):
     for made in ("counts.csv", "mine.csv", "seen.h5"):
         (here / made).unlink()
     shutil.rmtree(here / "photos")
+
+
+@pytest.fixture(scope="module")
+def counters(place):
+    """A count classifier and a set predictor on the same backbone, in a folder without any policy."""
+    root = place / "counters"
+    meta = {key: value for key, value in load_policy(place / "runs" / "policy").checkpoint.meta.items() if key != "variant"}
+    shutil.copytree(place / "runs" / "finetune", root / "runs" / "finetune")
+    torch.manual_seed(1)
+    models = {"count": CountClassifier(3, (512, 3, 3), most=2), "set": SetPredictor(3, (512, 3, 3), queries=4)}
+    for number, (objective, model) in enumerate(models.items()):
+        if objective == "count":
+            torch.nn.init.normal_(model.counts.bias, std=9)
+        sizes = {"most": 2, "hidden": model.hidden, "queries": getattr(model, "queries", None)}
+        run = root / "runs" / f"x-{objective}"
+        write_checkpoint(
+            run / "checkpoints" / "epoch-1", model.state_dict(), None, meta | {"kind": "count", "objective": objective, "count": sizes}
+        )
+        (run / "checkpoints" / "index.json").write_text(json.dumps({"last": "epoch-1", "best": "epoch-1"}))
+        (run / "status.json").write_text(json.dumps({"kind": "count", "state": "finished", "updated": f"{2025 - number}"}))
+    (root / "photos").mkdir()
+    for name in ("grey.png", "colour.jpg"):
+        shutil.copy(place / name, root / "photos" / name)
+    return root
+
+
+@pytest.mark.parametrize("objective", ["count", "set"])
+def test_a_direct_baseline_names_and_counts_and_tells_of_no_meta_step(objective, counters, monkeypatch):
+    monkeypatch.chdir(counters)
+    run = ("--run", f"runs/x-{objective}")
+    loaded = load_model(counters / "runs" / f"x-{objective}")
+    pictures = [from_pil(read_image(counters / "photos" / name)) for name in ("colour.jpg", "grey.png")]
+    volumes = find_backbone(loaded).volumes(torch.cat([to_input(picture, 96) for picture in pictures]))
+    counts = loaded.policy.predict(volumes).tolist()
+    assert sum(map(sum, counts))
+    found = call("predict", "photos", *run, "--csv", f"{objective}.csv")
+    named = [[name for name, count in zip(NAMES, row, strict=True) for _ in range(count)] for row in counts]
+    assert found.stdout.splitlines() == [f"photos/colour.jpg: {words(named[0])}", f"photos/grey.png: {words(named[1])}"]
+    rows = (counters / f"{objective}.csv").read_text().splitlines()
+    assert rows[0] == ",".join(["image", *NAMES]) and [list(map(int, row.split(",")[1:])) for row in rows[1:]] == counts
+    documents = json.loads(call("predict", "photos", *run, "--json").stdout)
+    for document, labels, row in zip(documents, named, counts, strict=True):
+        told = {"labels": labels, "counts": dict(zip(NAMES, row, strict=True)), "steps": [], "warnings": []}
+        assert document == {"image": document["image"], "size": document["size"], **told}
+    assert "takes no steps" in call("predict", "photos", *run, "--max-steps", 3, code=2).said
+    for command in ("visualize", "play"):
+        refused = CliRunner().invoke(
+            whole, [command, "photos/grey.png", *run] if command == "visualize" else [command, *run, "--port", "0"]
+        )
+        assert f"hsal predict IMAGE --run runs/x-{objective}" in refused.exception.hint
+
+
+def test_the_counter_is_meant_where_runs_hold_no_policy(counters, monkeypatch):
+    monkeypatch.chdir(counters)
+    monkeypatch.setattr("hsal_cli.models.shipped.load_shipped", lambda *_: pytest.fail("a pretrained policy is taken"))
+    found = call("predict", "photos/grey.png")
+    assert "no trained policy in runs/: using runs/x-count, which counts" in found.stderr
+    assert found.stdout == call("predict", "photos/grey.png", "--run", "runs/x-count").stdout
+    monkeypatch.chdir(counters.parent)  # whose policy goes before a counter
+    shutil.copytree(counters / "runs" / "x-count", "runs/newer")
+    try:
+        assert "lowest probability" in call("predict", "grey.png").stdout
+    finally:
+        shutil.rmtree("runs/newer")
+
+
+def test_why_many_images_may_be_wrong_is_told_one_by_one_of_the_first_alone(here):
+    for number in range(6):
+        shutil.copy(here / "colour.jpg", here / f"many-{number}.jpg")
+    images = sorted(here.glob("many-*.jpg"))
+    found, documents = call("predict", *images, "--max-steps", 1), json.loads(call("predict", *images, "--max-steps", 1, "--json").stdout)
+    notes = [line for line in found.stderr.splitlines() if line.startswith("Note: ")]
+    assert [line.split(":")[1].strip() for line in notes[:3]] == list(map(str, images[:3])) and len(notes) == 4
+    assert notes[3] == "Note: and 3 more: the cap of meta-steps came before stop 3; --json has the warnings of each image"
+    assert all(len(document["warnings"]) == 1 for document in documents)
+    for image in images:
+        image.unlink()
+
+
+def test_how_images_differ_is_counted_where_many_do():
+    from hsal_cli.commands.policies import warned
+
+    class Told:
+        def __init__(self):
+            self.lines = []
+
+        def warn(self, line):
+            self.lines.append(line)
+
+    unlike = [["a"], [], ["b"], ["a"], ["a", "b"], ["b"], ["b"]]
+    looks_ = [Look("x", np.zeros((1, 1, 3), np.uint8), [], 1.0, None if why == ["b"] else "stopped", unlike=why) for why in unlike]
+    shown, told = [*((str(place), look) for place, look in enumerate(looks_)), ("damaged", FileError("no picture", "another"))], Told()
+    assert list(warned(shown, told)) == shown
+    assert [line.split(":")[0] for line in told.lines] == ["0", "2", "2", "3", "and 3 more"]
+    assert told.lines[-1].startswith(
+        "and 3 more: unlike the images of training 3 (b 3, a 1); the cap of meta-steps came before stop 2; --json"
+    )
 
 
 def test_a_picture_is_an_svg_or_a_pdf_where_out_says_so(here):

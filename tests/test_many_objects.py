@@ -12,12 +12,14 @@ import pytest
 import torch
 from learning_parts import OneLayer, StoppingReporter, assert_equal, without
 from torch import nn
+from typer.testing import CliRunner
 
 from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.finetuning.finetune import FinetuneTask, finetune
 from hsal_cli.finetuning.objects import BoxedObjects, CountedImages, LabelledImages, Scenes
 from hsal_cli.finetuning.reading import read_objects, way_of
 from hsal_cli.finetuning.views import cell_centres, own_cells
+from hsal_cli.main import app
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.runs.settings import FinetuneSettings
 from hsal_cli.storage import checkpoints
@@ -72,6 +74,16 @@ def test_each_way_learns_and_says_what_it_does(objects, least, mode, boxed, bare
     assert run.config.finetune.objects == objects and run.config.finetune.mode == mode
     assert any(f"--objects {objects}" in line for line in reporter.said)
     assert checkpoints.load(run.checkpoints, "best").meta["classes"] == ["red", "green", "blue"]
+
+
+@pytest.mark.parametrize(("objects", "counted"), [("counts", True), ("random-label", False)])
+def test_where_counts_taught_the_counter_is_what_comes_next(objects, counted, bare, tmp_path):
+    run = finetune(bare, tmp_path / "run", dataclasses.replace(FAST, objects=objects, full_images=16, epoch_images=16), CPU)
+    told = CliRunner().invoke(app, ["finetune", "--resume", str(run.path)]).stdout.splitlines()
+    (place,) = (place for place, line in enumerate(told) if "next: " in line)
+    following = f"hsal train --data {bare} --backbone {run.path}"
+    assert told[place].endswith(f"next: {following} --objective count" if counted else f"next: {following}")
+    assert [line.endswith(f": {following}") for line in told[place + 1 :]] == [True] * counted
 
 
 @pytest.mark.parametrize("objects", ["crops", "random-label"])

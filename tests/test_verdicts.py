@@ -279,6 +279,9 @@ def test_what_the_backbone_sees_is_told_with_what_would_help():
         ]
     pretrained = dataclasses.replace(seen, config={"weights_used": "imagenet"})
     assert "41% rightly: longer (--full-images), or more images" in verdicts(pretrained)[0].text
+    counted = dataclasses.replace(seen, config={"weights_used": "imagenet", "finetune": {"objects": "counts", "full_images": 6000}})
+    found = "the backbone finds 41% of the objects, by the overlap of its counts and the true ones: "
+    assert verdicts(counted)[0].text == f"{found}longer (--full-images 12000), or more images"
     good = dataclasses.replace(seen, status=Status("backbone", "finished", accuracy=0.95))
     assert not any("rightly" in verdict.text for verdict in verdicts(good))
 

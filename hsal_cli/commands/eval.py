@@ -82,7 +82,7 @@ def eval_(
     from hsal_cli.evaluation.files import evaluate_file
     from hsal_cli.experiments.pipeline import only_scenes
     from hsal_cli.runs.documents import Evaluation
-    from hsal_cli.runs.run import Run
+    from hsal_cli.runs.run import EVALUATED, Run
     from hsal_cli.storage.atomic import write_sealed
     from hsal_cli.storage.documents import refuse_foreign_results
     from hsal_cli.typed import checked
@@ -98,7 +98,7 @@ def eval_(
     chosen = choose_device(device)
     target, recipe = out, recipe_for(preset, config)
     with console.stopping(reporter), distributed.joined(chosen, reporter):
-        place, pretrained = meant(run, pretrained, reporter, counts=True, data=data or only_scenes())
+        place, pretrained = meant(run, pretrained, reporter, (EVALUATED,), data=data or only_scenes())
         if place is None:
             found, stated = _evaluate_shipped(str(pretrained), data or only_scenes(), settings, recipe, chosen, yes, reporter)
         else:
@@ -123,8 +123,9 @@ def eval_(
     if place is None:
         console.print_line(_stated(found, stated))
     if target is not None:
-        looks = place is not None and found["attn_saliency"]["raw"] is not None
-        console.print_line(f"written to {target}" + (f"   next: hsal visualize IMAGE --run {place}" if looks else ""))
+        looks = found["objective"] not in ("count", "set")
+        following = f"hsal visualize IMAGE --run {place}" if looks else f"hsal predict FOLDER --csv counts.csv --run {place}"
+        console.print_line(f"written to {target}" + (f"   next: {following}" if place else ""))
 
 
 def _by_fixations(

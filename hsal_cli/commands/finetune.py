@@ -119,4 +119,6 @@ def finetune(
     following = f"hsal train --data {held} --backbone {run.path}"
     if way == "single":  # single objects are for the backbone alone
         following = f"hsal train --backbone {run.path}"
-    console.print_line(f"run: {run.path}   next: {following}")
+    console.print_line(f"run: {run.path}   next: {following}{' --objective count' * (way == 'counts')}")
+    if way == "counts":
+        console.print_line(f"that one counts alone; one that tells where it looks: {following}")

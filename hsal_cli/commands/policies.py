@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional, TypeVar
 
 import typer
 
 from hsal_cli import console, distributed
 from hsal_cli.commands.options import one_of
 from hsal_cli.errors import FileError, HsalError, UsageError
+from hsal_cli.progress import SILENT
 from hsal_cli.settings import as_dict
 
 if TYPE_CHECKING:
@@ -19,8 +22,11 @@ if TYPE_CHECKING:
     from hsal_cli.models.load import LoadedPolicy
     from hsal_cli.models.look import Look
     from hsal_cli.models.model import Model
+    from hsal_cli.runs.documents import Kind
     from hsal_cli.vision.backbone import LoadedBackbone
 
+Name = TypeVar("Name")
+WARNED = 3  # images whose warnings are told one by one
 RunOption = Annotated[
     Optional[Path],
     typer.Option(
@@ -51,12 +57,16 @@ PretrainedOption = Annotated[
 
 
 def meant(
-    run: Path | None, pretrained: str | None, reporter: console.Reporter, counts: bool = False, data: Path | None = None
+    run: Path | None,
+    pretrained: str | None,
+    reporter: console.Reporter,
+    kinds: Sequence[Kind | tuple[Kind, ...]] = ("policy",),
+    data: Path | None = None,
 ) -> tuple[Path | None, str | None]:
     """The policy that is meant: one that is named, else the newest finished run, else the one that comes with hsal. None is trained.
 
     Args:
-        counts: whether the run of a count classifier will do too.
+        kinds: of the run: the newest of the first of them that there is; "count" is a direct baseline's.
         data: the scenes it will be shown, if that is known: a policy that comes with hsal for a data set of their name is preferred.
 
     Returns:
@@ -73,9 +83,13 @@ def meant(
     if run is not None and not run.is_dir():
         raise FileError(f"there is no run at {run}", "train one with: hsal train")
     if run is None and pretrained is None:
-        newest = distributed.broadcast(lambda: runs.newest(runs.EVALUATED if counts else "policy", reporter=reporter))
-        if newest is not None:
-            return newest.path, None
+        for kind in kinds:
+            first = kind == kinds[0]
+            newest = distributed.broadcast(functools.partial(runs.newest, kind, reporter=reporter if first else SILENT))
+            if newest is not None:
+                if not first:
+                    reporter.say(f"there is no trained policy in runs/: using {newest.path}, which counts and looks nowhere")
+                return newest.path, None
         folder = own_folder()
         if folder is None:
             raise FileError("there is no trained policy in runs/, and this hsal came without any", "train one with: hsal train")
@@ -131,10 +145,27 @@ def looks(
                 yield path, error
         return
     model = model_of()
-    for path, found in look_at_files(images, model.activation, model.loaded, max_steps, model.finder):
-        for why in () if isinstance(found, HsalError) else found.warnings:
-            reporter.warn(f"{path}: {why}")
-        yield path, found
+    yield from warned(look_at_files(images, model.activation, model.loaded, max_steps, model.finder), reporter)
+
+
+def warned(shown: Iterable[tuple[Name, Look | HsalError]], reporter: console.Reporter) -> Iterator[tuple[Name, Look | HsalError]]:
+    """Passes looks on, and says why each may be wrong: of the first images one by one, of all others together at the end."""
+    images, capped, unlike, reasons = 0, 0, 0, Counter[str]()
+    for name, found in shown:
+        whys = [] if isinstance(found, HsalError) else found.warnings
+        images += bool(whys)
+        if images <= WARNED:
+            for why in whys:
+                reporter.warn(f"{name}: {why}")
+        elif not isinstance(found, HsalError):
+            capped, unlike = capped + found.capped, unlike + bool(found.unlike)
+            reasons.update(found.unlike)
+        yield name, found
+    if images > WARNED:
+        how = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+        said = [f"unlike the images of training {unlike:,} ({how})"] * bool(unlike)
+        said += [f"the cap of meta-steps came before stop {capped:,}"] * bool(capped)
+        reporter.warn(f"and {images - WARNED:,} more: {'; '.join(said)}; --json has the warnings of each image")
 
 
 def check_look(frame: str, first: LookSettings) -> None:
@@ -163,6 +194,7 @@ def model_for(
     frame: str | None = None,
     first: LookSettings | None = None,
     stop_threshold: float | None = None,
+    counts: bool = False,
 ) -> Model:
     """The policy that is meant (see `meant`), with its backbone and what it is shown of an image.
 
@@ -170,6 +202,7 @@ def model_for(
         frame: "image", the whole of it; "found", the region that a first look finds; None: what it was trained on.
         first: how a first look finds that.
         stop_threshold: see `LoadedPolicy`.
+        counts: see `load_with_backbone`.
 
     Raises:
         UsageError: `first` is of frames that are found, and none is.
@@ -177,7 +210,7 @@ def model_for(
     from hsal_cli.models.model import framed, sees_a_part
     from hsal_cli.models.shipped import look_beside
 
-    loaded, backbone = load_with_backbone(run, device, reporter, pretrained, stop_threshold)
+    loaded, backbone = load_with_backbone(run, device, reporter, pretrained, stop_threshold, counts)
     trained = loaded.meta.frame
     part = sees_a_part(loaded, frame)
     if first is not None:
@@ -198,17 +231,22 @@ def load_with_backbone(
     reporter: console.Reporter,
     pretrained: str | None = None,
     stop_threshold: float | None = None,
+    counts: bool = False,
 ) -> tuple[LoadedPolicy, LoadedBackbone]:
-    """The policy that is meant (see `meant`), which stops above a threshold if one is given, and its backbone, on a device."""
+    """The policy that is meant (see `meant`), which stops above a threshold if one is given, and its backbone, on a device.
+
+    Args:
+        counts: whether a direct baseline will do too, where one is named or there is no run of a policy.
+    """
     from hsal_cli.models.load import find_backbone
     from hsal_cli.models.shipped import load_shipped
     from hsal_cli.vision.devices import choose_device
 
     chosen = choose_device(device)
-    run, pretrained = meant(run, pretrained, reporter)
+    run, pretrained = meant(run, pretrained, reporter, ("policy", "count") if counts else ("policy",))
     if pretrained is not None:
-        shipped = load_shipped(pretrained, chosen)
+        shipped = load_shipped(pretrained, chosen, counts)
         return dataclasses.replace(shipped.policy, stop_threshold=stop_threshold), shipped.backbone
     assert run is not None
-    loaded = load(run, chosen, reporter)
+    loaded = load(run, chosen, reporter, counts)
     return dataclasses.replace(loaded, stop_threshold=stop_threshold), find_backbone(loaded, chosen)

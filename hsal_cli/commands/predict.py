@@ -60,7 +60,11 @@ def predict(
     yes: Yes = False,
     json: Json = False,
 ) -> None:
-    """Name every object in images, repeats included, in the order it looked at them; --json adds glimpses and maps of each meta-step."""
+    """Name every object in images, repeats included, in the order it looked at them; --json adds glimpses and maps of each meta-step.
+
+    A run of `hsal train --objective count` or `set` does too, in the order of the classes: it looks nowhere, so there are no meta-steps.
+    Where nothing is named it is taken if runs/ holds no policy.
+    """
     from hsal_cli.models.look import to_json
     from hsal_cli.storage.atomic import write_text
 
@@ -72,7 +76,7 @@ def predict(
     failed = False
     with console.stopping(reporter):
         wanted = images_in(images)
-        model_of = functools.partial(model_for, run, device, reporter, pretrained, frame, first, stop_threshold)
+        model_of = functools.partial(model_for, run, device, reporter, pretrained, frame, first, stop_threshold, counts=True)
         shown = looks(wanted, model_of, max_steps, reporter)
         for path, found in paced(shown, len(wanted), yes, reporter):
             if isinstance(found, HsalError):
@@ -83,7 +87,8 @@ def predict(
             if json:
                 documents.append(to_json(found))
             else:
-                console.print_line(f"{path}: {words(found.labels)}   lowest probability {found.lowest:.2f}")
+                sure = f"   lowest probability {found.lowest:.2f}" if found.counts is None else ""
+                console.print_line(f"{path}: {words(found.labels)}{sure}")
             reporter.check_stop("run the same command again")
     if counts is not None and table:
         write_text(counts, _table(table))

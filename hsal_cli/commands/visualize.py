@@ -24,6 +24,7 @@ from hsal_cli.commands.policies import (
     look_known,
     looks,
     model_for,
+    warned,
 )
 from hsal_cli.commands.predict import MaxSteps, StopThreshold, words
 from hsal_cli.errors import HsalError, UsageError
@@ -173,9 +174,7 @@ def _scenes(
 
     loaded, backbone = load_with_backbone(run, device, reporter, pretrained, stop_threshold)
     found = look_at_scenes(data, split, rows, backbone, loaded, max_steps)
-    for seen, _ in found:
-        for why in seen.warnings:
-            reporter.warn(f"{seen.name}: {why}")
+    list(warned([(seen.name, seen) for seen, _ in found], reporter))
     made = _draw([look for look, _ in found], [truth for _, truth in found], target, kinds)
     if json:
         console.print_json([{**to_json(look), "true_labels": truth, **made} for look, truth in found])

@@ -146,7 +146,7 @@ def load_policy(path: Path, which: str = "best", device: torch.device | str = "c
     if not isinstance(loaded.policy, HSAL):
         raise FileError(
             f"{path} holds a direct baseline, objective {loaded.meta.objective or 'count'}: it looks nowhere, so there is no trajectory",
-            "name the run of a policy with --run; hsal eval takes direct baselines too",
+            f"name the run of a policy with --run, or have this one count: hsal predict IMAGE --run {path}",
         )
     return loaded
 

@@ -1,9 +1,13 @@
-"""Looking at images: a greedy roll-out of a policy on pictures, kept in a form that pictures and JSON are made from (figure 2)."""
+"""Looking at images: a greedy roll-out of a policy on pictures, kept in a form that pictures and JSON are made from (figure 2).
+
+A direct baseline (`train --objective count` or `set`) names what is in pictures here too, and looks nowhere.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,11 +66,12 @@ class Look:
         name: the image's file name or another name for it.
         image: uint8 (H, W, 3).
         steps: the meta-steps that name a label, in order.
-        stop_probability: of stop at the last meta-step, which names it unless the cap on meta-steps came first.
+        stop_probability: of stop at the last meta-step, which names it unless the cap on meta-steps came first; nan of a direct baseline.
         end: the meta-step that named stop; None where the cap came first.
         region: x0, y0, x1, y1 in px, the part of the image that the policy saw, in whose cells all maps and glimpses are; None: all of it.
         within: x0, y0, x1, y1 in px, where the picture lies in `image`, a square padded around it (`--fit pad`); None: it is all of it.
         unlike: how the image differs from all that the policy knows (see `trust.Trust`); empty where it does not, or nothing is known.
+        counts: of a direct baseline, which takes no meta-steps: name of each class -> how often it named it; None: a policy looked.
     """
 
     name: str
@@ -77,11 +82,17 @@ class Look:
     region: tuple[int, int, int, int] | None = None
     within: tuple[int, int, int, int] | None = None
     unlike: Sequence[str] = ()
+    counts: Mapping[str, int] | None = None
 
     @property
     def lowest(self) -> float:
-        """The lowest probability among the labels named and stop, in [0, 1]: the choice that the policy is least sure of."""
+        """The lowest probability among the labels named and stop, in [0, 1]: the choice that it is least sure of; nan: it made none."""
         return min([*(step.probability for step in self.steps), self.stop_probability])
+
+    @property
+    def capped(self) -> bool:
+        """Whether the cap on meta-steps came before stop."""
+        return self.end is None and self.counts is None
 
     @property
     def warnings(self) -> list[str]:
@@ -89,18 +100,22 @@ class Look:
         found = []
         if self.unlike:
             found.append(f"unlike the images of training: {', '.join(self.unlike)}; the labels may mean nothing")
-        if self.end is None:
+        if self.capped:
             found.append(f"the cap of {len(self.steps)} meta-steps came before stop: there may be more to name")
         return found
 
     @property
     def labels(self) -> list[str]:
-        """The T names of the predicted multiset, in the order they were named."""
+        """The names of the predicted multiset, in the order they were named; of a direct baseline, in that of the classes."""
+        if self.counts is not None:
+            return [name for name, count in self.counts.items() for _ in range(count)]
         return [step.label for step in self.steps]
 
     @property
     def known(self) -> list[str]:
-        """The K names of all classes that the policy can name; none where it took no meta-step."""
+        """The K names of all classes that can be named; none where a policy took no meta-step."""
+        if self.counts is not None:
+            return list(self.counts)
         step = self.steps[0] if self.steps else self.end
         return [] if step is None else [name for name, _ in step.classes][:-1]  # the last one is stop
 
@@ -145,7 +160,7 @@ def look(
     places: Sequence[str] | None = None,
     finder: Finder | None = None,
 ) -> list[Look]:
-    """Shows images to a policy.
+    """Shows images to a policy, or to a direct baseline.
 
     Args:
         images: uint8 tensors (H, W), (H, W, 3) or (1, H, W, 3), of any size.
@@ -155,17 +170,22 @@ def look(
         names: one an image; None: their numbers from 1.
         places: where each image stands, "SPLIT/ROW" in a scene file, by which maps from files are found; None: the names.
         finder: finds the region of each image that the policy is shown; None: it is shown the whole image.
+
+    Raises:
+        UsageError: the meta-steps of a direct baseline, which takes none, are to be capped or stopped.
     """
     from PIL import Image
 
-    from hsal_cli.features.saliency.models import saliency_model, seen_by_saliency
     from hsal_cli.vision.images import to_input
 
+    if not isinstance(policy.policy, HSAL) and (max_steps or policy.stop_threshold is not None):
+        raise UsageError(
+            "a direct baseline takes no steps, so there are none to cap or to stop", "leave --max-steps and --stop-threshold out"
+        )
     device = next(policy.policy.parameters()).device
     pad = policy.meta.fit == "pad"  # as the images of training were
     called = [str(number + 1) for number in range(len(images))] if names is None else [str(name) for name in names]
     standing = called if places is None else places
-    saliency = saliency_model(policy.meta.saliency)
     looks = []
     for start in range(0, len(images), BATCH):
         whole = [as_rgb(image) for image in images[start : start + BATCH]]
@@ -175,24 +195,49 @@ def look(
             frames = [frame for _, frame in finder([Image.fromarray(picture.numpy()) for picture in whole])]
             shown = [picture[y0:y1, x0:x1] for picture, (x0, y0, x1, y1) in zip(whole, frames, strict=True)]
         batch, within = zip(*(padded(picture) if pad else (picture, None) for picture in shown), strict=True)
+        part = slice(start, start + BATCH)
         with torch.inference_mode():
             inputs = torch.cat([to_input(picture[None].to(device), backbone.model.input_size) for picture in batch])
-            closer = None
-            if isinstance(policy.policy, HSAL) and policy.policy.variant.glimpse == "window":  # computed where it looks alone
-                volumes, closer = backbone.first_look(inputs)
+            if isinstance(policy.policy, HSAL):
+                found = _rolled_out(policy.policy, policy, backbone, inputs, batch, max_steps, called[part], standing[part])
             else:
-                volumes = backbone.volumes(inputs)
-            # One by one: pictures may differ in size.
-            stages = seen_by_saliency(volumes, backbone.model)
-            pictures = zip(batch, stages[:, None], standing[start : start + BATCH], strict=True)
-            maps = torch.cat([saliency(picture[None].to(device), volume, [place]) for picture, volume, place in pictures])
-            episode = policy.policy(volumes, maps, choose=policy.choose, max_steps=max_steps or policy.max_steps, closer=closer)
-        reads = policy.policy.variant.reads if isinstance(policy.policy, HSAL) else 1
-        unlike = policy.trust.unlike(volumes[:, : policy.policy.channels], maps)
-        for place, picture in enumerate(batch):
-            seen = look_at(episode, place, called[start + place], picture.numpy(), policy.classes, policy.trust.temperature, reads)
-            seen = dataclasses.replace(seen, unlike=unlike[place], within=within[place])
+                counts = policy.policy.predict(backbone.volumes(inputs)).tolist()
+                every = [dict(zip(policy.classes, row, strict=True)) for row in counts]
+                parts = zip(called[part], batch, every, strict=True)
+                found = [Look(name, picture.numpy(), [], math.nan, counts=named) for name, picture, named in parts]
+        for place, seen in enumerate(found):
+            seen = dataclasses.replace(seen, within=within[place])
             looks.append(seen if frames[place] is None else _in_whole(seen, whole[place].numpy(), frames[place]))
+    return looks
+
+
+def _rolled_out(
+    policy: HSAL,
+    loaded: LoadedPolicy,
+    backbone: LoadedBackbone,
+    inputs: torch.Tensor,
+    batch: Sequence[torch.Tensor],
+    max_steps: int | None,
+    names: Sequence[str],
+    places: Sequence[str],
+) -> list[Look]:
+    """The looks of a policy at a batch of pictures (H, W, 3), which `inputs` (B, 3, s, s) are made of; the rest as in `look`."""
+    from hsal_cli.features.saliency.models import saliency_model, seen_by_saliency
+
+    saliency, closer = saliency_model(loaded.meta.saliency), None
+    if policy.variant.glimpse == "window":  # computed where it looks alone
+        volumes, closer = backbone.first_look(inputs)
+    else:
+        volumes = backbone.volumes(inputs)
+    # One by one: pictures may differ in size.
+    pictures = zip(batch, seen_by_saliency(volumes, backbone.model)[:, None], places, strict=True)
+    maps = torch.cat([saliency(picture[None].to(inputs.device), volume, [place]) for picture, volume, place in pictures])
+    episode = policy(volumes, maps, choose=loaded.choose, max_steps=max_steps or loaded.max_steps, closer=closer)
+    unlike, temperature = loaded.trust.unlike(volumes[:, : policy.channels], maps), loaded.trust.temperature
+    looks = []
+    for place, (name, picture) in enumerate(zip(names, batch, strict=True)):
+        seen = look_at(episode, place, name, picture.numpy(), loaded.classes, temperature, policy.variant.reads)
+        looks.append(dataclasses.replace(seen, unlike=unlike[place]))
     return looks
 
 
@@ -313,6 +358,8 @@ def to_json(look: Look) -> dict[str, Any]:
     cell, y and x in px of the image), `boxes_px` (the cell's x0, y0, x1, y1, half-open), and `mask`, `priority`, `saliency`, h rows of w
     numbers. `region` is there where the policy saw no more than that part of the image, and cells are those of it. Where the image was
     padded, px are those of the image alone, and a cell of the padding is empty, at the border.
+
+    Of a direct baseline `steps` is empty, there are no probabilities, and `counts` has how often it named each class.
     """
     (height, width), (x0, y0, x1, y1) = look.image.shape[:2], look.within or (0, 0, *look.image.shape[1::-1])
     size = y1 - y0, x1 - x0
@@ -340,8 +387,10 @@ def to_json(look: Look) -> dict[str, Any]:
     ]
     region = {} if look.region is None else {"region": list(look.region)}
     named = {"image": look.name, "size": list(size), "labels": look.labels}
-    sure = {"stop_probability": round(look.stop_probability, DIGITS), "lowest_probability": round(look.lowest, DIGITS)}
-    return {**named, **region, "steps": steps, **sure, "warnings": look.warnings}
+    told: dict[str, Any] = {"stop_probability": round(look.stop_probability, DIGITS), "lowest_probability": round(look.lowest, DIGITS)}
+    if look.counts is not None:
+        told = {"counts": dict(look.counts)}
+    return {**named, **region, "steps": steps, **told, "warnings": look.warnings}
 
 
 def padded(picture: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int, int] | None]:

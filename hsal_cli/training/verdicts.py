@@ -116,15 +116,22 @@ def _course(record: Record) -> Iterator[Verdict]:
 
 
 def _seeing(record: Record) -> Iterator[Verdict]:
-    """What the backbone names rightly: its own, or that of the features which a policy was trained on."""
+    """What the backbone names rightly, or finds by counting: its own, or that of the features which a policy was trained on."""
     backbone = record if record.kind == "backbone" else record.backbone
     accuracy = backbone.status.accuracy if backbone else None
     if backbone is None or accuracy is None or accuracy >= SEES_WELL:
         return
-    ways = ["longer (--full-images)", "more images"]
+    settings = backbone.settings
+    counts, shown = settings.get("objects") == "counts", settings.get("full_images")
+    ways = [f"longer (--full-images {2 * shown})" if shown else "longer (--full-images)", "more images"]
     if backbone.config.get("weights_used") == "random":
         ways.insert(0, f"pretrained weights ({IMAGENET})")
-    yield Verdict(f"the backbone names {accuracy:.0%} rightly: {', '.join(ways[:-1])}, or {ways[-1]}", "problem", "accuracy")
+    found = (
+        f"finds {accuracy:.0%} of the objects, by the overlap of its counts and the true ones"
+        if counts
+        else f"names {accuracy:.0%} rightly"
+    )
+    yield Verdict(f"the backbone {found}: {', '.join(ways[:-1])}, or {ways[-1]}", "problem", "accuracy")
 
 
 def _few(record: Record) -> Iterator[Verdict]:
