@@ -310,6 +310,15 @@ def test_notes_and_skips_stand_in_the_report_of_what_was_made(tmp_path):
     assert document["skipped"] == [{"what": "b.png", "reason": "no label"}] and len(document["notes"]) == 1
 
 
+def test_it_is_told_that_test_images_are_drawn(tmp_path):
+    draw(tmp_path / "i", *[f"{number}.png" for number in range(5)])
+    drawn = "train and test are drawn: 20% of the images to test (--test-share)"
+    labels = write(tmp_path / "l.csv", "image,label\n" + "".join(f"{number}.png,cat\n" for number in range(5)))
+    assert Made(tmp_path / "i", labels, test_share=0.2).remarks == [drawn]
+    write(labels, "image,label,split\n" + "".join(f"{number}.png,cat,{'test' if number else 'train'}\n" for number in range(5)))
+    assert Made(tmp_path / "i", labels, test_share=0.2).remarks == []
+
+
 def test_an_image_of_no_object_is_one(tmp_path):
     draw(tmp_path / "i", "a.png", "b.png", "c.png")
     made = Made(tmp_path / "i", write(tmp_path / "l.csv", "image,label,x0,y0,x1,y1\na.png,cat,1,1,5,5\nb.png,,,,,\n"))

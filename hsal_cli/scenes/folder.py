@@ -364,6 +364,8 @@ def _splits(
         count = round(len(kept) * settings.test_share)
         order = sorted(kept, key=lambda item: hashlib.sha256(f"{settings.seed} {item[2].name}".encode(errors="surrogateescape")).digest())
         tested = {path for path, _, _ in order[:count]}
+        if count:
+            notes.remark(f"train and test are drawn: {settings.test_share:.0%} of the images to test (--test-share)")
     splits = {
         "train": [example for path, _, example in kept if path not in tested],
         "test": [example for path, _, example in kept if path in tested],

@@ -26,6 +26,7 @@ from hsal_cli.scenes.readers.labels import (
     size_of,
     text_of,
     thing,
+    unread,
 )
 from hsal_cli.scenes.readers.names import IMAGE_COLUMNS, images_of
 
@@ -153,6 +154,11 @@ class _Table:
         odd = [name for name in columns if BOX_LIKE.fullmatch(name) and name not in self.edges]
         if odd and not self.edges:
             notes.remark(f"columns that are not read as boxes: {', '.join(odd)}; {HINT}")
+        roles = [(self.count, COUNTS), (self.crowd, CROWDS), ("split" in columns, ("split",)), (self.size[0], PICTURE_SIZE[0])]
+        free = [name for taken, names in roles if not taken for name in names]
+        read = {"", "unnamed: 0", *IMAGE_COLUMNS, label, "split", *self.edges, *self.size, self.count, self.crowd, *(() if self.edges else odd)}
+        if rest := unread([name for name in columns if name not in read], free):
+            notes.remark(f"columns that are not read: {rest}")
 
     def objects(self, labelled: Labelled, row: dict[str, str], where: str) -> list[Thing]:
         """A row's objects."""
