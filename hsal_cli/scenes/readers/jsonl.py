@@ -6,7 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hsal_cli.scenes.readers.labels import HINT, Corners, Labelled, Notes, Thing, class_name, corners, json_of, row_of, text_of, thing, unread
+from hsal_cli.scenes.readers.labels import (
+    HINT,
+    Corners,
+    Labelled,
+    Notes,
+    Thing,
+    class_name,
+    corners,
+    json_of,
+    row_of,
+    text_of,
+    thing,
+    unread,
+)
 from hsal_cli.scenes.readers.names import IMAGE_COLUMNS, images_of
 
 LABEL_KEYS = ("labels", "label", "classes", "class", "categories", "category")
