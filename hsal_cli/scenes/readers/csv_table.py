@@ -156,18 +156,7 @@ class _Table:
             notes.remark(f"columns that are not read as boxes: {', '.join(odd)}; {HINT}")
         roles = [(self.count, COUNTS), (self.crowd, CROWDS), ("split" in columns, ("split",)), (self.size[0], PICTURE_SIZE[0])]
         free = [name for taken, names in roles if not taken for name in names]
-        read = {
-            "",
-            "unnamed: 0",
-            *IMAGE_COLUMNS,
-            label,
-            "split",
-            *self.edges,
-            *self.size,
-            self.count,
-            self.crowd,
-            *(() if self.edges else odd),
-        }
+        read = {"", "unnamed: 0", *IMAGE_COLUMNS, label, "split", *self.size, self.count, self.crowd, *(self.edges or odd)}
         if rest := unread([name for name in columns if name not in read], free):
             notes.remark(f"columns that are not read: {rest}")
 
