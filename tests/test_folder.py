@@ -245,6 +245,12 @@ def test_labels_and_images_of_the_test_split_may_lie_elsewhere(tmp_path):
     ("name", "text", "part"),
     [
         ("l.csv", "image,colour\na.png,red\n", "no column labels"),
+        ("l.csv", "imgae,split,labels\na.png,test,red\n", r"labels' has no column image \(did you mean image by imgae\?\)$"),
+        (
+            "l.csv",
+            "iamge,lables\na.png,red\n",
+            r"image \(did you mean image by iamge\?\) and column labels \(did .* by lables\?\)$",
+        ),
         ("l.json", "{}", "not COCO's JSON"),
         ("l.json", "{", "cannot read .* as coco"),
         ("l.doc", "x", "cannot be told from its name"),

@@ -115,7 +115,7 @@ def test_a_column_a_class_counts_if_that_is_said(tmp_path):
     draw(tmp_path / "i", "a.png", "b.png", "c.png")
     labels = write(tmp_path / "l.csv", "filename, cat, dog\na.png, 2, 1\nb.png,0,\nc.png,x,0\n")
     made = Made(tmp_path / "i", labels, labels_format="counts")
-    assert made.train == [["cat", "cat", "dog"], []] and made.skipped == {"c.png (line 4)": "a value that is not a number"}
+    assert made.train == [["cat", "cat", "dog"], []] and made.skipped == {"c.png (line 4: cat = 'x')": "a value that is not a number"}
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from hsal_cli.scenes.scene_file import write_scenes
 from hsal_cli.scenes.settings import FolderSettings, split_names
 from hsal_cli.scenes.street.frames import Finder, framed
 from hsal_cli.settings import as_dict
+from hsal_cli.storage.files import did_you_mean
 
 Reader = Callable[[Path], Image.Image]
 MISSING = ("nan", "none", "null", "na", "n/a", "<na>")  # how tables write that there is no value
@@ -382,7 +383,8 @@ def _listed(source: Path, images: Pictures, notes: Notes) -> set[Path]:
         FileError: it cannot be read, or none of its names is found.
     """
     if not source.is_file():
-        raise FileError(f"the list of test images {source} is not a file", "name a text file with --test-list, an image a line")
+        hint = f"name a text file with --test-list, an image a line{did_you_mean(source)}"
+        raise FileError(f"the list of test images {source} is not a file", hint)
     lines = [line.strip() for line in text_of(source).split("\n") if line.strip()]
     common, found = common_folders(lines), set()
     for line in lines:
