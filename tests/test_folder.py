@@ -343,7 +343,7 @@ def test_classes_are_told_with_slips_and_those_of_one_split(tmp_path):
 def test_of_many_classes_the_ends_are_told():
     train = {f"kind{number}": 100 - number for number in range(20)}
     test = dict.fromkeys(train, 1) | {"kind9": 0, "kind19": 0}
-    assert classes_told({"train": train, "test": test}) == (
+    assert classes_told({"train": train, "test": test}, {}) == (
         "20 classes: kind0 101, kind1 100, kind2 99, kind3 98, kind4 97, 10 more (1 of them not in every split), "
         "kind15 86, kind16 85, kind17 84, kind18 83, kind19 81 (in train alone)"
     )

@@ -290,7 +290,7 @@ def _make(name: str, settings: Any, out: Path, make: Making, tools: Tools, previ
         if name == "folder":
             report["objects"] = {split: _objects(scenes, split) for split in counts}
             report["mistyped"] = mistyped(report["objects"])
-            told = classes_told(report["objects"])
+            told = classes_told(report["objects"], report["mistyped"])
     if "test" not in counts:
         way = "--test-share, --test-list or --test-images choose some" if hasattr(settings, "test_share") else "--test N makes some"
         reporter.warn(f"{out} has no test images, so hsal eval has nothing to score there: {way}")

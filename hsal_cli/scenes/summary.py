@@ -123,13 +123,14 @@ def mistyped(splits: dict[str, dict[str, int]]) -> dict[str, str]:
     return meant
 
 
-def classes_told(splits: dict[str, dict[str, int]]) -> str:
+def classes_told(splits: dict[str, dict[str, int]], meant: dict[str, str]) -> str:
     """One line on how many objects there are of each class, the most frequent first; what only some splits have is marked.
 
     Args:
         splits: of each split, name -> objects, of the same names.
+        meant: those that may be slips, see `mistyped`.
     """
-    objects, meant = _totals(splits), mistyped(splits)
+    objects = _totals(splits)
     only = {name: [split for split, its in splits.items() if its[name]] for name in objects}
     partly = {name for name, its in only.items() if len(its) < len(splits)}
 
