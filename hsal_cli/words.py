@@ -28,6 +28,28 @@ def brief(text: Any, most: int = NAME) -> str:
     return shown if len(text) <= most and len(shown) <= most else shown[: most - 1] + "…"
 
 
+def slip(one: str, other: str) -> bool:
+    """Whether a text may be another one mistyped: two letters differ, are exchanged, missing or too many; one in texts of four or fewer.
+
+    Capitals do not count. Texts of other numbers are others, and so are those of one or two signs.
+    """
+    one, other = one.casefold(), other.casefold()
+    most = 2 if min(len(one), len(other)) > 4 else 1
+    if min(len(one), len(other)) < 3 or abs(len(one) - len(other)) > most or len(set(one) ^ set(other)) > 2 * most:
+        return False
+    if [sign for sign in one if sign.isdigit()] != [sign for sign in other if sign.isdigit()]:
+        return False
+    before, last = [], list(range(len(other) + 1))  # rows of Damerau's and Levenshtein's distances
+    for row, sign in enumerate(one, 1):
+        now = [row]
+        for column, its in enumerate(other, 1):
+            now.append(min(last[column] + 1, now[-1] + 1, last[column - 1] + (sign != its)))
+            if row > 1 and column > 1 and (sign, one[row - 2]) == (other[column - 2], its):
+                now[-1] = min(now[-1], before[column - 2] + 1)
+        before, last = last, now
+    return last[-1] <= most
+
+
 def json_text(document: Any, ascii_only: bool = False, nan: bool = True) -> str:
     """A document as JSON, laid out to be read, a list of numbers on one line; what `plain` escapes stands as escapes too."""
     text = json.dumps(document, indent=2, ensure_ascii=ascii_only, allow_nan=nan)

@@ -37,12 +37,22 @@ def test_large_colour_and_flat_images_and_boxes_at_the_rim_are_drawn(shape):
 
 def test_captions_name_the_multiset_and_stay_within_their_room():
     font = ImageFont.load_default(size=TEXT)
-    assert _caption(np.array([2, 0, 2, -1]), CLASSES, font, 200) == "a, c, c"
-    long = _caption(np.zeros(60, int), CLASSES, font, 200)
-    assert long.startswith("a, a") and long.count("a") + int(long.split("+")[1]) == 60 and font.getlength(long) <= 200
+    assert _caption(np.array([2, 0, 2, -1]), CLASSES, font, 200) == ["a, c, c"] and _caption(np.array([-1]), CLASSES, font, 200) == ["{}"]
+    lines = _caption(np.zeros(60, int), CLASSES, font, 200)
+    assert len(lines) == 2 and all(line.startswith("a, a") and font.getlength(line) <= 200 for line in lines)
+    assert "".join(lines).count("a") + int(lines[1].split("+")[1]) == 60
 
 
 def test_classes_of_longer_names_stand_once_with_how_often_they_occur():
     font, shapes = ImageFont.load_default(size=TEXT), ["circle", "square", "star"]
-    assert _caption(np.array([1, 0, 1, 0, 0, -1]), shapes, font, 300) == "circle x3, square x2"
-    assert _caption(np.array([2, 0, 0, 1, 1, 1]), shapes, font, 100) == "circle x2, +4"
+    assert _caption(np.array([1, 0, 1, 0, 0, -1]), shapes, font, 300) == ["circle x3, square x2"]
+    assert _caption(np.array([2, 0, 0, 1, 1, 1]), shapes, font, 100) == ["circle x2,", "square x3, +1"]
+
+
+def test_captions_of_two_lines_stand_below_each_other():
+    images, labels = np.zeros((2, 100, 100, 3), np.uint8), np.array([[0, 1, 2], [0, -1, -1]])
+    names = ["a long circle", "a long square", "a long star"]
+    sheets = [np.asarray(contact_sheet(images, labels[rows], None, names)) for rows in ([0, 1], [1, 1])]
+    assert sheets[0].shape[0] == sheets[1].shape[0] + TEXT
+    lines = [(sheets[0][TILE + GAP + GAP // 3 + line * TEXT :][: TEXT + 4] < 99).any() for line in (0, 1)]
+    assert lines == [True, True]

@@ -154,8 +154,15 @@ def test_images_need_not_show_every_class_that_the_policy_knows(here):
     assert part["by_class"] == whole["by_class"] and part["exact_match"] == whole["exact_match"] and part["micro_f1"] > 0
 
 
-def test_true_labels_that_the_policy_cannot_name_are_refused(here):
-    assert "no class 'ferret'" in call("visualize", "grey.png", "--labels", "ferret", code=1).said
+def unseen(monkeypatch):
+    """From here on it fails to show an image to a policy."""
+    monkeypatch.setattr("hsal_cli.models.look.look", lambda *_, **__: pytest.fail("the policy was shown an image"))
+
+
+def test_true_labels_that_the_policy_cannot_name_are_refused_before_it_looks(here, monkeypatch):
+    unseen(monkeypatch)
+    assert "no class 'ferret'" in call("visualize", "grey.png", "--labels", "ferret", code=2).said
+    assert "write commas between them: --labels cat,owl" in call("visualize", "grey.png", "--labels", "cat owl", code=2).exception.hint
     assert not (here / "grey.hsal.png").exists()
 
 

@@ -17,6 +17,7 @@ from hsal_cli.scenes.folder import make_from_folder, turned
 from hsal_cli.scenes.gather import fitted
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import FolderSettings
+from hsal_cli.scenes.summary import classes_told
 from hsal_cli.vision.images import FORMATS, read_image
 
 SIZE = (40, 20)
@@ -244,6 +245,12 @@ def test_labels_and_images_of_the_test_split_may_lie_elsewhere(tmp_path):
     ("name", "text", "part"),
     [
         ("l.csv", "image,colour\na.png,red\n", "no column labels"),
+        ("l.csv", "imgae,split,labels\na.png,test,red\n", r"labels' has no column image \(did you mean image by imgae\?\)$"),
+        (
+            "l.csv",
+            "iamge,lables\na.png,red\n",
+            r"image \(did you mean image by iamge\?\) and column labels \(did .* by lables\?\)$",
+        ),
         ("l.json", "{}", "not COCO's JSON"),
         ("l.json", "{", "cannot read .* as coco"),
         ("l.doc", "x", "cannot be told from its name"),
@@ -308,6 +315,38 @@ def test_notes_and_skips_stand_in_the_report_of_what_was_made(tmp_path):
     assert code == 0 and "Skipped 1: no label: b.png\nNote: all boxes lie between 0 and 1" in out
     document = json.loads(call(*words, "--json")[1])
     assert document["skipped"] == [{"what": "b.png", "reason": "no label"}] and len(document["notes"]) == 1
+
+
+def test_it_is_told_that_test_images_are_drawn(tmp_path):
+    draw(tmp_path / "i", *[f"{number}.png" for number in range(5)])
+    drawn = "train and test are drawn: 20% of the images to test (--test-share)"
+    labels = write(tmp_path / "l.csv", "image,label\n" + "".join(f"{number}.png,cat\n" for number in range(5)))
+    assert Made(tmp_path / "i", labels, test_share=0.2).remarks == [drawn]
+    write(labels, "image,label,split\n" + "".join(f"{number}.png,cat,{'test' if number else 'train'}\n" for number in range(5)))
+    assert Made(tmp_path / "i", labels, test_share=0.2).remarks == []
+
+
+def test_classes_are_told_with_slips_and_those_of_one_split(tmp_path):
+    draw(tmp_path / "i", "a.png", "b.png")
+    rows = ["a.png,train,circle;" + "star;" * 20, "b.png,test,circle;stra;red triangle"]
+    labels = write(tmp_path / "l.csv", "\n".join(["image,split,labels", *rows]))
+    words = ["make-data", "folder", "--images", str(tmp_path / "i"), "--labels", str(labels), "--out", str(tmp_path / "o.h5")]
+    code, out, _ = call(*words)
+    assert code == 0 and out.splitlines()[-1] == (
+        "4 classes: star 20 (in train alone), circle 2, red triangle 1 (in test alone), stra 1 (in test alone, did you mean star?)"
+    )
+    document = json.loads(call(*words, "--overwrite", "--json")[1])
+    assert document["mistyped"] == {"stra": "star"}
+    assert document["objects"]["test"] == {"circle": 1, "red triangle": 1, "star": 0, "stra": 1}
+
+
+def test_of_many_classes_the_ends_are_told():
+    train = {f"kind{number}": 100 - number for number in range(20)}
+    test = dict.fromkeys(train, 1) | {"kind9": 0, "kind19": 0}
+    assert classes_told({"train": train, "test": test}, {}) == (
+        "20 classes: kind0 101, kind1 100, kind2 99, kind3 98, kind4 97, 10 more (1 of them not in every split), "
+        "kind15 86, kind16 85, kind17 84, kind18 83, kind19 81 (in train alone)"
+    )
 
 
 def test_an_image_of_no_object_is_one(tmp_path):

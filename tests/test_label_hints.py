@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from label_parts import Made, draw, write
 
+from hsal_cli.errors import FileError
+from hsal_cli.vision.images import read_image
+
 GOOD = "0 .5 .5 .5 .5\n"
 COCO = {
     "images": [{"id": 1, "file_name": "a.png"}],
@@ -158,6 +161,17 @@ def test_hints_for_test_lists_help(tmp_path):
     assert made.error.hint == "name images as the labels do, one a line" and made.skipped == {"q.png (in x.txt)": "no such image"}
     write(names, "b.png\n")
     assert Made(tmp_path / "i", labels, test_list=str(names)).held == {"train": [["cat"]], "test": [["dog"]]}
+
+
+def test_what_is_nearly_called_so_is_named(tmp_path):
+    draw(tmp_path / "shapes", "example.png", "1.png")
+    labels = write(tmp_path / "labels.csv", "image,label\n1.png,cat\n")
+    assert Made(tmp_path / "shape", labels).error.hint.endswith(f"; did you mean {tmp_path / 'shapes'}?")
+    assert Made(tmp_path / "shapes", tmp_path / "label.csv").error.hint.endswith(f"; did you mean {labels}?")
+    for missing, meant in (("exmple.png", "example.png"), ("example.jpeg", "example.png"), ("2.png", None), ("x/1.png", None)):
+        with pytest.raises(FileError, match="is missing") as caught:
+            read_image(tmp_path / "shapes" / missing)
+        assert caught.value.hint == "check the path" + (f"; did you mean {tmp_path / 'shapes' / meant}?" if meant else "")
 
 
 def test_unknown_classes_are_refused_with_those_that_there_are(tmp_path):

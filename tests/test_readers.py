@@ -115,7 +115,7 @@ def test_a_column_a_class_counts_if_that_is_said(tmp_path):
     draw(tmp_path / "i", "a.png", "b.png", "c.png")
     labels = write(tmp_path / "l.csv", "filename, cat, dog\na.png, 2, 1\nb.png,0,\nc.png,x,0\n")
     made = Made(tmp_path / "i", labels, labels_format="counts")
-    assert made.train == [["cat", "cat", "dog"], []] and made.skipped == {"c.png (line 4)": "a value that is not a number"}
+    assert made.train == [["cat", "cat", "dog"], []] and made.skipped == {"c.png (line 4: cat = 'x')": "a value that is not a number"}
 
 
 @pytest.mark.parametrize(
@@ -129,6 +129,27 @@ def test_a_column_a_class_counts_if_that_is_said(tmp_path):
 def test_what_a_table_may_mean_otherwise_is_told(tmp_path, text, said):
     draw(tmp_path / "i", "a.png")
     assert Made(tmp_path / "i", write(tmp_path / "l.csv", text)).remarks[0].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("l.csv", "image,spilt,labels\na.png,test,cat\n", "columns that are not read: spilt (did you mean split?)"),
+        (
+            "l.csv",
+            "Image,ID,Label,XMin,YMin,XMax,YMax,IsGroupOf,split,coutn,note,width,height\na.png,,cat,1,1,9,9,0,train,,x,40,20\n",
+            "columns that are not read: coutn (did you mean count?), note",
+        ),
+        ("l.csv", ",image,label,Split,count,width,height\n0,a.png,cat,,1,40,20\n", None),
+        ("l.csv", f"image,label,{','.join(f'note{n}' for n in range(10))}\na.png,cat{',' * 10}\n", "note6, note7, 2 more"),
+        ("l.jsonl", '{"image": "a.png", "labels": ["cat"], "spilt": "test"}\n', "keys that are not read: spilt (did you mean split?)"),
+        ("l.jsonl", '{"file_name": "a.png", "label": "cat", "width": 40, "height": 20, "split": "train"}\n', None),
+    ],
+)
+def test_what_nobody_reads_is_told_with_what_it_may_have_meant(tmp_path, name, text, said):
+    draw(tmp_path / "i", "a.png")
+    found = [remark for remark in Made(tmp_path / "i", write(tmp_path / name, text)).remarks if "not read" in remark]
+    assert len(found) == (said is not None) and all(remark.endswith(said) for remark in found)
 
 
 # ---- JSON lines

@@ -8,7 +8,6 @@ from picture_parts import a_step, drawn
 from PIL import Image
 
 from hsal_cli.models.look import Look, LookStep
-from hsal_cli.pictures import writing
 from hsal_cli.pictures.film import film as encoded_film
 from hsal_cli.pictures.marks import cell_box, read_box
 from hsal_cli.pictures.palette import GREEN, ORANGE, RED, heat
@@ -194,11 +193,11 @@ def test_several_trajectories_share_one_picture():
     assert trajectories([a_look(labels=("3",), size=(100, 100))] * 7).width <= WIDEST + 2 * MARGIN
 
 
-def test_a_picture_that_is_too_large_is_reduced_and_one_of_ours_is_known(tmp_path, monkeypatch):
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
-    monkeypatch.setattr(writing, "BYTES", 60_000)
+def test_a_large_picture_keeps_its_colours_and_one_of_ours_is_known(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8))
     write_picture(noise, tmp_path / "a.png")
-    assert (tmp_path / "a.png").stat().st_size < 60_000
+    with Image.open(tmp_path / "a.png") as found:
+        assert found.mode == "RGB" and found.tobytes() == noise.tobytes()
     assert bears_mark(tmp_path / "a.png")
     noise.save(tmp_path / "b.png")
     (tmp_path / "c.png").write_text("no picture")

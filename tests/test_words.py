@@ -30,7 +30,7 @@ from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.storage import atomic, checkpoints, hdf5
 from hsal_cli.storage.documents import read_document
 from hsal_cli.vision.weights import read_weights
-from hsal_cli.words import CELL, NAME, brief, json_text, plain
+from hsal_cli.words import CELL, NAME, brief, json_text, plain, slip
 
 STEERING = {
     "colour": "a\x1b[31mred",
@@ -208,3 +208,22 @@ def test_texts_that_are_not_utf8_are_written_and_read(tmp_path) -> None:
 def json_of(path: Path, document: dict) -> Path:
     atomic.write_json(path, document)
     return path
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_one"),
+    [
+        ("stra", "star", True),
+        ("Stars", "star", True),
+        ("circel", "circle", True),
+        ("sqare", "square", True),
+        ("trinagel", "triangle", True),
+        ("spade", "square", False),
+        ("cat", "cow", False),
+        ("7", "1", False),
+        ("class 1", "class 2", False),
+        ("red triangle", "triangle", False),
+    ],
+)
+def test_a_slip_is_a_letter_or_two(one, other, is_one):
+    assert slip(one, other) == slip(other, one) == is_one

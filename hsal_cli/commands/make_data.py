@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -262,6 +263,7 @@ def _make(name: str, settings: Any, out: Path, make: Making, tools: Tools, previ
         raise
     seconds = time.monotonic() - start
     from hsal_cli.scenes.scene_file import open_scenes
+    from hsal_cli.scenes.summary import classes_told, mistyped
 
     with open_scenes(out) as scenes:
         if preview is not None:
@@ -284,6 +286,11 @@ def _make(name: str, settings: Any, out: Path, make: Making, tools: Tools, previ
             "preview": None if preview is None else str(preview),
             **more,
         }
+        told = ""
+        if name == "folder":
+            report["objects"] = {split: _objects(scenes, split) for split in counts}
+            report["mistyped"] = mistyped(report["objects"])
+            told = classes_told(report["objects"], report["mistyped"])
     if "test" not in counts:
         way = "--test-share, --test-list or --test-images choose some" if hasattr(settings, "test_share") else "--test N makes some"
         reporter.warn(f"{out} has no test images, so hsal eval has nothing to score there: {way}")
@@ -299,8 +306,17 @@ def _make(name: str, settings: Any, out: Path, make: Making, tools: Tools, previ
                 f"{lie['iou_above_half']:.1%} of images; all objects lie in the frame in {lie['all_inside']:.1%}"
             )
     _tell(report.get("skipped", []), report.get("notes", []), console.print_line)
+    if told:
+        console.print_line(told)
     if preview is not None:
         console.print_line(f"Contact sheet in {preview}")
+
+
+def _objects(scenes: SceneFile, split: str) -> dict[str, int]:
+    """How many objects of each class a split has."""
+    labels = scenes.split(split).labels
+    counted = Counter(labels[labels >= 0].tolist())
+    return {name: counted[place] for place, name in enumerate(scenes.classes)}
 
 
 def _tell(skipped: list[dict[str, str]], remarks: list[str], say: Callable[[str], None]) -> None:

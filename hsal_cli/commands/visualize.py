@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,10 +28,12 @@ from hsal_cli.commands.policies import (
 from hsal_cli.commands.predict import MaxSteps, StopThreshold, words
 from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.features.settings import LookSettings
+from hsal_cli.settings import nearest
 from hsal_cli.words import brief
 
 if TYPE_CHECKING:
     from hsal_cli.models.look import Look
+    from hsal_cli.models.model import Model
 
 ENDING = ".hsal.png"
 OURS = (ENDING, ".hsal.gif")  # images that hsal writes beside those it is shown
@@ -125,14 +126,18 @@ def visualize(
         raise UsageError(f"--labels goes with one image, not with {len(wanted)}", "call hsal visualize once an image")
     places = targets(wanted, out, kinds)
     documents, failed = [], False
+
+    def model_of() -> Model:
+        model = model_for(run, device, reporter, pretrained, frame, first, stop_threshold)
+        _check_known(truth or [], model.classes)
+        return model
+
     with console.stopping(reporter):
-        model_of = functools.partial(model_for, run, device, reporter, pretrained, frame, first, stop_threshold)
         shown = looks(wanted, model_of, max_steps, reporter)
         for number, (path, found) in enumerate(paced(shown, len(wanted), yes, reporter)):
             try:
                 if isinstance(found, HsalError):
                     raise found
-                _check_known(truth or [], found)
                 made = _draw([found], [truth], places[number], kinds)
                 if json:
                     documents.append({**to_json(found), **made})
@@ -148,11 +153,16 @@ def visualize(
         raise typer.Exit(1)
 
 
-def _check_known(truth: Sequence[str], look: Look) -> None:
+def _check_known(truth: Sequence[str], known: list[str]) -> None:
     """Refuses true labels that the policy cannot name."""
-    strange = next((label for label in truth if label not in look.known), None)
-    if strange is not None:
-        raise UsageError(f"--labels: the policy has no class {brief(strange)!r}", f"it has {', '.join(map(brief, look.known))}")
+    strange = next((label for label in truth if label not in known), None)
+    if strange is None:
+        return
+    parts = strange.split()
+    wrong = f"--labels: the policy has no class {brief(strange)!r}"
+    if len(parts) > 1 and set(parts) <= set(known):
+        raise UsageError(wrong, f"write commas between them: --labels {','.join(parts)}")
+    raise UsageError(f"{wrong}{nearest(strange, known)}", f"it has {', '.join(map(brief, known))}")
 
 
 def _scenes(

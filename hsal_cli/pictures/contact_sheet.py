@@ -15,6 +15,7 @@ from hsal_cli.words import brief
 TILE = 200  # side that an image is enlarged or reduced to, px, about
 GAP = 12
 TEXT = 16
+LINES = 2  # of a caption at most
 
 
 def contact_sheet(images: np.ndarray, labels: np.ndarray, boxes: np.ndarray | None, classes: list[str], columns: int = 6) -> Image.Image:
@@ -37,10 +38,12 @@ def contact_sheet(images: np.ndarray, labels: np.ndarray, boxes: np.ndarray | No
     tile = (max(1, round(width * scale)), max(1, round(height * scale)))
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    step_x, step_y = max(tile[0], TEXT * 4) + GAP, tile[1] + TEXT + 2 * GAP
+    font = font_of(TEXT)
+    step_x = max(tile[0], TEXT * 4) + GAP
+    captions = [_caption(own, classes, font, step_x - GAP) for own in labels]
+    step_y = tile[1] + max(map(len, captions)) * TEXT + 2 * GAP
     sheet = Image.new("RGB", (GAP + columns * step_x, GAP + rows * step_y), PAPER)
     draw = ImageDraw.Draw(sheet)
-    font = font_of(TEXT)
     for number, (image, own) in enumerate(zip(images, labels, strict=True)):
         left, top = GAP + number % columns * step_x, GAP + number // columns * step_y
         resample = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
@@ -54,12 +57,15 @@ def contact_sheet(images: np.ndarray, labels: np.ndarray, boxes: np.ndarray | No
             around = (max(x0 - 1, left), max(y0 - 1, top), min(x1 + 1, limits[2]), min(y1 + 1, limits[3]))
             draw.rectangle(around, outline=INK)
             draw.rectangle((x0, y0, x1, y1), outline=BOX, width=1 if scale < 1 else 2)
-        draw.text((left, top + tile[1] + GAP // 3), _caption(own, classes, font, step_x - GAP), fill=INK, font=font)
+        for line, text in enumerate(captions[number]):
+            draw.text((left, top + tile[1] + GAP // 3 + line * TEXT), text, fill=INK, font=font)
     return sheet
 
 
-def _caption(labels: np.ndarray, classes: list[str], font: ImageFont.FreeTypeFont, room: int) -> str:
-    """The label multiset in the order of the classes, each with how often it occurs, shortened to the room there is.
+def _caption(labels: np.ndarray, classes: list[str], font: ImageFont.FreeTypeFont, room: int) -> list[str]:
+    """The label multiset in the order of the classes, each with how often it occurs, in as few lines of that room as it takes.
+
+    Of what two lines do not hold it is said how many labels it is.
 
     Classes of one sign are repeated, which is as short: 3, 3, 5.
     """
@@ -68,9 +74,21 @@ def _caption(labels: np.ndarray, classes: list[str], font: ImageFont.FreeTypeFon
         parts = [(brief(classes[label]), 1) for label in counts.elements()]
     else:
         parts = [(brief(classes[label]) + (f" x{count}" if count > 1 else ""), count) for label, count in counts.items()]
-    text, shown = ", ".join(name for name, _ in parts) or "{}", len(parts)
-    while font.getlength(text) > room and shown > 0:
-        shown -= 1
-        left = f"+{sum(count for _, count in parts[shown:])}"
-        text = ", ".join([*(name for name, _ in parts[:shown]), left])
-    return text
+    for shown in range(len(parts), -1, -1):
+        left = sum(count for _, count in parts[shown:])
+        lines = _lines([*(name for name, _ in parts[:shown]), *([f"+{left}"] if left else [])] or ["{}"], font, room)
+        if len(lines) <= LINES and all(font.getlength(line) <= room for line in lines):
+            break
+    return lines
+
+
+def _lines(parts: list[str], font: ImageFont.FreeTypeFont, room: int) -> list[str]:
+    """Texts with commas between them, broken behind a comma where a line would be longer than the room."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if font.getlength(f"{lines[-1]}, {part},") <= room:
+            lines[-1] += f", {part}"
+        else:
+            lines[-1] += ","
+            lines.append(part)
+    return lines

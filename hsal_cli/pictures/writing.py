@@ -15,13 +15,12 @@ from hsal_cli.pictures.palette import FAINT, GREEN, INK, ORANGE, PALE, PAPER, RE
 from hsal_cli.storage.atomic import atomic_write
 from hsal_cli.storage.files import refuse_foreign
 
-BYTES = 300_000  # pictures above this size are reduced to 256 colours
 FIXED, HEATS = (PAPER, INK, FAINT, PALE, ORANGE, SKY, GREEN, RED), 48  # colours that an animation keeps exactly, and those of maps
 MARK = f"hsal {__version__}"
 
 
 def write_picture(picture: Image.Image, target: Path) -> None:
-    """Writes a PNG whole or not at all, with 256 colours if it would be larger than 300 kB.
+    """Writes a PNG whole or not at all.
 
     Raises:
         FileError: the place cannot be written.
@@ -30,9 +29,11 @@ def write_picture(picture: Image.Image, target: Path) -> None:
 
 
 def encoded(picture: Image.Image) -> bytes:
-    """A picture as PNG, with 256 colours if it would be larger than 300 kB."""
-    png = _png(picture)
-    return _png(picture.quantize(256, dither=Image.Dither.NONE)) if len(png) > BYTES else png
+    """A picture as PNG, in all its colours."""
+    stream, said = io.BytesIO(), PngInfo()
+    said.add_text("Software", MARK)
+    picture.save(stream, "PNG", optimize=True, pnginfo=said)
+    return stream.getvalue()
 
 
 def write_bytes(content: bytes, target: Path) -> None:
@@ -75,10 +76,3 @@ def _reduced(frame: Image.Image, palette: Image.Image, fixed: Sequence[tuple[int
     places[exact] = nearest[exact]
     found.frombytes(places.tobytes())
     return found
-
-
-def _png(picture: Image.Image) -> bytes:
-    stream, said = io.BytesIO(), PngInfo()
-    said.add_text("Software", MARK)
-    picture.save(stream, "PNG", optimize=True, pnginfo=said)
-    return stream.getvalue()

@@ -21,6 +21,7 @@ from hsal_cli.scenes.scene_file import write_scenes
 from hsal_cli.scenes.settings import FolderSettings, split_names
 from hsal_cli.scenes.street.frames import Finder, framed
 from hsal_cli.settings import as_dict
+from hsal_cli.storage.files import did_you_mean
 
 Reader = Callable[[Path], Image.Image]
 MISSING = ("nan", "none", "null", "na", "n/a", "<na>")  # how tables write that there is no value
@@ -364,6 +365,8 @@ def _splits(
         count = round(len(kept) * settings.test_share)
         order = sorted(kept, key=lambda item: hashlib.sha256(f"{settings.seed} {item[2].name}".encode(errors="surrogateescape")).digest())
         tested = {path for path, _, _ in order[:count]}
+        if count:
+            notes.remark(f"train and test are drawn: {settings.test_share:.0%} of the images to test (--test-share)")
     splits = {
         "train": [example for path, _, example in kept if path not in tested],
         "test": [example for path, _, example in kept if path in tested],
@@ -380,7 +383,8 @@ def _listed(source: Path, images: Pictures, notes: Notes) -> set[Path]:
         FileError: it cannot be read, or none of its names is found.
     """
     if not source.is_file():
-        raise FileError(f"the list of test images {source} is not a file", "name a text file with --test-list, an image a line")
+        hint = f"name a text file with --test-list, an image a line{did_you_mean(source)}"
+        raise FileError(f"the list of test images {source} is not a file", hint)
     lines = [line.strip() for line in text_of(source).split("\n") if line.strip()]
     common, found = common_folders(lines), set()
     for line in lines:

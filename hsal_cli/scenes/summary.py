@@ -8,6 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from hsal_cli.words import brief, slip
+
+MOST_CLASSES, ENDS = 12, 5  # classes that a line lists all of; of more, so many of the most frequent and of the rarest
+FAR = 10  # times as frequent as a class is another, of which it may be a slip
+RAREST = 100  # classes that are looked at for slips
+
 
 @dataclasses.dataclass(frozen=True)
 class Measures:
@@ -103,6 +109,48 @@ def summary(measures: Measures, classes: list[str]) -> dict[str, Any]:
         "max_iou": float(measures.overlap.max()) if len(measures.overlap) else None,
     }
     return found
+
+
+def mistyped(splits: dict[str, dict[str, int]]) -> dict[str, str]:
+    """Classes that may be slips of far more frequent ones, and those; `splits` as in `classes_told`."""
+    objects = _totals(splits)
+    by_count = sorted(objects, key=lambda name: -objects[name])
+    meant = {}
+    for name in by_count[-RAREST:]:
+        frequent = [other for other in by_count if objects[other] >= FAR * objects[name] > 0]
+        if other := next((other for other in frequent if slip(name, other)), None):
+            meant[name] = other
+    return meant
+
+
+def classes_told(splits: dict[str, dict[str, int]], meant: dict[str, str]) -> str:
+    """One line on how many objects there are of each class, the most frequent first; what only some splits have is marked.
+
+    Args:
+        splits: of each split, name -> objects, of the same names.
+        meant: those that may be slips, see `mistyped`.
+    """
+    objects = _totals(splits)
+    only = {name: [split for split, its in splits.items() if its[name]] for name in objects}
+    partly = {name for name, its in only.items() if len(its) < len(splits)}
+
+    def told(name: str) -> str:
+        marks = [f"in {only[name][0]} alone" if only[name] else "in none"] if name in partly else []
+        marks += [f"did you mean {brief(meant[name])}?"] if name in meant else []
+        return f"{brief(name)} {objects[name]:,}" + (f" ({', '.join(marks)})" if marks else "")
+
+    order = sorted(objects, key=lambda name: -objects[name])
+    said = [told(name) for name in order]
+    if len(order) > MOST_CLASSES:
+        left = order[ENDS:-ENDS]
+        odd = [f"{sum(name in partly for name in left)} of them not in every split"] if partly.intersection(left) else []
+        odd += [told(name) for name in left if name in meant]
+        said[ENDS:-ENDS] = [f"{len(left)} more" + (f" ({', '.join(odd)})" if odd else "")]
+    return f"{len(order)} class{'es' if len(order) != 1 else ''}: {', '.join(said)}"
+
+
+def _totals(splits: dict[str, dict[str, int]]) -> dict[str, int]:
+    return {name: sum(split[name] for split in splits.values()) for name in next(iter(splits.values()))}
 
 
 def _mean(values: np.ndarray) -> float | None:

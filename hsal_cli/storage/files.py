@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hsal_cli.errors import FileError
 from hsal_cli.typed import KINDS, regular
+from hsal_cli.words import slip
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +30,7 @@ MARKS = {
     ".gif": re.compile(rb"\x21\xfe.hsal ", re.DOTALL),
 }
 MARKED_BYTES = 4096
+MOST_BESIDE = 5000  # names that are looked at for one that is meant
 MOST_UNPACKED = 4  # times a file's length; torch.save packs nothing
 
 
@@ -86,6 +90,17 @@ def bears_mark(file: Path) -> bool:
             return mark.search(stream.read(MARKED_BYTES)) is not None
     except (OSError, ValueError):
         return False
+
+
+def did_you_mean(missing: Path) -> str:
+    """ "; did you mean X?" for the end of a hint, X being what lies where a path leads, and is called nearly so; "" where nothing is."""
+    try:
+        names = sorted(entry.name for entry in itertools.islice(os.scandir(missing.parent), MOST_BESIDE) if entry.name[0] != ".")
+    except OSError:
+        return ""
+    near = [name for name in names if slip(name, missing.name) or Path(name).stem == missing.stem]
+    best = difflib.get_close_matches(missing.name, near, n=1, cutoff=0)
+    return f"; did you mean {missing.with_name(best[0])}?" if best else ""
 
 
 def refuse_foreign(target: Path) -> None:

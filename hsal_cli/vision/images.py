@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from hsal_cli.errors import FileError
-from hsal_cli.storage.files import regular
+from hsal_cli.storage.files import did_you_mean, regular
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB, for intensities in [0, 1]
@@ -92,7 +92,7 @@ def read_image(path: Path, data: BinaryIO | None = None) -> Image.Image:
     except FileError:
         raise
     except FileNotFoundError as error:
-        raise FileError(f"picture {path} is missing", "check the path") from error
+        raise FileError(f"picture {path} is missing", f"check the path{did_you_mean(path)}") from error
     except PermissionError as error:
         raise FileError(f"picture {path} may not be read: {error.strerror}", "check its permissions") from error
     except UnidentifiedImageError as error:

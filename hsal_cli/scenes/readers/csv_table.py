@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ from hsal_cli.scenes.readers.labels import (
     size_of,
     text_of,
     thing,
+    unread,
 )
 from hsal_cli.scenes.readers.names import IMAGE_COLUMNS, images_of
+from hsal_cli.words import brief, slip
 
 LABEL_COLUMNS = ("labels", "label", "class", "category", "classes", "class_name", "classname", "category_name", "labelname", "label_name")
 LABEL_COLUMNS += ("tags", "choice", "categories", "class_id", "classid", "category_id", "label_id")
@@ -77,7 +79,7 @@ def read_csv(source: Path, notes: Notes, counts: bool = False) -> tuple[list[Lab
     image = next((name for name in IMAGE_COLUMNS if name in columns), None)
     label = next((name for name in LABEL_COLUMNS if name in columns), None)
     if image is None or (label is None and not counts):
-        raise _not_a_header(source, header, image, lines[1:])
+        raise _not_a_header(source, header, image, label is None and not counts, lines[1:])
     table = _Counts(header, columns[image]) if counts else _Table(columns, label, mark, notes)
     found = []
     for place, cells in lines[1:]:
@@ -100,9 +102,15 @@ def read_csv(source: Path, notes: Notes, counts: bool = False) -> tuple[list[Lab
     return found, table.classes
 
 
-def _not_a_header(source: Path, header: list[str], image: str | None, lines: list[tuple[int, list[str]]]) -> FileError:
+def _not_a_header(source: Path, header: list[str], image: str | None, unlabelled: bool, lines: list[tuple[int, list[str]]]) -> FileError:
     """The error for a table without the columns that are needed."""
-    lacking = " and ".join(f"column {what}" for what, there in (("image", image), ("labels", None)) if not there)
+
+    def column(what: str, known: Sequence[str]) -> str:
+        meant = next((f" (did you mean {name} by {odd}?)" for odd in header for name in known if slip(odd, name)), "")
+        return f"column {what}{meant}"
+
+    lacks = [column("image", IMAGE_COLUMNS)] if image is None else []
+    lacking = " and ".join([*lacks, *([column("labels", LABEL_COLUMNS)] if unlabelled else [])])
     hint = f"name the columns in its first line, such as image,label or image,label,x0,y0,x1,y1; {HINT}"
     if image is not None:
         rest = [[cell for name, cell in zip(header, row, strict=False) if name.lower() != image] for _, row in lines]
@@ -128,7 +136,7 @@ class _Counts:
             try:
                 found += [Thing(name, None, where)] * _count(cells[place] or "0")
             except ValueError as error:
-                found.append(Thing(name, None, where, str(error)))
+                found.append(Thing(name, None, f"{where}: {name} = {brief(cells[place])!r}", str(error)))
         return found
 
 
@@ -153,6 +161,11 @@ class _Table:
         odd = [name for name in columns if BOX_LIKE.fullmatch(name) and name not in self.edges]
         if odd and not self.edges:
             notes.remark(f"columns that are not read as boxes: {', '.join(odd)}; {HINT}")
+        roles = [(self.count, COUNTS), (self.crowd, CROWDS), ("split" in columns, ("split",)), (self.size[0], PICTURE_SIZE[0])]
+        free = [name for taken, names in roles if not taken for name in names]
+        read = {"", "unnamed: 0", *IMAGE_COLUMNS, label, "split", *self.size, self.count, self.crowd, *(self.edges or odd)}
+        if rest := unread([name for name in columns if name not in read], free):
+            notes.remark(f"columns that are not read: {rest}")
 
     def objects(self, labelled: Labelled, row: dict[str, str], where: str) -> list[Thing]:
         """A row's objects."""

@@ -6,10 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hsal_cli.scenes.readers.labels import HINT, Corners, Labelled, Notes, Thing, class_name, corners, json_of, row_of, text_of, thing
-from hsal_cli.scenes.readers.names import images_of
+from hsal_cli.scenes.readers.labels import (
+    HINT,
+    Corners,
+    Labelled,
+    Notes,
+    Thing,
+    class_name,
+    corners,
+    json_of,
+    row_of,
+    text_of,
+    thing,
+    unread,
+)
+from hsal_cli.scenes.readers.names import IMAGE_COLUMNS, images_of
 
 LABEL_KEYS = ("labels", "label", "classes", "class", "categories", "category")
+OTHER_KEYS = ("boxes", "box", "objects", "width", "height", "split")
 NAME_KEYS = ("categories", "category", "labels", "label", "names", "name")  # in Hugging Face's objects
 
 
@@ -20,7 +34,7 @@ def read_jsonl(source: Path, notes: Notes) -> tuple[list[Labelled], list[str]]:
     place of labels and boxes, `objects`: lists `bbox` (x, y, width, height) and `categories`, as Hugging Face's data sets have them, or a
     list of objects with one of each.
     """
-    found = []
+    found, keys = [], {}
     for place, line in enumerate(text_of(source).split("\n"), 1):
         where = f"line {place}"
         if not line.strip():
@@ -36,6 +50,7 @@ def read_jsonl(source: Path, notes: Notes) -> tuple[list[Labelled], list[str]]:
             notes.skip(where, str(error))
             continue
         size = row.get("width"), row.get("height")
+        keys |= dict.fromkeys(row)
 
         def read(labelled: Labelled, row=row, where=where, names=names) -> list[Thing]:
             if len(names) > 1:
@@ -46,6 +61,10 @@ def read_jsonl(source: Path, notes: Notes) -> tuple[list[Labelled], list[str]]:
             return objects
 
         found += [row_of(source, name, where, read, row.get("split"), *size) for name in names]
+    known = (*LABEL_KEYS, *OTHER_KEYS)
+    odd = [key for key in keys if key not in (*IMAGE_COLUMNS, *known) and "box" not in key.lower()]
+    if rest := unread(odd, [key for key in known if key not in keys]):
+        notes.remark(f"keys that are not read: {rest}")
     return found, []
 
 

@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hsal_cli.errors import FileError
+from hsal_cli.settings import nearest
 from hsal_cli.storage.files import regular
 from hsal_cli.typed import keys_once
+from hsal_cli.words import brief
 
+MOST_UNREAD = 8  # names that one line lists
 HINT = "docs/own-images.md shows the forms that labels may have"
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -106,6 +109,14 @@ class Notes:
         """This was taken for granted; said once."""
         if sentence not in self.remarks:
             self.remarks.append(sentence)
+
+
+def unread(names: Iterable[str], known: Iterable[str]) -> str:
+    """Names that labels have and nobody reads, each with the free name that it may have been meant as, for a sentence; "" for none."""
+    free = list(known)
+    said = [f"{brief(name)}{nearest(name.lower(), free)}" for name in names]
+    said.sort(key=lambda name: "(" not in name)  # what may be a slip comes first
+    return ", ".join([*said[:MOST_UNREAD], *([f"{len(said) - MOST_UNREAD} more"] if len(said) > MOST_UNREAD else [])])
 
 
 def text_of(source: Path) -> str:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from hsal_cli.errors import FileError
 from hsal_cli.scenes.readers.labels import SPLITS
-from hsal_cli.storage.files import bears_mark
+from hsal_cli.storage.files import bears_mark, did_you_mean
 
 IGNORED = ("__macosx", "thumbs.db", "desktop.ini")
 NO_PICTURES = (".txt", ".xml", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".yaml", ".yml", ".names", ".md", ".cache")
@@ -118,7 +118,7 @@ class Pictures:
     def __init__(self, folder: Path, formats: tuple[str, ...]):
         if not folder.is_dir():
             wrong = "is not a folder" if folder.exists() else "does not exist"
-            raise FileError(f"the image folder {folder} {wrong}", "name it with --images")
+            raise FileError(f"the image folder {folder} {wrong}", f"name it with --images{did_you_mean(folder)}")
         self.folder = folder
         self.kinds = endings(formats)
         self.paths, self.rest = [], set()
@@ -128,7 +128,10 @@ class Pictures:
             else:
                 self.rest.add(plain(path.relative_to(folder).as_posix()))
         if not self.paths:
-            raise FileError(f"{folder} holds no image", f"put images there that end in {', '.join(self.kinds)}")
+            raise FileError(
+                f"{folder} holds no image",
+                "put images there that end in .png, .jpg, .webp, .gif or .tif; docs/own-images.md names more",
+            )
         self.root = plain(Path(os.path.abspath(folder)).as_posix())
         self.relative = {path: plain(path.relative_to(folder).as_posix()) for path in self.paths}
         self.folders = {parent.as_posix() for name in self.relative.values() for parent in PurePosixPath(name).parents}

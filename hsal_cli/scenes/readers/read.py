@@ -14,7 +14,7 @@ from hsal_cli.scenes.readers.labels import HINT, SPLITS, Corners, Labelled, Note
 from hsal_cli.scenes.readers.names import files_below
 from hsal_cli.scenes.readers.voc import read_voc
 from hsal_cli.scenes.readers.yolo import has_objects, is_aside, read_yolo
-from hsal_cli.storage.files import regular
+from hsal_cli.storage.files import did_you_mean, regular
 
 FILES = {"voc": (".xml",), "coco": (".json",), "jsonl": (".jsonl", ".ndjson"), "csv": (".csv", ".tsv")}
 ENDINGS = {ending: kind for kind, its in FILES.items() for ending in its} | {".yaml": "yolo", ".yml": "yolo"}
@@ -40,7 +40,7 @@ def read_labels(source: Path, kind: str, notes: Notes) -> tuple[list[Labelled], 
         FileError: missing, unreadable, or of no form that is known; or it cannot be told what an object is, or of which image.
     """
     if not source.exists():
-        raise FileError(f"the labels {source} do not exist", HINT)
+        raise FileError(f"the labels {source} do not exist", HINT + did_you_mean(source))
     files, kind = _files(source, kind)
     root = source if source.is_dir() else source.parent
     if kind == "voc":
