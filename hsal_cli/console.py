@@ -27,7 +27,7 @@ from hsal_cli.words import CELL, PARAGRAPH, brief, json_text, plain
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS = 40  # blocks in a line, at most
 SHOWN_OF_PATH = 300  # letters of a path that no file system takes
-LINE_EVERY_S = 5.0  # without a terminal, long work says where it is this often
+LINE_EVERY_S, LATER_EVERY_S = 5.0, 20.0  # without a terminal, work says where it is this often; the latter after its first minute
 
 
 class Stderr(io.TextIOBase):
@@ -161,7 +161,7 @@ class TerminalReporter(Reporter):
             nonlocal last, count
             count += n
             now = time.monotonic()
-            if now - last < LINE_EVERY_S:
+            if now - last < (LINE_EVERY_S if now - start < 60 else LATER_EVERY_S):
                 return
             last = now
             rate = (count - done) / max(now - start, 1e-6)

@@ -331,6 +331,6 @@ def _check_data(grid: Grid, path: Path) -> None:
     if differing:
         raise UsageError(
             f"{path} was made with other settings than this grid's: {'; '.join(differing)}",
-            f"give the --preset or --config that it was made with, or make it anew: "
+            f"work in another folder, give the --config that it was made with, or make it anew: "
             f"{grid.command(f'make-data {path.stem}', out=path)} --overwrite",
         )
