@@ -110,10 +110,10 @@ def test_parts_of_ones_own_are_used_from_the_command_line(tmp_path, monkeypatch,
     monkeypatch.setenv(lines[1], lines[2])
     ran = []
     for _, *words in map(shlex.split, lines[3].splitlines()):
-        done = CliRunner().invoke(app, [*words, *more.get(words[0], []), *(["--device", "cpu"])])
+        done = CliRunner().invoke(app, [*words, *more.get(words[0], []), *(["--device", "cpu"] if words[0] != "compare" else [])])
         assert done.exit_code == 0, (words, done.output, done.exception)
         ran.append(words[0])
-    assert ran == ["precompute", "train", "eval", "saliency"]
+    assert ran == ["precompute", "train", "train", "eval", "eval", "compare", "saliency"]
     with open_features(Path("data/mnist-multiset.fine.contrast.features.h5")) as file:
         assert file.saliency == "contrast" and file.saliency_digest.startswith("contrast:")
     assert Run(Path("runs/mine")).config.train.reward == "rare-first"
