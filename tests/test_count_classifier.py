@@ -148,6 +148,7 @@ def test_the_commands_take_it_in_turn(features, tmp_path, monkeypatch) -> None:
     assert "next: hsal predict FOLDER --csv counts.csv --run runs/easy-count" in said
     assert (tmp_path / "runs/easy-rl/eval.json").read_text() != (tmp_path / "runs/easy-count/eval.json").read_text()
     said = call("compare", "runs/easy-rl", "runs/easy-count")
+    assert "train.objective: rl, count" in said and "train.epochs" not in said
     assert f"{json.loads((tmp_path / 'runs/easy-count/eval.json').read_text())['parameters']:,}" in said
     assert [part["run"] for part in json.loads(call("compare", "runs/easy-rl", "runs/easy-count", "--json"))] == [
         "runs/easy-rl",

@@ -9,6 +9,7 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.options import Json
+from hsal_cli.errors import HsalError
 
 if TYPE_CHECKING:
     from hsal_cli.runs.documents import Evaluation
@@ -24,7 +25,7 @@ def compare(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Put evaluated runs side by side, with the trivial baselines of their data."""
+    """Put evaluated runs side by side, with the trivial baselines of their data and the settings in which they differ."""
     from hsal_cli.runs.documents import predictor
     from hsal_cli.runs.record import evaluations
 
@@ -40,6 +41,21 @@ def compare(
     console.print_table(
         title, ["objective", "exact match", "95% interval", "macro F1", "glimpse_hit", "mask_mass", "parameters", "run"], rows
     )
+    for line in _apart([run for run, _ in found]):
+        console.print_line(line)
+
+
+def _apart(runs: list[Path]) -> list[str]:
+    """A line for each setting in which the runs differ, where all of them can be read and have it."""
+    from hsal_cli.runs.record import read_record
+
+    try:
+        held = [read_record(run).flat for run in runs]
+    except HsalError:
+        return []
+    names = [name for name in held[0] if name.startswith(("train.", "variant.")) and all(name in each for each in held)]
+    values = {name: [str(each[name]) for each in held] for name in names}
+    return [f"{name}: {', '.join(found)}" for name, found in values.items() if len(set(found)) > 1]
 
 
 def _scores(document: Evaluation) -> list[str]:
