@@ -13,8 +13,8 @@ __all__ = show(
     {
         "load": "hsal_cli.models.model:load",
         "Model": "hsal_cli.models.model:Model",
-        "Look": "hsal_cli.models.look:Look",
-        "LookStep": "hsal_cli.models.look:LookStep",
+        "Look": "hsal_cli.models.seen:Look",
+        "LookStep": "hsal_cli.models.seen:LookStep",
         "Scenes": "hsal_cli.scenes.datasets:Scenes",
         "Scene": "hsal_cli.scenes.datasets:Scene",
         "MultisetDigits": "hsal_cli.scenes.datasets:MultisetDigits",

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hsal_cli.models.look import Look, LookStep
+from hsal_cli.models.seen import Look, LookStep
 from hsal_cli.pictures.trajectory import trajectories
 
 

@@ -18,7 +18,8 @@ from hsal_cli.evaluation.files import evaluate_file
 from hsal_cli.evaluation.metrics import exact_match_and_f1, label_counts, trivial_baselines
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.models.load import load_policy
-from hsal_cli.models.look import look_at, to_json
+from hsal_cli.models.look import look_at
+from hsal_cli.models.seen import to_json
 from hsal_cli.policy.episode import Episode, greedy
 from hsal_cli.progress import Reporter
 

@@ -19,7 +19,8 @@ from hsal_cli.commands.visualize import visualize
 from hsal_cli.errors import FileError
 from hsal_cli.main import app as whole
 from hsal_cli.models.load import find_backbone, load_model, load_policy
-from hsal_cli.models.look import Look, look, look_at_files, to_json
+from hsal_cli.models.look import look, look_at_files
+from hsal_cli.models.seen import Look, to_json
 from hsal_cli.policy.count_classifier import CountClassifier
 from hsal_cli.policy.set_predictor import SetPredictor
 from hsal_cli.storage.atomic import write_sealed

@@ -10,7 +10,7 @@ from shipped_parts import use_tiny_backbone, write_backbone, write_policy
 
 import hsal_cli as hsal
 from hsal_cli.models.export import export
-from hsal_cli.models.look import to_json
+from hsal_cli.models.seen import to_json
 from hsal_cli.policy.hsal import HSAL
 
 

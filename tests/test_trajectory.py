@@ -7,7 +7,7 @@ import pytest
 from picture_parts import a_step, drawn
 from PIL import Image
 
-from hsal_cli.models.look import Look, LookStep
+from hsal_cli.models.seen import Look, LookStep
 from hsal_cli.pictures.film import film as encoded_film
 from hsal_cli.pictures.marks import cell_box, read_box
 from hsal_cli.pictures.palette import GREEN, ORANGE, RED, heat

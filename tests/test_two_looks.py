@@ -23,7 +23,8 @@ from hsal_cli.evaluation.flops import backbone_flops
 from hsal_cli.features.settings import LookSettings
 from hsal_cli.features.two_looks import FINER, TwoLooks, salient_region
 from hsal_cli.models.load import find_backbone, load_policy
-from hsal_cli.models.look import look_at_files, to_json
+from hsal_cli.models.look import look_at_files
+from hsal_cli.models.seen import to_json
 from hsal_cli.pictures.film import frame_of, frames
 from hsal_cli.pictures.marks import cell_box, panel_size, seen_in
 from hsal_cli.pictures.palette import ORANGE, PAPER

@@ -31,7 +31,7 @@ from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.storage.hdf5 import format_of
-from hsal_cli.vision.backbone import CHANNELS
+from hsal_cli.vision.backbone import CHANNELS, DOUBLE_FINE, FINE
 
 PIECE_S = 0.3  # what a measured piece lasts, about
 # Images a second that a slow machine of two cores makes; what even these would do in LONG_S is begun without a measurement.
@@ -127,7 +127,7 @@ def feature_work(out: Path, images: float, cells: int, resolution: str | None, a
     """Precomputing features of so many images at a resolution, if they are missing."""
     if out.exists():
         return []
-    staged = resolution in ("fine", "double-fine")  # as many channels again, and a map of four times the cells
+    staged = resolution in (FINE, DOUBLE_FINE)  # as many channels again, and a map of four times the cells
     return [_computing(out, images, images * cells**2 * (4 * CHANNELS + 16 if staged else 2 * CHANNELS + 4), resolution, asked)]
 
 

@@ -19,6 +19,7 @@ from hsal_cli.finetuning.finetune import FinetuneTask
 from hsal_cli.finetuning.reading import read_objects
 from hsal_cli.runs.loop import CHECK_EVERY
 from hsal_cli.runs.seeds import Draws
+from hsal_cli.runs.settings import DIRECT
 from hsal_cli.scenes.compose import Composer
 from hsal_cli.scenes.digits.glyphs import find_digits
 from hsal_cli.scenes.make import PART, compose_part, make_dataset
@@ -155,7 +156,7 @@ def train(shop: Shop, seconds: float, evaluation: EvalSettings) -> Stage:
     """A step of `hsal train`, beside the matrix products of its roll-out alone, forward and backward."""
     device, table = shop.device, shop.table
     settings = dataclasses.replace(shop.recipe.train, epochs=100_000)
-    if settings.objective in ("count", "set"):
+    if settings.objective in DIRECT:
         settings = dataclasses.replace(settings, objective="rl")  # no policy, no roll-out
     task = PolicyTask(shop.policy(), table, torch.arange(len(table)), table, settings, device, {})
     task.start_epoch(0)

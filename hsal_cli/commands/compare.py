@@ -47,15 +47,14 @@ def compare(
 
 def _apart(runs: list[Path]) -> list[str]:
     """A line for each setting in which the runs differ, where all of them can be read and have it."""
-    from hsal_cli.runs.record import read_record
+    from hsal_cli.runs.record import differing, read_record
 
     try:
         held = [read_record(run).flat for run in runs]
     except HsalError:
         return []
-    names = [name for name in held[0] if name.startswith(("train.", "variant.")) and all(name in each for each in held)]
-    values = {name: [str(each[name]) for each in held] for name in names}
-    return [f"{name}: {', '.join(found)}" for name, found in values.items() if len(set(found)) > 1]
+    names = [name for name in differing(held) if name.startswith(("train.", "variant.")) and all(name in each for each in held)]
+    return [f"{name}: {', '.join(str(each[name]) for each in held)}" for name in names]
 
 
 def _scores(document: Evaluation) -> list[str]:

@@ -15,6 +15,7 @@ from hsal_cli.commands.policies import PretrainedOption, RunOption, load, load_w
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.settings import PrecomputeSettings, kind_in
+from hsal_cli.runs.settings import DIRECT
 
 if TYPE_CHECKING:
     from hsal_cli.bench.estimate import Work
@@ -123,7 +124,7 @@ def eval_(
     if place is None:
         console.print_line(_stated(found, stated))
     if target is not None:
-        looks = found["objective"] not in ("count", "set")
+        looks = found["objective"] not in DIRECT
         following = f"hsal visualize IMAGE --run {place}" if looks else f"hsal predict FOLDER --csv counts.csv --run {place}"
         console.print_line(f"written to {target}" + (f"   next: {following}" if place else ""))
 
@@ -261,7 +262,7 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
 
     interval = found["ci95"]
     how = f"{found['sample']} sampled roll-outs an image" if found["sample"] else "greedy"
-    if found.get("objective") in ("count", "set"):
+    if found.get("objective") in DIRECT:
         what = {"count": "count classifier", "set": "set predictor"}[found["objective"]]
         how = f"{what}, {found['parameters']:,} parameters"
     main = [

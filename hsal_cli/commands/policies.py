@@ -20,8 +20,8 @@ from hsal_cli.settings import as_dict
 if TYPE_CHECKING:
     from hsal_cli.features.settings import LookSettings
     from hsal_cli.models.load import LoadedPolicy
-    from hsal_cli.models.look import Look
     from hsal_cli.models.model import Model
+    from hsal_cli.models.seen import Look
     from hsal_cli.runs.documents import Kind
     from hsal_cli.vision.backbone import LoadedBackbone
 

@@ -21,7 +21,7 @@ from hsal_cli.features.settings import LookSettings
 from hsal_cli.words import brief
 
 if TYPE_CHECKING:
-    from hsal_cli.models.look import Look
+    from hsal_cli.models.seen import Look
 
 EXAMPLES = """Examples:
 
@@ -65,7 +65,7 @@ def predict(
     A run of `hsal train --objective count` or `set` does too, in the order of the classes: it looks nowhere, so there are no meta-steps.
     Where nothing is named it is taken if runs/ holds no policy.
     """
-    from hsal_cli.models.look import to_json
+    from hsal_cli.models.seen import to_json
     from hsal_cli.storage.atomic import write_text
 
     reporter = console.TerminalReporter()

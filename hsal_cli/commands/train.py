@@ -30,7 +30,7 @@ from hsal_cli.commands.options import (
 from hsal_cli.errors import HsalError, UsageError
 from hsal_cli.features.settings import SALIENCY_HELP, PrecomputeSettings, saliency_kind
 from hsal_cli.policy.variant import VARIANTS, what_set_takes
-from hsal_cli.runs.settings import FEW_IMAGES, REWARDS, TrainSettings
+from hsal_cli.runs.settings import DIRECT, FEW_IMAGES, REWARDS, TrainSettings
 from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.settings import as_dict
 
@@ -128,7 +128,7 @@ def train(
     if saliency_kind(precompute.saliency) != "activation" and name == scenes.name.removesuffix(".h5"):
         name += f"-{saliency_kind(precompute.saliency)}"
     texts = set_ or []
-    if settings.objective in ("count", "set") and (variant or texts):
+    if settings.objective in DIRECT and (variant or texts):
         given_too = f"--variant {variant}" if variant else f"--set {texts[0]}"
         raise UsageError(f"objective {settings.objective} trains no policy, so {given_too} says nothing", "leave --variant and --set out")
     chosen_variant = variant_for(preset, config, variant, texts)

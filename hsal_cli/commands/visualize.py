@@ -32,8 +32,8 @@ from hsal_cli.settings import nearest
 from hsal_cli.words import brief
 
 if TYPE_CHECKING:
-    from hsal_cli.models.look import Look
     from hsal_cli.models.model import Model
+    from hsal_cli.models.seen import Look
 
 ENDING = ".hsal.png"
 OURS = (ENDING, ".hsal.gif")  # images that hsal writes beside those it is shown
@@ -93,7 +93,7 @@ def visualize(
     json: Json = False,
 ) -> None:
     """Draw where the policy looked in images: glimpses, saliency, covert mask and priority map at each meta-step."""
-    from hsal_cli.models.look import to_json
+    from hsal_cli.models.seen import to_json
 
     picture = out.suffix.lower() if out is not None and out.suffix.lower() in PICTURES and not out.is_dir() else ".png"
     kinds = tuple(kind for kind, wanted in ((picture, True), (".gif", gif), (".html", html)) if wanted)
@@ -180,7 +180,8 @@ def _scenes(
     stop_threshold: float | None,
 ) -> None:
     """Draws images of a scene file, whose labels are known, into one picture, one animation and one replay."""
-    from hsal_cli.models.look import look_at_scenes, to_json
+    from hsal_cli.models.look import look_at_scenes
+    from hsal_cli.models.seen import to_json
 
     loaded, backbone = load_with_backbone(run, device, reporter, pretrained, stop_threshold)
     found = look_at_scenes(data, split, rows, backbone, loaded, max_steps)

@@ -13,7 +13,8 @@ from hsal_cli.evaluation.evaluate import STOPPED_HINT, roll_outs
 from hsal_cli.evaluation.metrics import label_counts
 from hsal_cli.features.table import check_match, open_features
 from hsal_cli.models.load import LoadedPolicy
-from hsal_cli.models.look import Look, as_rgb, look_at
+from hsal_cli.models.look import as_rgb, look_at
+from hsal_cli.models.seen import Look
 from hsal_cli.progress import SILENT, Reporter
 
 if TYPE_CHECKING:

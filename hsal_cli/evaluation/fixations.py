@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from hsal_cli.errors import FileError, first_line
 from hsal_cli.features.saliency.models import CenterPrior
 from hsal_cli.models.load import LoadedPolicy
-from hsal_cli.models.look import Look, look_at_files
+from hsal_cli.models.look import look_at_files
+from hsal_cli.models.seen import Look
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.vision.backbone import LoadedBackbone
 from hsal_cli.vision.images import read_image

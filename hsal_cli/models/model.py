@@ -13,7 +13,8 @@ from torch import Tensor
 from hsal_cli.errors import UsageError
 from hsal_cli.features.settings import LookSettings
 from hsal_cli.models.load import LoadedPolicy, find_backbone, load_policy
-from hsal_cli.models.look import Look, look
+from hsal_cli.models.look import look
+from hsal_cli.models.seen import Look
 from hsal_cli.models.shipped import BACKBONE, LOOK, load_shipped, look_beside, named_in, part_of
 from hsal_cli.policy.hsal import HSAL
 from hsal_cli.vision.backbone import ActivationModel, LoadedBackbone, load_backbone

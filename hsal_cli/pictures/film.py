@@ -39,7 +39,7 @@ from hsal_cli.pictures.writing import gif
 from hsal_cli.words import brief
 
 if TYPE_CHECKING:
-    from hsal_cli.models.look import Look, LookStep
+    from hsal_cli.models.seen import Look, LookStep
 
 MASK, GLIMPSE, NAME, LAST = 800, 700, 1400, 4000  # how long a frame is shown, ms
 MARGIN, GAP, HEAD, CAPTION, LINE = 14, 12, 48, 20, 30  # px

@@ -13,7 +13,7 @@ from hsal_cli.pictures.palette import FAINT, INK, ORANGE, PALE, PAPER, SKY, font
 from hsal_cli.words import CELL, brief
 
 if TYPE_CHECKING:
-    from hsal_cli.models.look import Look, LookStep
+    from hsal_cli.models.seen import Look, LookStep
 
 PLATE = 14  # height of a glimpse's number, px
 BAR = 17  # height of a class probability, px

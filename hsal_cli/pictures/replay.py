@@ -22,7 +22,7 @@ from hsal_cli.pictures.writing import MARK
 from hsal_cli.words import brief
 
 if TYPE_CHECKING:
-    from hsal_cli.models.look import Look
+    from hsal_cli.models.seen import Look
 
 LONGEST = 1200  # side of an embedded image, px; larger ones are reduced
 LOSSLESS = 100_000  # images of more pixels than this are embedded as JPEG

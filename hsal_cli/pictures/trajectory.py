@@ -40,7 +40,7 @@ from hsal_cli.pictures.vector import Raster, Vector
 from hsal_cli.words import brief
 
 if TYPE_CHECKING:
-    from hsal_cli.models.look import Look, LookStep
+    from hsal_cli.models.seen import Look, LookStep
 
 Sheet = TypeVar("Sheet", Raster, Vector)
 ROWS = (("image", "and glimpses", ""), ("saliency", "map", "S"), ("covert", "mask", "M"), ("priority", "map", "P"))

@@ -20,7 +20,7 @@ from hsal_cli.report.report_page import PageFigure
 from hsal_cli.report.tested import Detail, confusion
 
 if TYPE_CHECKING:
-    from hsal_cli.models.look import Look
+    from hsal_cli.models.seen import Look
 
 ACROSS = 2  # trajectories beside each other
 SIDE = 126  # of their panels, px

@@ -9,7 +9,7 @@ from typing import Any
 
 from hsal_cli.evaluation import looking
 from hsal_cli.evaluation.metrics import exact_match_and_f1, scores_by_count
-from hsal_cli.models.look import Look
+from hsal_cli.models.seen import Look
 from hsal_cli.report.report_figures import (
     METRICS,
     calibration,

@@ -21,7 +21,7 @@ from hsal_cli.evaluation.examples import look_at_rows
 from hsal_cli.evaluation.metrics import label_counts
 from hsal_cli.features.table import FORMAT, MADE_BY, FeatureTable, check_match, open_features
 from hsal_cli.models.load import LoadedPolicy, load_policy
-from hsal_cli.models.look import Look
+from hsal_cli.models.seen import Look
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs.record import Record
 from hsal_cli.scenes.scene_file import FORMAT as SCENES

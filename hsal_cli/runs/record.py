@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,12 +109,17 @@ def groups(records: list[Record]) -> list[Group]:
         found.setdefault(str(sorted(_identity(record).items())), []).append(record)
     parts = list(found.values())
     identities = [_identity(part[0]) for part in parts]
-    keys = list(dict.fromkeys(key for identity in identities for key in identity))
-    differing = [key for key in keys if len({str(identity.get(key)) for identity in identities}) > 1]
-    names = [_name(part[0], identity, differing) for part, identity in zip(parts, identities, strict=True)]
-    if len(differing) > MOST_NAMED or len(set(names)) < len(names):
+    apart = differing(identities)
+    names = [_name(part[0], identity, apart) for part, identity in zip(parts, identities, strict=True)]
+    if len(apart) > MOST_NAMED or len(set(names)) < len(names):
         names = _folders([part[0].path for part in parts])
     return [Group(name, part) for name, part in zip(names, parts, strict=True)]
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys of flat settings whose values are not the same in all of them."""
+    keys = dict.fromkeys(key for each in settings for key in each)
+    return [key for key in keys if len({str(each.get(key)) for each in settings}) > 1]
 
 
 def _identity(record: Record) -> dict[str, Any]:

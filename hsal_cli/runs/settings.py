@@ -13,6 +13,7 @@ from hsal_cli.typed import Odd
 from hsal_cli.vision.architectures import CHANNELS, check_architecture
 
 REWARDS = Registry("reward", "hsal.reward", ("multiset", "list"))
+DIRECT = ("count", "set")  # objectives that train no policy: what they train looks nowhere
 HELD_OUT = 50  # fewer held-out images would tell hardly anything
 FEW_IMAGES = 2_000  # fewer are trained on in another way, unless settings are given
 ROLL_OUTS, MOST_EPOCHS, SMALL_BATCH = 24_000, 150, 32  # that way
