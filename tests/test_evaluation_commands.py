@@ -13,6 +13,7 @@ from evaluation_parts import NAMES, small_policy, small_table, write_features, w
 from PIL import Image
 from typer.testing import CliRunner
 
+import hsal_cli as hsal
 from hsal_cli.commands.eval import eval_
 from hsal_cli.commands.predict import predict, words
 from hsal_cli.commands.visualize import visualize
@@ -319,6 +320,13 @@ def test_a_direct_baseline_names_and_counts_and_tells_of_no_meta_step(objective,
         told = {"labels": labels, "counts": dict(zip(NAMES, row, strict=True)), "steps": [], "warnings": []}
         assert document == {"image": document["image"], "size": document["size"], **told}
     assert "takes no steps" in call("predict", "photos", *run, "--max-steps", 3, code=2).said
+    model = hsal.load(run[1], device="cpu")
+    seen = model(["photos/colour.jpg", "photos/grey.png"])
+    assert [look.labels for look in seen] == named and not seen[0].probabilities.size
+    with pytest.raises(hsal.HsalError, match="takes no steps"):
+        model("photos/grey.png", max_steps=3)
+    with pytest.raises(hsal.HsalError, match="has no policy"):
+        _ = model.policy
     for command in ("visualize", "play"):
         refused = CliRunner().invoke(
             whole, [command, "photos/grey.png", *run] if command == "visualize" else [command, *run, "--port", "0"]

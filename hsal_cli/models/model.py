@@ -1,4 +1,4 @@
-"""A trained policy with the backbone that it was trained on, to be called with images: what `hsal.load` gives."""
+"""A trained policy, or a direct baseline, with the backbone that it was trained on, to be called with images: what `hsal.load` gives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hsal_cli.errors import UsageError
 from hsal_cli.features.settings import LookSettings
-from hsal_cli.models.load import LoadedPolicy, find_backbone, load_policy
+from hsal_cli.models.load import LoadedPolicy, find_backbone, load_model
 from hsal_cli.models.look import look
 from hsal_cli.models.seen import Look
 from hsal_cli.models.shipped import BACKBONE, LOOK, load_shipped, look_beside, named_in, part_of
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Names every object in an image, repeats included, and tells where it looked.
+    """Names every object in an image, repeats included, and tells where it looked; a direct baseline looks nowhere.
 
     Attributes:
-        loaded: the policy as it was stored, with what its checkpoint says of it.
+        loaded: the policy, or direct baseline, as it was stored, with what its checkpoint says of it.
         activation: the backbone as it was stored.
         finder: finds the region of an image that the policy sees, enlarged; None: it sees the whole image.
     """
@@ -46,9 +46,14 @@ class Model:
 
     @property
     def policy(self) -> HSAL:
-        """The policy, an `nn.Module`: volumes (B, C, h, w) and saliency maps (B, h, w) in, an `Episode` out."""
+        """The policy, an `nn.Module`: volumes (B, C, h, w) and saliency maps (B, h, w) in, an `Episode` out.
+
+        Raises:
+            UsageError: it is a direct baseline.
+        """
         policy = self.loaded.policy
-        assert isinstance(policy, HSAL)  # `load_policy` refuses count classifiers
+        if not isinstance(policy, HSAL):
+            raise UsageError("a direct baseline has no policy", "its network, an nn.Module, is model.loaded.policy")
         return policy
 
     @property
@@ -66,7 +71,7 @@ class Model:
     @overload
     def __call__(self, images: Several, max_steps: int | None = None, stop_threshold: float | None = None) -> list[Look]: ...
     def __call__(self, images: Picture | Several, max_steps: int | None = None, stop_threshold: float | None = None) -> Look | list[Look]:
-        """Shows images to the policy, which names the likeliest label at each meta-step until it names stop.
+        """Shows images to the policy, which names the likeliest label at each meta-step until it names stop, or to a direct baseline.
 
         Args:
             images: a path, a PIL image, or a uint8 array or tensor (H, W) or (H, W, 3), of any size; or a list of such.
@@ -77,7 +82,8 @@ class Model:
             What it did with the image; for a list, one such result an image.
 
         Raises:
-            UsageError: something else than an image; FileError: an image that cannot be read.
+            UsageError: something else than an image, or a direct baseline, which takes no meta-steps, is to cap or to stop them.
+            FileError: an image that cannot be read.
         """
         pictures = images if isinstance(images, (list, tuple)) else [images]
         names = [str(one) if isinstance(one, (str, Path)) else str(number) for number, one in enumerate(pictures, 1)]
@@ -87,7 +93,7 @@ class Model:
 
 
 def load(name: str | Path, device: str = "auto", frame: str | None = None, look: str | Path | None = None) -> Model:
-    """Loads a trained policy with its backbone; every file is verified.
+    """Loads a trained policy, or a direct baseline (`train --objective count` or `set`), with its backbone; every file is verified.
 
     Args:
         name: a run of `hsal train`, or one of its checkpoints; a folder that `hsal export` wrote, or FOLDER/NAME for one policy of several
@@ -105,9 +111,9 @@ def load(name: str | Path, device: str = "auto", frame: str | None = None, look:
     place, exported = Path(name).expanduser(), named_in(name)
     chosen, first = choose_device(device), LookSettings(look=None if look is None else str(look))
     if exported is None and place.is_dir():
-        loaded = load_policy(place, device=chosen)
+        loaded = load_model(place, device=chosen)
         return framed(loaded, find_backbone(loaded, chosen), frame, first)
-    shipped = load_shipped(exported or str(name), chosen)
+    shipped = load_shipped(exported or str(name), chosen, counts=True)
     return framed(shipped.policy, shipped.backbone, frame, first)
 
 
