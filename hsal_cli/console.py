@@ -250,7 +250,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         table.add_row(*[Text(brief(cell, CELL)) for cell in row])
     # Without a terminal the width is unknown; narrower than the table's words would only break them.
     terminal, text = sys.stdout.isatty(), io.StringIO()
-    Console(file=text, highlight=False, force_terminal=terminal, width=None if terminal else 140).print(table)
+    Console(file=text, highlight=False, force_terminal=terminal, width=None if terminal else 160).print(table)
     # Written by ourselves: where the reader has left (`| head`), Rich would exit with 1.
     _write(text.getvalue())
 

@@ -234,6 +234,23 @@ def test_a_command_is_shown_as_anyone_would_type_it(typed: str, shown: str) -> N
     assert tidy(typed) == shown
 
 
+def test_what_was_exported_stands_beside_runs(runs) -> None:
+    export(["runs/a", "toy.ce=runs/b"], Path("out"))
+    cli = CliRunner()
+    found = cli.invoke(app, ["compare", "runs/a", "out/mnist-toy.rl", "out/toy.ce"])
+    assert found.exit_code == 0 and [found.stdout.count(word) for word in ("0.750", "multiset", "out/toy.ce")] == [3, 1, 1], found.output
+    rows = json.loads(cli.invoke(app, ["compare", "out/mnist-toy.rl", "runs/a", "--json"]).stdout)
+    assert [(row["run"], row["macro_f1"]) for row in rows] == [("out/mnist-toy.rl", 0.875), ("runs/a", 0.875)]
+    for missing in ("out/nothing", "nothing"):
+        said = cli.invoke(app, ["compare", missing])
+        assert isinstance(said.exception, FileError) and "is not a run" in said.exception.message
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    manifest["policies"]["toy.ce"].pop("result")
+    Path("out/manifest.json").write_text(json.dumps(manifest))
+    said = cli.invoke(app, ["compare", "out/toy.ce"])
+    assert isinstance(said.exception, FileError) and "out states no evaluation of toy.ce" in said.exception.message
+
+
 def test_the_command_prints_names_sizes_and_figures(runs) -> None:
     found = CliRunner().invoke(app, ["export", "runs/a", "runs/b"])
     assert found.exit_code == 0, found.output

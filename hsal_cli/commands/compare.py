@@ -9,14 +9,16 @@ import typer
 
 from hsal_cli import console
 from hsal_cli.commands.options import Json
-from hsal_cli.errors import HsalError
+from hsal_cli.errors import HsalError, UsageError
 
 if TYPE_CHECKING:
     from hsal_cli.runs.documents import Evaluation
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Evaluated runs.", show_default=False)],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Evaluated runs; also what --pretrained takes, with the scores it was exported with.", show_default=False)
+    ],
     data: Annotated[
         Optional[str],
         typer.Option(
@@ -29,20 +31,33 @@ def compare(
     from hsal_cli.runs.documents import predictor
     from hsal_cli.runs.record import evaluations
 
-    found = evaluations(runs, data, console.TerminalReporter())
+    found = evaluations(runs, data, console.TerminalReporter(), _stated)
     if json:
         console.print_json([{"run": str(run), **document.raw} for run, document in found])
         return
     rows = [[document.objective or "-", *_scores(document), str(run)] for run, document in found]
     first = found[0][1]
-    for name, scores in first.baselines.items():
-        rows.append([predictor(name), f"{scores.exact_match:.3f}", "", f"{scores.macro_f1:.3f}", "", "", "", ""])
+    for name, scores in next((document.baselines for _, document in found if document.baselines), {}).items():
+        rows.append([predictor(name), f"{scores.exact_match:.3f}", "", f"{scores.macro_f1:.3f}", "", "", "", "", ""])
     title = f"{first.dataset}, {first.split} split, {first.examples:,} images"
-    console.print_table(
-        title, ["objective", "exact match", "95% interval", "macro F1", "glimpse_hit", "mask_mass", "parameters", "run"], rows
-    )
+    scores = ["exact match", "95% interval", "macro F1", "glimpse_hit", "mask_mass", "parameters", "MFLOP"]
+    console.print_table(title, ["objective", *scores, "run"], rows)
+    if any(_work(document.flops) != "-" for _, document in found):
+        console.print_line("MFLOP: million floating-point operations an image, the policy's of all, the backbone's included")
     for line in _apart([run for run, _ in found]):
         console.print_line(line)
+
+
+def _stated(path: Path) -> Evaluation | None:
+    """What is stated of a policy that comes with hsal, or of an exported one; None: the path is neither."""
+    from hsal_cli.models.shipped import named_in, stated_evaluation
+
+    if named_in(path) is None and (path.is_dir() or len(path.parts) > 1):
+        return None
+    try:
+        return stated_evaluation(str(path))
+    except UsageError:  # no such name: as a run it is missing too, which is then said
+        return None
 
 
 def _apart(runs: list[Path]) -> list[str]:
@@ -67,4 +82,11 @@ def _scores(document: Evaluation) -> list[str]:
         f"{document.macro_f1:.3f}",
         *("-" if value is None else f"{value:.3f}" for value in shown),
         "-" if document.parameters is None else f"{document.parameters:,}",
+        _work(document.flops),
     ]
+
+
+def _work(flops: dict[str, float | None]) -> str:
+    """Of an image, the policy's part and all of it."""
+    whole, own = (flops.get(part) for part in ("image", "policy"))
+    return "-" if whole is None or own is None else f"{own / 1e6:,.0f} of {whole / 1e6:,.0f}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, UsageError
 from hsal_cli.models.load import RUNS, PolicyMeta, backbone_folder, policy_meta
-from hsal_cli.models.shipped import BACKBONE, FORMAT, FORMAT_VERSION, LOOK, exported_files, is_export, part_of, read_manifest
+from hsal_cli.models.shipped import BACKBONE, FORMAT, FORMAT_VERSION, LOCAL, LOOK, exported_files, is_export, part_of, read_manifest
 from hsal_cli.policy.variant import with_variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
@@ -25,8 +25,7 @@ from hsal_cli.vision.backbone import MAKE_HINT, backbone_meta
 if TYPE_CHECKING:
     from torch import Tensor
 
-RESULT = ("dataset", "split", "examples", "exact_match", "macro_f1", "ci95", "parameters")
-LOCAL = ("glimpse_hit", "mask_mass")
+RESULT = ("dataset", "split", "examples", "exact_match", "macro_f1", "ci95", "parameters", "flops")
 
 
 @dataclasses.dataclass(frozen=True)

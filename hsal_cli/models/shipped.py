@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hsal_cli.errors import FileError, UsageError
+from hsal_cli.runs.documents import Evaluation
 from hsal_cli.storage.atomic import finish_replacing
 from hsal_cli.storage.documents import read_document
 from hsal_cli.storage.files import digest_of_file, is_plain_name, named
-from hsal_cli.typed import Document
+from hsal_cli.typed import Document, Odd, checked
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,7 @@ FORMAT_VERSION = 1
 BACKBONE = "backbone"
 LOOK = "look"
 DEFAULT = "mnist-multiset"
+LOCAL = ("glimpse_hit", "mask_mass")  # of what an evaluation has of them, a manifest states these
 OBJECTIVE = "rl"  # of the policy that a data set's name alone means
 AGAIN = "install hsal again, or in a checkout: git checkout -- data/pretrained"
 EXPORT_AGAIN = "export it again: hsal export RUN --out FOLDER"
@@ -185,6 +187,27 @@ def find_shipped(name: str) -> tuple[Path, str]:
     if found is None:
         raise UsageError(f"there is no pretrained policy {name!r}", f"take one of: {', '.join(sorted(known))}")
     return known[found], found
+
+
+def stated_evaluation(name: str) -> Evaluation:
+    """What its manifest states of a policy, as `hsal eval` found it before it was exported; `name` as in `find_shipped`.
+
+    Raises:
+        UsageError: there is no such policy.
+        FileError: there is no such folder, its manifest is not one, or it states nothing of the policy.
+    """
+    folder, full = find_shipped(name)
+    stated = read_manifest(folder).policies[full].result
+    raw = {} if stated is None else stated.raw
+    held = read_document(folder / full / "manifest.json", dict, "hsal export").get("meta")
+    known = {
+        "objective": held.get("objective") if isinstance(held, dict) else None,
+        "localization": {score: raw.get(score) for score in LOCAL},
+    }
+    try:
+        return checked({**raw, **known}, Evaluation)
+    except Odd as odd:
+        raise FileError(f"{folder} states no evaluation of {full}: {odd}", "evaluate it, then export it again") from odd
 
 
 def named_in(place: str | Path) -> str | None:

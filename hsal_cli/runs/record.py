@@ -193,7 +193,12 @@ def read_some(read: Callable[[Path], T], paths: Sequence[Path], reporter: Report
     return found
 
 
-def evaluations(paths: Sequence[Path], dataset: str | None = None, reporter: Reporter = SILENT) -> list[tuple[Path, Evaluation]]:
+def evaluations(
+    paths: Sequence[Path],
+    dataset: str | None = None,
+    reporter: Reporter = SILENT,
+    stated: Callable[[Path], Evaluation | None] = lambda path: None,
+) -> list[tuple[Path, Evaluation]]:
     """(run, its evaluation) for each run, on the test split of its own data or on another data set; of several, one that was not
     evaluated so, or cannot be read, is named and passed over.
 
@@ -201,11 +206,12 @@ def evaluations(paths: Sequence[Path], dataset: str | None = None, reporter: Rep
         paths: the runs.
         dataset: the name of another data set, on which all of them were evaluated with `hsal eval --data`.
         reporter: told what was passed over.
+        stated: what is known of a path that is no run's: an evaluation, taken as it is, or None.
 
     Raises:
         FileError: none was evaluated so, or two were evaluated on different data, as their digests say, or where one has none their names.
     """
-    found = read_some(lambda path: (path, _evaluation_on(open_run(path, EVALUATED), dataset)), paths, reporter)
+    found = read_some(lambda path: (path, stated(path) or _evaluation_on(open_run(path, EVALUATED), dataset)), paths, reporter)
     for path, document in found[1:]:
         told = None not in (document.scenes_digest, found[0][1].scenes_digest)
         for key in ("scenes_digest" if told else "dataset", "split", "examples"):
