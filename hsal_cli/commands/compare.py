@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(help="Evaluated runs; also what --pretrained takes, with the scores it was exported with.", show_default=False)
+        list[Path], typer.Argument(help="Evaluated runs, and exported policies, as --pretrained takes them.", show_default=False)
     ],
     data: Annotated[
         Optional[str],
