@@ -14,26 +14,29 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t
 
-from hsal_cli.evaluation.evaluate import roll_outs
+from hsal_cli.evaluation.evaluate import named_counts
 from hsal_cli.evaluation.metrics import label_counts
 from hsal_cli.features.table import open_features
 from hsal_cli.models.load import load_model
 
 
-def right(runs: str, features: str) -> np.ndarray:
-    """Of each run and test image whether the run names all of it and nothing else, (S, N) float64."""
+def right(runs: str, features: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of each run and test image whether the run names all of it and nothing else, (S, N) float64; and the true counts, (N, K)."""
     with open_features(Path(features)) as file:
         table = file.table("test")
     found = []
     for run in runs.split(","):
         loaded = load_model(Path(run))
-        answers = roll_outs(loaded.policy, table, loaded.max_steps, 256)
-        counts = [[label_counts(labels, len(loaded.classes)) for labels in (seen.labels.T, part.labels)] for part, seen in answers]
-        found.append(np.concatenate([(named == true).all(1) for named, true in counts]))
-    return np.stack(found).astype(float)
+        true = label_counts(table.labels, len(loaded.classes))
+        found.append((named_counts(loaded.policy, table, loaded.max_steps) == true).all(1))
+    return np.stack(found).astype(float), true
 
 
-one, other = right(*sys.argv[1:3]), right(*sys.argv[3:5])
+(one, truth), (other, truth_of_other) = right(*sys.argv[1:3]), right(*sys.argv[3:5])
+if not np.array_equal(truth, truth_of_other):
+    sys.exit("the two were shown different test images")
+if len(one) != len(other):
+    sys.exit(f"{len(one)} seeds of one, {len(other)} of the other: name as many of each, in the same order")
 less, seeds = one - other, len(one)
 draws = np.random.default_rng(0).integers(less.shape[1], size=(1000, less.shape[1]))
 low, high = np.percentile(less.mean(0)[draws].mean(1), (2.5, 97.5))

@@ -241,14 +241,24 @@ def test_what_was_exported_stands_beside_runs(runs) -> None:
     assert found.exit_code == 0 and [found.stdout.count(word) for word in ("0.750", "multiset", "out/toy.ce")] == [3, 1, 1], found.output
     rows = json.loads(cli.invoke(app, ["compare", "out/mnist-toy.rl", "runs/a", "--json"]).stdout)
     assert [(row["run"], row["macro_f1"]) for row in rows] == [("out/mnist-toy.rl", 0.875), ("runs/a", 0.875)]
-    for missing in ("out/nothing", "nothing"):
+    for missing, told in (("out/nothing", "no pretrained policy"), ("nothing", "is not a run"), ("away/nothing", "is not a run")):
         said = cli.invoke(app, ["compare", missing])
-        assert isinstance(said.exception, FileError) and "is not a run" in said.exception.message
+        assert isinstance(said.exception, FileError) and told in said.exception.message
     manifest = json.loads(Path("out/manifest.json").read_text())
+    for odd, said in (
+        (["out"], "out holds 2 policies"),
+        (["out/toy.ce", "--data", "other"], "out/toy.ce states no scores on other, but on mnist-toy"),
+    ):
+        assert said in cli.invoke(app, ["compare", *odd]).exception.message
+    assert "passed over: out holds 2 policies" in cli.invoke(app, ["compare", "runs/a", "out"]).stderr
     manifest["policies"]["toy.ce"].pop("result")
     Path("out/manifest.json").write_text(json.dumps(manifest))
     said = cli.invoke(app, ["compare", "out/toy.ce"])
     assert isinstance(said.exception, FileError) and "out states no evaluation of toy.ce" in said.exception.message
+    Path("out/manifest.json").write_text("{")
+    for place in ("out", "out/toy.ce"):
+        said = cli.invoke(app, ["compare", place])
+        assert isinstance(said.exception, FileError) and "out/manifest.json is not valid JSON" in said.exception.message
 
 
 def test_the_command_prints_names_sizes_and_figures(runs) -> None:

@@ -110,6 +110,14 @@ def test_a_result_has_one_row_a_label_and_says_what_its_json_says(project, pixel
         seen.name = "x"
 
 
+@pytest.mark.parametrize(
+    "asked", [{"max_steps": 0}, {"max_steps": -1}, {"max_steps": 2.5}, {"stop_threshold": 2}, {"stop_threshold": float("nan")}]
+)
+def test_a_cap_or_a_threshold_out_of_range_is_refused(asked, project, pixels):
+    with pytest.raises(hsal.HsalError, match=r"there is no cap|cannot have a probability"):
+        hsal.load("runs/rl", device="cpu")(pixels, **asked)
+
+
 def test_of_an_image_with_nothing_in_it_all_is_empty(project, pixels):
     model = hsal.load("runs/rl", device="cpu")
     with torch.no_grad():

@@ -147,3 +147,9 @@ def test_runs_are_compared_on_other_data_by_its_name(here) -> None:
     assert f"was evaluated on scenes_digest {OTHER}" in hsal("compare", "run", "second", code=1)
     assert [row["dataset"] for row in json.loads(hsal("compare", "run", "second", "--data", "other", "--json"))] == ["other", "other"]
     assert checkpoints.present(Path("second/checkpoints"))
+    shutil.copytree("run", "undigested")  # which cannot vouch that the two others belong together
+    kept = {key: value for key, value in json.loads(Path("run/eval.json").read_text()).items() if key not in DIGESTS}
+    write_sealed(Path("undigested/eval.json"), kept)
+    renamed = json.loads(Path("second/eval.json").read_text()) | {"dataset": kept["dataset"]}
+    write_sealed(Path("second/eval.json"), {key: value for key, value in renamed.items() if key != "digest"})
+    assert f"second was evaluated on scenes_digest {OTHER}" in hsal("compare", "undigested", "run", "second", code=1)

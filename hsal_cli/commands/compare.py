@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from hsal_cli import console
 from hsal_cli.commands.options import Json
-from hsal_cli.errors import HsalError, UsageError
+from hsal_cli.errors import FileError, HsalError, UsageError
 
 if TYPE_CHECKING:
     from hsal_cli.runs.documents import Evaluation
@@ -31,7 +31,7 @@ def compare(
     from hsal_cli.runs.documents import predictor
     from hsal_cli.runs.record import evaluations
 
-    found = evaluations(runs, data, console.TerminalReporter(), _stated)
+    found = evaluations(runs, data, console.TerminalReporter(), lambda path: _stated(path, data))
     if json:
         console.print_json([{"run": str(run), **document.raw} for run, document in found])
         return
@@ -39,37 +39,60 @@ def compare(
     first = found[0][1]
     for name, scores in next((document.baselines for _, document in found if document.baselines), {}).items():
         rows.append([predictor(name), f"{scores.exact_match:.3f}", "", f"{scores.macro_f1:.3f}", "", "", "", "", ""])
+    columns = ["objective", "exact match", "95% interval", "macro F1", "glimpse_hit", "mask_mass", "parameters", "MFLOP", "run"]
+    known = [place for place in range(len(columns)) if any(row[place] not in ("", "-") for row in rows)]
     title = f"{first.dataset}, {first.split} split, {first.examples:,} images"
-    scores = ["exact match", "95% interval", "macro F1", "glimpse_hit", "mask_mass", "parameters", "MFLOP"]
-    console.print_table(title, ["objective", *scores, "run"], rows)
+    console.print_table(title, [columns[place] for place in known], [[row[place] for place in known] for row in rows])
     if any(_work(document.flops) != "-" for _, document in found):
         console.print_line("MFLOP: million floating-point operations an image, the policy's of all, the backbone's included")
     for line in _apart([run for run, _ in found]):
         console.print_line(line)
 
 
-def _stated(path: Path) -> Evaluation | None:
-    """What is stated of a policy that comes with hsal, or of an exported one; None: the path is neither."""
-    from hsal_cli.models.shipped import named_in, stated_evaluation
+def _stated(path: Path, data: str | None) -> Evaluation | None:
+    """What is stated of a policy that comes with hsal, or of an exported one; None: the path is neither, but a run, or nothing.
 
-    if named_in(path) is None and (path.is_dir() or len(path.parts) > 1):
+    Args:
+        data: the name of the data set that it must be on; None: any.
+
+    Raises:
+        FileError: such a folder is damaged or holds several policies, none of which is meant, or it states nothing on these data.
+    """
+    from hsal_cli.models.shipped import named_in, read_manifest, stated_evaluation
+
+    manifest = (path if path.is_dir() else path.parent) / "manifest.json"
+    if (path / "status.json").is_file() or not (manifest.is_file() or (len(path.parts) == 1 and not path.is_dir())):
         return None
     try:
-        return stated_evaluation(str(path))
-    except UsageError:  # no such name: as a run it is missing too, which is then said
-        return None
+        if path.is_dir() and named_in(path) is None:
+            read_manifest(path.parent if (path.parent / "manifest.json").is_file() else path)
+        found = stated_evaluation(str(path))
+    except UsageError as error:
+        if len(path.parts) == 1 and not path.is_dir():  # no such name: as a run it is missing too, which is then said
+            return None
+        raise FileError(error.message, error.hint) from error
+    if data not in (None, found.dataset):
+        raise FileError(f"{path} states no scores on {data}, but on {found.dataset}", "leave --data out, or this policy")
+    return found
 
 
 def _apart(runs: list[Path]) -> list[str]:
-    """A line for each setting in which the runs differ, where all of them can be read and have it."""
+    """A line for each setting in which the runs differ; a dash for those whose settings are not known, as of exported policies."""
     from hsal_cli.runs.record import differing, read_record
 
-    try:
-        held = [read_record(run).flat for run in runs]
-    except HsalError:
-        return []
-    names = [name for name in differing(held) if name.startswith(("train.", "variant.")) and all(name in each for each in held)]
-    return [f"{name}: {', '.join(str(each[name]) for each in held)}" for name in names]
+    held: list[dict[str, Any]] = []
+    for run in runs:
+        try:
+            held.append(read_record(run).flat)
+        except HsalError:
+            held.append({})
+    told = ("train.", "variant.", "saliency", "backbone_digest", "init_from")
+    names = [
+        name
+        for name in differing([each for each in held if each])
+        if name.startswith(told) and all(name in each or not each for each in held)
+    ]
+    return [f"{name}: {', '.join(str(each.get(name, '-'))[:24] for each in held)}" for name in names]
 
 
 def _scores(document: Evaluation) -> list[str]:

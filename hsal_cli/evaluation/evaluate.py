@@ -141,6 +141,17 @@ def quick_scores(
     return {"exact_match": exact, "macro_f1": macro_f1, **{name: value for name, value in found.items() if value is not None}}
 
 
+def named_counts(
+    policy: HSAL | CountClassifier | SetPredictor,
+    table: FeatureRows,
+    max_steps: int,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
+    """How often each class is named in each image, greedily, (N, K) int64."""
+    return _answers(policy, table, max_steps, batch_size, device)[0]
+
+
 def roll_outs(
     policy: HSAL,
     table: FeatureRows,

@@ -25,7 +25,7 @@ from hsal_cli.vision.backbone import MAKE_HINT, backbone_meta
 if TYPE_CHECKING:
     from torch import Tensor
 
-RESULT = ("dataset", "split", "examples", "exact_match", "macro_f1", "ci95", "parameters", "flops")
+RESULT = ("dataset", "split", "examples", "exact_match", "macro_f1", "ci95", "parameters", "flops", "scenes_digest")
 
 
 @dataclasses.dataclass(frozen=True)

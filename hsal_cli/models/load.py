@@ -191,7 +191,7 @@ def policy_of(checkpoint: Checkpoint) -> HSAL | CountClassifier | SetPredictor:
             policy = CountClassifier(len(meta.classes), meta.volume_shape, *sizes)
         else:
             policy = HSAL(meta.variant, len(meta.classes), meta.volume_shape, meta.volume_scale)
-    except (RuntimeError, MemoryError) as error:  # sizes that no memory holds
+    except (RuntimeError, MemoryError, AssertionError) as error:  # sizes that no memory holds, or that torch refuses
         said = f"{checkpoint.path / MANIFEST}: meta describes a policy that cannot be made: {first_line(error)}"
         raise FileError(said, TRAIN_HINT) from error
     differing = checkpoints.differences(policy.state_dict(), checkpoint.weights)

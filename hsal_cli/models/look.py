@@ -52,16 +52,19 @@ def look(
         finder: finds the region of each image that the policy is shown; None: it is shown the whole image.
 
     Raises:
-        UsageError: the meta-steps of a direct baseline, which takes none, are to be capped or stopped.
+        UsageError: the meta-steps of a direct baseline, which takes none, are to be capped or stopped; or the cap or the probability of
+            stop is out of range.
     """
     from PIL import Image
 
     from hsal_cli.vision.images import to_input
 
-    if not isinstance(policy.policy, HSAL) and (max_steps or policy.stop_threshold is not None):
-        raise UsageError(
-            "a direct baseline takes no steps, so there are none to cap or to stop", "leave --max-steps and --stop-threshold out"
-        )
+    if not isinstance(policy.policy, HSAL) and (max_steps, policy.stop_threshold) != (None, None):
+        raise UsageError("a direct baseline takes no steps, so there are none to cap or to stop", "leave the cap and the threshold out")
+    if max_steps is not None and (not isinstance(max_steps, int) or max_steps < 1):
+        raise UsageError(f"there is no cap of {max_steps!r} meta-steps", "take a whole number from 1 on")
+    if policy.stop_threshold is not None and not 0 <= policy.stop_threshold <= 1:
+        raise UsageError(f"stop cannot have a probability of {policy.stop_threshold!r}", "take a threshold from 0 to 1")
     device = next(policy.policy.parameters()).device
     pad = policy.meta.fit == "pad"  # as the images of training were
     called = [str(number + 1) for number in range(len(images))] if names is None else [str(name) for name in names]

@@ -224,8 +224,10 @@ def named_in(place: str | Path) -> str | None:
         names = sorted(read_manifest(path).policies)
         name = names[0] if len(names) == 1 else f"{DEFAULT}.{OBJECTIVE}"
         if name not in names:
-            raise UsageError(f"{place} holds {len(names)} policies", f"name one: {', '.join(f'{place}/{name}' for name in names)}")
+            hint = f"name one: {', '.join(f'{place}/{name}' for name in names)}" if names else EXPORT_AGAIN
+            raise UsageError(f"{place} holds {len(names)} policies", hint)
         return f"{path}/{name}"
+    path = path if path.name else path.absolute()
     return f"{path.parent}/{path.name}" if path.is_dir() and is_export(path.absolute().parent) else None
 
 

@@ -119,7 +119,7 @@ def groups(records: list[Record]) -> list[Group]:
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys of flat settings whose values are not the same in all of them."""
     keys = dict.fromkeys(key for each in settings for key in each)
-    return [key for key in keys if len({str(each.get(key)) for each in settings}) > 1]
+    return [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
 
 
 def _identity(record: Record) -> dict[str, Any]:
@@ -212,15 +212,16 @@ def evaluations(
         FileError: none was evaluated so, or two were evaluated on different data, as their digests say, or where one has none their names.
     """
     found = read_some(lambda path: (path, stated(path) or _evaluation_on(open_run(path, EVALUATED), dataset)), paths, reporter)
-    for path, document in found[1:]:
-        told = None not in (document.scenes_digest, found[0][1].scenes_digest)
-        for key in ("scenes_digest" if told else "dataset", "split", "examples"):
-            value, first = getattr(document, key), getattr(found[0][1], key)
-            if value != first:
-                raise FileError(
-                    f"{path} was evaluated on {key} {value}, {found[0][0]} on {first}",
-                    "evaluate each on the same file, hsal eval --run RUN --data FILE, then: hsal compare RUN... --data NAME",
-                )
+    for place, (path, document) in enumerate(found):
+        for other, before in found[:place]:
+            told = None not in (document.scenes_digest, before.scenes_digest)
+            for key in ("scenes_digest" if told else "dataset", "split", "examples"):
+                value, first = getattr(document, key), getattr(before, key)
+                if value != first:
+                    raise FileError(
+                        f"{path} was evaluated on {key} {value}, {other} on {first}",
+                        "evaluate each on the same file, hsal eval --run RUN --data FILE, then: hsal compare RUN... --data NAME",
+                    )
     return found
 
 
