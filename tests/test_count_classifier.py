@@ -159,6 +159,14 @@ def test_the_commands_take_it_in_turn(features, tmp_path, monkeypatch) -> None:
     assert isinstance(refused.exception, FileError) and "looks nowhere" in refused.exception.message
 
 
+def test_features_are_known_by_what_they_are_where_their_name_does_not_say_so(features, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.h5").write_bytes(features.read_bytes())
+    assert not call("train", "--objective", "count", "--epochs", 1, "--data", "own.h5").count("own.features.h5")
+    assert runs.Run(Path("runs/own-count")).config.raw["features"].endswith("own.h5")
+    call("eval", "--resamples", 5)
+
+
 def test_its_verdicts_speak_of_the_loss_since_it_has_no_reward(trained) -> None:
     from hsal_cli.training.verdicts import verdicts
 

@@ -21,7 +21,7 @@ from hsal_cli.experiments.grid import Grid, Step
 from hsal_cli.experiments.pipeline import Recipe, backbone_scenes, check_makeable, features_path
 from hsal_cli.experiments.settings import SweepSettings
 from hsal_cli.features.precompute import plan as plan_features
-from hsal_cli.features.settings import SALIENCY, STAGED, PrecomputeSettings
+from hsal_cli.features.settings import SALIENCY, STAGED, PrecomputeSettings, holds_features
 from hsal_cli.features.table import open_features
 from hsal_cli.finetuning.finetune import plan, settled_for
 from hsal_cli.progress import LONG_S, SILENT, Reporter
@@ -178,7 +178,7 @@ def before_a_policy(data: Path, backbone: Path | None, recipe: Recipe, device: t
     """Everything up to a trained policy that `pipeline.ensure_policy_data` would not find, and its training; errors as above."""
     check_makeable(data)
     works: list[Work] = []
-    if not data.name.endswith(".features.h5"):
+    if not holds_features(data):
         works += making_scenes(data, recipe.scenes, asked=True)
         if backbone is None and runs.newest("backbone") is None:
             single = backbone_scenes(data)

@@ -28,7 +28,7 @@ from hsal_cli.commands.options import (
     variant_given,
 )
 from hsal_cli.errors import HsalError, UsageError
-from hsal_cli.features.settings import SALIENCY_HELP, PrecomputeSettings, saliency_kind
+from hsal_cli.features.settings import SALIENCY_HELP, PrecomputeSettings, holds_features, saliency_kind
 from hsal_cli.policy.variant import VARIANTS, what_set_takes
 from hsal_cli.runs.settings import DIRECT, FEW_IMAGES, REWARDS, TrainSettings
 from hsal_cli.scenes.settings import SceneSettings
@@ -152,12 +152,12 @@ def train(
         return
     with console.stopping(reporter), distributed.joined(chosen, reporter):
         distributed.agree(
-            resume=resume is not None, features=scenes.name.endswith(".features.h5"), train=settled["train"], variant=settled.get("variant")
+            resume=resume is not None, features=holds_features(scenes), train=settled["train"], variant=settled.get("variant")
         )
         target = distributed.broadcast(lambda: resume or out or runs.fresh_path(f"{name}-{settings.objective}"))
         if resume is None:
             recipe = recipe_for(preset, config, train=settings, variant=chosen_variant, precompute=precompute)
-            if few and not scenes.name.endswith(".features.h5"):
+            if few and not holds_features(scenes):
                 reporter.say(few)
             begin(lambda: before_a_policy(scenes, backbone, recipe, chosen), yes, recipe, chosen, reporter)
             features, backbone = ensure_policy_data(scenes, backbone, recipe, chosen, reporter, saliency)
@@ -165,7 +165,7 @@ def train(
             run = train_policy(features, target, chosen_variant, settings, chosen, reporter, **extra)
         else:
             trained_on = held.saliency
-            moved = data if data is None or data.name.endswith(".features.h5") else features_path(data, trained_on)
+            moved = data if data is None or holds_features(data) else features_path(data, trained_on)
             epochs = settings.epochs if "epochs" in given["train"] else None
             run = go_on(target, chosen, reporter, features=moved, epochs=epochs)
     for said in problems(run.path):

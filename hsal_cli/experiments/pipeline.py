@@ -13,7 +13,7 @@ from hsal_cli import distributed
 from hsal_cli.errors import FileError
 from hsal_cli.features.precompute import precompute
 from hsal_cli.features.saliency.models import saliency_model
-from hsal_cli.features.settings import PrecomputeSettings, features_path, made_with
+from hsal_cli.features.settings import PrecomputeSettings, features_path, holds_features, made_with
 from hsal_cli.features.table import check_match, open_features
 from hsal_cli.finetuning.finetune import finetune, is_own
 from hsal_cli.models.load import RUNS, backbone_folder
@@ -85,7 +85,7 @@ def check_makeable(data: Path) -> None:
 
 def way_to(data: Path) -> str:
     """The hint for a scene or feature file that is missing, or is neither."""
-    return f"make it with: {made_with(data)}" if data.name.endswith(".features.h5") else made_by(data)
+    return f"make it with: {made_with(data)}" if holds_features(data) else made_by(data)
 
 
 def ensure_scenes(scenes: Path, settings: SceneSettings, reporter: Reporter) -> Path:
@@ -153,7 +153,7 @@ def ensure_policy_data(
     Raises:
         FileError: something that is there was made from other things than it is to be used with.
     """
-    if data.name.endswith(".features.h5"):
+    if holds_features(data):
         with open_features(data) as file:
             if saliency is not None:
                 check_match(file, saliency_digest=saliency_model(saliency).digest)

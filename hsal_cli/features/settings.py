@@ -19,6 +19,8 @@ SALIENCY_HELP = (
 )
 STAGED = ("fine", "double-fine", "window")  # resolutions that put something behind the volume, which glimpses read
 CALLED = (*STAGED, "double")  # resolutions that have a name, the others are numbers of cells
+FORMAT = "hsal-features"
+ENDING = ".features.h5"  # of feature files' names; any other is read as well
 OWN = "own"  # the backbone's own resolution, where it is asked for by name
 VIEWS_OF_FEW = 20
 SALIENCY_MODELS = Registry("saliency model", "hsal.saliency", (*SALIENCY, "file"))
@@ -111,13 +113,20 @@ def features_path(scenes: Path, saliency: str = "activation", resolution: str | 
     names = [scenes.name.removesuffix(".h5")]
     names += [] if resolution in (None, OWN) else [resolution if resolution in CALLED else f"{resolution}x{resolution}"]
     names += [] if kind == "activation" else [kind]
-    return scenes.with_name(".".join([*names, "features.h5"]))
+    return scenes.with_name(".".join(names) + ENDING)
+
+
+def holds_features(path: Path) -> bool:
+    """Whether a file holds features, not scenes: as its name says, or under another name the file itself; a missing one as named."""
+    from hsal_cli.storage.hdf5 import format_of
+
+    return path.name.endswith(ENDING) or (path.is_file() and format_of(path) == FORMAT)
 
 
 def made_with(features: Path, backbone: str | None = None) -> str:
     """The command that makes a feature file, by this backbone, as far as its name tells: of x.fine.features.h5 with `--resolution fine`."""
     name, saliency, resolution = _told(features)
-    named = features.name.endswith(".features.h5")
+    named = features.name.endswith(ENDING)
     words = ["--data", str(features.with_name(f"{name}.h5")) if named else "SCENES"]
     words += [] if backbone is None else ["--backbone", backbone]
     words += ["--resolution", OWN if resolution is None else resolution]

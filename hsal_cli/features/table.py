@@ -30,13 +30,12 @@ import torch
 from torch import Tensor
 
 from hsal_cli.errors import FileError
-from hsal_cli.features.settings import kind_in, made_with
+from hsal_cli.features.settings import FORMAT, kind_in, made_with
 from hsal_cli.scenes.scene_file import sound_boxes, sound_labels
 from hsal_cli.storage.files import digest_of, digest_of_array
 from hsal_cli.storage.hdf5 import FORMAT_VERSION, OpenedFile, attribute, described, open_hdf5, reading, train_first
 from hsal_cli.typed import Document
 
-FORMAT = "hsal-features"
 MADE_BY = "hsal precompute"
 AGAIN = f"make it again with: {MADE_BY} --overwrite --data SCENES --backbone RUN"
 BLOCK_ROWS = 512  # rows read at a time when scattered rows are picked
