@@ -389,32 +389,6 @@ def test_where_counts_teach_the_background_is_what_expects_no_object(tmp_path: P
     assert run.status.test_exact_match == pytest.approx(float(right)) and 0 < run.status.test_macro_f1 <= 1
 
 
-def test_counts_start_with_a_classifier_of_their_own_unless_it_has_learned_to_count(scenes: Path, tmp_path: Path, monkeypatch) -> None:
-    """Evidence for the class of one object, summed over all cells, counts dozens: a network that started there came to count nothing."""
-
-    def of_a_run(model, choice: str, reporter) -> str:
-        if choice == "auto":
-            return "random"
-        model.load_state_dict(checkpoints.load(Path(choice) / "checkpoints", "best").weights)
-        return "file:run"
-
-    monkeypatch.setattr(sys.modules["hsal_cli.finetuning.finetune"], "initial_weights", of_a_run)
-    one = dataclasses.replace(FAST, mode="full", full_images=16)
-    counts = dataclasses.replace(one, objects="counts", learning_rate=1e-9)
-    named = finetune(scenes, tmp_path / "named", one, CPU)
-    reporter, layers = StoppingReporter(after=99), {}
-    for run, before in (("counted", named.path), ("again", tmp_path / "counted")):
-        made = finetune(scenes, tmp_path / run, dataclasses.replace(counts, weights=str(before)), CPU, reporter)
-        layers[run] = checkpoints.load(made.checkpoints, "best").weights["fc.weight"].abs().max()
-        if run == "counted":  # what it has learned is kept
-            learned = dataclasses.replace(one, objects="counts", weights=str(named.path))
-            finetune(scenes, tmp_path / run, learned, CPU, overwrite=True)
-    assert layers["counted"] < 1e-6 < 1e-3 < layers["again"]
-    assert [said for said in reporter.said if "does not count" in said] == [
-        f"the classifier of {named.path} does not count: ours starts anew"
-    ]
-
-
 def test_views_depend_on_the_generator_alone() -> None:
     images = torch.randint(0, 256, (4, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     first, again, other = (views(images, None, 32, 32, True, Draws.all(seeded(seed, 0), 4))[0] for seed in (1, 1, 2))

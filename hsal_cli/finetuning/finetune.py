@@ -306,10 +306,6 @@ def finetune(
     torch.manual_seed(settings.seed)
     model = ActivationModel(settings.arch, len(classes), settings.input_size, int(settings.resolution), settings.dilate, settings.channels)
     used = backbone_meta(before).weights if before else initial_weights(model, settings.weights, reporter)
-    if way == "counts" and used.startswith("file:") and not before and not runs.learned_counts(Path(settings.weights)):
-        for part in model.fc.parameters():  # evidence for one object's class, summed over cells, would count dozens
-            torch.nn.init.zeros_(part)
-        reporter.say(f"the classifier of {settings.weights} does not count: ours starts anew")
     if settings.frozen:
         model.freeze(settings.frozen)
     model.to(device, memory_format=torch.channels_last)

@@ -340,14 +340,6 @@ def open_run(path: Path, kind: Kind | tuple[Kind, ...]) -> Run:
     return run
 
 
-def learned_counts(place: Path) -> bool:
-    """Whether a backbone's run, or the run of one of its checkpoints, learned counts (`finetune --objects counts`)."""
-    for run in (place, place.parent.parent):
-        with contextlib.suppress(FileError):
-            return open_run(run, "backbone").config.finetune.objects == "counts"
-    return False
-
-
 def newest(kind: Kind | tuple[Kind, ...], root: Path = Path("runs"), reporter: Reporter = SILENT) -> Run | None:
     """The newest finished run of a kind, or of one of several, in a folder, or None; one that cannot be read is named and passed over."""
     kinds = kind if isinstance(kind, tuple) else (kind,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hsal_cli import distributed
-from hsal_cli.errors import UsageError
+from hsal_cli.errors import FileError, UsageError
 from hsal_cli.features.stream import FeatureStream, window_rows
 from hsal_cli.features.table import FeatureRows, FeatureTable, open_features
 from hsal_cli.features.views import VIEWS
@@ -130,9 +131,14 @@ def left_to_right(table: FeatureRows) -> FeatureRows:
 
 def counting_layer(material: Material, backbone: Path | None) -> torch.nn.Linear | None:
     """The linear layer of the backbone behind the features, where that has learned counts (`finetune --objects counts`), else None."""
-    if backbone is None or not runs.learned_counts(backbone):
+    if backbone is None:
         return None
-    loaded = load_backbone(backbone)
-    same = loaded.digest == material.digests["backbone_digest"] and loaded.model.resolution == material.shape[1]
-    same = same and loaded.model.channels == material.shape[0] - material.table.fine  # not of a first look by an early stage
-    return loaded.model.fc if same else None
+    for run in (backbone, backbone.parent.parent):  # a run, or one of its checkpoints
+        with contextlib.suppress(FileError):
+            if runs.open_run(run, "backbone").config.finetune.objects != "counts":
+                return None
+            loaded = load_backbone(backbone)
+            same = loaded.digest == material.digests["backbone_digest"] and loaded.model.resolution == material.shape[1]
+            same = same and loaded.model.channels == material.shape[0] - material.table.fine  # not of a first look by an early stage
+            return loaded.model.fc if same else None
+    return None
