@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t
 
-from hsal_cli.evaluation.evaluate import named_counts
+from hsal_cli.evaluation.evaluate import answers
 from hsal_cli.evaluation.metrics import label_counts
 from hsal_cli.features.table import open_features
 from hsal_cli.models.load import load_model
@@ -28,7 +28,7 @@ def right(runs: str, features: str) -> tuple[np.ndarray, np.ndarray]:
     for run in runs.split(","):
         loaded = load_model(Path(run))
         true = label_counts(table.labels, len(loaded.classes))
-        found.append((named_counts(loaded.policy, table, loaded.max_steps) == true).all(1))
+        found.append((answers(loaded.policy, table, loaded.max_steps)[0] == true).all(1))
     return np.stack(found).astype(float), true
 
 

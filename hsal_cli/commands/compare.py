@@ -41,9 +41,9 @@ def compare(
         rows.append([predictor(name), f"{scores.exact_match:.3f}", "", f"{scores.macro_f1:.3f}", "", "", "", "", ""])
     columns = ["objective", "exact match", "95% interval", "macro F1", "glimpse_hit", "mask_mass", "parameters", "MFLOP", "run"]
     known = [place for place in range(len(columns)) if any(row[place] not in ("", "-") for row in rows)]
-    title = f"{first.dataset}, {first.split} split, {first.examples:,} images"
-    console.print_table(title, [columns[place] for place in known], [[row[place] for place in known] for row in rows])
-    if any(_work(document.flops) != "-" for _, document in found):
+    title, shown = f"{first.dataset}, {first.split} split, {first.examples:,} images", [columns[place] for place in known]
+    console.print_table(title, shown, [[row[place] for place in known] for row in rows])
+    if "MFLOP" in shown:
         console.print_line("MFLOP: million floating-point operations an image, the policy's of all, the backbone's included")
     for line in _apart([run for run, _ in found]):
         console.print_line(line)
@@ -58,17 +58,15 @@ def _stated(path: Path, data: str | None) -> Evaluation | None:
     Raises:
         FileError: such a folder is damaged or holds several policies, none of which is meant, or it states nothing on these data.
     """
-    from hsal_cli.models.shipped import named_in, read_manifest, stated_evaluation
+    from hsal_cli.models.shipped import stated_evaluation
 
-    manifest = (path if path.is_dir() else path.parent) / "manifest.json"
-    if (path / "status.json").is_file() or not (manifest.is_file() or (len(path.parts) == 1 and not path.is_dir())):
+    exported = ((path if path.is_dir() else path.parent) / "manifest.json").is_file()
+    if (path / "status.json").is_file() or not (exported or (len(path.parts) == 1 and not path.is_dir())):
         return None
     try:
-        if path.is_dir() and named_in(path) is None:
-            read_manifest(path.parent if (path.parent / "manifest.json").is_file() else path)
         found = stated_evaluation(str(path))
     except UsageError as error:
-        if len(path.parts) == 1 and not path.is_dir():  # no such name: as a run it is missing too, which is then said
+        if not exported:  # no such name: as a run it is missing too, which is then said
             return None
         raise FileError(error.message, error.hint) from error
     if data not in (None, found.dataset):
@@ -86,12 +84,9 @@ def _apart(runs: list[Path]) -> list[str]:
             held.append(read_record(run).flat)
         except HsalError:
             held.append({})
+    known = [each for each in held if each]
     told = ("train.", "variant.", "saliency", "backbone_digest", "init_from")
-    names = [
-        name
-        for name in differing([each for each in held if each])
-        if name.startswith(told) and all(name in each or not each for each in held)
-    ]
+    names = [name for name in differing(known) if name.startswith(told) and all(name in each for each in known)]
     return [f"{name}: {', '.join(str(each.get(name, '-'))[:24] for each in held)}" for name in names]
 
 

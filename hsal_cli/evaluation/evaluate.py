@@ -96,7 +96,7 @@ def evaluate(
         for number in range(times):
             sure, plain, work = Tally(), Tally(), Tally()
             seed = settings.seed + number if settings.sample else None
-            named, attention, localization = _answers(policy, table, max_steps, settings.batch_size, device, seed, seen, choose)
+            named, attention, localization = answers(policy, table, max_steps, settings.batch_size, device, seed, seen, choose)
             scores = multiset_metrics(true, named, class_names, settings.resamples, settings.seed)
             scores["attn_saliency"] = dict.fromkeys(("raw", "normalized", "random", "best")) | attention.means()
             sure, plain, work = sure.together(), plain.together(), work.together()
@@ -130,7 +130,7 @@ def quick_scores(
         `exact_match`, `macro_f1`; of a policy also `attn_saliency` (raw scale, as in the paper's figure 5), `attn_saliency_normalized`, and
         where boxes are known `glimpse_hit`, `mask_mass`, `area`, `digits_once` and `repeat_visits`. Those without a case are left out.
     """
-    named, attention, localization = _answers(policy, table, max_steps, batch_size, device)
+    named, attention, localization = answers(policy, table, max_steps, batch_size, device)
     exact, macro_f1 = exact_match_and_f1(label_counts(table.labels, policy.classes), named)
     salient, local = attention.means(), localization.means()
     found = {
@@ -139,17 +139,6 @@ def quick_scores(
         **{name: local.get(name) for name in ("glimpse_hit", "mask_mass", "area", "digits_once", "repeat_visits")},
     }
     return {"exact_match": exact, "macro_f1": macro_f1, **{name: value for name, value in found.items() if value is not None}}
-
-
-def named_counts(
-    policy: HSAL | CountClassifier | SetPredictor,
-    table: FeatureRows,
-    max_steps: int,
-    batch_size: int = 256,
-    device: torch.device | str = "cpu",
-) -> np.ndarray:
-    """How often each class is named in each image, greedily, (N, K) int64."""
-    return _answers(policy, table, max_steps, batch_size, device)[0]
 
 
 def roll_outs(
@@ -196,12 +185,12 @@ def _batches(table: FeatureRows, batch_size: int) -> Iterator[tuple[int, Feature
         yield start, table.select(slice(start, min(start + batch_size, own.stop)))
 
 
-def _answers(
+def answers(
     policy: HSAL | CountClassifier | SetPredictor,
     table: FeatureRows,
     max_steps: int,
-    batch_size: int,
-    device: torch.device | str,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
     seed: int | None = None,
     seen: Callable[[FeatureTable, Episode | None], None] = lambda part, episode: None,
     choose: Choose = greedy,

@@ -173,7 +173,10 @@ def find_shipped(name: str) -> tuple[Path, str]:
         UsageError: there is no such policy; names those that there are.
         FileError: there is no such folder, or its manifest is not one.
     """
-    name = named_in(name) or name
+    meant, own = named_in(name), Path(name).expanduser() / "manifest.json"
+    if meant is None and own.is_file() and not (own.absolute().parents[1] / "manifest.json").is_file():
+        read_manifest(own.parent)  # an exported folder that is damaged, which this says
+    name = meant or name
     place, _, last = name.rpartition("/")
     folder = Path(place or "/") if "/" in name else own_folder()
     if folder is not None:
