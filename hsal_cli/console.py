@@ -17,12 +17,15 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hsal_cli import distributed
 from hsal_cli.errors import HsalError, Stopped, out_of_memory
 from hsal_cli.progress import Reporter, clock
 from hsal_cli.words import CELL, PARAGRAPH, brief, json_text, plain
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS = 40  # blocks in a line, at most
@@ -237,9 +240,22 @@ def _results() -> Iterator[None]:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Draws a table on stdout: the first column to the left, the others to the right."""
-    from rich import box
+    """Draws a table on stdout, the first column to the left; on a terminal too narrow for it rows become columns, where that is narrower."""
     from rich.console import Console
+
+    # Without a terminal the width is unknown; narrower than the table's words would only break them.
+    terminal, text = sys.stdout.isatty(), io.StringIO()
+    console = Console(file=text, highlight=False, force_terminal=terminal, width=None if terminal else 160)
+    as_asked = _table(title, columns, *rows)
+    flipped = _table(title, *zip(*[columns, *rows])) if rows else as_asked
+    free = console.options.update(max_width=sys.maxsize)
+    console.print(min((as_asked, flipped), key=lambda shown: max(console.measure(shown, options=free).maximum, console.width)))
+    # Written by ourselves: where the reader has left (`| head`), Rich would exit with 1.
+    _write(text.getvalue())
+
+
+def _table(title: str, columns: Sequence[str], *rows: Sequence[str]) -> Table:
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
@@ -248,11 +264,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         table.add_column(Text(brief(name, CELL)), justify="left" if place == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*[Text(brief(cell, CELL)) for cell in row])
-    # Without a terminal the width is unknown; narrower than the table's words would only break them.
-    terminal, text = sys.stdout.isatty(), io.StringIO()
-    Console(file=text, highlight=False, force_terminal=terminal, width=None if terminal else 160).print(table)
-    # Written by ourselves: where the reader has left (`| head`), Rich would exit with 1.
-    _write(text.getvalue())
+    return table
 
 
 def can_ask() -> bool:

@@ -57,6 +57,16 @@ def test_names_with_square_brackets_are_printed_as_they_are(capsys) -> None:
     assert said.err.count(name) == 4 and said.out.count(name) == 4 and "[1]" in said.out
 
 
+@pytest.mark.parametrize(("width", "flipped"), [(60, False), (40, True), (20, True)])
+def test_a_table_too_wide_for_the_terminal_is_turned_where_that_breaks_fewer_words(width: int, flipped: bool, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_table("t", ["name", *(f"column{place}" for place in range(4))], [["one", *"abcd"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert any("name" in line and "column0" in line for line in lines) != flipped
+    assert flipped == any("column3" in line and "d" in line for line in lines)
+
+
 def test_ctrl_c_is_130_and_a_command_that_ends_well_is_0(capsys) -> None:
     assert exit_code_of(raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err.startswith("Error: interrupted\nHint: ")

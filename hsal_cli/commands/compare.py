@@ -35,11 +35,11 @@ def compare(
     if json:
         console.print_json([{"run": str(run), **document.raw} for run, document in found])
         return
-    rows = [[document.objective or "-", *_scores(document), str(run)] for run, document in found]
+    rows = [[str(run), document.objective or "-", *_scores(document)] for run, document in found]
     first = found[0][1]
     for name, scores in next((document.baselines for _, document in found if document.baselines), {}).items():
-        rows.append([predictor(name), f"{scores.exact_match:.3f}", "", f"{scores.macro_f1:.3f}", "", "", "", "", ""])
-    columns = ["objective", "exact match", "95% interval", "macro F1", "glimpse_hit", "mask_mass", "parameters", "MFLOP", "run"]
+        rows.append([predictor(name), "", f"{scores.exact_match:.3f}", "", f"{scores.macro_f1:.3f}", "", "", "", ""])
+    columns = ["run", "objective", "exact match", "95% interval", "macro F1", "glimpse_hit", "mask_mass", "parameters", "MFLOP"]
     known = [place for place in range(len(columns)) if any(row[place] not in ("", "-") for row in rows)]
     title, shown = f"{first.dataset}, {first.split} split, {first.examples:,} images", [columns[place] for place in known]
     console.print_table(title, shown, [[row[place] for place in known] for row in rows])
