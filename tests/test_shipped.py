@@ -57,6 +57,14 @@ def test_all_that_the_manifest_names_comes_with_hsal() -> None:
                 assert digest_of_file(folder / name / file) == digest, f"{name}/{file}"
 
 
+def test_an_installed_hsal_says_that_a_checkout_has_more(here, monkeypatch) -> None:
+    for installed, more in ((here.parent / "package" / "pretrained", True), (here, False)):
+        monkeypatch.setattr("hsal_cli.models.shipped._installed", lambda place=installed: place)
+        with pytest.raises(UsageError, match="'mnist-multiset.paper'") as caught:
+            find_shipped("mnist-multiset.paper")
+        assert ("a checkout of hsal has more" in caught.value.hint) == more
+
+
 def test_weights_of_others_name_them() -> None:
     for folder in shipped.exports_in(own_folder()):
         meta = json.loads((folder / "backbone" / "manifest.json").read_text())["meta"]

@@ -56,7 +56,8 @@ def _stated(path: Path, data: str | None) -> Evaluation | None:
         data: the name of the data set that it must be on; None: any.
 
     Raises:
-        FileError: such a folder is damaged or holds several policies, none of which is meant, or it states nothing on these data.
+        FileError: such a folder is damaged or holds several policies, none of which is meant, or it states nothing on these data; or the
+            path is but a name, and that of nothing.
     """
     from hsal_cli.models.shipped import stated_evaluation
 
@@ -66,9 +67,8 @@ def _stated(path: Path, data: str | None) -> Evaluation | None:
     try:
         found = stated_evaluation(str(path))
     except UsageError as error:
-        if not exported:  # no such name: as a run it is missing too, which is then said
-            return None
-        raise FileError(error.message, error.hint) from error
+        message = error.message if exported else f"{path} is neither a run nor a policy that comes with hsal"
+        raise FileError(message, error.hint if exported else f"name a run, or {error.hint}") from error
     if data not in (None, found.dataset):
         raise FileError(f"{path} states no scores on {data}, but on {found.dataset}", "leave --data out, or this policy")
     return found

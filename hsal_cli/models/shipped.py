@@ -40,6 +40,7 @@ DEFAULT = "mnist-multiset"
 LOCAL = ("glimpse_hit", "mask_mass")  # of what an evaluation has of them, a manifest states these
 OBJECTIVE = "rl"  # of the policy that a data set's name alone means
 AGAIN = "install hsal again, or in a checkout: git checkout -- data/pretrained"
+MORE = "a checkout of hsal has more: data/pretrained/NAME"
 EXPORT_AGAIN = "export it again: hsal export RUN --out FOLDER"
 
 
@@ -105,12 +106,16 @@ class Shipped:
 
 def own_folder() -> Path | None:
     """The folder that came with this hsal: inside the installed package, else the checkout's data/pretrained; None where there is none."""
-    package = Path(str(importlib.resources.files("hsal_cli")))
-    for folder in (package / "pretrained", package.parent / "data" / "pretrained"):
+    for folder in (_installed(), _installed().parents[1] / "data" / "pretrained"):
         _recover(folder)
         if (folder / "manifest.json").is_file():
             return folder
     return None
+
+
+def _installed() -> Path:
+    """Where a wheel has its policies."""
+    return Path(str(importlib.resources.files("hsal_cli"))) / "pretrained"
 
 
 def again(folder: Path) -> str:
@@ -188,7 +193,8 @@ def find_shipped(name: str) -> tuple[Path, str]:
     known = {full: place for place in exports_in(folder) for full in read_manifest(place).policies}
     found = next((full for full in (last, f"{last}.{OBJECTIVE}") if full in known), None)
     if found is None:
-        raise UsageError(f"there is no pretrained policy {name!r}", f"take one of: {', '.join(sorted(known))}")
+        more = f"; {MORE}" if folder == _installed() else ""
+        raise UsageError(f"there is no pretrained policy {name!r}", f"take one of: {', '.join(sorted(known))}{more}")
     return known[found], found
 
 
