@@ -389,6 +389,35 @@ def test_where_counts_teach_the_background_is_what_expects_no_object(tmp_path: P
     assert run.status.test_exact_match == pytest.approx(float(right)) and 0 < run.status.test_macro_f1 <= 1
 
 
+def test_a_classifier_of_single_objects_is_calibrated_before_it_counts(scenes: Path) -> None:
+    """Sure in every cell, it would count dozens; scaled and shifted, its counts add up to about what there is."""
+    torch.manual_seed(0)
+    model, counted = OneLayer("resnet34", 2, 32).eval(), read_objects(scenes, "train", "counts")
+    with torch.no_grad():
+        model.fc.weight.mul_(40)
+        volumes = model(to_input(counted.images, 32))
+        before, evidence = counted.answers(model, volumes, None), model.fc(volumes.permute(0, 2, 3, 1))
+        scale, shift = counted.calibrate(model, 8, CPU)
+        after = counted.answers(model, volumes, None)
+        assert torch.allclose(model.fc(volumes.permute(0, 2, 3, 1)), scale * evidence + shift, atol=1e-4)
+    true = count_labels(counted.scenes.multisets, 2)
+    assert before.sum(1).mean() > 10 and after.sum(1).mean() == pytest.approx(1, abs=0.2)
+    assert counted.loss(after, true).loss < counted.loss(before, true).loss
+    assert counted.calibrate(model, 8, CPU) == (1, 0)  # what fits already stays
+
+
+@pytest.mark.parametrize("weights", ["random", "file:run"])
+def test_only_weights_of_a_file_are_calibrated(weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["hsal_cli.finetuning.finetune"], "initial_weights", lambda model, choice, reporter: weights)
+    settings, reporter = dataclasses.replace(FAST, mode="full", objects="counts"), StoppingReporter(after=1)
+    scenes = write_scenes(tmp_path / "plain.h5", boxes=False)
+    with pytest.raises(Interrupted):
+        finetune(scenes, tmp_path / "run", settings, CPU, reporter)
+    finetune(scenes, tmp_path / "run", device=CPU, reporter=(again := StoppingReporter(after=99)), resume=True)
+    assert len([said for said in reporter.said if "calibrated" in said]) == (weights != "random")
+    assert not [said for said in again.said if "calibrated" in said]
+
+
 def test_views_depend_on_the_generator_alone() -> None:
     images = torch.randint(0, 256, (4, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     first, again, other = (views(images, None, 32, 32, True, Draws.all(seeded(seed, 0), 4))[0] for seed in (1, 1, 2))

@@ -322,6 +322,9 @@ def finetune(
     }
     distributed.agree(scenes_digest=digest, finetune=as_dict(settings), weights=used, checkpoint=before and before.digest)
     task = FinetuneTask(model, data, settings, device, meta)
+    if way == "counts" and used.startswith("file:") and not resume:
+        scale, shift = task.data.calibrate(model, settings.batch_size, device)
+        reporter.say(f"the classifier's evidence is taken times {scale:.2g}, {shift:+g}: so calibrated, its counts fit best")
     del data  # the task has its parts, and images are what takes the memory
     if not resume:
         written = {"scenes": str(scenes), "scenes_digest": digest, "finetune": as_dict(settings), "weights_used": used, "classes": classes}

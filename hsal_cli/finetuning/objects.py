@@ -19,7 +19,7 @@ from torch import Tensor
 from hsal_cli import distributed
 from hsal_cli.evaluation.metrics import exact_match_and_f1
 from hsal_cli.finetuning.views import cell_centres, crowd, object_regions, on_objects, own_cells, share_in_view, view_centres, views
-from hsal_cli.policy.count_classifier import expected_counts
+from hsal_cli.policy.count_classifier import expected, expected_counts
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.runs.settings import HELD_OUT, FinetuneSettings
 from hsal_cli.training.rewards import count_labels
@@ -28,6 +28,8 @@ from hsal_cli.vision.devices import forward_context, moved
 from hsal_cli.vision.images import to_input
 
 ENOUGH = 0.5  # objects that a cell expects and which make it one on an object
+CALIBRATION = 256  # images that a classifier of single objects is calibrated on before it counts
+SCALES, SHIFTS = [2.0**-power for power in range(9)], [float(shift) for shift in range(-10, 3)]
 WHOLE = 0.85  # share of an object that must be in view for it to be asked for
 Own = TypeVar("Own", bound="Objects")
 
@@ -290,6 +292,31 @@ class CountedImages(LabelledImages):
     def _expected(self, model: ActivationModel, volumes: Tensor) -> Tensor:
         """What each cell expects, (B, h, w, K)."""
         return expected_counts(model.fc, volumes)
+
+    @torch.inference_mode()
+    def calibrate(self, model: ActivationModel, batch_size: int, device: torch.device) -> tuple[float, float]:
+        """Scales and shifts the evidence of a classifier that names single objects, so that its cells' counts fit best (as Platt, 1999).
+
+        Such a classifier is sure in every cell, and its cells together would count dozens of objects.
+
+        Args:
+            model: changed in place: the scale and the shift, of a grid, that the loss is least with on `CALIBRATION` of the images.
+            batch_size: images at a time.
+            device: where the model is.
+
+        Returns:
+            The scale and the shift: evidence e becomes scale * e + shift.
+        """
+        rows, evidence = self.rows[:CALIBRATION], []
+        for inputs, _ in self._shown_whole(model, rows, batch_size, device):
+            with forward_context(device):
+                evidence.append(model.fc(model(inputs).permute(0, 2, 3, 1)).float().cpu())
+        cells, counts = torch.cat(evidence), count_labels(self.scenes.multisets[rows], self.scenes.classes)
+        fits = {(scale, shift): float(self.loss(expected(scale * cells + shift).sum((1, 2)), counts).loss) for scale in SCALES for shift in SHIFTS}
+        scale, shift = min(fits, key=fits.get)
+        model.fc.weight.mul_(scale)
+        model.fc.bias.mul_(scale).add_(shift)
+        return scale, shift
 
     def loss(self, rates: Tensor, labels: Tensor) -> LossSums:
         """Poisson's likelihood of the counts (B, K); and the accuracy of `score`."""

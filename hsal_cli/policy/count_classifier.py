@@ -23,7 +23,11 @@ def expected_counts(layer: nn.Linear, volumes: Tensor) -> Tensor:
         layer: from a cell's channels to its evidence for each class.
         volumes: (B, C, h, w).
     """
-    evidence = layer(volumes.permute(0, 2, 3, 1)).float()
+    return expected(layer(volumes.permute(0, 2, 3, 1)).float())
+
+
+def expected(evidence: Tensor) -> Tensor:
+    """What cells with this evidence expect, both (B, h, w, K); see `expected_counts`."""
     return F.softplus(evidence - math.log(evidence[0, ..., 0].numel()))
 
 
