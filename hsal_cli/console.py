@@ -240,14 +240,14 @@ def _results() -> Iterator[None]:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Draws a table on stdout, the first column to the left; on a terminal too narrow for it rows become columns, where that is narrower."""
+    """Draws a table on stdout, the first column to the left; on a terminal too narrow for it rows are columns, where that is narrower."""
     from rich.console import Console
 
     # Without a terminal the width is unknown; narrower than the table's words would only break them.
     terminal, text = sys.stdout.isatty(), io.StringIO()
     console = Console(file=text, highlight=False, force_terminal=terminal, width=None if terminal else 160)
     as_asked = _table(title, columns, *rows)
-    flipped = _table(title, *zip(*[columns, *rows])) if rows else as_asked
+    flipped = _table(title, *itertools.zip_longest(columns, *rows, fillvalue="")) if rows else as_asked
     free = console.options.update(max_width=sys.maxsize)
     console.print(min((as_asked, flipped), key=lambda shown: max(console.measure(shown, options=free).maximum, console.width)))
     # Written by ourselves: where the reader has left (`| head`), Rich would exit with 1.

@@ -241,7 +241,11 @@ def test_what_was_exported_stands_beside_runs(runs) -> None:
     assert found.exit_code == 0 and [found.stdout.count(word) for word in ("0.750", "multiset", "out/toy.ce")] == [3, 1, 1], found.output
     rows = json.loads(cli.invoke(app, ["compare", "out/mnist-toy.rl", "runs/a", "--json"]).stdout)
     assert [(row["run"], row["macro_f1"]) for row in rows] == [("out/mnist-toy.rl", 0.875), ("runs/a", 0.875)]
-    for missing, told in (("out/nothing", "no pretrained policy"), ("nothing", "is neither a run nor a policy"), ("away/nothing", "is not a run")):
+    for missing, told in (
+        ("out/nothing", "no pretrained policy"),
+        ("nothing", "is neither a run nor a policy"),
+        ("away/nothing", "is not a run"),
+    ):
         said = cli.invoke(app, ["compare", missing])
         assert isinstance(said.exception, FileError) and told in said.exception.message
     manifest = json.loads(Path("out/manifest.json").read_text())

@@ -60,7 +60,7 @@ def test_all_that_the_manifest_names_comes_with_hsal() -> None:
 def test_an_installed_hsal_says_that_a_checkout_has_more(here, monkeypatch) -> None:
     for installed, more in ((here.parent / "package" / "pretrained", True), (here, False)):
         monkeypatch.setattr("hsal_cli.models.shipped._installed", lambda place=installed: place)
-        with pytest.raises(UsageError, match="'mnist-multiset.paper'") as caught:
+        with pytest.raises(UsageError, match="no pretrained policy 'mnist-multiset") as caught:
             find_shipped("mnist-multiset.paper")
         assert ("a checkout of hsal has more" in caught.value.hint) == more
 

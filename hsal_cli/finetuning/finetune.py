@@ -343,14 +343,18 @@ def finetune(
     with being_trained(run, written, str(device)), fitting(device, settings.batch_size):
         rows = train(task, run, reporter, progress)
     distributed.barrier()  # the last checkpoint is written
-    best = checkpoints.load(run.checkpoints, "best")
-    model.load_state_dict(best.weights)
+    run.set_status("finished", **_results(run, rows, task, scenes, way))
+    distributed.barrier()
+    return run
+
+
+def _results(run: Run, rows: list[dict[str, Any]], task: FinetuneTask, scenes: Path, way: str) -> dict[str, float]:
+    """What is told of a finished run: its best held-out accuracy, how many images taught it, and the scores on the test split, if any."""
     results: dict[str, float] = {"accuracy": max(row["accuracy"] for row in rows)} if rows else {}
     results["images"] = len(task.data.rows.unique())
     with open_scenes(scenes) as file:
         tested = "test" in file.splits and (way == "counts" or bool((file.split("test").labels >= 0).any()))
     if tested:
-        results |= read_objects(scenes, "test", way, TEST_IMAGES).test_scores(model, settings.batch_size, device)
-    run.set_status("finished", **results)
-    distributed.barrier()
-    return run
+        task.model.load_state_dict(checkpoints.load(run.checkpoints, "best").weights)
+        results |= read_objects(scenes, "test", way, TEST_IMAGES).test_scores(task.model, task.settings.batch_size, task.device)
+    return results

@@ -312,7 +312,11 @@ class CountedImages(LabelledImages):
             with forward_context(device):
                 evidence.append(model.fc(model(inputs).permute(0, 2, 3, 1)).float().cpu())
         cells, counts = torch.cat(evidence), count_labels(self.scenes.multisets[rows], self.scenes.classes)
-        fits = {(scale, shift): float(self.loss(expected(scale * cells + shift).sum((1, 2)), counts).loss) for scale in SCALES for shift in SHIFTS}
+        fits = {
+            (scale, shift): float(self.loss(expected(scale * cells + shift).sum((1, 2)), counts).loss)
+            for scale in SCALES
+            for shift in SHIFTS
+        }
         scale, shift = min(fits, key=fits.get)
         model.fc.weight.mul_(scale)
         model.fc.bias.mul_(scale).add_(shift)
