@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -312,12 +313,9 @@ class CountedImages(LabelledImages):
             with forward_context(device):
                 evidence.append(model.fc(model(inputs).permute(0, 2, 3, 1)).float().cpu())
         cells, counts = torch.cat(evidence), count_labels(self.scenes.multisets[rows], self.scenes.classes)
-        fits = {
-            (scale, shift): float(self.loss(expected(scale * cells + shift).sum((1, 2)), counts).loss)
-            for scale in SCALES
-            for shift in SHIFTS
-        }
-        scale, shift = min(fits, key=fits.get)
+        grid = list(itertools.product(SCALES, SHIFTS))
+        fits = torch.stack([self.loss(expected(scale * cells + shift).sum((1, 2)), counts).loss for scale, shift in grid])
+        scale, shift = grid[int(distributed.all_reduce(fits).argmin())]  # the same on all workers
         model.fc.weight.mul_(scale)
         model.fc.bias.mul_(scale).add_(shift)
         return scale, shift
