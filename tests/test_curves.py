@@ -70,13 +70,20 @@ def test_each_panel_has_the_size_of_a_papers_column_and_series_keep_their_colour
 
 
 def test_a_band_is_drawn_where_several_runs_give_an_interval_and_nowhere_else() -> None:
-    runs = [[(1, 0.2), (2, 0.5), (3, 0.8)], [(1, 0.3), (2, 0.6), (3, 0.9)]]
-    assert blended(rgb(draw_panels([Curves("two", "epoch", "score", {"a": runs})])), COLOURS[0]) > 5_000
+    runs = [[(1, 0.2), (2, 0.5), (3, 0.8)], [(1, 0.3), (2, 0.6), (3, 0.9)], [(1, 0.25), (2, 0.5), (3, 0.9)]]
+    assert blended(rgb(draw_panels([Curves("three", "epoch", "score", {"a": runs})])), COLOURS[0]) > 5_000
     assert blended(rgb(draw_panels([Curves("one", "epoch", "score", {"a": runs[:1]})])), COLOURS[0]) < 200
 
 
+def test_of_two_runs_each_is_a_thin_line_for_their_interval_says_little() -> None:
+    runs = [[(1, 0.2), (2, 0.5)], [(1, 0.3), (2, 0.6), (3, 0.9)], []]
+    axes = drawn(Curves("two", "epoch", "score", {"a": runs}, low=0.0, high=1.0))
+    assert not axes.collections and [list(line.get_ydata()) for line in axes.lines[:2]] == [[0.2, 0.5], [0.3, 0.6, 0.9]]
+    assert axes.get_legend().get_title().get_text() == "thin: each of two runs"
+
+
 def test_a_share_is_never_shown_beyond_one() -> None:
-    runs = [[(1, 0.90), (2, 0.99)], [(1, 0.99), (2, 0.90)]]  # the interval reaches far beyond 1
+    runs = [[(1, 0.90), (2, 0.99)], [(1, 0.99), (2, 0.90)], [(1, 0.95), (2, 0.95)]]  # the interval reaches far beyond 1
     free, bounded = (Curves("s", "epoch", "score", {"a": runs}, low=0, high=high) for high in (None, 1.0))
     areas = [blended(rgb(draw_panels([panel])), COLOURS[0]) for panel in (free, bounded)]
     assert areas[1] > 0

@@ -33,6 +33,7 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.5, 1.5)))
 LEVELS, GREY = ((0, (1, 1.6)), (0, (4, 2)), (0, (4, 2, 1, 2))), "#555555"  # of the lines drawn across
 WIDTH, HEIGHT, DPI = 3.4, 2.8, 200  # of a panel, inches; dots an inch
 WORDS, SMALL = 8.0, 7.0  # points
+BANDED = 3  # runs from which on their mean has a band: the interval of two is 12.7 times its standard error
 MARKED = 15  # markers on a line, about
 TICKS = 6
 NUMBERED = 12  # rows up to which a heat map's numbers are legible
@@ -61,7 +62,7 @@ class Panel:
 
 @dataclasses.dataclass(frozen=True)
 class Curves(Panel):
-    """A line a series, the mean over its runs, in a band of its 95% interval.
+    """A line a series, the mean over its runs, in a band of its 95% interval; of two runs, whose interval says little, each a thin line.
 
     Attributes:
         series: name, in words -> its runs, each a list of (x, value), x rising; runs may be of different length, or empty.
@@ -193,11 +194,14 @@ def _draw_curves(axes: Axes, panel: Curves, order: Sequence[str]) -> None:
         halves = np.array([found.half for _, found in curve], dtype=np.float64)  # None, of one run, is not a number
         look = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.4, "zorder": 3}
         look |= {"marker": MARKERS[number % len(MARKERS)], "markersize": 3.2, "markevery": max(1, round(len(x) / MARKED))}
-        if np.isfinite(halves).any():  # several runs give an interval
+        drawn = [run for run in runs if run]
+        if len(drawn) >= BANDED:
             ends = np.clip(means - halves, low, high), np.clip(means + halves, low, high)
             axes.fill_between(x, *ends, color=look["color"], alpha=0.18, linewidth=0, zorder=2)
-        several = sum(1 for run in runs if len(run)) > 1
-        axes.plot(x, means, label=f"{brief(name)} ({len(runs)} runs)" if several else brief(name), **look)
+        elif len(drawn) > 1:
+            for run in drawn:
+                axes.plot(*zip(*run, strict=True), color=look["color"], linewidth=0.7, alpha=0.6, zorder=2)
+        axes.plot(x, means, label=f"{brief(name)} ({len(runs)} runs)" if len(drawn) > 1 else brief(name), **look)
     for number, (name, level) in enumerate(panel.levels.items()):
         axes.axhline(level, color=GREY, linewidth=0.9, linestyle=LEVELS[number % len(LEVELS)], zorder=1, label=brief(name))
     places = {float(x) for runs in panel.series.values() for run in runs for x, _ in run}
@@ -214,7 +218,9 @@ def _draw_curves(axes: Axes, panel: Curves, order: Sequence[str]) -> None:
     axes.set_ylim(bottom - room * (panel.low is not None), top + room * (panel.high is not None))
     if axes.get_legend_handles_labels()[1]:
         # Below the panel, where it hides no line however the lines run.
-        said = "bands: 95% interval of the mean" if axes.collections else None
+        paired = any(sum(map(bool, runs)) == 2 for runs in panel.series.values())
+        told = [("bands: 95% interval of the mean", axes.collections), ("thin: each of two runs", paired)]
+        said = "; ".join(text for text, there in told if there) or None
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2}
         axes.legend(fontsize=SMALL, title=said, title_fontsize=SMALL, frameon=False, handlelength=2.6, columnspacing=1.2, **below)
 
