@@ -52,13 +52,6 @@ def test_every_file_is_listed_with_its_checksum_and_how_it_was_made(runs) -> Non
     assert backbone["made_from"] == hashlib.sha256(original.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize(("given", "meant"), [("out", "out/backbone"), ("out/backbone", "out/backbone"), ("imagenet", "imagenet")])
-def test_finetune_starts_from_the_backbone_of_an_exported_folder(given: str, meant: str, runs) -> None:
-    export(["runs/a"], Path("out"))
-    said = CliRunner().invoke(app, ["finetune", "--data", "none.h5", "--weights", given, "--dry-run"])
-    assert json.loads(said.stdout)["finetune"]["weights"] == meant
-
-
 def test_what_was_exported_is_sound_and_a_changed_file_in_it_is_not(runs, monkeypatch) -> None:
     use_tiny_backbone(monkeypatch)
     export(["runs/a"], Path("out"))

@@ -418,6 +418,21 @@ def test_only_weights_of_a_file_are_calibrated(weights: str, tmp_path: Path, mon
     assert not [said for said in again.said if "calibrated" in said]
 
 
+@pytest.mark.parametrize(("given", "meant"), [("out", "out/backbone"), ("out/backbone", "out/backbone"), ("imagenet", "imagenet")])
+def test_of_an_exported_folder_the_backbone_is_meant(given: str, meant: str, scenes: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("out/backbone").mkdir(parents=True)
+    manifest = {"format": "hsal-pretrained", "format_version": 1, "backbone": {"sha256": {}}, "policies": {}}
+    Path("out/manifest.json").write_text(json.dumps(manifest))
+    asked = []
+    monkeypatch.setattr(
+        sys.modules["hsal_cli.finetuning.finetune"], "initial_weights", lambda model, choice, reporter: asked.append(choice) or ""
+    )
+    with pytest.raises(Interrupted):
+        finetune(scenes, Path("run"), dataclasses.replace(FAST, weights=given), CPU, StoppingReporter(after=1))
+    assert asked == [meant]
+
+
 def test_views_depend_on_the_generator_alone() -> None:
     images = torch.randint(0, 256, (4, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     first, again, other = (views(images, None, 32, 32, True, Draws.all(seeded(seed, 0), 4))[0] for seed in (1, 1, 2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
@@ -11,20 +10,7 @@ import typer
 
 from hsal_cli import console, distributed
 from hsal_cli.commands.asking import Yes, begin
-from hsal_cli.commands.options import (
-    Config,
-    Device,
-    DryRun,
-    Given,
-    Json,
-    Overwrite,
-    Preset,
-    Resume,
-    backbone_in,
-    check_resumed,
-    options,
-    recipe_for,
-)
+from hsal_cli.commands.options import Config, Device, DryRun, Given, Json, Overwrite, Preset, Resume, check_resumed, options, recipe_for
 from hsal_cli.runs.settings import FinetuneSettings
 from hsal_cli.settings import as_dict
 
@@ -89,7 +75,6 @@ def finetune(
 
     reporter = console.TerminalReporter()
     chosen = choose_device(device)
-    settings = dataclasses.replace(settings, weights=str(backbone_in(Path(settings.weights))))  # names of weights stay as they are
     scenes = data or backbone_scenes(only_scenes())
     settled = {"data": str(scenes), "finetune": as_dict(settings)}
     if resume is not None:

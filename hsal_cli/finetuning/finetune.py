@@ -15,6 +15,7 @@ from hsal_cli.errors import FileError, HsalError, UsageError
 from hsal_cli.finetuning.objects import Objects
 from hsal_cli.finetuning.reading import read_objects, way_of
 from hsal_cli.finetuning.views import crop_sides
+from hsal_cli.models.shipped import BACKBONE, part_of
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs import run as runs
 from hsal_cli.runs.loop import ModelTask, one_cycle, progress_of, restored, train
@@ -305,7 +306,7 @@ def finetune(
     settings = settle(_of_a_way(settings, way), device, data.boxes is not None, own, len(labels))
     torch.manual_seed(settings.seed)
     model = ActivationModel(settings.arch, len(classes), settings.input_size, int(settings.resolution), settings.dilate, settings.channels)
-    used = backbone_meta(before).weights if before else initial_weights(model, settings.weights, reporter)
+    used = backbone_meta(before).weights if before else initial_weights(model, str(part_of(Path(settings.weights), BACKBONE)), reporter)
     if settings.frozen:
         model.freeze(settings.frozen)
     model.to(device, memory_format=torch.channels_last)
