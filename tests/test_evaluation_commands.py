@@ -323,6 +323,7 @@ def test_a_direct_baseline_names_and_counts_and_tells_of_no_meta_step(objective,
     model = hsal.load(run[1], device="cpu")
     seen = model(["photos/colour.jpg", "photos/grey.png"])
     assert [look.labels for look in seen] == named and not seen[0].probabilities.size
+    assert seen[0].masks.shape == seen[0].glimpses.shape == (0, 0, 0)
     with pytest.raises(hsal.HsalError, match="takes no steps"):
         model("photos/grey.png", max_steps=3)
     with pytest.raises(hsal.HsalError, match="has no policy"):

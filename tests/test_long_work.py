@@ -337,7 +337,7 @@ def test_the_first_of_many_images_show_how_long_the_others_take(monkeypatch, mea
     assert len(seen) == 200 and not heard.said  # in under five minutes
 
 
-@pytest.mark.parametrize(("resolution", "size"), [(None, 50_372), ("fine", 101_136)])
+@pytest.mark.parametrize(("resolution", "size"), [(None, 50_372), ("fine", 101_136), ("window", 62_916)])
 def test_the_disk_that_is_told_is_what_features_take(resolution, size):
     """Bytes of an image of ResNet-34's 7 x 7 cells, as docs/scaling.md has them."""
     (work,) = feature_work(Path("none.h5"), 1, 7, resolution)

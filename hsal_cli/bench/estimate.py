@@ -31,7 +31,7 @@ from hsal_cli.scenes.scene_file import FORMAT as SCENES
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import SceneSettings
 from hsal_cli.storage.hdf5 import format_of
-from hsal_cli.vision.backbone import CHANNELS, DOUBLE_FINE, FINE
+from hsal_cli.vision.backbone import CHANNELS, DOUBLE_FINE, FINE, WINDOW
 
 PIECE_S = 0.3  # what a measured piece lasts, about
 # Images a second that a slow machine of two cores makes; what even these would do in LONG_S is begun without a measurement.
@@ -128,7 +128,8 @@ def feature_work(out: Path, images: float, cells: int, resolution: str | None, a
     if out.exists():
         return []
     staged = resolution in (FINE, DOUBLE_FINE)  # as many channels again, and a map of four times the cells
-    return [_computing(out, images, images * cells**2 * (4 * CHANNELS + 16 if staged else 2 * CHANNELS + 4), resolution, asked)]
+    channels = CHANNELS * (2.0 if staged else 1.25 if resolution == WINDOW else 1.0)
+    return [_computing(out, images, images * cells**2 * (2 * channels + (16 if staged else 4)), resolution, asked)]
 
 
 def precomputing(scenes: Path, backbone: Path, out: Path, settings: PrecomputeSettings, overwrite: bool) -> list[Work]:

@@ -106,29 +106,29 @@ class Look:
 
     @property
     def glimpses(self) -> np.ndarray:
-        """int64 (T, k, 2), row and column of each glimpse in cells from 0, in the order they were taken."""
+        """int64 (T, k, 2), row and column of each glimpse in cells from 0, in the order they were taken; of a direct baseline (0, 0, 0)."""
         return self._together("glimpses", np.int64)
 
     @property
     def masks(self) -> np.ndarray:
-        """float64 (T, h, w), the covert attention masks M_t."""
+        """float64 (T, h, w), the covert attention masks M_t; of a direct baseline (0, 0, 0)."""
         return self._together("mask", np.float64)
 
     @property
     def priority(self) -> np.ndarray:
-        """float64 (T, h, w), the priority maps P_t in [0, 1]."""
+        """float64 (T, h, w), the priority maps P_t in [0, 1]; of a direct baseline (0, 0, 0)."""
         return self._together("priority", np.float64)
 
     @property
     def saliency(self) -> np.ndarray:
-        """float64 (T, h, w), the saliency maps S_t before each meta-step, in [0, 1]."""
+        """float64 (T, h, w), the saliency maps S_t before each meta-step, in [0, 1]; of a direct baseline (0, 0, 0)."""
         return self._together("saliency", np.float64)
 
     def _together(self, name: str, dtype: type) -> np.ndarray:
         every: list[np.ndarray] = [np.asarray(getattr(step, name), dtype=dtype) for step in self.steps]
         if every:
             return np.stack(every)
-        return np.zeros((0, *(np.shape(getattr(self.end, name)) if self.end else ())), dtype=dtype)
+        return np.zeros((0, *(np.shape(getattr(self.end, name)) if self.end else (0, 0))), dtype=dtype)
 
 
 def to_json(look: Look) -> dict[str, Any]:
