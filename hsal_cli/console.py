@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARKS = 40  # blocks in a line, at most
+TABLES = 12  # that one is laid out in, at most
 SHOWN_OF_PATH = 300  # letters of a path that no file system takes
 LINE_EVERY_S, LATER_EVERY_S = 5.0, 20.0  # without a terminal, work says where it is this often; the latter after its first minute
 
@@ -240,16 +241,30 @@ def _results() -> Iterator[None]:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Draws a table on stdout, the first column to the left; on a terminal too narrow for it rows are columns, where that is narrower."""
+    """Draws a table on stdout, the first column to the left; on a terminal too narrow for it rows are columns, of several tables."""
     from rich.console import Console
 
     # Without a terminal the width is unknown; narrower than the table's words would only break them.
     terminal, text = sys.stdout.isatty(), io.StringIO()
     console = Console(file=text, highlight=False, force_terminal=terminal, width=None if terminal else 160)
-    as_asked = _table(title, columns, *rows)
-    flipped = _table(title, *itertools.zip_longest(columns, *rows, fillvalue="")) if rows else as_asked
     free = console.options.update(max_width=sys.maxsize)
-    console.print(min((as_asked, flipped), key=lambda shown: max(console.measure(shown, options=free).maximum, console.width)))
+
+    def flipped(part: list[list[str]]) -> Table:
+        return _table(title, *itertools.zip_longest(columns, *part, fillvalue=""))
+
+    def width(shown: Table) -> int:
+        return max(console.measure(shown, options=free).maximum, console.width)
+
+    layouts = [[_table(title, columns, *rows)]]
+    if rows and width(layouts[0][0]) > console.width:
+        parts: list[list[list[str]]] = [[]]
+        for row in rows:
+            if parts[-1] and width(flipped([*parts[-1], row])) > console.width:
+                parts.append([])
+            parts[-1].append(row)
+        layouts += [[flipped(part) for part in parts]] if len(parts) <= TABLES else []
+    for shown in min(layouts, key=lambda layout: max(map(width, layout))):
+        console.print(shown)
     # Written by ourselves: where the reader has left (`| head`), Rich would exit with 1.
     _write(text.getvalue())
 

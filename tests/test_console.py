@@ -67,6 +67,15 @@ def test_a_table_too_wide_for_the_terminal_is_turned_where_that_breaks_fewer_wor
     assert flipped == any("column3" in line and "d" in line for line in lines)
 
 
+def test_a_table_too_wide_either_way_is_laid_out_in_a_few_that_break_no_word(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "50")
+    runs = [[f"runs/mnist-{place}", *(f"{place}.{column}00000" for column in range(4))] for place in range(6)]
+    print_table("t", ["run", *(f"column{place}" for place in range(4))], runs)
+    text = capsys.readouterr().out
+    assert all(cell in text for run in runs for cell in run) and text.count("column3") == 3
+
+
 def test_ctrl_c_is_130_and_a_command_that_ends_well_is_0(capsys) -> None:
     assert exit_code_of(raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err.startswith("Error: interrupted\nHint: ")

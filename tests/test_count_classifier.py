@@ -13,6 +13,7 @@ from evaluation_parts import write_features
 from learning_parts import SMALL, StoppingReporter, assert_equal, easy_table, without
 from typer.testing import CliRunner
 
+from hsal_cli.commands.options import recipe_for
 from hsal_cli.errors import FileError, Interrupted, UsageError
 from hsal_cli.evaluation.evaluate import evaluate
 from hsal_cli.evaluation.files import evaluate_file
@@ -123,6 +124,11 @@ def test_it_is_refused_where_a_trajectory_is_wanted(trained) -> None:
     assert f"hsal predict IMAGE --run {trained.path}" in caught.value.hint
 
 
+@pytest.mark.parametrize(("objective", "resolution"), [("rl", "fine"), ("count", None), ("set", None)])
+def test_of_a_scene_file_it_reads_the_volume_alone(objective, resolution) -> None:
+    assert recipe_for(None, None, train=TrainSettings(objective=objective)).precompute.resolution == resolution
+
+
 def test_a_list_has_an_order_that_counts_do_not_tell() -> None:
     with pytest.raises(UsageError, match="objective count with task list"):
         TrainSettings(objective="count", task="list")
@@ -154,6 +160,13 @@ def test_the_commands_take_it_in_turn(features, tmp_path, monkeypatch) -> None:
         "runs/easy-rl",
         "runs/easy-count",
     ]
+    call("train", *small, "--variant", "columns", "--set", "controller_encode=8", "--set", "controller_hidden=8", "--set", "mask=learned")
+    call("eval", "--resamples", 5)
+    assert "variant.mask: anchored, learned, -" in call("compare", "runs/easy-rl", "runs/easy-rl-2", "runs/easy-count")
+    assert "epochs 1 -> 2" in CliRunner().invoke(app, ["train", "--resume", "runs/easy-count", "--epochs", "2"]).stderr
+    assert len(runs.Run(Path("runs/easy-count")).rows()) == 2
+    refused = CliRunner().invoke(app, ["train", "--resume", "runs/easy-count", "--set", "mask=learned"])
+    assert "runs/easy-count goes on with its own settings: it has no variant" in refused.exception.message
     call("check", "runs/easy-count")
     refused = CliRunner().invoke(app, ["visualize", "--data", "data/easy.features.h5", "--run", "runs/easy-count"])
     assert isinstance(refused.exception, FileError) and "looks nowhere" in refused.exception.message

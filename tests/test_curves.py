@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from hsal_cli.evaluation.metrics import mean_of_runs
-from hsal_cli.pictures.charts.panels import COLOURS, DPI, HEIGHT, WIDTH, Curves, draw_panel, draw_panels, mean_curve
+from hsal_cli.pictures.charts.panels import COLOURS, DPI, HEIGHT, WIDTH, Bars, Curves, draw_panel, draw_panels, mean_curve
 
 
 def rgb(png: bytes) -> np.ndarray:
@@ -94,6 +94,11 @@ def test_a_share_is_never_shown_beyond_one() -> None:
 def test_a_series_without_values_and_a_level_are_drawn_without_ado() -> None:
     panel = Curves("t", "epoch", "score", {"nothing yet": [[], []], "a": [[(1, 10_000.0), (2, 20_000.0)]]}, levels={"chance": 12_000.0})
     assert draw_panels([panel], columns=1) == draw_panels([panel], columns=1)  # the same panels, the same bytes
+
+
+def test_bars_have_the_colours_that_their_names_have_in_other_pictures() -> None:
+    bars = Bars("t", "x", "y", ["1"], {"b": [0.5]})
+    assert [pixels_of(rgb(draw_panels([bars], names=names)), COLOURS[1]) > 5_000 for names in (("a", "b"), ("b", "a"))] == [True, False]
 
 
 def test_one_epoch_has_one_tick() -> None:

@@ -17,7 +17,7 @@ from picture_parts import a_look, drawn
 
 from hsal_cli.errors import FileError
 from hsal_cli.evaluation.evaluate import evaluate
-from hsal_cli.evaluation.metrics import multiset_metrics
+from hsal_cli.evaluation.metrics import multiset_metrics, scores_by_count
 from hsal_cli.evaluation.settings import EvalSettings
 from hsal_cli.features.table import FeatureTable
 from hsal_cli.finetuning.finetune import finetune, read_objects
@@ -174,7 +174,7 @@ def test_a_detail_of_empty_images_is_chosen_counted_and_drawn() -> None:
     assert choose(found) == {"best": [2, 0], "worst": [1], "repeats": [2], "uncertain": [2, 1, 0]}
     nothing = Detail(np.zeros((2, 2), int), np.zeros((2, 2), int), np.ones(2))
     for detail in (found, nothing):
-        assert count_figure({"a": [detail]}) and confusion_figure("a", "a", [detail], ["x", "y"])
+        assert count_figure({"a": [scores_by_count(detail.true, detail.named)]}) and confusion_figure("a", "a", [detail], ["x", "y"])
 
 
 # --- drawn ------------------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -416,6 +417,11 @@ def test_only_weights_of_a_file_are_calibrated(weights: str, tmp_path: Path, mon
     finetune(scenes, tmp_path / "run", device=CPU, reporter=(again := StoppingReporter(after=99)), resume=True)
     assert len([said for said in reporter.said if "calibrated" in said]) == (weights != "random")
     assert not [said for said in again.said if "calibrated" in said]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # before there is a checkpoint, so it begins anew
+        patch.setattr("hsal_cli.runs.loop._save", mock.Mock(side_effect=KeyboardInterrupt))
+        finetune(scenes, tmp_path / "killed", settings, CPU)
+    finetune(scenes, tmp_path / "killed", device=CPU, resume=True)
+    assert_equal(*(checkpoints.load(tmp_path / name / "checkpoints", "last").weights for name in ("run", "killed")))
 
 
 @pytest.mark.parametrize(("given", "meant"), [("out", "out/backbone"), ("out/backbone", "out/backbone"), ("imagenet", "imagenet")])

@@ -15,7 +15,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from hsal_cli.errors import FileError, Interrupted, UsageError
-from hsal_cli.finetuning.finetune import FinetuneTask, finetune
+from hsal_cli.finetuning.finetune import FinetuneTask, finetune, settled_for
 from hsal_cli.finetuning.objects import BoxedObjects, CountedImages, LabelledImages, Scenes
 from hsal_cli.finetuning.reading import read_objects, way_of
 from hsal_cli.finetuning.views import cell_centres, own_cells
@@ -103,6 +103,8 @@ def test_the_way_is_found_from_what_the_data_has(boxed, bare, tmp_path):
     single = write_scenes(tmp_path / "single.h5", most=1)
     assert [way_of(path, "auto") for path in (single, boxed, bare)] == ["single", "crops", "counts"]
     assert way_of(boxed, "random-label") == "random-label"
+    for way, mode in (("crops", "crops"), ("counts", "full"), ("random-label", "full")):  # what is told before is what is done
+        assert settled_for(boxed, FinetuneSettings(objects=way), CPU).mode == mode
     with pytest.raises(UsageError, match="has no boxes"):
         way_of(bare, "crops")
     with pytest.raises(UsageError, match="does not go with objects = random-label"):

@@ -77,7 +77,7 @@ def test_paths_pictures_arrays_and_tensors_are_one_image_and_a_list_gives_a_list
     assert [one.name for one in seen] == ["image.png", "image.png", "3", "4", "5", "6"]
     for one in (*seen, model("image.png"), model(pixels)):
         assert one.labels == seen[0].labels and np.allclose(one.probabilities, seen[0].probabilities, atol=1e-6)
-    grey = model([pixels[..., 0], torch.from_numpy(pixels[..., 0].copy()), np.repeat(pixels[..., :1], 3, 2)])
+    grey = model([pixels[..., 0], torch.from_numpy(pixels[..., 0].copy()), pixels[..., :1], np.repeat(pixels[..., :1], 3, 2)])
     assert len({tuple(one.labels) for one in grey}) == 1 and model([]) == []
 
 

@@ -275,8 +275,8 @@ def test_curves_are_drawn_for_the_metrics_that_were_logged():
 
 
 def test_exact_match_by_count_is_drawn_for_counts_that_some_run_lacks():
-    one = Detail(np.array([[1], [2]]), np.array([[1], [1]]), np.ones(2))
-    two = Detail(np.array([[1], [3]]), np.array([[1], [3]]), np.ones(2))
+    one = scores_by_count(np.array([[1], [2]]), np.array([[1], [1]]))
+    two = scores_by_count(np.array([[1], [3]]), np.array([[1], [3]]))
     assert count_figure({"a": [one, two], "b": [two]}).png[:4] == b"\x89PNG"
 
 
@@ -321,6 +321,28 @@ def test_the_report_says_whether_it_matters_where_a_run_looks(place, tmp_path):
     assert (tmp_path / "page" / "looking.png").is_file() and all(text in page.text for text in said)
     assert json.loads(call(place / "seed0", "--out", tmp_path / "other", "--json").stdout)["runs"][0]["looking"] is None
     assert not (tmp_path / "other" / "looking.png").exists()
+
+
+def test_direct_baselines_stand_beside_policies_each_in_its_colour(tmp_path, monkeypatch):
+    from hsal_cli.report import report_figures
+
+    drawn = {}
+
+    def draw(panels, *given, names, **more):
+        drawn.setdefault(panels[0].title, []).append((list(panels[0].series), list(names)))
+        return real(panels, *given, names=names, **more)
+
+    real = report_figures.draw_panels
+    monkeypatch.setattr(report_figures, "draw_panels", draw)
+    by_count = {"1": {"examples": 400, "exact_match": 0.9, "macro_f1": 0.9}, "2": {"examples": 100, "exact_match": 0.4, "macro_f1": 0.5}}
+    scores = {"dataset": "toy", "split": "test", "exact_match": 0.8, "macro_f1": 0.9, "examples": 500, "by_count": by_count}
+    for objective, kind in (("rl", "policy"), ("count", "count")):
+        run = write_history(tmp_path / objective, rows_of(), kind=kind, config={"train": {"objective": objective, "seed": 0, "epochs": 6}})
+        (run / "eval.json").write_text(json.dumps({**scores, "ci95": {key: [0, 1] for key in ("exact_match", "macro_f1")}}))
+    call(tmp_path / "rl", tmp_path / "count", "--out", tmp_path / "page")
+    together, both = ["rl", "count"], ["Exact match", "Exact match by number of objects"]
+    assert [drawn[title][0] for title in both] == [(together, together)] * 2
+    assert drawn["Exact match"][1] == (["count"], together) and drawn["Early stops"] == [(["rl"], together)]
 
 
 def test_a_run_whose_backbone_sees_little_has_a_page_that_says_so(tmp_path):

@@ -65,6 +65,29 @@ def test_an_installed_hsal_says_that_a_checkout_has_more(here, monkeypatch) -> N
         assert ("a checkout of hsal has more" in caught.value.hint) == more
 
 
+def test_an_installed_hsal_finds_what_the_checkout_has_that_it_runs_in(here, monkeypatch) -> None:
+    monkeypatch.chdir(here.parent / "elsewhere")
+    write_policy(Path("runs/c"), write_backbone(Path("runs/finetune")), seed=2)
+    export(["mnist-multiset.paper=runs/c"], here / "data" / "pretrained")
+    export(["mnist-multiset.rl=runs/c"], here / "other" / "data" / "pretrained")
+    monkeypatch.chdir(here)
+    assert find_shipped("mnist-multiset.paper") == (Path("data/pretrained"), "mnist-multiset.paper")
+    own = here.parent / "package" / "pretrained"
+    assert load_shipped("mnist-multiset.paper").policy.policy and find_shipped("mnist-multiset")[0] == own
+    with pytest.raises(UsageError) as caught:
+        find_shipped("nonsense")
+    assert "mnist-multiset.multiset, mnist-multiset.paper, mnist-multiset.rl" in caught.value.hint
+    monkeypatch.chdir(here / "other")
+    assert find_shipped("mnist-multiset")[0] == own  # its own go first
+
+
+def test_a_run_on_the_backbone_that_came_with_hsal_is_exported_with_it(here) -> None:
+    backbone = here.parent / "package" / "pretrained" / "backbone" / "weights.safetensors"
+    write_policy(Path("runs/c"), digest_of_file(backbone))
+    export(["runs/c"], Path("out"))
+    assert digest_of_file(Path("out/backbone/weights.safetensors")) == digest_of_file(backbone)
+
+
 def test_weights_of_others_name_them() -> None:
     for folder in shipped.exports_in(own_folder()):
         meta = json.loads((folder / "backbone" / "manifest.json").read_text())["meta"]

@@ -144,7 +144,7 @@ CARRY = dataclasses.replace(COLUMNS, controller_state="carry")
     [
         ("--set stop=supervised", STOPS, [("rl", PAPER), ("cross-entropy", PAPER)], [("rl", COLUMNS), ("multiset", PAPER), ("rl", None)]),
         ("a lower --learning-rate", STOPS, [("rl", PAPER), ("rl", COLUMNS), ("rl", None)], []),
-        ("--set controller_state=reset", DRIFTS, [("rl", CARRY), ("multiset", PAPER)], [("rl", COLUMNS), ("rl", FIXED_MASK), ("rl", None)]),
+        ("--set controller_state=reset", DRIFTS, [("rl", CARRY)], [("rl", COLUMNS), ("rl", PAPER), ("rl", FIXED_MASK), ("rl", None)]),
         ("--set mask=anchored", NEVER_CAME, [("rl", PAPER)], [("rl", COLUMNS), ("rl", FIXED_MASK), ("rl", None)]),
         ("--variant fixed-mask", DRIFTS, [("rl", PAPER), ("rl", COLUMNS)], [("rl", FIXED_MASK), ("rl", None)]),
         ("another --saliency", DRIFTS, [("rl", FIXED_MASK)], [("rl", PAPER), ("rl", COLUMNS), ("rl", None)]),

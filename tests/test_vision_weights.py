@@ -12,6 +12,7 @@ from torchvision.models import resnet18
 
 from hsal_cli.errors import FileError, HsalError
 from hsal_cli.progress import Reporter
+from hsal_cli.storage import checkpoints
 from hsal_cli.storage.checkpoints import write_checkpoint, write_index
 from hsal_cli.vision import initial
 from hsal_cli.vision.backbone import ActivationModel
@@ -194,5 +195,13 @@ def test_files_that_hold_no_weights_are_refused(content, suffix, tmp_path, model
         file.write_text("" if content == "empty" else "not weights at all, but long enough to be read as a header")
     elif content != "missing":
         torch.save({"code": Bomb(), "list": [torch.zeros(1)], "numbers": {"conv1.weight": 3}}[content], file)
-    with pytest.raises(FileError, match=str(file)):
+    with pytest.raises(FileError, match=str(file)) as caught:
         initial_weights(model, str(file))
+    assert "weights_only" not in caught.value.message  # torch's advice to run what it holds
+
+
+@pytest.mark.parametrize("place", ["run", "run/checkpoints/epoch-1"])
+def test_of_what_is_no_backbone_no_weights_are_taken(place, tmp_path, model):
+    checkpoints.save(tmp_path / "run" / "checkpoints", "epoch-1", model.state_dict(), {}, {"kind": "policy"}, best=True)
+    with pytest.raises(FileError, match="of kind policy, not backbone"):
+        initial_weights(model, str(tmp_path / place))

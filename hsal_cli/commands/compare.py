@@ -85,8 +85,9 @@ def _apart(runs: list[Path]) -> list[str]:
         except HsalError:
             held.append({})
     known = [each for each in held if each]
-    told = ("train.", "variant.", "saliency", "backbone_digest", "init_from")
-    names = [name for name in differing(known) if name.startswith(told) and all(name in each for each in known)]
+    policies = [each for each in known if "variant.mask" in each]  # baselines have no variant to differ in
+    told = ((known, ("train.", "saliency", "backbone_digest", "init_from")), (policies, ("variant.",)))
+    names = [name for some, begin in told for name in differing(some) if name.startswith(begin) and all(name in each for each in some)]
     return [f"{name}: {', '.join(str(each.get(name, '-'))[:24] for each in held)}" for name in names]
 
 

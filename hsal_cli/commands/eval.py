@@ -262,8 +262,8 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
 
     interval = found["ci95"]
     how = f"{found['sample']} sampled roll-outs an image" if found["sample"] else "greedy"
+    what = {"count": "count classifier", "set": "set predictor"}.get(found.get("objective"), "policy")
     if found.get("objective") in DIRECT:
-        what = {"count": "count classifier", "set": "set predictor"}[found["objective"]]
         how = f"{what}, {found['parameters']:,} parameters"
     main = [
         [text, number(found[name]), " to ".join(map(number, interval[name])) if name in interval else ""]
@@ -282,7 +282,7 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
     frame = "" if found.get("frame", "image") == "image" else f"frame {found['frame']}, "
     title = f"{found['dataset']}, {found['split']} split, {found['examples']:,} images, {frame}{how}"
     made = [(title, ["metric", "value", "95% interval"], main)]
-    compared = {"this policy": found, **found.get("baselines", {})}
+    compared = {f"this {what}": found, **found.get("baselines", {})}
     if len(compared) > 1:
         rows = [[predictor(name), number(scores["exact_match"]), number(scores["macro_f1"])] for name, scores in compared.items()]
         made.append(("Against predictors that never look", ["predictor", "exact match", "macro F1"], rows))
@@ -297,7 +297,7 @@ def tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]
         made.append(_reliability(found["calibration"]))
     if "looking" in found:
         made.append(_looking(found["looking"]))
-    made.append(_work(found["flops"]))
+    made.append(_work(found["flops"], what))
     rows = [
         [count, f"{part['examples']:,}", number(part["exact_match"]), number(part["macro_f1"])] for count, part in found["by_count"].items()
     ]
@@ -363,9 +363,9 @@ def _looking(looking: dict[str, Any]) -> tuple[str, list[str], list[list[str]]]:
     return title, ["instead", "exact match", "lost", "95% interval"], rows
 
 
-def _work(flops: dict[str, float | None]) -> tuple[str, list[str], list[list[str]]]:
+def _work(flops: dict[str, float | None], what: str) -> tuple[str, list[str], list[list[str]]]:
     parts = {"looks": "looks that find the frame", "backbone": "backbone", "windows": "windows looked at"}
-    parts |= {"policy": "policy, of the meta-steps it took", "image": "in all"}
+    parts |= {"policy": "policy, of the meta-steps it took" if what == "policy" else what, "image": "in all"}
     rows = [
         [text, number(None if flops.get(name) is None else flops[name] / 1e6, 1)] for name, text in parts.items() if flops.get(name) != 0
     ]

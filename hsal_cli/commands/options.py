@@ -134,12 +134,13 @@ def recipe_for(preset: str | None, config: Path | None, **settled: Any) -> Recip
     """The settings of every step up to a trained policy; `settled` are those that the command line has settled already."""
     from hsal_cli.experiments.pipeline import Recipe
     from hsal_cli.features.settings import OWN
+    from hsal_cli.runs.settings import DIRECT
 
     settled = {"variant": settled.get("variant") or variant_for(preset, config), **settled}
     hints = typing.get_type_hints(Recipe)
     recipe = Recipe(**{name: settled.get(name) or settings_for(kind, preset, config) for name, kind in hints.items()})
     resolution = recipe.precompute.resolution
-    if resolution is None and recipe.variant.glimpse != "column":
+    if resolution is None and recipe.variant.glimpse != "column" and recipe.train.objective not in DIRECT:
         resolution = recipe.variant.glimpse  # what such glimpses read
     elif resolution == OWN:
         resolution = None
@@ -312,6 +313,9 @@ def check_resumed(
         settings["variant"] = settings["variant"].on_map(config.variant.cells)
     wrong = []
     for table, asked in settings.items():
+        if getattr(config, table) is None:  # what trains no policy has no variant
+            wrong += [f"it has no {table}"] if given.get(table) else []
+            continue
         held = as_dict(getattr(config, table))
         wrong += [
             f"{key} is {held[key]}, not {value}"

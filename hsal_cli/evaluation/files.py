@@ -171,7 +171,7 @@ def _looks_flops(loaded: LoadedPolicy, scenes_config: dict[str, Any]) -> float |
         return 0
     try:
         looked = checked(scenes_config.get("found"), LookedFirst, "found")
-        place = place_of_network(loaded, looked.look_digest, looked.look)
+        place = place_of_network(loaded.checkpoint, looked.look_digest, looked.look)
         return None if place is None else looked.zooms * backbone_flops(load_backbone(place).model)[0]
     except (Odd, FileError):
         return None

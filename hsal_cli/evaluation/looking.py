@@ -196,7 +196,7 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 def verdicts(looking: dict[str, Any]) -> list[str]:
     """What the scores say in words: a part decides nothing where every replacement surely costs less than `WORTHLESS`, and matters where
-    one surely costs something.
+    one surely costs something; glimpses where cells drawn at random do.
     """
     found = []
     if looking.get("images", FEW) < FEW:
@@ -214,6 +214,11 @@ def verdicts(looking: dict[str, Any]) -> list[str]:
             continue
         if low <= 0:
             found.append(f"whether it matters {text} is not settled: {worst} in its place costs {lost:.3f} ({low:.3f} to {high:.3f})")
+            continue
+        drawn = ways.get("random", ways[worst])
+        if drawn["lost_ci95"][0] <= 0:
+            said = f"{text} is not shown to matter: cells at random in its place cost {drawn['lost']:.3f} of exact match"
+            found.append(f"{said}, only {worst} {lost:.3f}")
             continue
         found.append(f"{text} matters: {worst} in its place costs {lost:.3f} of exact match")
         if ways["saliency"]["lost_ci95"][1] < WORTHLESS:

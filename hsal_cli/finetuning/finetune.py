@@ -44,6 +44,7 @@ MEANING = {
     "random-label": "one of its labels is drawn each time",
     "counts": "the number of each class is learned",
 }
+WHOLE_IMAGES = ("counts", "random-label")  # ways that look at whole images and know no boxes
 TEST_IMAGES = 2_000  # of the test split, scored once at the end
 
 
@@ -147,6 +148,8 @@ def settle(
     """
     cpu, counted = device.type == "cpu", settings.objects == "counts"
     mode = settings.mode if settings.mode != "auto" else "crops" if cpu and has_boxes else "full"
+    if mode == "crops" and settings.objects in WHOLE_IMAGES:
+        raise UsageError(f"mode = crops does not go with objects = {settings.objects}, which looks at whole images", "leave --mode out")
     if mode == "crops" and not has_boxes:
         raise UsageError("mode = crops, but the scene file has no boxes to crop by", "take --mode full")
     if (settings.crowd or 1) > 1 and not has_boxes:
@@ -195,6 +198,7 @@ def settled_for(scenes: Path, settings: FinetuneSettings, device: torch.device) 
             split = file.split(file.splits[0])
             has_boxes, own, images = split.boxes is not None, is_own(file), len(split)
         way = way_of(scenes, settings.objects)
+        has_boxes = has_boxes and way not in WHOLE_IMAGES
     except HsalError:  # what is wrong with the file is for fine-tuning to say
         has_boxes, own, images, way = True, False, FEW_IMAGES, "single"
     return settle(_of_a_way(settings, way), device, has_boxes, own, images)
@@ -297,8 +301,6 @@ def finetune(
     empty = int((labels < 0).all(1).sum())
     if empty and way in ("crops", "random-label"):
         reporter.say(f"{empty:,} training images have no object: they are left out (--objects counts learns from them)")
-    if way in ("counts", "random-label") and settings.mode == "crops":
-        raise UsageError(f"mode = crops does not go with objects = {way}, which looks at whole images", "leave --mode out")
     if way != "single":
         reporter.say(f"{scenes} has several objects an image: {MEANING[way]} (--objects {way})")
     elif settings.mode == "auto" and device.type == "cpu" and data.boxes is None:
@@ -323,7 +325,7 @@ def finetune(
     }
     distributed.agree(scenes_digest=digest, finetune=as_dict(settings), weights=used, checkpoint=before and before.digest)
     task = FinetuneTask(model, data, settings, device, meta)
-    if way == "counts" and used.startswith("file:") and not resume:
+    if way == "counts" and used.startswith("file:") and before is None:
         scale, shift = task.data.calibrate(model, settings.batch_size, device)
         reporter.say(f"the classifier's evidence is taken times {scale:.2g}, {shift:+g}: so calibrated, its counts fit best")
     del data  # the task has its parts, and images are what takes the memory

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hsal_cli import __version__
 from hsal_cli.errors import FileError, UsageError
-from hsal_cli.models.load import RUNS, PolicyMeta, backbone_folder, policy_meta
+from hsal_cli.models.load import RUNS, PolicyMeta, backbone_folder, place_of_network, policy_meta
 from hsal_cli.models.shipped import BACKBONE, FORMAT, FORMAT_VERSION, LOCAL, LOOK, exported_files, is_export, part_of, read_manifest
 from hsal_cli.policy.variant import with_variant
 from hsal_cli.progress import SILENT, Reporter
@@ -133,9 +133,9 @@ def _backbone_of(sources: list[Source], given: Path | None) -> Path:
         raise FileError(f"{first} and {second} were trained on different backbones", "export runs of one backbone together")
     digest, source = next(iter(digests.items()))
     recorded = source.meta.backbone
-    place = backbone_folder(str(digest), *((given,) if given else (recorded, source.run.path.parent, RUNS)))
+    place = backbone_folder(str(digest), given) if given else place_of_network(source.checkpoint, digest, recorded)
     if place is None:
-        where = f"at {given}" if given else f"at {recorded} or under runs/" if recorded else "under runs/"
+        where = f"at {given}" if given else f"at {recorded} or under {RUNS}/" if recorded else f"under {RUNS}/"
         raise FileError(f"the backbone of {source.run.path} (weights {str(digest)[:12]}) is not {where}", "name its run with --backbone")
     return place
 

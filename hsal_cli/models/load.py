@@ -165,7 +165,9 @@ def policy_meta(checkpoint: Checkpoint) -> PolicyMeta:
         FileError: it is of another kind, or a value of its meta is missing or cannot be used.
     """
     if checkpoint.kind not in ("policy", "count"):
-        raise FileError(f"{checkpoint.path} is a checkpoint of kind {checkpoint.kind}, not policy", TRAIN_HINT)
+        on_it = f"{TRAIN_HINT} --backbone {checkpoint.path}; one that counts and looks nowhere with --objective count"
+        hint = on_it if checkpoint.kind == "backbone" else TRAIN_HINT
+        raise FileError(f"{checkpoint.path} is a checkpoint of kind {checkpoint.kind}, not policy", hint)
     here = dataclasses.replace(checkpoint, meta=with_found(checkpoint.meta, run_of(checkpoint)))
     return meta_of(here, PolicyMeta, TRAIN_HINT)
 
@@ -215,7 +217,7 @@ def find_backbone(loaded: LoadedPolicy, device: torch.device | str = "cpu", name
     hint = f"bring the run that holds it to {RUNS}/, or train anew with: hsal finetune, hsal train"
     if not digest and named is None:
         raise FileError("the policy was trained on features that name no backbone, so images cannot be turned into volumes", hint)
-    folder = (backbone_folder(digest, named) if named else place_of_network(loaded, digest, recorded)) if digest else named
+    folder = (backbone_folder(digest, named) if named else place_of_network(loaded.checkpoint, digest, recorded)) if digest else named
     if folder is None:
         place = f"not at {named}" if named else f"neither at {recorded} nor under {RUNS}/" if recorded else f"not under {RUNS}/"
         raise FileError(f"the backbone the policy was trained with (weights {digest[:12]}) is {place}", "name that one" if named else hint)
@@ -225,16 +227,17 @@ def find_backbone(loaded: LoadedPolicy, device: torch.device | str = "cpu", name
     return giving(load_backbone(folder, device=device), meta.volume_shape, meta.input_size)
 
 
-def place_of_network(loaded: LoadedPolicy, digest: str | None, recorded: str | None) -> Path | None:
+def place_of_network(policy: Checkpoint, digest: str | None, recorded: str | None) -> Path | None:
     """The checkpoint of a network that a policy sees through: where that was, beside its run, in runs/, or among what came with hsal.
 
     Args:
+        policy: its checkpoint.
         digest: of its weights; None: it is nowhere.
         recorded: where it was.
     """
     from hsal_cli.models.shipped import BACKBONE, LOOK, exports_in, own_folder
 
-    run, folder = run_of(loaded.checkpoint), own_folder()
+    run, folder = run_of(policy), own_folder()
     shipped = [place / part for place in exports_in(folder) for part in (BACKBONE, LOOK)] if folder else []
     return backbone_folder(digest, recorded, run, run.parent, RUNS, *shipped) if digest else None
 

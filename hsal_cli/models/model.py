@@ -74,7 +74,7 @@ class Model:
         """Shows images to the policy, which names the likeliest label at each meta-step until it names stop, or to a direct baseline.
 
         Args:
-            images: a path, a PIL image, or a uint8 array or tensor (H, W) or (H, W, 3), of any size; or a list of such.
+            images: a path, a PIL image, or a uint8 array or tensor (H, W), (H, W, 1) or (H, W, 3), of any size; or a list of such.
             max_steps: cap on meta-steps; None: most labels seen in training plus 2.
             stop_threshold: stop is named once its probability, in [0, 1], exceeds this; None: where it is likelier than each label.
 
@@ -166,6 +166,8 @@ def _pixels(image: Any) -> Tensor:
     elif hasattr(image, "convert"):
         return from_pil(image)[0]
     shape = tuple(getattr(image, "shape", ()))
+    if isinstance(image, Tensor) and len(shape) == 3 and shape[2] == 1:  # a grey image of `Scenes`
+        image, shape = image[..., 0], shape[:2]
     if (
         not isinstance(image, Tensor)
         or image.dtype != torch.uint8

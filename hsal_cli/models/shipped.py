@@ -1,6 +1,6 @@
 """The trained policies that come with hsal (`--pretrained NAME`): one backbone in float16, and policies that were trained on it.
 
-data/pretrained/             in a checkout; hsal_cli/pretrained/ in an installed wheel; anywhere else as FOLDER/NAME
+data/pretrained/             in a checkout; hsal_cli/pretrained/ in an installed wheel, which holds fewer; anywhere else as FOLDER/NAME
     manifest.json            "format", and for each of the following: command, seed, result, and the sha256 of each file
     backbone/                a checkpoint (see checkpoints.py) of kind backbone
     look/                    another, where a first look finds what the policies are shown (see features/two_looks.py)
@@ -40,7 +40,8 @@ DEFAULT = "mnist-multiset"
 LOCAL = ("glimpse_hit", "mask_mass")  # of what an evaluation has of them, a manifest states these
 OBJECTIVE = "rl"  # of the policy that a data set's name alone means
 AGAIN = "install hsal again, or in a checkout: git checkout -- data/pretrained"
-MORE = "a checkout of hsal has more: data/pretrained/NAME"
+CHECKOUT = Path("data") / "pretrained"  # of the folder that hsal runs in, where that is a checkout
+MORE = f"a checkout of hsal has more: {CHECKOUT}/NAME"
 EXPORT_AGAIN = "export it again: hsal export RUN --out FOLDER"
 
 
@@ -106,7 +107,7 @@ class Shipped:
 
 def own_folder() -> Path | None:
     """The folder that came with this hsal: inside the installed package, else the checkout's data/pretrained; None where there is none."""
-    for folder in (_installed(), _installed().parents[1] / "data" / "pretrained"):
+    for folder in (_installed(), _installed().parents[1] / CHECKOUT):
         _recover(folder)
         if (folder / "manifest.json").is_file():
             return folder
@@ -171,8 +172,8 @@ def find_shipped(name: str) -> tuple[Path, str]:
     """The folder and the full name that a value of --pretrained means.
 
     Args:
-        name: DATASET.OBJECTIVE, or DATASET alone for its rl policy; of another folder than hsal's own: FOLDER/NAME, or FOLDER alone where
-            it holds one policy.
+        name: DATASET.OBJECTIVE, or DATASET alone for its rl policy, of hsal's own folder, else of the checkout that it runs in; of any
+            other folder FOLDER/NAME, or FOLDER alone where it holds one policy.
 
     Raises:
         UsageError: there is no such policy; names those that there are.
@@ -183,19 +184,22 @@ def find_shipped(name: str) -> tuple[Path, str]:
         read_manifest(own.parent)  # an exported folder that is damaged, which this says
     name = meant or name
     place, _, last = name.rpartition("/")
-    folder = Path(place or "/") if "/" in name else own_folder()
-    if folder is not None:
-        _recover(folder)
-    if folder is None:
+    own_folders = [folder for folder in (own_folder(), CHECKOUT if is_export(CHECKOUT) else None) if folder is not None]
+    folders = [Path(place or "/")] if "/" in name else own_folders
+    if not folders:
         raise UsageError(
             f"there is no pretrained policy {name!r}: this hsal came without any", "train one with: hsal train; or name one as FOLDER/NAME"
         )
-    known = {full: place for place in exports_in(folder) for full in read_manifest(place).policies}
-    found = next((full for full in (last, f"{last}.{OBJECTIVE}") if full in known), None)
-    if found is None:
-        more = f"; {MORE}" if folder == _installed() else ""
-        raise UsageError(f"there is no pretrained policy {name!r}", f"take one of: {', '.join(sorted(known))}{more}")
-    return known[found], found
+    names: set[str] = set()
+    for folder in folders:
+        _recover(folder)
+        known = {full: place for place in exports_in(folder) for full in read_manifest(place).policies}
+        found = next((full for full in (last, f"{last}.{OBJECTIVE}") if full in known), None)
+        if found is not None:
+            return known[found], found
+        names |= set(known)
+    more = f"; {MORE}" if folders == [_installed()] else ""
+    raise UsageError(f"there is no pretrained policy {name!r}", f"take one of: {', '.join(sorted(names))}{more}")
 
 
 def stated_evaluation(name: str) -> Evaluation:

@@ -11,7 +11,7 @@ import numpy as np
 
 from hsal_cli.evaluation.attention import Tally
 from hsal_cli.evaluation.calibration import add_choices, reliability
-from hsal_cli.evaluation.metrics import MeanOfRuns, mean_of_runs, scores_by_count
+from hsal_cli.evaluation.metrics import MeanOfRuns, mean_of_runs
 from hsal_cli.pictures.charts.panels import Bars, Curve, Curves, Heat, draw_panels
 from hsal_cli.pictures.charts.reliability import reliability_diagram
 from hsal_cli.pictures.trajectory import trajectories
@@ -89,12 +89,13 @@ def curve_name(kind: str, metric: str) -> str:
     return f"{kind}-{metric.replace('_', '-')}"
 
 
-def curve_figures(kind: str, curves: Mapping[str, Mapping[str, Sequence[Curve]]]) -> list[PageFigure]:
+def curve_figures(kind: str, curves: Mapping[str, Mapping[str, Sequence[Curve]]], names: Sequence[str] = ()) -> list[PageFigure]:
     """Draws the curves of runs of one kind.
 
     Args:
         kind: "policy", "count" or "backbone".
         curves: metric -> group of runs that differ by their seed -> a curve a run. Metrics without any point are left out.
+        names: of all groups of the report, in whose order colours are given.
     """
     figures = []
     for name, metric in METRICS[kind].items():
@@ -102,13 +103,17 @@ def curve_figures(kind: str, curves: Mapping[str, Mapping[str, Sequence[Curve]]]
         series = {group: runs for group, runs in series.items() if runs}
         if series:
             panel = Curves(metric.title, "epoch", metric.axis, series, metric.low, metric.high)
-            figures.append(PageFigure(curve_name(kind, name), metric.title + ".", metric.caption, draw_panels([panel])))
+            figures.append(PageFigure(curve_name(kind, name), metric.title + ".", metric.caption, draw_panels([panel], names=names)))
     return figures
 
 
-def count_figure(details: Mapping[str, Sequence[Detail]]) -> PageFigure:
-    """Exact match by the true number of objects, with 95% intervals: over runs where there are several, else over images."""
-    found = {group: [scores_by_count(one.true, one.named) for one in runs] for group, runs in details.items()}
+def count_figure(found: Mapping[str, Sequence[Mapping[str, dict[str, Any]]]], names: Sequence[str] = ()) -> PageFigure:
+    """Exact match by the true number of objects, with 95% intervals: over runs where there are several, else over images.
+
+    Args:
+        found: group of runs that differ by their seed -> of each run what `scores_by_count` gives.
+        names: as in `curve_figures`.
+    """
     counts = sorted({count for runs in found.values() for run in runs for count in run}, key=int)
     heights: dict[str, list[float | None]] = {}
     halves: dict[str, list[float | None]] = {}
@@ -119,7 +124,7 @@ def count_figure(details: Mapping[str, Sequence[Detail]]) -> PageFigure:
         halves[group] = [mean and _half(mean, cell[0]["examples"]) for mean, cell in zip(means, cells, strict=True)]
     bars = Bars("Exact match by number of objects", "objects in the image", "exact match", counts, heights, halves, top=1.0)
     caption = "On the test split. Bars: 95% interval, over seeds where there are several runs, else over images."
-    return PageFigure("by-count", bars.title + ".", caption, draw_panels([bars], size=BY_COUNT))
+    return PageFigure("by-count", bars.title + ".", caption, draw_panels([bars], size=BY_COUNT, names=names))
 
 
 def _half(mean: MeanOfRuns, images: int) -> float:
@@ -153,11 +158,12 @@ def confusion_figure(name: str, group: str, runs: Sequence[Detail], classes: lis
     return PageFigure(name, "Confusion.", caption, draw_panels([heat], size=CONFUSION))
 
 
-def looking_figure(looking: Mapping[str, Sequence[dict[str, Any]]]) -> PageFigure:
+def looking_figure(looking: Mapping[str, Sequence[dict[str, Any]]], names: Sequence[str] = ()) -> PageFigure:
     """Exact match with what a glimpse or the covert mask reads replaced at test time.
 
     Args:
         looking: group of runs that differ by their seed -> of each run, what `Looking.scores` gives; at least one.
+        names: as in `curve_figures`.
     """
     panels = []
     for part, title in (("glimpses", "Glimpses elsewhere"), ("masks", "Another covert mask")):
@@ -171,15 +177,15 @@ def looking_figure(looking: Mapping[str, Sequence[dict[str, Any]]]) -> PageFigur
             heights[group] = [mean and mean.mean for mean in means]
             halves[group] = [mean and _half(mean, runs[0]["images"]) for mean in means]
         if ways:
-            names = ["as it looks", *(LOOKED[part][way] for way in ways)]
-            panels.append(Bars(title, "read in its place", "exact match", names, heights, halves, top=1.0))
+            under = ["as it looks", *(LOOKED[part][way] for way in ways)]
+            panels.append(Bars(title, "read in its place", "exact match", under, heights, halves, top=1.0))
     caption = (
         "Test images, the same weights; what is read at a glimpse, or through the covert mask, is replaced. Random: cells drawn evenly. "
         "Middle: the middle cell. Saliency: the maximum of the saliency map as it is then. Second best: the cell that is liked second "
         "best. Blind: its own cells, but nothing is seen there. Uniform: the same everywhere. Turned: its own mask by half a turn. "
         "Bars: 95% interval, over seeds where there are several runs, else over images."
     )
-    return PageFigure("looking", "What is lost elsewhere.", caption, draw_panels(panels, size=LOOKING))
+    return PageFigure("looking", "What is lost elsewhere.", caption, draw_panels(panels, size=LOOKING, names=names))
 
 
 def calibration(runs: Sequence[Detail]) -> dict[str, dict[str, Any]]:

@@ -28,11 +28,12 @@ from hsal_cli.training.verdicts import Verdict, verdicts
 
 TITLES = {
     "policy": "Training of the policy",
-    "count": "Training of the count classifier",
+    "count": "Training of direct baselines",
     "backbone": "Fine-tuning of the activation model",
 }
 COLUMNS = ["run", "group", "state", "epochs", "best epoch", "held-out score", "test images", "exact match", "macro-F1"]
 LOOKING = "looking"  # the figure of that name
+TOGETHER = ("exact_match", "macro_f1")  # metrics that direct baselines have in one picture with policies, where there are any
 LEAD = "Held-out images come from the training split and choose the best epoch; test images do not. Bands and bars are 95% intervals."
 
 
@@ -140,18 +141,25 @@ def _curves(parts: Sequence[Group]) -> list[Section]:
     sections = []
     for kind, title in TITLES.items():
         own = [group for group in parts if group.records[0].kind == kind]
-        curves = {name: {group.name: [run.curve(name) for run in group.records] for group in own} for name in METRICS[kind]}
-        figures = curve_figures(kind, curves)
+        beside = [group for group in parts if kind == "policy" and own and group.records[0].kind == "count"]
+        curves = {
+            name: {group.name: [run.curve(name) for run in group.records] for group in [*own, *(beside if name in TOGETHER else ())]}
+            for name in METRICS[kind]
+        }
+        figures = curve_figures(kind, curves, [group.name for group in parts])
         if figures:
             sections.append(Section(title, "", figures))
     return sections
 
 
 def _on_test(parts: Sequence[Group], tested: Mapping[Path, Tested]) -> list[Section]:
+    names = [group.name for group in parts]
+    scored = {group.name: [scores["by_count"] for run in group.records if (scores := _scores(run, tested))] for group in parts}
+    scored = {name: runs for name, runs in scored.items() if runs}
+    if not scored:
+        return []
     found = {group.name: [tested[run.path] for run in group.records if run.path in tested] for group in parts}
     found = {name: runs for name, runs in found.items() if runs}
-    if not found:
-        return []
     confusions = [
         confusion_figure(f"confusion-{number}", name, [run.detail for run in runs], runs[0].policy.classes)
         for number, (name, runs) in enumerate(found.items(), 1)
@@ -160,14 +168,14 @@ def _on_test(parts: Sequence[Group], tested: Mapping[Path, Tested]) -> list[Sect
         reliability_figure(f"reliability-{number}", name, [run.detail for run in runs])
         for number, (name, runs) in enumerate(found.items(), 1)
     ]
-    counts = count_figure({name: [run.detail for run in runs] for name, runs in found.items()})
-    return [Section("On test images", "", [counts, *sure, *confusions], large=True)]
+    return [Section("On test images", "", [count_figure(scored, names), *sure, *confusions], large=True)]
 
 
 def _looking(parts: Sequence[Group]) -> list[Section]:
     found = {group.name: [looked for run in group.records if (looked := _looked(run))] for group in parts}
     found = {name: runs for name, runs in found.items() if runs}
-    return [Section("Does it matter where it looks?", "", [looking_figure(found)], wide=True)] if found else []
+    figures = [looking_figure(found, [group.name for group in parts])] if found else []
+    return [Section("Does it matter where it looks?", "", figures, wide=True)] if found else []
 
 
 def _gallery(shown: tuple[Path, Mapping[str, Sequence[tuple[Look, list[str]]]]] | None, names: Mapping[Path, str]) -> list[Section]:

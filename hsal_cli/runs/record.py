@@ -137,6 +137,8 @@ def _name(record: Record, identity: dict[str, Any], differing: list[str]) -> str
         place = key.removesuffix("_digest")
         if place in PLACES:
             words += [f"{place} {Path(record.config[place]).name}"] if record.config.get(place) else []
+        elif key == "kind" and identity.get("train.objective"):
+            continue  # the objective tells it
         elif key == "train.objective":
             words.append(str(identity.get(key)))
         elif identity.get(key) is not None:

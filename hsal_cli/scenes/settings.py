@@ -81,7 +81,8 @@ class SceneSettings:
     placement: Literal["free", "tight", "grid", "authors"] = setting(
         "free",
         "free: uniform, glyphs (28 x 28 px before they are resized) do not overlap; tight: uniform, only their ink's boxes do not, so that "
-        "digits may touch; grid: one glyph a cell of the largest digit's size.",
+        "digits may touch; grid: one glyph a cell of the largest digit's size; authors: the layout of the authors' generator, a board of "
+        "such cells at the top left, nothing is shrunk.",
     )
     digits: Literal["auto", "mnist", "strokes"] = setting(
         "auto", "Where digits come from: MNIST's IDX files, digits drawn by embedded pen strokes, or MNIST where it can be had."

@@ -24,7 +24,7 @@ PRIORITY_LOW = 0.3  # mean priority at the glimpses (at most 1) of a location po
 STOPS_AT_ONCE = 0.9  # share of naming steps at which stop is the likeliest outcome
 HARDLY = 0.05  # an exact match that nothing was learned for
 DROP = 0.1  # of the score from one epoch to the next: unstable
-FALL = 0.02  # of the score below its best: overfitting, if training goes on improving
+FALL = 0.02  # of the score below its best: overfitting, if training goes on improving; of few images more is chance
 RISE = 0.01  # of the score over the last quarter: still rising
 FLAT = 0.005  # of the score over the last third: levelled off
 LABELS_SETTLED = 0.1  # nats: label distributions this sharp explore no more
@@ -102,7 +102,7 @@ def _course(record: Record) -> Iterator[Verdict]:
     goes_on = dict(training).get(last, -math.inf) > dict(training).get(peak, math.inf)
     back, third = max(1, len(score) // 4), max(2, len(score) // 3)
     recent = values[-third:]
-    if values[best] - values[-1] >= FALL and goes_on:
+    if values[best] - values[-1] >= max(FALL, _chance(record, values[best])) and goes_on:
         fit = f"reward in training rose from {dict(training)[peak]:.3f} to {dict(training)[last]:.3f}"
         if record.kind != "policy":
             fit = f"the loss in training fell from {-dict(training)[peak]:.3f} to {-dict(training)[last]:.3f}"
@@ -113,6 +113,13 @@ def _course(record: Record) -> Iterator[Verdict]:
         yield Verdict(f"still rising at the end ({name} {gain}): train longer", "note", record.score, last)
     elif max(recent) - min(recent) <= FLAT and values[-1] > HARDLY:
         yield Verdict(f"{name} levelled off at {values[-1]:.3f} from epoch {score[-third][0]} on", "good", record.score, score[-third][0])
+
+
+def _chance(record: Record, share: float) -> float:
+    """Two standard errors of a share of the held-out images; 0 where it is not known how many there were."""
+    part, images = record.settings.get("validation") or 0, record.status.images or 0
+    held_out = part if part >= 1 else images * part / (1 - part)
+    return 2 * math.sqrt(share * (1 - share) / held_out) if held_out else 0.0
 
 
 def _seeing(record: Record) -> Iterator[Verdict]:
@@ -242,8 +249,8 @@ def _better_masks(variant: Variant | None) -> str:
         return ""
     if variant.mask == "winner-take-all":
         return "; it lies where saliency is highest: another --saliency may have that on the objects"
-    ways = {"controller_state": ("carry", "reset"), "mask": ("learned", "anchored")}
-    found = [f"--set {name}={better}" for name, (worse, better) in ways.items() if getattr(variant, name) == worse]
+    learned, carried = variant.mask == "learned", variant.controller_state == "carry"
+    found = ["--set mask=anchored"] if learned else ["--set controller_state=reset"] if carried else []
     return f"; try {' or '.join([*found, '--variant fixed-mask'])}"
 
 

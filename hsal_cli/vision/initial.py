@@ -38,8 +38,7 @@ def initial_weights(model: ActivationModel, choice: str, reporter: Reporter = SI
         return "random"
     if choice not in ("auto", "imagenet"):
         source = Path(choice)
-        is_run = (source / "checkpoints").is_dir()
-        _copy_weights(model, checkpoints.load_from(source, "best", MAKE_HINT).weights if is_run else read_weights(source), source, reporter)
+        _copy_weights(model, _weights_at(source), source, reporter)
         return f"file:{source.name}"
     try:
         if model.arch not in RESNETS:
@@ -61,6 +60,16 @@ def imagenet_url(arch: str) -> str:
     """Where torchvision keeps the ImageNet weights of a network."""
     names = {"resnet34": "ResNet34_Weights", "resnet18": "ResNet18_Weights"}
     return getattr(torchvision_resnet(), names[arch]).IMAGENET1K_V1.url
+
+
+def _weights_at(source: Path) -> dict[str, Tensor]:
+    """Those of a weights file, of a backbone's run, or of a checkpoint of one."""
+    if not any((source / part).exists() for part in (checkpoints.MANIFEST, "checkpoints")):
+        return read_weights(source)
+    checkpoint = checkpoints.load_from(source, "best", MAKE_HINT)
+    if checkpoint.kind != "backbone":
+        raise FileError(f"{source} is of kind {checkpoint.kind}, not backbone", MAKE_HINT)
+    return checkpoint.weights
 
 
 def _copy_weights(model: ActivationModel, weights: dict[str, Tensor], source: Path, reporter: Reporter) -> None:

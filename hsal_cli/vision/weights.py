@@ -118,8 +118,10 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     try:
         # Read by Python: safetensors opens no path whose bytes are not UTF-8.
         weights = load(source.read_bytes()) if source.suffix == ".safetensors" else load_tensors(source)
-    except Exception as error:  # on damaged files torch and its unpickler raise almost anything
+    except OSError as error:
         raise FileError(f"weights file {source} cannot be read: {first_line(error)}", hint) from error
+    except Exception as error:  # torch and its unpickler raise almost anything, and advise to run what a file holds
+        raise FileError(f"weights file {source} cannot be read: it is damaged, or something else than named tensors", hint) from error
     if not isinstance(weights, dict) or not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise FileError(f"weights file {source} does not hold named tensors only", hint)
     return weights

@@ -115,7 +115,9 @@ class Heat(Panel):
     percent: bool = False
 
 
-def draw_panels(panels: Sequence[Panel | None], columns: int = 2, size: tuple[float, float] = (WIDTH, HEIGHT)) -> bytes:
+def draw_panels(
+    panels: Sequence[Panel | None], columns: int = 2, size: tuple[float, float] = (WIDTH, HEIGHT), names: Sequence[str] = ()
+) -> bytes:
     """Draws panels into one PNG.
 
     Args:
@@ -131,7 +133,7 @@ def draw_panels(panels: Sequence[Panel | None], columns: int = 2, size: tuple[fl
 
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    order = list(dict.fromkeys(name for panel in panels if isinstance(panel, Curves) for name in panel.series))
+    order = list(dict.fromkeys([*names, *(name for panel in panels if isinstance(panel, Curves) for name in panel.series)]))
     with rc_context(STYLE):
         figure: Figure = Figure(figsize=(size[0] * columns, size[1] * rows), dpi=DPI, layout="constrained")
         for panel, axes in itertools.zip_longest(panels, figure.subplots(rows, columns, squeeze=False).flat):
@@ -145,7 +147,7 @@ def draw_panels(panels: Sequence[Panel | None], columns: int = 2, size: tuple[fl
 
 
 def draw_panel(figure: Figure, axes: Axes, panel: Panel, order: Sequence[str]) -> None:
-    """Draws a panel on matplotlib's axes; `order` gives the series of curves their colours."""
+    """Draws a panel on matplotlib's axes; `order` gives the series of curves their colours, and those of bars that are among them."""
     keys = len(panel.series) if isinstance(panel, Bars) and len(panel.series) > 1 else 0
     axes.set_title(brief(panel.title), fontsize=WORDS + 0.5, loc="left", pad=6 + 11 * -(-keys // KEYS))
     axes.set_xlabel(panel.x_label)
@@ -156,7 +158,7 @@ def draw_panel(figure: Figure, axes: Axes, panel: Panel, order: Sequence[str]) -
     if isinstance(panel, Curves):
         _draw_curves(axes, panel, order)
     elif isinstance(panel, Bars):
-        _draw_bars(axes, panel)
+        _draw_bars(axes, panel, order)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.5)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -225,13 +227,14 @@ def _draw_curves(axes: Axes, panel: Curves, order: Sequence[str]) -> None:
         axes.legend(fontsize=SMALL, title=said, title_fontsize=SMALL, frameon=False, handlelength=2.6, columnspacing=1.2, **below)
 
 
-def _draw_bars(axes: Axes, panel: Bars) -> None:
+def _draw_bars(axes: Axes, panel: Bars, order: Sequence[str]) -> None:
     groups = np.arange(len(panel.names))
     width = (1.0 if panel.touching and len(panel.series) == 1 else 0.8) / max(len(panel.series), 1)
     for number, (name, heights) in enumerate(panel.series.items()):
         x = groups + (number - (len(panel.series) - 1) / 2) * width
         known, halves = (np.array(values, dtype=np.float64) for values in (heights, panel.halves.get(name, [None] * len(heights))))
-        axes.bar(x, known, width, color=COLOURS[number % len(COLOURS)], edgecolor="white", linewidth=0.3, label=brief(name), zorder=2)
+        colour = COLOURS[(order.index(name) if name in order else number) % len(COLOURS)]
+        axes.bar(x, known, width, color=colour, edgecolor="white", linewidth=0.3, label=brief(name), zorder=2)
         if np.isfinite(halves).any():
             # An interval reaches no further than the axis, whose ends are those of the score.
             low, high = np.minimum(halves, known), np.minimum(halves, (panel.top or np.inf) - known).clip(min=0)
