@@ -104,7 +104,7 @@ def test_the_share_of_meta_steps_whose_glimpses_fall_on_one_cell_is_told(changes
         ({"random": (0.2, 0.1, 0.3), "saliency": (0.0, 0.0, 0.001)}, "the maximum of the saliency map does as well"),
         (
             {"random": (-0.02, -0.04, -0.002), "saliency": (0.08, 0.06, 0.1)},
-            "shown to matter: cells at random in its place cost -0.020",
+            "not shown to matter: random in its place costs nothing (-0.020",
         ),
         ({"random": (0.01, -0.005, 0.03), "saliency": (0.0, 0.0, 0.001)}, "glimpses fall is not settled: random in its place costs 0.010"),
         ({"random": (0.0, -0.005, 0.005), "none": (0.06, 0.04, 0.08), "saliency": (0.0, 0.0, 0.0)}, "glimpses fall decides nothing"),

@@ -217,8 +217,8 @@ def verdicts(looking: dict[str, Any]) -> list[str]:
             continue
         drawn = ways.get("random", ways[worst])
         if drawn["lost_ci95"][0] <= 0:
-            said = f"{text} is not shown to matter: cells at random in its place cost {drawn['lost']:.3f} of exact match"
-            found.append(f"{said}, only {worst} {lost:.3f}")
+            said = f"{text} is not shown to matter: random in its place costs nothing ({drawn['lost']:.3f} of exact match)"
+            found.append(f"{said}, {worst} {lost:.3f}")
             continue
         found.append(f"{text} matters: {worst} in its place costs {lost:.3f} of exact match")
         if ways["saliency"]["lost_ci95"][1] < WORTHLESS:

@@ -118,7 +118,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
     try:
         # Read by Python: safetensors opens no path whose bytes are not UTF-8.
         weights = load(source.read_bytes()) if source.suffix == ".safetensors" else load_tensors(source)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise FileError(f"weights file {source} cannot be read: {first_line(error)}", hint) from error
     except Exception as error:  # torch and its unpickler raise almost anything, and advise to run what a file holds
         raise FileError(f"weights file {source} cannot be read: it is damaged, or something else than named tensors", hint) from error
