@@ -34,6 +34,8 @@ TIMES = {"seconds", "examples_per_s"}
 class OneLayer(nn.Module):
     """What fine-tuning needs of the activation model, with BatchNorm's state."""
 
+    windows = False
+
     def __init__(self, arch: str, classes: int, input_size: int = 224, resolution: int = 7, dilate: bool = False, channels: int = 6):
         super().__init__()
         self.input_size, self.resolution, self.stride = input_size, input_size // 4, 4

@@ -20,6 +20,7 @@ from hsal_cli.finetuning.finetune import FinetuneTask, background_share, finetun
 from hsal_cli.finetuning.objects import SingleObjects
 from hsal_cli.finetuning.reading import read_objects
 from hsal_cli.finetuning.views import crop_sides, share_in_view, views
+from hsal_cli.runs.record import evaluations
 from hsal_cli.runs.seeds import Draws, seeded
 from hsal_cli.runs.settings import FinetuneSettings
 from hsal_cli.scenes.scene_file import open_scenes
@@ -388,6 +389,14 @@ def test_where_counts_teach_the_background_is_what_expects_no_object(tmp_path: P
         found = test.answers(model.eval(), model(to_input(test.images, 32)), None).round()
     right = (found == count_labels(test.scenes.multisets, 2)).all(1).float().mean()
     assert run.status.test_exact_match == pytest.approx(float(right)) and 0 < run.status.test_macro_f1 <= 1
+    [(place, scored)] = evaluations([run.path])  # as `hsal compare` asks for them
+    assert place == run.path and scored.examples == len(test.images) and scored.exact_match == run.status.test_exact_match
+    assert scored.ci95.exact_match[0] <= scored.exact_match <= scored.ci95.exact_match[1] and scored.objective == "counts"
+    assert scored.flops["image"] == scored.flops["backbone"] > 0 and scored.parameters == sum(part.numel() for part in model.parameters())
+    alone = finetune(scenes, tmp_path / "alone", dataclasses.replace(FAST, mode="full"), CPU)
+    with pytest.raises(FileError, match=r"eval\.json") as caught:
+        evaluations([alone.path])
+    assert "hsal finetune --objects counts" in caught.value.hint
 
 
 def test_a_classifier_of_single_objects_is_calibrated_before_it_counts(scenes: Path) -> None:

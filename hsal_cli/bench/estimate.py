@@ -120,6 +120,8 @@ def fine_tuning(scenes: Path, settings: FinetuneSettings, device: torch.device) 
     """Fine-tuning on a scene file, or on one that is still to be composed."""
     settled = settled_for(scenes, settings, device)
     count = sum(count for _, count in plan(settled))
+    if settled.objects == "counts" and scenes.exists():
+        count += images_of(scenes, SceneSettings()).get("test", 0) // 3  # scored at the end: a forward pass is a third of a step
     return Work("fine-tuning the backbone", {"finetune": count}, BACKBONE_BYTES, network=settled)
 
 

@@ -27,7 +27,10 @@ def compare(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Put evaluated runs side by side, with the trivial baselines of their data and the settings in which they differ."""
+    """Put evaluated runs side by side, with the trivial baselines of their data and the settings in which they differ.
+
+    A run of `hsal finetune --objects counts` may be among them: it counts by itself, end to end.
+    """
     from hsal_cli.runs.documents import predictor
     from hsal_cli.runs.record import evaluations
 
@@ -84,9 +87,9 @@ def _apart(runs: list[Path]) -> list[str]:
             held.append(read_record(run).flat)
         except HsalError:
             held.append({})
-    known = [each for each in held if each]
-    policies = [each for each in known if "variant.mask" in each]  # baselines have no variant to differ in
-    told = ((known, ("train.", "saliency", "backbone_digest", "init_from")), (policies, ("variant.",)))
+    trained = [each for each in held if "train.objective" in each]  # on features
+    policies = [each for each in trained if "variant.mask" in each]  # baselines have no variant to differ in
+    told = ((trained, ("train.", "saliency", "backbone_digest", "init_from")), (policies, ("variant.",)))
     names = [name for some, begin in told for name in differing(some) if name.startswith(begin) and all(name in each for each in some)]
     return [f"{name}: {', '.join(str(each.get(name, '-'))[:24] for each in held)}" for name in names]
 

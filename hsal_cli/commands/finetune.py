@@ -109,10 +109,12 @@ def finetune(
         return
     test = "" if status.test_accuracy is None else f", on test images {status.test_accuracy:.2%}"
     console.print_line(f"accuracy on held-out images {status.accuracy or 0:.2%}{test}")
-    if status.test_exact_match is not None:
-        console.print_line(
-            f"its own counts, with no policy: exact match {status.test_exact_match:.3f}, macro-F1 {status.test_macro_f1:.3f} on test images"
-        )
+    if (run.path / runs.EVALUATIONS["best"]).is_file():
+        own = run.evaluation()
+        low, high = own.ci95.exact_match
+        exact = f"exact match {own.exact_match:.3f} ({low:.3f} to {high:.3f})"
+        console.print_line(f"its own counts, with no policy, on {own.examples:,} test images: {exact}, macro-F1 {own.macro_f1:.3f}")
+        console.print_line(f"beside others: hsal compare {run.path} RUN...")
     held = data or Path(run.config.scenes)
     way = way_of(held, run.config.finetune.objects) if held.exists() else "single"
     console.print_line(f"accuracy: {ACCURACY[way]}")

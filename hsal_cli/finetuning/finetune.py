@@ -7,11 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hsal_cli import distributed
 from hsal_cli.errors import FileError, HsalError, UsageError
+from hsal_cli.finetuning.end_to_end import score_counts
 from hsal_cli.finetuning.objects import Objects
 from hsal_cli.finetuning.reading import read_objects, way_of
 from hsal_cli.finetuning.views import crop_sides
@@ -45,7 +47,7 @@ MEANING = {
     "counts": "the number of each class is learned",
 }
 WHOLE_IMAGES = ("counts", "random-label")  # ways that look at whole images and know no boxes
-TEST_IMAGES = 2_000  # of the test split, scored once at the end
+TEST_IMAGES = 2_000  # of the test split, scored once at the end; by a network that counts all are
 
 
 class FinetuneTask(ModelTask):
@@ -346,18 +348,23 @@ def finetune(
     with being_trained(run, written, str(device)), fitting(device, settings.batch_size):
         rows = train(task, run, reporter, progress)
     distributed.barrier()  # the last checkpoint is written
-    run.set_status("finished", **_results(run, rows, task, scenes, way))
+    run.set_status("finished", **_results(run, rows, task, scenes, way, reporter))
     distributed.barrier()
     return run
 
 
-def _results(run: Run, rows: list[dict[str, Any]], task: FinetuneTask, scenes: Path, way: str) -> dict[str, float]:
+def _results(run: Run, rows: list[dict[str, Any]], task: FinetuneTask, scenes: Path, way: str, reporter: Reporter) -> dict[str, float]:
     """What is told of a finished run: its best held-out accuracy, how many images taught it, and the scores on the test split, if any."""
     results: dict[str, float] = {"accuracy": max(row["accuracy"] for row in rows)} if rows else {}
     results["images"] = len(task.data.rows.unique())
     with open_scenes(scenes) as file:
-        tested = "test" in file.splits and (way == "counts" or bool((file.split("test").labels >= 0).any()))
+        labels = file.split("test").labels if "test" in file.splits else np.zeros((0, 0))
+        tested = len(labels) > 0 and (way == "counts" or bool((labels >= 0).any()))
     if tested:
         task.model.load_state_dict(checkpoints.load(run.checkpoints, "best").weights)
-        results |= read_objects(scenes, "test", way, TEST_IMAGES).test_scores(task.model, task.settings.batch_size, task.device)
+        how = task.model, task.settings.batch_size, task.device
+        if way == "counts":
+            results |= score_counts(run, how[0], scenes, *how[1:], reporter)
+        else:
+            results["test_accuracy"] = read_objects(scenes, "test", way, TEST_IMAGES).score(*how)
     return results

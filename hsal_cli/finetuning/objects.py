@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hsal_cli import distributed
-from hsal_cli.evaluation.metrics import exact_match_and_f1
 from hsal_cli.finetuning.views import cell_centres, crowd, object_regions, on_objects, own_cells, share_in_view, view_centres, views
 from hsal_cli.policy.count_classifier import expected, expected_counts
+from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs.seeds import Draws
 from hsal_cli.runs.settings import HELD_OUT, FinetuneSettings
 from hsal_cli.training.rewards import count_labels
@@ -173,10 +173,6 @@ class Objects(abc.ABC):
         for rows in images.split(batch_size):
             yield to_input(moved(self.images[rows], device), model.input_size).contiguous(memory_format=torch.channels_last), rows
 
-    def test_scores(self, model: ActivationModel, batch_size: int, device: torch.device) -> dict[str, float]:
-        """What is told of a finished network, on test images: "test_accuracy", as `score` has it."""
-        return {"test_accuracy": self.score(model, batch_size, device)}
-
     @abc.abstractmethod
     def _right(self, model: ActivationModel, inputs: Tensor, rows: Tensor) -> tuple[Tensor, int]:
         """How much is right of the images at `rows`, of how many cases."""
@@ -323,25 +319,27 @@ class CountedImages(LabelledImages):
     def loss(self, rates: Tensor, labels: Tensor) -> LossSums:
         """Poisson's likelihood of the counts (B, K); and the accuracy of `score`."""
         loss = F.poisson_nll_loss(rates, labels.float(), log_input=False, reduction="sum")
-        return LossSums(loss, rates.numel(), _overlap(rates.round(), labels).sum(), len(rates))
+        return LossSums(loss, rates.numel(), overlap(rates.round(), labels).sum(), len(rates))
 
     def _right(self, model: ActivationModel, inputs: Tensor, rows: Tensor) -> tuple[Tensor, int]:
-        return _overlap(self._counted(model, inputs), count_labels(self.scenes.multisets[rows], self.scenes.classes)).sum(), len(rows)
+        return overlap(self._counted(model, inputs), count_labels(self.scenes.multisets[rows], self.scenes.classes)).sum(), len(rows)
 
     def _counted(self, model: ActivationModel, inputs: Tensor) -> Tensor:
         return self.answers(model, model(inputs), None).cpu().round().long()
 
     @torch.inference_mode()
-    def test_scores(self, model: ActivationModel, batch_size: int, device: torch.device) -> dict[str, float]:
-        """Also "test_exact_match" and "test_macro_f1" of the rounded counts: what the network names end to end, with no policy."""
+    def counted(
+        self, model: ActivationModel, batch_size: int, device: torch.device, reporter: Reporter = SILENT
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The true counts and the network's, rounded: of each image what it names end to end; int64 (N, K) each."""
         own, counted = distributed.stretch(len(self.rows), batch_size), [torch.zeros(0, self.scenes.classes, dtype=torch.long)]
-        for inputs, _ in self._shown_whole(model, self.rows[own.start : own.stop], batch_size, device):
-            with forward_context(device):
-                counted.append(self._counted(model, inputs))
-        found = torch.from_numpy(np.concatenate(distributed.all_gather(torch.cat(counted).numpy())))
-        true = count_labels(self.scenes.multisets[self.rows], self.scenes.classes)
-        exact, macro_f1 = exact_match_and_f1(true.numpy(), found.numpy())
-        return {"test_accuracy": float(_overlap(found, true).mean()), "test_exact_match": exact, "test_macro_f1": macro_f1}
+        with reporter.track("counting test images", own.stop - own.start, "images") as advance:
+            for inputs, _ in self._shown_whole(model, self.rows[own.start : own.stop], batch_size, device):
+                with forward_context(device):
+                    counted.append(self._counted(model, inputs))
+                advance(len(inputs))
+        found = np.concatenate(distributed.all_gather(torch.cat(counted).numpy()))
+        return count_labels(self.scenes.multisets[self.rows], self.scenes.classes).numpy(), found
 
 
 KINDS: dict[str, type[Objects]] = {"single": SingleObjects, "crops": BoxedObjects, "random-label": LabelledImages, "counts": CountedImages}
@@ -360,7 +358,7 @@ def _in_view(labels: Tensor, shares: Tensor) -> Tensor:
     return labels.masked_fill(shares < WHOLE, -1)
 
 
-def _overlap(predicted: Tensor, counts: Tensor) -> Tensor:
+def overlap(predicted: Tensor, counts: Tensor) -> Tensor:
     """(B,) sum_c min / sum_c max of two counts (B, K); 1 where there is nothing and nothing is counted."""
     either = torch.maximum(predicted, counts).sum(1)
     return torch.where(either > 0, torch.minimum(predicted, counts).sum(1) / either.clamp(min=1), 1.0)

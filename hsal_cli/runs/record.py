@@ -14,7 +14,7 @@ from hsal_cli.policy.variant import PAPER_CELLS, Variant, stored_variant
 from hsal_cli.progress import SILENT, Reporter
 from hsal_cli.runs.documents import Evaluation, Status, rank, read_evaluation
 from hsal_cli.runs.places import PLACES
-from hsal_cli.runs.run import EVALUATED, EVALUATIONS, Run, open_run, recover
+from hsal_cli.runs.run import EVALUATIONS, SCORED, Run, open_run, recover
 
 T = TypeVar("T")
 TABLE_OF = {"policy": "train", "count": "train", "backbone": "finetune"}  # the table of config.json that holds the seed and the epochs
@@ -213,7 +213,7 @@ def evaluations(
     Raises:
         FileError: none was evaluated so, or two were evaluated on different data, as their digests say, or where one has none their names.
     """
-    found = read_some(lambda path: (path, stated(path) or _evaluation_on(open_run(path, EVALUATED), dataset)), paths, reporter)
+    found = read_some(lambda path: (path, stated(path) or _evaluation_on(open_run(path, SCORED), dataset)), paths, reporter)
     for place, (path, document) in enumerate(found):
         for other, before in found[:place]:
             told = None not in (document.scenes_digest, before.scenes_digest)

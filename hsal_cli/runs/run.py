@@ -51,6 +51,7 @@ from hsal_cli.typed import Odd, checked, parsed
 FORMAT = "hsal-run"
 COMMAND_OF = {"backbone": "hsal finetune", "policy": "hsal train", "count": "hsal train --objective count"}
 EVALUATED: tuple[Kind, ...] = ("policy", "count")  # the kinds that `hsal eval` takes
+SCORED: tuple[Kind, ...] = (*EVALUATED, "backbone")  # and those that may have an eval.json: backbones that count have
 EVALUATIONS = {"best": "eval.json", "last": "eval.last.json"}  # of a run's checkpoints, on the test split of its own data
 DOCUMENTS = ("config.json", "command.txt", "env.json", "metrics.jsonl", "results.csv")
 
@@ -133,9 +134,12 @@ class Run:
         """The scores of the run's best, or last, checkpoint on its own test split.
 
         Raises:
-            FileError: there are none, the file is damaged, or it holds scores on other data, as older versions may have left there.
+            FileError: there are none, the file is damaged, or it holds scores on other data, as older versions may have left there; of a
+                backbone that did not learn counts there are none.
         """
         place, again = self.path / EVALUATIONS[which], f"hsal eval --run {self.path}"
+        if self.status.kind == "backbone":
+            again = "hsal finetune --objects counts; other backbones name nothing by themselves"
         found = read_evaluation(place, again)
         other = self.other_data(found)
         if other:
@@ -150,12 +154,13 @@ class Run:
         if config is None:
             return ""
         scenes, features = evaluation.scenes_digest, evaluation.features_digest
-        if features is None and evaluation.features not in (None, config.features):  # by a version that noted the place of those
+        known, digest = (config.features, config.features_digest) if isinstance(config, PolicyConfig) else (None, None)
+        if features is None and evaluation.features not in (None, known):  # by a version that noted the place of those
             held = _digests_of(Path(evaluation.features))
             scenes, features = scenes or held[0], held[1]
             if scenes is None:
                 return f"{name} ({evaluation.features})"
-        for what, found, own in (("scenes", scenes, config.scenes_digest), ("features", features, config.features_digest)):
+        for what, found, own in (("scenes", scenes, config.scenes_digest), ("features", features, digest)):
             if None not in (found, own) and found != own:
                 return f"{name} ({what} {found[:8]})"
         return ""
