@@ -362,9 +362,9 @@ def _results(run: Run, rows: list[dict[str, Any]], task: FinetuneTask, scenes: P
         tested = len(labels) > 0 and (way == "counts" or bool((labels >= 0).any()))
     if tested:
         task.model.load_state_dict(checkpoints.load(run.checkpoints, "best").weights)
-        how = task.model, task.settings.batch_size, task.device
+        model, batch_size, device = task.model, task.settings.batch_size, task.device
         if way == "counts":
-            results |= score_counts(run, how[0], scenes, *how[1:], reporter)
+            results |= score_counts(run, model, scenes, batch_size, device, reporter)
         else:
-            results["test_accuracy"] = read_objects(scenes, "test", way, TEST_IMAGES).score(*how)
+            results["test_accuracy"] = read_objects(scenes, "test", way, TEST_IMAGES).score(model, batch_size, device)
     return results
