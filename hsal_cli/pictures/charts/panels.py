@@ -39,7 +39,7 @@ TICKS = 6
 NUMBERED = 12  # rows up to which a heat map's numbers are legible
 NAMED, BINS = 30, 8  # bars or rows up to which each has its name; of a histogram
 BRIGHT = 0.6  # of the scale, from where dark numbers read better than light ones
-KEYS = 2  # names of series on a line
+KEYS, ON_A_LINE = 2, 44  # names of series on a line below curves or above bars, and their letters below curves
 LONG, ROOM = 18, 55  # letters of a name that are shown, and of all names that stand beside each other
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -218,12 +218,13 @@ def _draw_curves(axes: Axes, panel: Curves, order: Sequence[str]) -> None:
     bottom, top = bottom if panel.low is None else panel.low, top if panel.high is None else panel.high
     room = 0.02 * (top - bottom)  # for half a marker
     axes.set_ylim(bottom - room * (panel.low is not None), top + room * (panel.high is not None))
-    if axes.get_legend_handles_labels()[1]:
+    if labels := axes.get_legend_handles_labels()[1]:
         # Below the panel, where it hides no line however the lines run.
         paired = any(sum(map(bool, runs)) == 2 for runs in panel.series.values())
         told = [("bands: 95% interval of the mean", axes.collections), ("thin: each of two runs", paired)]
         said = "; ".join(text for text, there in told if there) or None
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2}
+        columns = KEYS if sum(sorted(map(len, labels))[-KEYS:]) <= ON_A_LINE else 1
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": columns}
         axes.legend(fontsize=SMALL, title=said, title_fontsize=SMALL, frameon=False, handlelength=2.6, columnspacing=1.2, **below)
 
 
