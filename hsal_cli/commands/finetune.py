@@ -67,8 +67,8 @@ def finetune(
     """Fine-tune the activation model, a ResNet-34 or what --arch names, on single objects where there are such images."""
     from hsal_cli.bench.estimate import before_a_backbone
     from hsal_cli.experiments.pipeline import backbone_scenes, ensure_scenes, only_scenes
+    from hsal_cli.finetuning.finetune import WHOLE_IMAGES, settled_for, way_of
     from hsal_cli.finetuning.finetune import finetune as finetune_run
-    from hsal_cli.finetuning.finetune import settled_for, way_of
     from hsal_cli.runs import run as runs
     from hsal_cli.training.verdicts import problems
     from hsal_cli.vision.devices import choose_device
@@ -92,7 +92,7 @@ def finetune(
             works = partial(before_a_backbone, scenes, recipe, chosen)
             begin(works, yes, recipe, chosen, reporter)
             ensure_scenes(scenes, recipe.scenes, reporter)
-            uncropped = settings.mode == "full" or way_of(scenes, settings.objects) in ("counts", "random-label")
+            uncropped = settings.mode == "full" or way_of(scenes, settings.objects) in WHOLE_IMAGES
             if "crop_images" in given["finetune"] and uncropped:
                 reporter.warn(
                     f"--crop-images {settings.crop_images} has no effect: these images are shown in full; --full-images says how many"

@@ -17,21 +17,22 @@ from hsal_cli.progress import Reporter
 from hsal_cli.runs.run import EVALUATIONS, Run
 from hsal_cli.scenes.scene_file import open_scenes
 from hsal_cli.scenes.settings import frame_of
-from hsal_cli.storage import checkpoints
 from hsal_cli.storage.atomic import write_json
+from hsal_cli.storage.checkpoints import Checkpoint
 from hsal_cli.vision.backbone import ActivationModel
 
 DEFAULTS = EvalSettings()
 
 
 def score_counts(
-    run: Run, model: ActivationModel, scenes: Path, batch_size: int, device: torch.device, reporter: Reporter
+    run: Run, best: Checkpoint, model: ActivationModel, scenes: Path, batch_size: int, device: torch.device, reporter: Reporter
 ) -> dict[str, float]:
     """Scores the rounded counts of a run's best network on all images of the test split.
 
     Args:
         run: where eval.json is written, in the form of `evaluation.files.evaluate_file`, objective "counts".
-        model: with the weights of the run's best checkpoint, on `device`.
+        best: the run's best checkpoint.
+        model: with its weights, on `device`.
         scenes: the scene file, whose test split holds an image at least.
         batch_size: images a forward pass.
         device: where to compute.
@@ -56,7 +57,7 @@ def score_counts(
         "scenes": str(scenes),
         "scenes_digest": digest,
         "frame": frame,
-        "checkpoint": str(checkpoints.load(run.checkpoints, "best").path),
+        "checkpoint": str(best.path),
         "objective": "counts",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "flops": {"policy": 0, "looks": looks, "backbone": seen, "windows": 0, "image": None if looks is None else seen},

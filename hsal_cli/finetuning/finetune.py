@@ -361,10 +361,11 @@ def _results(run: Run, rows: list[dict[str, Any]], task: FinetuneTask, scenes: P
         labels = file.split("test").labels if "test" in file.splits else np.zeros((0, 0))
         tested = len(labels) > 0 and (way == "counts" or bool((labels >= 0).any()))
     if tested:
-        task.model.load_state_dict(checkpoints.load(run.checkpoints, "best").weights)
+        best = checkpoints.load(run.checkpoints, "best")
+        task.model.load_state_dict(best.weights)
         model, batch_size, device = task.model, task.settings.batch_size, task.device
         if way == "counts":
-            results |= score_counts(run, model, scenes, batch_size, device, reporter)
+            results |= score_counts(run, best, model, scenes, batch_size, device, reporter)
         else:
             results["test_accuracy"] = read_objects(scenes, "test", way, TEST_IMAGES).score(model, batch_size, device)
     return results

@@ -58,14 +58,15 @@ def compose(
     """
     records = [(group, record) for group in parts for record in group.records]
     names = _names([record for _, record in records])
+    scored = {record.path: _scores(record, tested) for _, record in records}
     said = {record.path: [*verdicts(record), *_looking_verdicts(record)] for _, record in records}
     page = Page(
         title=f"Report on {names[records[0][1].path]}" if len(records) == 1 else f"Report on {len(records)} runs",
         lead=LEAD,
         columns=COLUMNS,
-        rows=[[names[record.path], group.name, *_row(record, _scores(record, tested))] for group, record in records],
+        rows=[[names[record.path], group.name, *_row(record, scored[record.path])] for group, record in records],
         findings={names[record.path]: [_finding(record, verdict) for verdict in said[record.path]] for _, record in records},
-        sections=[*_curves(parts), *_on_test(parts, tested), *_looking(parts), *_gallery(shown, names)],
+        sections=[*_curves(parts), *_on_test(parts, tested, scored), *_looking(parts), *_gallery(shown, names)],
         left_out=left_out,
         settings={names[record.path]: record.flat for _, record in records},
     )
@@ -79,7 +80,7 @@ def compose(
             "best": record.best,
             "verdicts": [dataclasses.asdict(verdict) for verdict in said[record.path]],
             "looking": _looked(record),
-            "test": _scores(record, tested),
+            "test": scored[record.path],
         }
         for group, record in records
     ]
@@ -152,11 +153,10 @@ def _curves(parts: Sequence[Group]) -> list[Section]:
     return sections
 
 
-def _on_test(parts: Sequence[Group], tested: Mapping[Path, Tested]) -> list[Section]:
-    names = [group.name for group in parts]
-    scored = {group.name: [scores["by_count"] for run in group.records if (scores := _scores(run, tested))] for group in parts}
-    scored = {name: runs for name, runs in scored.items() if runs}
-    if not scored:
+def _on_test(parts: Sequence[Group], tested: Mapping[Path, Tested], scored: Mapping[Path, dict[str, Any] | None]) -> list[Section]:
+    counts = {group.name: [scores["by_count"] for run in group.records if (scores := scored[run.path])] for group in parts}
+    counts = {name: runs for name, runs in counts.items() if runs}
+    if not counts:
         return []
     found = {group.name: [tested[run.path] for run in group.records if run.path in tested] for group in parts}
     found = {name: runs for name, runs in found.items() if runs}
@@ -168,7 +168,7 @@ def _on_test(parts: Sequence[Group], tested: Mapping[Path, Tested]) -> list[Sect
         reliability_figure(f"reliability-{number}", name, [run.detail for run in runs])
         for number, (name, runs) in enumerate(found.items(), 1)
     ]
-    return [Section("On test images", "", [count_figure(scored, names), *sure, *confusions], large=True)]
+    return [Section("On test images", "", [count_figure(counts, [group.name for group in parts]), *sure, *confusions], large=True)]
 
 
 def _looking(parts: Sequence[Group]) -> list[Section]:
